@@ -1,0 +1,17 @@
+//! Compiles `proto/pagewire/v1/*.proto` with protox: no `protoc` is needed on the machine.
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/pagewire");
+    let descriptors = protox::compile(["pagewire/v1/pagewire.proto"], ["proto"])?;
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    // The reflection service of a page server hands these bytes out.
+    std::fs::write(out.join("pagewire.v1.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        // `Bytes` fields are slices of the received frame: no copy between socket and cache.
+        .bytes(".")
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

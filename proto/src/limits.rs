@@ -1,0 +1,29 @@
+//! Limits of the protocol. Each is checked by the receiver before anything is allocated.
+
+/// Largest gRPC message in either direction: a batch of pages plus its frame, small enough to be held for each call
+/// of many tenants at once.
+pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Sum of page contents that a sender puts into one message; leaves half of a message for everything else.
+pub const BATCH_BYTES: usize = 1 << 20;
+/// Largest number of pages in one ReadPages: 1,024 pages of 4 KiB are 4 MiB.
+pub const MAX_READ_PAGES: usize = 1024;
+/// Sum of page contents in one ReadPages answer; the server answers fewer pages where they would be more.
+pub const MAX_READ_BYTES: usize = 4 << 20;
+/// Largest number of databases in one Commit: SQLite attaches at most 125, plus main.
+pub const MAX_COMMIT_DATABASES: usize = 126;
+/// Longest database name in bytes. With `-journal` and a directory it stays below SQLite's path limit of 512.
+pub const MAX_NAME_BYTES: usize = 400;
+/// Databases that one session may have open: thousands of tenants in one process.
+pub const MAX_OPEN_DATABASES: usize = 65_536;
+/// Longest client or server name in a handshake.
+pub const MAX_PEER_NAME_BYTES: usize = 128;
+/// Longest list of changed pages in an answer; beyond it the receiver forgets its cache.
+pub const MAX_CHANGED_PAGES: usize = 65_536;
+/// Stagings that one commit may name for one database.
+pub const MAX_STAGINGS: usize = 64;
+/// Longest wait in one AcquireLease: SQLite's busy handler is asked in between.
+pub const MAX_ACQUIRE_WAIT_MS: u32 = 1000;
+/// A ticket that was not renewed for so long is dropped. SQLite's own busy handler sleeps at most 100 ms at a time.
+pub const TICKET_TTL_MS: u64 = 2000;
+/// Databases listed by one ListDatabases.
+pub const MAX_LIST: usize = 1000;

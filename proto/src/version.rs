@@ -1,0 +1,24 @@
+//! The version of the protocol. One line for each version that was ever released:
+//!
+//! * 1.0: sessions, leases, snapshots, atomic commits over several databases, staging, commit ids.
+
+use crate::model::Invalid;
+
+/// A peer with another major version is refused.
+pub const MAJOR: u32 = 1;
+/// A peer with another minor version is welcome; each side uses what both know.
+pub const MINOR: u32 = 0;
+
+/// Refuses a peer of another major version with a sentence that names both.
+pub fn check(peer: &str, major: u32, minor: u32) -> Result<(), Invalid> {
+    if major == MAJOR {
+        return Ok(());
+    }
+    Err(Invalid::new(
+        "protocol_major",
+        format!(
+            "the {peer} speaks Pagewire protocol {major}.{minor}, this side speaks {MAJOR}.{MINOR}: \
+             update the older of the two"
+        ),
+    ))
+}

@@ -1,0 +1,3 @@
+//! The `pagewire` command.
+
+fn main() {}
