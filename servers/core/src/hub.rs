@@ -46,6 +46,8 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
+    /// Bytes of pages that uploads keep in memory now.
+    pub(crate) upload_bytes: AtomicUsize,
     /// Commits that were read completely and are not answered yet.
     pub(crate) commits: watch::Sender<usize>,
 }
@@ -81,6 +83,7 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
+            upload_bytes: AtomicUsize::new(0),
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();
@@ -120,7 +123,10 @@ impl Hub {
                 tokio::time::timeout_at(deadline, arrivals.changed()).await,
                 Ok(Ok(()))
             ) {
-                return Err(status::session_unknown());
+                return Err(match self.is_draining() {
+                    true => status::draining(),
+                    false => status::session_unknown(),
+                });
             }
         }
     }
@@ -215,9 +221,21 @@ impl Hub {
     }
 
     /// The session has no connection to the database any more.
-    pub(crate) fn close_database(self: &Arc<Self>, session: &Arc<Session>, id: DatabaseId) {
+    pub(crate) fn close_database(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        id: DatabaseId,
+        sequence: u64,
+    ) {
         let (open, stagings) = {
             let mut state = session.state.lock();
+            if state
+                .opens
+                .get(&id)
+                .is_some_and(|open| open.sequence > sequence)
+            {
+                return;
+            }
             let Some(open) = state.opens.remove(&id) else {
                 return;
             };
@@ -310,6 +328,7 @@ impl Hub {
         session: &Session,
         id: DatabaseId,
         writable: bool,
+        sequence: u64,
     ) -> Result<Arc<Database>, Status> {
         let mut databases = self.databases.lock();
         let mut state = session.state.lock();
@@ -318,6 +337,7 @@ impl Hub {
         }
         if let Some(open) = state.opens.get_mut(&id) {
             open.writable |= writable;
+            open.sequence = open.sequence.max(sequence);
             return Ok(Arc::clone(&open.database));
         }
         for (count, most, whose) in [
@@ -344,6 +364,7 @@ impl Hub {
         let open = Open {
             database: Arc::clone(database),
             writable,
+            sequence,
         };
         state.opens.insert(id, open);
         database.sessions.fetch_add(1, Ordering::AcqRel);

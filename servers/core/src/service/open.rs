@@ -21,7 +21,7 @@ pub(super) async fn open_database(
     let mode = mode(request.mode)?;
     let session = hub.session(&request.session_id).await?;
     let writable = mode != pb::OpenMode::ReadOnly;
-    let database = find(hub, &session, &name, mode, writable).await?;
+    let database = find(hub, &session, &name, mode, request.open_sequence).await?;
     let lease = match request.want_lease && writable && !hub.is_draining() {
         true => take_free_lease(hub, &session, &database).await?,
         false => None,
@@ -58,7 +58,7 @@ async fn find(
     session: &Arc<Session>,
     name: &DatabaseName,
     mode: pb::OpenMode,
-    writable: bool,
+    sequence: u64,
 ) -> Result<Arc<Database>, Status> {
     let _names = hub.names.read().await;
     let create = mode == pb::OpenMode::Create;
@@ -68,7 +68,7 @@ async fn find(
         // A name without a commit is nobody's business but its maker's.
         return Err(status::of_store(StoreError::DatabaseNotFound));
     }
-    let database = hub.register_open(session, id, writable)?;
+    let database = hub.register_open(session, id, mode != pb::OpenMode::ReadOnly, sequence)?;
     let new = {
         let mut floors = database.floors.lock();
         let new = !floors.contains_key(&session.id);
@@ -124,12 +124,10 @@ async fn first_pages(
     head: Snapshot,
     want_bytes: u32,
 ) -> Result<Vec<pb::PageContent>, Status> {
-    let Some(page_size) = head.page_size else {
-        return Ok(Vec::new());
-    };
-    if want_bytes == 0 {
+    if head.page_size.is_none() || want_bytes == 0 {
         return Ok(Vec::new());
     }
+    database.note_page_size(head);
     let want_bytes = u64::from(want_bytes).min(BATCH_BYTES as u64);
     let count = match head.byte_size() <= want_bytes {
         true => head.page_count.get(),
@@ -138,5 +136,5 @@ async fn first_pages(
     let pages = (1..=count)
         .map(PageNumber::try_from)
         .collect::<Result<Vec<_>, _>>()?;
-    read_some(hub, database.id, head.version, &pages, page_size).await
+    read_some(hub, database, head.version, &pages).await
 }

@@ -1,4 +1,6 @@
-//! The page server over loopback TCP with the memory store, through the generated client: no part of it is replaced.
+//! The page server with the memory store, through the generated client, over loopback TCP or (where time is paused) pipes
+//! in memory: no part of it is replaced.
 
 mod commits;
 mod harness;
+mod leases;
