@@ -26,7 +26,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PAGE_SIZE: u32 = 512;
 
 pub struct TestServer {
-    pub store: Arc<MemoryStore>,
     server: Server,
     place: Place,
 }
@@ -52,9 +51,7 @@ impl TestServer {
     }
 
     pub async fn with(settings: Settings) -> Self {
-        let store = Arc::new(MemoryStore::new().unwrap());
-        let seam = Arc::clone(&store) as Arc<dyn PageStore>;
-        let server = Server::builder(seam)
+        let server = Server::builder(memory())
             .settings(settings)
             .build()
             .await
@@ -69,35 +66,29 @@ impl TestServer {
             stop: Some(stop),
             serving: tokio::spawn(async move { serving.await.unwrap() }),
         };
-        Self {
-            store,
-            server,
-            place,
-        }
+        Self { server, place }
     }
 
     /// For tests with paused time.
     pub async fn in_process(lease_ttl: Duration) -> Self {
-        let store = Arc::new(MemoryStore::new().unwrap());
-        let seam = Arc::clone(&store) as Arc<dyn PageStore>;
-        Self::in_process_over(store, seam, lease_ttl).await
+        Self::in_process_over(memory(), lease_ttl).await
     }
 
-    pub async fn in_process_over(
-        store: Arc<MemoryStore>,
-        seam: Arc<dyn PageStore>,
-        lease_ttl: Duration,
-    ) -> Self {
-        let server = Server::builder(seam)
+    pub async fn in_process_over(store: Arc<dyn PageStore>, lease_ttl: Duration) -> Self {
+        let server = Server::builder(store)
             .lease_ttl(lease_ttl)
             .build()
             .await
             .unwrap();
         Self {
-            store,
             server,
             place: Place::InProcess,
         }
+    }
+
+    /// What a shutdown does, without a listener.
+    pub async fn close(&self) {
+        self.server.close().await.unwrap();
     }
 
     pub fn begin_shutdown(&mut self) {
@@ -157,6 +148,10 @@ impl TestServer {
         assert!(!welcome.resumed);
         client
     }
+}
+
+fn memory() -> Arc<dyn PageStore> {
+    Arc::new(MemoryStore::new().unwrap())
 }
 
 /// A stream with its two directions.

@@ -2,5 +2,8 @@
 //! in memory: no part of it is replaced.
 
 mod commits;
+mod gate;
 mod harness;
+mod hostile;
 mod leases;
+mod sessions;
