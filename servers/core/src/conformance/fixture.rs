@@ -83,11 +83,19 @@ impl Bench {
         parts: Vec<DatabaseCommit>,
     ) -> Result<(), Violation> {
         let expected: Vec<_> = parts.iter().map(|part| part.base.next()).collect();
+        let ids: Vec<_> = parts.iter().map(|part| part.database).collect();
         let outcome = self.outcome(id, parts).await?;
         ensure!(
             outcome == CommitOutcome::Committed(expected.clone()),
             "a commit that has to succeed with versions {expected:?} answered {outcome:?}"
         );
+        for (id, version) in ids.into_iter().zip(expected) {
+            let head = self.store.head(id).await?.version;
+            ensure!(
+                head >= version,
+                "version {version} was acknowledged, and then the head was {head}"
+            );
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 mod changes;
 mod commits;
+mod contents;
 mod fixture;
 mod leases;
 mod medium;
@@ -123,7 +124,7 @@ macro_rules! for_each_conformance_rule {
             c05_a_commit_of_another_epoch_has_lost_the_lease: commits::c05;
             c06_a_repeated_commit_answers_alike_and_changes_nothing: commits::c06;
             c07_acknowledged_commits_survive_where_the_store_is_durable: commits::c07;
-            c08_a_version_has_the_pages_of_its_base_and_of_its_commit: commits::c08;
+            c08_a_version_has_the_pages_of_its_base_and_of_its_commit: contents::c08;
             c09_pages_come_as_of_the_version_in_the_order_asked: reads::c09;
             c10_protected_versions_stay_and_others_are_right_or_gone: reads::c10;
             c11_changes_name_every_page_that_differs: changes::c11;
