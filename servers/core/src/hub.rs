@@ -308,12 +308,14 @@ impl Hub {
         tokio::spawn(async move {
             for wait_ms in DEATH_CHECKS_MS {
                 tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                {
+                    let state = session.state.lock();
+                    if state.ended || state.streams_so_far != stream {
+                        return;
+                    }
+                }
                 if process.is_dead() {
                     hub.end_session(&session, End::Dead);
-                    return;
-                }
-                let state = session.state.lock();
-                if state.ended || state.streams_so_far != stream {
                     return;
                 }
             }
@@ -454,7 +456,18 @@ impl Hub {
         }
         self.databases.lock().retain(|_, database| {
             // A session or a call that has it holds another reference.
-            Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now)
+            if Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now) {
+                return true;
+            }
+            let unprotected = database
+                .protected
+                .try_lock()
+                .is_ok_and(|told| told.is_none());
+            if !unprotected {
+                // The store did not take it the last time.
+                self.schedule_protect(database);
+            }
+            !unprotected
         });
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pagewire_proto::limits::BATCH_BYTES;
+use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseName, LeaseGrant, PageNumber, Snapshot, Version, pb};
 use tonic::Status;
 
@@ -60,7 +61,9 @@ async fn find(
     mode: pb::OpenMode,
     sequence: u64,
 ) -> Result<Arc<Database>, Status> {
-    let _names = hub.names.read().await;
+    let _names = tokio::time::timeout(hub.settings.store_wait, hub.names.read())
+        .await
+        .map_err(|_| Reason::Unavailable.status("a database is being deleted: open again"))?;
     let create = mode == pb::OpenMode::Create;
     let id = hub.bounded(hub.store.lookup(name, create)).await?;
     let head = hub.bounded(hub.store.head(id)).await?;
@@ -69,21 +72,18 @@ async fn find(
         return Err(status::of_store(StoreError::DatabaseNotFound));
     }
     let database = hub.register_open(session, id, mode != pb::OpenMode::ReadOnly, sequence)?;
-    let new = {
-        let mut floors = database.floors.lock();
-        let new = !floors.contains_key(&session.id);
-        floors.entry(session.id).or_insert(head.version);
-        new
-    };
+    database
+        .floors
+        .lock()
+        .entry(session.id)
+        .or_insert(head.version);
     if session.open(id).is_none() {
         // The session ended or closed it between the two steps, and took only the first back.
         database.floors.lock().remove(&session.id);
         return Err(status::not_open());
     }
-    if new {
-        // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
-        hub.protect(&database).await?;
-    }
+    // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
+    hub.protect(&database).await?;
     Ok(database)
 }
 

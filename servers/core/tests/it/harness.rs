@@ -108,8 +108,8 @@ impl TestServer {
             .unwrap();
     }
 
-    pub async fn calls(&self) -> PageServiceClient<Channel> {
-        let channel = match &self.place {
+    pub async fn channel(&self) -> Channel {
+        match &self.place {
             Place::Loopback { address, .. } => {
                 let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
                 endpoint.connect().await.unwrap()
@@ -125,7 +125,11 @@ impl TestServer {
                     .await
                     .unwrap()
             }
-        };
+        }
+    }
+
+    pub async fn calls(&self) -> PageServiceClient<Channel> {
+        let channel = self.channel().await;
         PageServiceClient::new(channel)
             .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(usize::MAX)
@@ -150,7 +154,7 @@ impl TestServer {
     }
 }
 
-fn memory() -> Arc<dyn PageStore> {
+pub fn memory() -> Arc<dyn PageStore> {
     Arc::new(MemoryStore::new().unwrap())
 }
 

@@ -462,3 +462,77 @@ async fn a_barrier_is_trust_as_well_when_the_server_stops() {
     server.close().await;
     assert_eq!(store.ended.available_permits(), 0);
 }
+
+#[tokio::test]
+async fn health_and_reflection_are_served_beside_the_pages() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel().await);
+    let request = tonic_health::pb::HealthCheckRequest {
+        service: "pagewire.v1.PageService".into(),
+    };
+    let answer = health.check(request).await.unwrap().into_inner();
+    assert_eq!(
+        answer.status(),
+        tonic_health::pb::health_check_response::ServingStatus::Serving
+    );
+
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let mut reflection = ServerReflectionClient::new(server.channel().await);
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol(
+            "pagewire.v1.PageService".into(),
+        )),
+    };
+    let mut answers = reflection
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    assert!(
+        matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well_and_a_dead_servers_file_is_replaced() {
+    let directory = std::env::temp_dir().join(format!("pagewire-{}", SessionId::random().unwrap()));
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("s");
+    drop(pagewire_server::bind_unix(&path).await.unwrap());
+    assert!(path.exists(), "what a dead server leaves behind");
+    let listener = pagewire_server::bind_unix(&path).await.unwrap();
+    assert!(
+        pagewire_server::bind_unix(&path).await.is_err(),
+        "a living one is not disturbed"
+    );
+    let server = pagewire_server::Server::builder(crate::harness::memory())
+        .build()
+        .await
+        .unwrap();
+    let serving = tokio::spawn(server.serve_unix(listener, std::future::pending()));
+    let socket = path.clone();
+    let channel = tonic::transport::Endpoint::from_static("http://unix")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(hyper_util::rt::TokioIo::new)
+            }
+        }))
+        .await
+        .unwrap();
+    let mut calls = pb::page_service_client::PageServiceClient::new(channel);
+    let listed = calls.list_databases(pb::ListDatabasesRequest {
+        limit: 1,
+        ..Default::default()
+    });
+    assert!(!listed.await.unwrap().into_inner().more);
+    serving.abort();
+    std::fs::remove_dir_all(&directory).unwrap();
+}
