@@ -231,6 +231,19 @@ impl Client {
         welcome
     }
 
+    /// Sends heartbeats until the stream ends; nobody may wait for their answers.
+    pub fn keep_alive(&self, every: Duration) {
+        let outbound = self.stream.as_ref().unwrap().outbound.clone();
+        tokio::spawn(async move {
+            let heartbeat = pb::SessionRequest {
+                message: Some(Request::Heartbeat(pb::Heartbeat::default())),
+            };
+            while outbound.send(heartbeat.clone()).is_ok() {
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+
     /// Ends the stream without a word, as a broken connection does.
     pub fn break_stream(&mut self) {
         self.stream = None;

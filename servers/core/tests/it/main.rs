@@ -2,6 +2,7 @@
 //! in memory: no part of it is replaced.
 
 mod commits;
+mod contention;
 mod gate;
 mod harness;
 mod hostile;
