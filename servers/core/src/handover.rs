@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
-use crate::hub::{End, Hub};
+use crate::hub::{End, Hub, spawn_detached};
 use crate::lease::Turn;
 use crate::session::Session;
 use crate::status;
@@ -234,7 +234,7 @@ impl Hub {
     ) {
         let (hub, database, session) =
             (Arc::clone(self), Arc::clone(database), Arc::clone(session));
-        tokio::spawn(async move {
+        spawn_detached(async move {
             let Some(epoch) = database.lease.lock().epoch_of(session.id) else {
                 return;
             };

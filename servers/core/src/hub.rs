@@ -65,6 +65,13 @@ pub(crate) enum End {
     Drained,
 }
 
+/// Starts a task that nobody waits for, also from a `drop`: where the runtime has ended there is nothing left to do.
+pub(crate) fn spawn_detached(task: impl Future<Output = ()> + Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(task);
+    }
+}
+
 impl Hub {
     pub(crate) fn new(
         store: Arc<dyn PageStore>,
@@ -420,7 +427,7 @@ impl Hub {
             return;
         }
         let store = Arc::clone(&self.store);
-        tokio::spawn(async move {
+        spawn_detached(async move {
             for staging in stagings {
                 if let Err(error) = store.discard(staging).await {
                     tracing::warn!(%error, "a staging was not dropped");
@@ -452,6 +459,15 @@ impl Hub {
         for session in self.all_sessions() {
             if !session.is_live(now, self.settings.lease_ttl) {
                 self.end_session(&session, End::Lapsed);
+                continue;
+            }
+            let broken = {
+                let state = session.state.lock();
+                state.process.filter(|_| state.stream.is_none())
+            };
+            // It may die long after its stream broke; its leases and barriers end with it.
+            if broken.is_some_and(Process::is_dead) {
+                self.end_session(&session, End::Dead);
             }
         }
         self.databases.lock().retain(|_, database| {

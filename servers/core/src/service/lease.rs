@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::opened_for_writing;
 use crate::database::Database;
-use crate::hub::Hub;
+use crate::hub::{Hub, spawn_detached};
 use crate::lease::Request;
 use crate::session::Session;
 use crate::status;
@@ -139,7 +139,7 @@ impl Drop for Waiting<'_> {
         if self.answered {
             // Others may wait already: the new holder gives it back at the end of its transaction.
             let (hub, database) = (Arc::clone(self.hub), Arc::clone(self.database));
-            tokio::spawn(async move { hub.settle(&database) });
+            spawn_detached(async move { hub.settle(&database) });
         } else {
             self.hub.push_grant(self.database, self.session, self.known);
         }

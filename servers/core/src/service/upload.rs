@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitChecksum, CommitHeader, Invalid, Page, StagingId, pb};
+use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
-use crate::hub::Hub;
+use crate::hub::{Hub, spawn_detached};
 use crate::store::PageWrite;
 
 /// Bytes of pages that one upload keeps in memory: a commit of 1 GiB needs no more than this and a message.
@@ -36,6 +37,8 @@ pub(super) struct Upload {
     /// In the order of the databases of the header.
     parts: Vec<Part>,
     kept_bytes: usize,
+    /// A call to the store that outlives a client that goes away: what it stages is dropped after it.
+    staging: Option<JoinHandle<Result<(), Status>>>,
     checksum: CommitChecksum,
 }
 
@@ -54,6 +57,7 @@ impl Upload {
             header,
             parts,
             kept_bytes: 0,
+            staging: None,
             checksum: CommitChecksum::default(),
         }
     }
@@ -148,10 +152,15 @@ impl Upload {
                 None => *part.staged.insert(StagingId::random()?),
             };
             let pages = std::mem::take(&mut part.pages);
-            let store = &self.hub.store;
-            self.hub
-                .bounded(store.stage(database.database, staging, database.page_size, pages))
-                .await?;
+            let (hub, id, page_size) =
+                (Arc::clone(&self.hub), database.database, database.page_size);
+            let call = self.staging.insert(tokio::spawn(async move {
+                hub.bounded(hub.store.stage(id, staging, page_size, pages))
+                    .await
+            }));
+            let staged = call.await;
+            self.staging = None;
+            staged.map_err(|_| Reason::Unavailable.status("staging broke off: commit again"))??;
         }
         self.forget_kept_bytes();
         Ok(())
@@ -161,7 +170,17 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         self.forget_kept_bytes();
-        let staged = self.parts.iter().filter_map(|part| part.staged).collect();
-        self.hub.discard(staged);
+        let staged: Vec<_> = self.parts.iter().filter_map(|part| part.staged).collect();
+        match self.staging.take() {
+            None => self.hub.discard(staged),
+            Some(call) => {
+                let hub = Arc::clone(&self.hub);
+                spawn_detached(async move {
+                    // However it ends, it has ended.
+                    let _ = call.await;
+                    hub.discard(staged);
+                });
+            }
+        }
     }
 }

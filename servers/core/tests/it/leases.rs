@@ -6,6 +6,7 @@ use std::time::Duration;
 use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::pb::session_response::Message as News;
+use pagewire_proto::status::Reason;
 use tokio::time::Instant;
 
 use crate::harness::{
@@ -345,8 +346,7 @@ fn identity_of(pid: u32) -> pb::ProcessIdentity {
 }
 
 /// With a TTL longer than the patience of the test: L6, after kill -9 the TTL does not have to pass.
-#[tokio::test]
-async fn a_dead_process_of_this_host_leaves_no_barrier() {
+async fn dead_process_leaves_no_barrier(dies_after_the_break: Duration) {
     let server = TestServer::start(LONG_TTL).await;
     let mut child = Command::new("sleep")
         .arg("600")
@@ -362,7 +362,8 @@ async fn a_dead_process_of_this_host_leaves_no_barrier() {
     let new = other.acquire(&database).await;
     assert!(new > old);
     let commit = TestCommit::new(&database, 0, new, 1);
-    // Killed while the lease has moved already, and not reaped: a zombie is dead.
+    tokio::time::sleep(dies_after_the_break).await;
+    // Killed when the lease has moved already, and not reaped: a zombie is dead.
     child.kill().unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(10), other.commit(&commit)).await;
     assert_eq!(
@@ -371,10 +372,17 @@ async fn a_dead_process_of_this_host_leaves_no_barrier() {
     );
     child.wait().unwrap();
     let refused = holder.head(&database).await;
-    assert_eq!(
-        reason(refused),
-        pagewire_proto::status::Reason::SessionUnknown
-    );
+    assert_eq!(reason(refused), Reason::SessionUnknown);
+}
+
+#[tokio::test]
+async fn a_dead_process_of_this_host_leaves_no_barrier() {
+    dead_process_leaves_no_barrier(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_process_that_dies_long_after_its_stream_broke_lifts_its_barrier() {
+    dead_process_leaves_no_barrier(Duration::from_millis(500)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -420,10 +428,7 @@ async fn a_holder_that_is_silent_on_a_living_stream_loses_the_lease_with_its_win
     assert!(begun.elapsed() < Duration::from_millis(100));
     assert_eq!(holder.news().await, recall(&database, old));
     let stream = holder.stream.as_mut().unwrap();
-    assert_eq!(
-        reason(stream.next().await),
-        pagewire_proto::status::Reason::SessionUnknown
-    );
+    assert_eq!(reason(stream.next().await), Reason::SessionUnknown);
 }
 
 #[tokio::test]
@@ -439,14 +444,8 @@ async fn a_read_only_open_gets_no_lease() {
     let database = reader.open_with(request).await.unwrap();
     let request = reader.acquire_request(&database, 0);
     let refused = reader.calls.acquire_lease(request).await;
-    assert_eq!(
-        reason(refused),
-        pagewire_proto::status::Reason::DatabaseNotOpen
-    );
+    assert_eq!(reason(refused), Reason::DatabaseNotOpen);
     let commit = TestCommit::new(&database, 1, epoch, 2);
     let refused = reader.commit(&commit).await;
-    assert_eq!(
-        reason(refused),
-        pagewire_proto::status::Reason::DatabaseNotOpen
-    );
+    assert_eq!(reason(refused), Reason::DatabaseNotOpen);
 }
