@@ -8,12 +8,41 @@ use std::path::PathBuf;
 use clap::Args;
 
 /// Options that take the next word as their value.
-const WITH_VALUE: &[&str] =
-    &["cmd", "init", "separator", "nullvalue", "newline", "endpoint", "store", "vfs", "history"];
+const WITH_VALUE: &[&str] = &[
+    "cmd",
+    "init",
+    "separator",
+    "nullvalue",
+    "newline",
+    "endpoint",
+    "store",
+    "vfs",
+    "history",
+];
 /// Options without a value.
 const FLAGS: &[&str] = &[
-    "bail", "echo", "batch", "interactive", "header", "noheader", "column", "box", "table", "markdown",
-    "csv", "json", "line", "list", "html", "quote", "tabs", "ascii", "readonly", "stats", "version", "help",
+    "bail",
+    "echo",
+    "batch",
+    "interactive",
+    "header",
+    "noheader",
+    "column",
+    "box",
+    "table",
+    "markdown",
+    "csv",
+    "json",
+    "line",
+    "list",
+    "html",
+    "quote",
+    "tabs",
+    "ascii",
+    "readonly",
+    "stats",
+    "version",
+    "help",
 ];
 
 /// `pagewire shell [OPTIONS] [NAME] [SQL...]`
@@ -114,7 +143,8 @@ pub struct ModeFlags {
 }
 
 const MODES: [&str; 12] = [
-    "list", "column", "boxed", "table", "markdown", "csv", "json", "line", "html", "quote", "tabs", "ascii",
+    "list", "column", "boxed", "table", "markdown", "csv", "json", "line", "html", "quote", "tabs",
+    "ascii",
 ];
 
 impl ShellArgs {
@@ -136,12 +166,17 @@ pub fn with_double_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<
                 is_value = false;
                 return argument;
             }
-            let Some(text) = argument.to_str() else { return argument };
+            let Some(text) = argument.to_str() else {
+                return argument;
+            };
             if !in_shell {
                 in_shell = text == "shell";
                 return argument;
             }
-            let word = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).unwrap_or("");
+            let word = text
+                .strip_prefix("--")
+                .or_else(|| text.strip_prefix('-'))
+                .unwrap_or("");
             let name = word.split('=').next().unwrap_or("");
             // sqlite3 has both spellings of these two.
             let (name, word) = match name {
@@ -181,8 +216,24 @@ mod tests {
     #[test]
     fn the_value_of_an_option_is_left_alone() {
         assert_eq!(
-            rewritten(&["pagewire", "shell", "-separator", "-header", "--cmd", "-csv", "-csv"]),
-            ["pagewire", "shell", "--separator", "-header", "--cmd", "-csv", "--csv"]
+            rewritten(&[
+                "pagewire",
+                "shell",
+                "-separator",
+                "-header",
+                "--cmd",
+                "-csv",
+                "-csv"
+            ]),
+            [
+                "pagewire",
+                "shell",
+                "--separator",
+                "-header",
+                "--cmd",
+                "-csv",
+                "--csv"
+            ]
         );
     }
 }

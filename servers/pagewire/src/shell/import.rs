@@ -26,7 +26,11 @@ struct Request {
 }
 
 /// Runs `.import` with its arguments; the error is the text to print.
-pub(super) fn import(session: &mut Session, arguments: &[String], help: &str) -> Result<(), String> {
+pub(super) fn import(
+    session: &mut Session,
+    arguments: &[String],
+    help: &str,
+) -> Result<(), String> {
     let request = parse(session, arguments, help)?;
     let connection = session.db()?;
     let (name, input) = open(&request.file)?;
@@ -49,11 +53,15 @@ pub(super) fn import(session: &mut Session, arguments: &[String], help: &str) ->
     }
     let own_transaction = connection.is_autocommit();
     if own_transaction {
-        connection.execute_batch("BEGIN").map_err(|error| format!("Error: {}", reason(&error)))?;
+        connection
+            .execute_batch("BEGIN")
+            .map_err(|error| format!("Error: {}", reason(&error)))?;
     }
     let counts = insert_all(session, &connection, &mut fields, &table, columns);
     if own_transaction {
-        connection.execute_batch("COMMIT").map_err(|error| format!("Error: {}", reason(&error)))?;
+        connection
+            .execute_batch("COMMIT")
+            .map_err(|error| format!("Error: {}", reason(&error)))?;
     }
     let (rows, errors) = counts?;
     if request.verbose {
@@ -73,18 +81,36 @@ fn parse(session: &Session, arguments: &[String], help: &str) -> Result<Request,
         match word.strip_prefix("--").or_else(|| word.strip_prefix('-')) {
             None if file.is_none() => file = Some(word.clone()),
             None if table.is_none() => table = Some(word.clone()),
-            None => return Err(format!("ERROR: extra argument: \"{word}\".  Usage:\n{help}")),
+            None => {
+                return Err(format!(
+                    "ERROR: extra argument: \"{word}\".  Usage:\n{}",
+                    help.trim_end()
+                ));
+            }
             Some("v") => verbose = true,
             Some("csv") => csv = true,
             Some("ascii") => ascii = true,
             Some("schema") => schema = words.next().cloned(),
-            Some("skip") => skip = words.next().and_then(|number| number.parse().ok()).unwrap_or(0),
-            Some(_) => return Err(format!("ERROR: unknown option: \"{word}\".  Usage:\n{help}")),
+            Some("skip") => {
+                skip = words
+                    .next()
+                    .and_then(|number| number.parse().ok())
+                    .unwrap_or(0)
+            }
+            Some(name) => {
+                return Err(format!(
+                    "ERROR: unknown option: \"-{name}\".  Usage:\n{}",
+                    help.trim_end()
+                ));
+            }
         }
     }
     let (Some(file), Some(table)) = (&file, &table) else {
         let missing = if file.is_none() { "FILE" } else { "TABLE" };
-        return Err(format!("ERROR: missing {missing} argument. Usage:\n{}", help.trim_end()));
+        return Err(format!(
+            "ERROR: missing {missing} argument. Usage:\n{}",
+            help.trim_end()
+        ));
     };
     let format = &session.format;
     let (column, row) = if csv {
@@ -92,15 +118,19 @@ fn parse(session: &Session, arguments: &[String], help: &str) -> Result<Request,
     } else if ascii {
         (UNIT_SEPARATOR, RECORD_SEPARATOR)
     } else {
-        // What `.mode csv` writes is read with either line end.
-        let row = &format.row_separator;
-        let row = if format.mode == Mode::Csv && row == "\r\n" { "\n" } else { row };
-        (format.column_separator.as_str(), row)
+        (
+            format.column_separator.as_str(),
+            format.row_separator.as_str(),
+        )
     };
     let one_byte = |separator: &str, which: &str| match separator.as_bytes() {
         [byte] => Ok(*byte),
-        [] => Err(format!("Error: non-null {which} separator required for import")),
-        _ => Err(format!("Error: multi-character {which} separators not allowed for import")),
+        [] => Err(format!(
+            "Error: non-null {which} separator required for import"
+        )),
+        _ => Err(format!(
+            "Error: multi-character {which} separators not allowed for import"
+        )),
     };
     Ok(Request {
         file: file.clone(),
@@ -122,7 +152,10 @@ fn open(file: &str) -> Result<(String, Box<dyn BufRead>), String> {
             .stderr(Stdio::inherit())
             .output()
             .map_err(failed)?;
-        return Ok(("<pipe>".to_owned(), Box::new(std::io::Cursor::new(output.stdout))));
+        return Ok((
+            "<pipe>".to_owned(),
+            Box::new(std::io::Cursor::new(output.stdout)),
+        ));
     }
     let input = std::fs::File::open(file).map_err(failed)?;
     Ok((file.to_owned(), Box::new(BufReader::new(input))))
@@ -150,7 +183,7 @@ fn create_table(
     let renamed: Vec<String> = names
         .iter()
         .zip(&unique)
-        .filter(|(name, unique)| name != unique)
+        .filter(|(name, unique)| name != unique && !name.is_empty())
         .map(|(name, unique)| format!("\"{name}\" to \"{unique}\""))
         .collect();
     if !renamed.is_empty() {
@@ -165,21 +198,29 @@ fn create_table(
             session.complain(&message);
         }
     }
-    let columns: Vec<String> =
-        unique.iter().map(|name| format!("\"{}\" TEXT", name.replace('"', "\"\""))).collect();
+    let mut columns = String::new();
+    for (position, name) in unique.iter().enumerate() {
+        columns.push_str(match position {
+            0 => "",
+            // Four a line, as sqlite3 stores it.
+            position if position % 4 == 0 => ",\n ",
+            _ => ", ",
+        });
+        columns.push_str(&format!("\"{}\" TEXT", escape(name)));
+    }
     // The name is quoted always, so that `.dump` says IF NOT EXISTS, as sqlite3 does.
     let target = match &request.schema {
         Some(schema) => format!("\"{}\".\"{}\"", escape(schema), escape(&request.table)),
         None => format!("\"{}\"", escape(&request.table)),
     };
-    let sql = format!("CREATE TABLE {target}(\n{})", columns.join(", "));
+    let sql = format!("CREATE TABLE {target}(\n{columns})");
     if request.verbose {
         session.print(&format!("{sql}\n"));
     }
-    connection.execute_batch(&sql).map_err(|error| {
-        format!("{sql} failed:\n{}", reason(&error)).replace(&target, table)
-    })?;
-    Ok(columns.len())
+    connection
+        .execute_batch(&sql)
+        .map_err(|error| format!("{sql} failed:\n{}", reason(&error)).replace(&target, table))?;
+    Ok(unique.len())
 }
 
 fn escape(name: &str) -> String {
@@ -189,10 +230,20 @@ fn escape(name: &str) -> String {
 /// Names that occur twice get their position as a suffix.
 fn unique_names(names: &[String]) -> Vec<String> {
     let digits = names.len().to_string().len();
-    let mut unique: Vec<String> =
-        names.iter().map(|name| if name.is_empty() { "?".to_owned() } else { name.clone() }).collect();
+    let mut unique: Vec<String> = names
+        .iter()
+        .map(|name| {
+            if name.is_empty() {
+                "?".to_owned()
+            } else {
+                name.clone()
+            }
+        })
+        .collect();
     let again = |at: usize, all: &[String]| {
-        all.iter().enumerate().any(|(other, name)| other != at && name.eq_ignore_ascii_case(&all[at]))
+        all.iter()
+            .enumerate()
+            .any(|(other, name)| other != at && name.eq_ignore_ascii_case(&all[at]))
     };
     let before = unique.clone();
     for (at, name) in unique.iter_mut().enumerate() {
@@ -220,7 +271,9 @@ fn insert_all(
     let sql = format!("INSERT INTO {table} VALUES({marks})");
     let (query, _) = raw::prepare(connection, sql.as_bytes())
         .map_err(|failure| format!("Error: {}", failure.message))?;
-    let Some(mut query) = query else { return Ok((0, 0)) };
+    let Some(mut query) = query else {
+        return Ok((0, 0));
+    };
     let (mut rows, mut errors) = (0, 0);
     while !session.interrupts.is_set() {
         let first_line = fields.line;
@@ -255,7 +308,9 @@ fn bind_row(
     let mut found = 0;
     while found < columns {
         let field = fields.next(session);
-        if found == 0 && (field.is_none() || (fields.plain && field.as_ref().is_some_and(Vec::is_empty))) {
+        if found == 0
+            && (field.is_none() || (fields.plain && field.as_ref().is_some_and(Vec::is_empty)))
+        {
             return false;
         }
         found += 1;
@@ -337,7 +392,9 @@ impl Fields {
 
     fn bare(&mut self, first: u8) -> Vec<u8> {
         let (mut field, mut current) = (Vec::new(), Some(first));
-        while let Some(byte) = current.filter(|byte| ![self.column_separator, self.row_separator].contains(byte)) {
+        while let Some(byte) =
+            current.filter(|byte| ![self.column_separator, self.row_separator].contains(byte))
+        {
             field.push(byte);
             current = self.byte();
         }
@@ -360,7 +417,10 @@ impl Fields {
         loop {
             match self.byte() {
                 None => {
-                    session.complain(&format!("{}:{first_line}: unterminated \"-quoted field", self.name));
+                    session.complain(&format!(
+                        "{}:{first_line}: unterminated \"-quoted field",
+                        self.name
+                    ));
                     return field;
                 }
                 Some(b'"') => {}
@@ -387,7 +447,10 @@ impl Fields {
                 }
                 None => return field,
                 Some(byte) => {
-                    session.complain(&format!("{}:{}: unescaped \" character", self.name, self.line));
+                    session.complain(&format!(
+                        "{}:{}: unescaped \" character",
+                        self.name, self.line
+                    ));
                     field.extend_from_slice(&[b'"', byte]);
                 }
             }
@@ -401,7 +464,11 @@ mod tests {
 
     #[test]
     fn duplicate_names_get_their_position() {
-        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let names = |list: &[&str]| {
+            list.iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(unique_names(&names(&["a", "b", "A"])), ["a_1", "b", "A_3"]);
         assert_eq!(unique_names(&names(&["x", ""])), ["x", "?"]);
     }

@@ -101,7 +101,10 @@ pub(super) fn is_blank(byte: u8) -> bool {
 
 /// Without leading white space.
 pub(super) fn trim_start(text: &[u8]) -> &[u8] {
-    let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
+    let start = text
+        .iter()
+        .position(|byte| !is_blank(*byte))
+        .unwrap_or(text.len());
     &text[start..]
 }
 
@@ -128,7 +131,9 @@ pub(super) fn words(line: &str) -> Vec<String> {
         while at < bytes.len() && is_blank(bytes[at]) {
             at += 1;
         }
-        let Some(first) = bytes.get(at).copied() else { return found };
+        let Some(first) = bytes.get(at).copied() else {
+            return found;
+        };
         let quote = matches!(first, b'\'' | b'"').then_some(first);
         at += usize::from(quote.is_some());
         let start = at;
@@ -169,7 +174,9 @@ pub(super) fn unescape(text: &[u8]) -> String {
             digit @ b'0'..=b'7' => {
                 let mut code = u32::from(digit - b'0');
                 for _ in 0..2 {
-                    let Some(digit @ b'0'..=b'7') = text.get(at) else { break };
+                    let Some(digit @ b'0'..=b'7') = text.get(at) else {
+                        break;
+                    };
                     code = code * 8 + u32::from(digit - b'0');
                     at += 1;
                 }
@@ -211,7 +218,10 @@ mod tests {
 
     #[test]
     fn words_follow_quotes_and_escapes() {
-        assert_eq!(words(r#"print a  'b\n c' "d\te\"" f\x"#), ["print", "a", r"b\n c", "d\te\"", "fx"]);
+        assert_eq!(
+            words(r#"print a  'b\n c' "d\te\"" f\x"#),
+            ["print", "a", r"b\n c", "d\te\"", "fx"]
+        );
         assert_eq!(words(r"sep \t \101"), ["sep", "\t", "A"]);
         assert_eq!(words("a 'open"), ["a", "open"]);
         assert_eq!(words(r#"a "" b"#), ["a", "", "b"]);

@@ -51,9 +51,8 @@ pub fn run(
         println!("{}", commands::version_line()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let interactive = args.sql.is_empty()
-        && !args.batch
-        && (args.interactive || std::io::stdin().is_terminal());
+    let interactive =
+        args.sql.is_empty() && !args.batch && (args.interactive || std::io::stdin().is_terminal());
     let mut session = Session::new(args, interactive, Box::new(prepare))?;
     let outcome = run_session(&mut session);
     session.finish();
@@ -89,7 +88,11 @@ fn run_session(session: &mut Session) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let errors = if session.interactive { repl::run_terminal(session)? } else { repl::run_stdin(session) };
+    let errors = if session.interactive {
+        repl::run_terminal(session)?
+    } else {
+        repl::run_stdin(session)
+    };
     Ok(match session.exit_code {
         Some(code) => code,
         None if errors > 0 => ExitCode::FAILURE,

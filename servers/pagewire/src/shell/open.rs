@@ -18,7 +18,9 @@ pub(super) fn vfs_of(name: &str) -> Option<&str> {
 fn parameter<'n>(name: &'n str, key: &str) -> Option<&'n str> {
     let (_, query) = name.strip_prefix("file:")?.split_once('?')?;
     let query = query.split('#').next()?;
-    query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The URI of NAME in this environment.
@@ -37,12 +39,18 @@ pub(super) fn uri(name: &str, environment: &ShellEnvironment) -> String {
 
 /// A local file by its path, whatever the default VFS is; a URI says its own.
 pub(super) fn local_uri(name: &str) -> String {
-    let environment = ShellEnvironment { vfs: "unix".to_owned(), endpoint: None, guard: None };
+    let environment = ShellEnvironment {
+        vfs: "unix".to_owned(),
+        endpoint: None,
+        guard: None,
+    };
     uri(name, &environment)
 }
 
 fn with_parameters(uri: &str, environment: &ShellEnvironment) -> String {
-    let (body, fragment) = uri.split_once('#').map_or((uri, None), |(body, rest)| (body, Some(rest)));
+    let (body, fragment) = uri
+        .split_once('#')
+        .map_or((uri, None), |(body, rest)| (body, Some(rest)));
     let mut text = body.to_owned();
     let vfs = vfs_of(uri);
     let mut add = |key: &str, value: &str| {
@@ -92,7 +100,10 @@ mod tests {
 
     #[test]
     fn a_bare_name_becomes_an_encoded_uri() {
-        assert_eq!(uri("a b?#%.db", &environment(None)), "file:a%20b%3F%23%25.db?vfs=pagewire");
+        assert_eq!(
+            uri("a b?#%.db", &environment(None)),
+            "file:a%20b%3F%23%25.db?vfs=pagewire"
+        );
         assert_eq!(
             uri("t/app.db", &environment(Some("http://h:7240"))),
             "file:t/app.db?vfs=pagewire&endpoint=http%3A//h%3A7240"

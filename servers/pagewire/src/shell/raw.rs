@@ -73,12 +73,20 @@ pub(super) fn prepare<'c>(
     // SAFETY: the connection is open while it is borrowed; SQLite reads at most `length` bytes of
     // `sql` and sets `tail` to a place in them.
     let code = unsafe {
-        ffi::sqlite3_prepare_v2(connection.handle(), start, length, &raw mut stmt, &raw mut tail)
+        ffi::sqlite3_prepare_v2(
+            connection.handle(),
+            start,
+            length,
+            &raw mut stmt,
+            &raw mut tail,
+        )
     };
     if code != ffi::SQLITE_OK {
         return Err(failure(connection, code));
     }
-    let used = (tail as usize).saturating_sub(start as usize).min(sql.len());
+    let used = (tail as usize)
+        .saturating_sub(start as usize)
+        .min(sql.len());
     let query = (!stmt.is_null()).then_some(Query { stmt, connection });
     Ok((query, used))
 }
@@ -105,7 +113,9 @@ unsafe fn text_of(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller promises a terminated string.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 impl Query<'_> {
@@ -133,7 +143,9 @@ impl Query<'_> {
 
     /// All column names.
     pub(super) fn column_names(&self) -> Vec<String> {
-        (0..self.column_count()).map(|column| self.column_name(column)).collect()
+        (0..self.column_count())
+            .map(|column| self.column_name(column))
+            .collect()
     }
 
     /// The storage class of a cell of the current row.
@@ -208,7 +220,11 @@ impl Query<'_> {
             .map(|number| {
                 // SAFETY: as above; the name is copied at once.
                 let name = unsafe { text_of(ffi::sqlite3_bind_parameter_name(self.stmt, number)) };
-                if name.is_empty() { format!("?{number}") } else { name }
+                if name.is_empty() {
+                    format!("?{number}")
+                } else {
+                    name
+                }
             })
             .collect()
     }
@@ -238,7 +254,11 @@ impl Query<'_> {
                 ),
             }
         };
-        if code == ffi::SQLITE_OK { Ok(()) } else { Err(failure(self.connection, code)) }
+        if code == ffi::SQLITE_OK {
+            Ok(())
+        } else {
+            Err(failure(self.connection, code))
+        }
     }
 
     /// Binds text that need not be UTF-8.
@@ -253,7 +273,11 @@ impl Query<'_> {
                 ffi::SQLITE_TRANSIENT(),
             )
         };
-        if code == ffi::SQLITE_OK { Ok(()) } else { Err(failure(self.connection, code)) }
+        if code == ffi::SQLITE_OK {
+            Ok(())
+        } else {
+            Err(failure(self.connection, code))
+        }
     }
 
     /// Makes the statement ready to run again.
@@ -300,7 +324,12 @@ pub(super) fn print_reals_with_15_digits(connection: &Connection) {
     // SAFETY: this option takes an int and an int pointer; an older SQLite answers SQLITE_ERROR.
     unsafe {
         let digits = &raw mut digits;
-        ffi::sqlite3_db_config(connection.handle(), ffi::SQLITE_DBCONFIG_FP_DIGITS, 15 as c_int, digits);
+        ffi::sqlite3_db_config(
+            connection.handle(),
+            ffi::SQLITE_DBCONFIG_FP_DIGITS,
+            15 as c_int,
+            digits,
+        );
     }
 }
 
@@ -352,9 +381,16 @@ pub(super) fn vfs_facts(connection: &Connection, schema: &str) -> Option<VfsFact
 }
 
 /// Loads an extension library; the error is SQLite's text.
-pub(super) fn load_extension(connection: &Connection, file: &str, entry: Option<&str>) -> Result<(), String> {
+pub(super) fn load_extension(
+    connection: &Connection,
+    file: &str,
+    entry: Option<&str>,
+) -> Result<(), String> {
     let file = CString::new(file).map_err(|_| "file name with a zero byte".to_owned())?;
-    let entry = entry.map(CString::new).transpose().map_err(|_| "entry point with a zero byte".to_owned())?;
+    let entry = entry
+        .map(CString::new)
+        .transpose()
+        .map_err(|_| "entry point with a zero byte".to_owned())?;
     let mut message: *mut c_char = ptr::null_mut();
     // SAFETY: the user asked for this library by name; the strings outlive the call and the
     // message is sqlite3_malloc'ed, copied and freed here.
@@ -370,7 +406,11 @@ pub(super) fn load_extension(connection: &Connection, file: &str, entry: Option<
         ffi::sqlite3_enable_load_extension(handle, 0);
         let text = text_of(message);
         ffi::sqlite3_free(message.cast());
-        if code == ffi::SQLITE_OK { Ok(()) } else { Err(text) }
+        if code == ffi::SQLITE_OK {
+            Ok(())
+        } else {
+            Err(text)
+        }
     }
 }
 
@@ -379,7 +419,13 @@ pub(super) fn connection_counter(connection: &Connection, kind: c_int) -> (c_int
     let (mut current, mut highest) = (0, 0);
     // SAFETY: both pointers are ours for the length of the call.
     unsafe {
-        ffi::sqlite3_db_status(connection.handle(), kind, &raw mut current, &raw mut highest, 0);
+        ffi::sqlite3_db_status(
+            connection.handle(),
+            kind,
+            &raw mut current,
+            &raw mut highest,
+            0,
+        );
     }
     (current, highest)
 }

@@ -39,7 +39,11 @@ impl Lines for Stream {
     fn next(&mut self, session: &mut Session, continues: bool) -> Line {
         if self.prompts {
             let switches = &session.switches;
-            let prompt = if continues { &switches.continuation } else { &switches.prompt };
+            let prompt = if continues {
+                &switches.continuation
+            } else {
+                &switches.prompt
+            };
             print!("{prompt}");
         }
         // A prompt without a newline waits in std's buffer.
@@ -67,7 +71,11 @@ struct Terminal {
 impl Lines for Terminal {
     fn next(&mut self, session: &mut Session, continues: bool) -> Line {
         let switches = &session.switches;
-        let prompt = if continues { &switches.continuation } else { &switches.prompt };
+        let prompt = if continues {
+            &switches.continuation
+        } else {
+            &switches.prompt
+        };
         match self.editor.readline(prompt) {
             Ok(line) => {
                 if !line.trim().is_empty() {
@@ -85,7 +93,10 @@ impl Lines for Terminal {
 pub(super) fn run_terminal(session: &mut Session) -> anyhow::Result<usize> {
     print_banner(session)?;
     if !io::IsTerminal::is_terminal(&io::stdin()) {
-        let mut lines = Stream { reader: Box::new(io::stdin().lock()), prompts: true };
+        let mut lines = Stream {
+            reader: Box::new(io::stdin().lock()),
+            prompts: true,
+        };
         return Ok(process(session, &mut lines, true));
     }
     let config = Config::builder()
@@ -105,7 +116,10 @@ pub(super) fn run_terminal(session: &mut Session) -> anyhow::Result<usize> {
     if let Some(history) = &history
         && let Err(error) = terminal.editor.save_history(history)
     {
-        session.complain(&format!("cannot save the history to {}: {error}", history.display()));
+        session.complain(&format!(
+            "cannot save the history to {}: {error}",
+            history.display()
+        ));
     }
     Ok(errors)
 }
@@ -133,7 +147,14 @@ pub(super) fn run_stdin(session: &mut Session) -> usize {
 
 /// Runs a script; returns the number of errors.
 pub(super) fn run_stream(session: &mut Session, reader: Box<dyn BufRead>) -> usize {
-    process(session, &mut Stream { reader, prompts: false }, false)
+    process(
+        session,
+        &mut Stream {
+            reader,
+            prompts: false,
+        },
+        false,
+    )
 }
 
 /// What has been typed of a statement.
@@ -242,7 +263,11 @@ fn run_pending(session: &mut Session, pending: &Pending, person: bool) -> usize 
     }
     match outcome {
         Err(error) => {
-            let place = if person { String::new() } else { format!(" near line {}", pending.first_line) };
+            let place = if person {
+                String::new()
+            } else {
+                format!(" near line {}", pending.first_line)
+            };
             session.complain(&format!("{}{place}: {}", error.kind(), error.message));
             1
         }

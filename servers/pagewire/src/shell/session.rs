@@ -43,7 +43,11 @@ pub(super) struct Session {
 
 impl Session {
     /// A session with nothing open.
-    pub(super) fn new(args: ShellArgs, interactive: bool, prepare: Prepare) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        args: ShellArgs,
+        interactive: bool,
+        prepare: Prepare,
+    ) -> anyhow::Result<Self> {
         let environment = args.vfs.clone().map(|vfs| ShellEnvironment {
             vfs,
             endpoint: args.endpoint.clone(),
@@ -82,7 +86,8 @@ impl Session {
         self.close();
         name.clone_into(&mut self.name);
         let connection = self.connect(name, readonly)?;
-        self.interrupts.watch(Some(connection.get_interrupt_handle()));
+        self.interrupts
+            .watch(Some(connection.get_interrupt_handle()));
         *self.slot.borrow_mut() = Some(Rc::new(connection));
         Ok(())
     }
@@ -105,7 +110,8 @@ impl Session {
     /// Gives the open database away; [`Session::put`] brings it back.
     pub(super) fn take(&mut self) -> Result<Connection, String> {
         let open = self.slot.borrow_mut().take();
-        let open = open.ok_or_else(|| "Error: no database is open: use \".open NAME\"".to_owned())?;
+        let open =
+            open.ok_or_else(|| "Error: no database is open: use \".open NAME\"".to_owned())?;
         Rc::try_unwrap(open).map_err(|shared| {
             *self.slot.borrow_mut() = Some(shared);
             "Error: the database is in use".to_owned()
@@ -119,7 +125,8 @@ impl Session {
 
     /// A new connection to NAME with the settings of a shell.
     pub(super) fn connect(&mut self, name: &str, readonly: bool) -> Result<Connection, String> {
-        let complaint = |reason: &str| format!("Error: unable to open database \"{name}\": {reason}");
+        let complaint =
+            |reason: &str| format!("Error: unable to open database \"{name}\": {reason}");
         // Only what needs the environment starts it.
         let own_vfs = open::vfs_of(name).is_some_and(|vfs| vfs != "pagewire");
         let uri = if open::is_transient(name) {
@@ -127,7 +134,9 @@ impl Session {
         } else if own_vfs && self.environment.is_none() {
             open::local_uri(name)
         } else {
-            let environment = self.environment().map_err(|error| complaint(&format!("{error:#}")))?;
+            let environment = self
+                .environment()
+                .map_err(|error| complaint(&format!("{error:#}")))?;
             open::uri(name, environment)
         };
         connect_uri(&uri, readonly).map_err(|error| complaint(&reason(&error)))
@@ -141,7 +150,9 @@ impl Session {
             };
             self.environment = Some(prepare(&self.args)?);
         }
-        self.environment.as_ref().ok_or_else(|| anyhow::anyhow!("no environment"))
+        self.environment
+            .as_ref()
+            .ok_or_else(|| anyhow::anyhow!("no environment"))
     }
 
     /// Prints to standard error, after what was printed before.
@@ -189,7 +200,11 @@ pub(super) fn reason(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqliteFailure(_, Some(message)) => {
             // rusqlite adds the path to this message; the shell names it itself.
-            message.split(": file:").next().unwrap_or(message).to_owned()
+            message
+                .split(": file:")
+                .next()
+                .unwrap_or(message)
+                .to_owned()
         }
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         error => error.to_string(),

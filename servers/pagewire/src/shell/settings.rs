@@ -47,7 +47,10 @@ impl Mode {
 
     /// Whether all rows are needed before the first can be printed.
     pub(super) fn is_columnar(self) -> bool {
-        matches!(self, Self::Column | Self::Table | Self::Box | Self::Markdown)
+        matches!(
+            self,
+            Self::Column | Self::Table | Self::Box | Self::Markdown
+        )
     }
 }
 

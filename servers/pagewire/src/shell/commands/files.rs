@@ -1,6 +1,7 @@
 //! Commands that read or write files, databases and other programs.
 
 use std::io::BufReader;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command as Process, Stdio};
 
 use rusqlite::Connection;
@@ -9,6 +10,7 @@ use rusqlite::backup::{Backup, StepResult};
 use super::{Flow, Outcome, Session, sql_error, table::COMMANDS, usage};
 use crate::shell::dump::{self, DumpOptions};
 use crate::shell::session::connect_uri;
+use crate::shell::settings::Mode;
 use crate::shell::{exec, open as names, repl};
 
 /// How deep `.read` may go: a file that reads itself ends here.
@@ -30,11 +32,16 @@ pub(super) fn open(session: &mut Session, arguments: &[String]) -> Outcome {
             None => return Err(format!("extra argument: \"{word}\"")),
         }
     }
-    session.open(name.unwrap_or(":memory:"), readonly).map(|()| Flow::Continue)
+    session
+        .open(name.unwrap_or(":memory:"), readonly)
+        .map(|()| Flow::Continue)
 }
 
 /// The database and the file of `.backup ?DB? FILE`.
-fn database_and_file<'a>(arguments: &'a [String], command: &str) -> Result<(&'a str, &'a str), String> {
+fn database_and_file<'a>(
+    arguments: &'a [String],
+    command: &str,
+) -> Result<(&'a str, &'a str), String> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let Some(word) = words.iter().find(|word| word.starts_with('-')) {
         return Err(format!("unknown option: {word}"));
@@ -77,12 +84,16 @@ fn copy(
     target: &mut Connection,
     to: &str,
 ) -> Result<(), String> {
-    let backup = Backup::new_with_names(source, from, target, to).map_err(|error| sql_error(&error))?;
+    let backup =
+        Backup::new_with_names(source, from, target, to).map_err(|error| sql_error(&error))?;
     loop {
         if session.interrupts.is_set() {
             return Err("Error: interrupted".to_owned());
         }
-        match backup.step(BACKUP_PAGES).map_err(|error| sql_error(&error))? {
+        match backup
+            .step(BACKUP_PAGES)
+            .map_err(|error| sql_error(&error))?
+        {
             StepResult::Done => return Ok(()),
             StepResult::More => {}
             _ => return Err("Error: source database is busy".to_owned()),
@@ -91,7 +102,9 @@ fn copy(
 }
 
 pub(super) fn clone(session: &mut Session, arguments: &[String]) -> Outcome {
-    let [name] = arguments else { return usage(".clone FILENAME") };
+    let [name] = arguments else {
+        return usage(".clone FILENAME");
+    };
     let source = session.db()?;
     let sql = dump::to_sql(&source).map_err(|error| sql_error(&error))?;
     let target = session.connect(name, false)?;
@@ -122,15 +135,32 @@ pub(super) fn dump(session: &mut Session, arguments: &[String]) -> Outcome {
     let failures =
         dump::dump(&connection, &options, &mut session.out).map_err(|error| sql_error(&error))?;
     if failures > 0 {
-        return Err(format!("Error: {failures} tables could not be read to their end"));
+        return Err(format!(
+            "Error: {failures} tables could not be read to their end"
+        ));
     }
     Ok(Flow::Continue)
 }
 
 pub(super) fn import(session: &mut Session, arguments: &[String]) -> Outcome {
-    let help = COMMANDS.iter().find(|command| command.name == "import").map(super::Command::help);
-    crate::shell::import::import(session, arguments, &help.unwrap_or_default())?;
-    Ok(Flow::Continue)
+    // sqlite3 changes the output to bare line feeds as well.
+    let format = &mut session.format;
+    if format.mode == Mode::Csv && format.row_separator == "\r\n" {
+        "\n".clone_into(&mut format.row_separator);
+    }
+    let help = COMMANDS
+        .iter()
+        .find(|command| command.name == "import")
+        .map(super::Command::help);
+    match crate::shell::import::import(session, arguments, &help.unwrap_or_default()) {
+        Ok(()) => Ok(Flow::Continue),
+        // Mistakes in the command go to the output, as in sqlite3.
+        Err(message) if message.starts_with("ERROR:") => {
+            session.print(&message);
+            Err(String::new())
+        }
+        Err(message) => Err(message),
+    }
 }
 
 pub(super) fn output(session: &mut Session, arguments: &[String]) -> Outcome {
@@ -138,7 +168,10 @@ pub(super) fn output(session: &mut Session, arguments: &[String]) -> Outcome {
     match arguments {
         [] => Ok(Flow::Continue),
         [word] if option(word).is_some() => Err(format!("ERROR: unknown option: \"{word}\".")),
-        _ => session.out.redirect(&pipe_or_file(arguments)).map(|()| Flow::Continue),
+        _ => session
+            .out
+            .redirect(&pipe_or_file(arguments))
+            .map(|()| Flow::Continue),
     }
 }
 
@@ -163,15 +196,23 @@ pub(super) fn read(session: &mut Session, arguments: &[String]) -> Outcome {
     }
     let name = pipe_or_file(arguments);
     if session.depth >= DEEPEST_READ {
-        return Err(format!("Input nesting limit ({DEEPEST_READ}) reached. Check recursion."));
+        return Err(format!(
+            "Input nesting limit ({DEEPEST_READ}) reached. Check recursion."
+        ));
     }
     let failed = |_| format!("Error: cannot open \"{name}\"");
     let mut child = None;
     let reader: Box<dyn std::io::BufRead> = match name.strip_prefix('|') {
         Some(command) => {
-            let mut started =
-                Process::new("sh").args(["-c", command]).stdout(Stdio::piped()).spawn().map_err(failed)?;
-            let output = started.stdout.take().ok_or_else(|| format!("Error: cannot open \"{name}\""))?;
+            let mut started = Process::new("sh")
+                .args(["-c", command])
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(failed)?;
+            let output = started
+                .stdout
+                .take()
+                .ok_or_else(|| format!("Error: cannot open \"{name}\""))?;
             child = Some(started);
             Box::new(BufReader::new(output))
         }
@@ -192,7 +233,9 @@ pub(super) fn read(session: &mut Session, arguments: &[String]) -> Outcome {
 }
 
 pub(super) fn change_directory(_: &mut Session, arguments: &[String]) -> Outcome {
-    let [directory] = arguments else { return usage(".cd DIRECTORY") };
+    let [directory] = arguments else {
+        return usage(".cd DIRECTORY");
+    };
     std::env::set_current_dir(directory)
         .map(|()| Flow::Continue)
         .map_err(|_| format!("Cannot change to directory \"{directory}\""))
@@ -204,15 +247,22 @@ pub(super) fn shell(session: &mut Session, arguments: &[String]) -> Outcome {
     }
     let quoted: Vec<String> = arguments
         .iter()
-        .map(|word| if word.contains(' ') { format!("\"{word}\"") } else { word.clone() })
+        .map(|word| {
+            if word.contains(' ') {
+                format!("\"{word}\"")
+            } else {
+                word.clone()
+            }
+        })
         .collect();
     session.flush();
     let status = Process::new("sh")
         .args(["-c", &quoted.join(" ")])
         .status()
         .map_err(|error| format!("Error: cannot start sh: {error}"))?;
-    if let Some(code) = status.code().filter(|code| *code != 0) {
-        session.complain(&format!("System command returns {code}"));
+    // The whole wait status, as sqlite3 prints it.
+    if !status.success() {
+        session.complain(&format!("System command returns {}", status.into_raw()));
     }
     Ok(Flow::Continue)
 }

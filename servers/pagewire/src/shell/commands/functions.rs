@@ -10,11 +10,15 @@ use rusqlite::{Connection, Error, Result};
 pub(in crate::shell) fn register(connection: &Connection) -> Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
     connection.create_scalar_function("readfile", 1, flags, |context| {
-        let Ok(name) = context.get_raw(0).as_str() else { return Ok(Value::Null) };
+        let Ok(name) = context.get_raw(0).as_str() else {
+            return Ok(Value::Null);
+        };
         Ok(std::fs::read(name).map_or(Value::Null, Value::Blob))
     })?;
     connection.create_scalar_function("writefile", 2, flags, |context| {
-        let Ok(name) = context.get_raw(0).as_str() else { return Ok(Value::Null) };
+        let Ok(name) = context.get_raw(0).as_str() else {
+            return Ok(Value::Null);
+        };
         let bytes: Vec<u8> = match context.get_raw(1) {
             ValueRef::Null => Vec::new(),
             ValueRef::Integer(integer) => integer.to_string().into_bytes(),
@@ -24,6 +28,8 @@ pub(in crate::shell) fn register(connection: &Connection) -> Result<()> {
         std::fs::write(name, &bytes).map_err(|error| {
             Error::UserFunctionError(format!("failed to write file: {name}: {error}").into())
         })?;
-        Ok(Value::Integer(i64::try_from(bytes.len()).unwrap_or(i64::MAX)))
+        Ok(Value::Integer(
+            i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+        ))
     })
 }

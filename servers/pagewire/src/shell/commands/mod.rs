@@ -71,7 +71,9 @@ pub(super) fn version_line() -> anyhow::Result<String> {
 /// Runs a line that begins with a dot; the error was printed.
 pub(super) fn run_line(session: &mut Session, line: &str) -> Result<Flow, ()> {
     let words = input::words(line.get(1..).unwrap_or_default());
-    let Some((name, arguments)) = words.split_first() else { return Ok(Flow::Continue) };
+    let Some((name, arguments)) = words.split_first() else {
+        return Ok(Flow::Continue);
+    };
     let once = session.out.once;
     let outcome = match find(name) {
         Some(command) => (command.run)(session, arguments),
@@ -92,11 +94,14 @@ pub(super) fn run_line(session: &mut Session, line: &str) -> Result<Flow, ()> {
 }
 
 fn find(word: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.name == word).or_else(|| {
-        COMMANDS
-            .iter()
-            .find(|command| command.name.starts_with(word) && word.len() >= command.shortest)
-    })
+    COMMANDS
+        .iter()
+        .find(|command| command.name == word)
+        .or_else(|| {
+            COMMANDS
+                .iter()
+                .find(|command| command.name.starts_with(word) && word.len() >= command.shortest)
+        })
 }
 
 fn help(session: &mut Session, arguments: &[String]) -> Outcome {
@@ -120,14 +125,18 @@ fn help(session: &mut Session, arguments: &[String]) -> Outcome {
 fn help_about(session: &mut Session, pattern: &str) {
     let word = pattern.trim_start_matches('.');
     let listed = || COMMANDS.iter().filter(|command| !command.about.is_empty());
-    let mut matching: Vec<&Command> = listed().filter(|command| command.name.starts_with(word)).collect();
+    let mut matching: Vec<&Command> = listed()
+        .filter(|command| command.name.starts_with(word))
+        .collect();
     if let [command] = matching[..] {
         session.print_bytes(command.help().as_bytes());
         return;
     }
     if matching.is_empty() {
         let lower = pattern.to_lowercase();
-        matching = listed().filter(|command| command.help().to_lowercase().contains(&lower)).collect();
+        matching = listed()
+            .filter(|command| command.help().to_lowercase().contains(&lower))
+            .collect();
     }
     if matching.is_empty() {
         session.print(&format!("Nothing matches '{pattern}'"));
@@ -151,7 +160,9 @@ fn switch(session: &mut Session, word: &str) -> bool {
         "on" | "yes" => true,
         "off" | "no" => false,
         _ => {
-            session.complain(&format!("ERROR: Not a boolean value: \"{word}\". Assuming \"no\"."));
+            session.complain(&format!(
+                "ERROR: Not a boolean value: \"{word}\". Assuming \"no\"."
+            ));
             false
         }
     }
@@ -186,7 +197,10 @@ mod tests {
     #[test]
     fn every_command_is_found_by_its_own_name() {
         for command in COMMANDS {
-            assert_eq!(find(command.name).map(|found| found.usage), Some(command.usage));
+            assert_eq!(
+                find(command.name).map(|found| found.usage),
+                Some(command.usage)
+            );
         }
     }
 }

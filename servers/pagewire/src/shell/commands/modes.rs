@@ -2,13 +2,18 @@
 
 use super::{Flow, Outcome, Session, switch, usage};
 use crate::shell::output::literal::identifier;
-use crate::shell::settings::{ExplainLayout, Mode, RECORD_SEPARATOR, Stats, UNIT_SEPARATOR, Wrapping};
+use crate::shell::settings::{
+    ExplainLayout, Mode, RECORD_SEPARATOR, Stats, UNIT_SEPARATOR, Wrapping,
+};
 
 /// Widest line of a cell after `.mode`, unless `--wrap` says otherwise.
 const DEFAULT_WRAP: usize = 60;
 
 pub(super) fn mode(session: &mut Session, arguments: &[String]) -> Outcome {
-    let mut wrapping = Wrapping { width: DEFAULT_WRAP, ..Wrapping::default() };
+    let mut wrapping = Wrapping {
+        width: DEFAULT_WRAP,
+        ..Wrapping::default()
+    };
     let (mut name, mut table) = (None, None);
     let (mut has_options, mut rest) = (false, arguments.iter());
     while let Some(word) = rest.next() {
@@ -25,14 +30,15 @@ pub(super) fn mode(session: &mut Session, arguments: &[String]) -> Outcome {
             },
             Some("quote") => wrapping.quote = true,
             Some("noquote") => wrapping.quote = false,
+            // Like sqlite3, which takes any word that is no option of its own for a name first.
+            _ if name.is_none() => name = Some(word.as_str()),
+            _ if table.is_none() => table = Some(word.as_str()),
             Some(_) => {
                 return Err(format!(
                     "unknown option: {word}\noptions:\n  --noquote\n  --quote\n  --wordwrap on/off\n  \
                      --wrap N\n  --ww"
                 ));
             }
-            None if name.is_none() => name = Some(word.as_str()),
-            None if table.is_none() => table = Some(word.as_str()),
             None => return Err(format!("extra argument: \"{word}\"")),
         }
         has_options |= option.is_some();
@@ -40,11 +46,11 @@ pub(super) fn mode(session: &mut Session, arguments: &[String]) -> Outcome {
     let Some(name) = name else {
         let format = &session.format;
         if has_options || format.mode.is_columnar() {
+            let text = format!("current output mode: {}", mode_text(session));
+            session.print(&text);
             if has_options {
                 session.format.wrapping = wrapping;
             }
-            let text = format!("current output mode: {}", mode_text(session));
-            session.print(&text);
         } else {
             let text = format!("current output mode: {}", format.mode.name());
             session.print(&text);
@@ -90,13 +96,18 @@ fn set_mode(session: &mut Session, word: &str, table: Option<&str>, wrapping: Wr
     } else if is("json") {
         (Mode::Json, None, None)
     } else {
-        return Err("Error: mode should be one of: ascii box column csv html insert json line list \
+        return Err(
+            "Error: mode should be one of: ascii box column csv html insert json line list \
                     markdown qbox quote table tabs tcl"
-            .to_owned());
+                .to_owned(),
+        );
     };
     format.mode = mode;
     if mode.is_columnar() {
-        format.wrapping = Wrapping { quote: wrapping.quote || word == "qbox", ..wrapping };
+        format.wrapping = Wrapping {
+            quote: wrapping.quote || word == "qbox",
+            ..wrapping
+        };
     }
     if let Some(separator) = column_separator {
         separator.clone_into(&mut format.column_separator);
@@ -113,7 +124,11 @@ fn mode_text(session: &Session) -> String {
     if !format.mode.is_columnar() {
         return name.to_owned();
     }
-    let Wrapping { width, at_words, quote } = format.wrapping;
+    let Wrapping {
+        width,
+        at_words,
+        quote,
+    } = format.wrapping;
     format!(
         "{name} --wrap {width} --wordwrap {} --{}quote",
         if at_words { "on" } else { "off" },
@@ -122,7 +137,9 @@ fn mode_text(session: &Session) -> String {
 }
 
 pub(super) fn null_value(session: &mut Session, arguments: &[String]) -> Outcome {
-    let [null] = arguments else { return usage(".nullvalue STRING") };
+    let [null] = arguments else {
+        return usage(".nullvalue STRING");
+    };
     session.format.null.clone_from(null);
     Ok(Flow::Continue)
 }
@@ -141,7 +158,10 @@ pub(super) fn separator(session: &mut Session, arguments: &[String]) -> Outcome 
 }
 
 pub(super) fn width(session: &mut Session, arguments: &[String]) -> Outcome {
-    session.format.widths = arguments.iter().map(|word| word.parse().unwrap_or(0)).collect();
+    session.format.widths = arguments
+        .iter()
+        .map(|word| word.parse().unwrap_or(0))
+        .collect();
     Ok(Flow::Continue)
 }
 
@@ -150,7 +170,8 @@ pub(super) fn show(session: &mut Session, arguments: &[String]) -> Outcome {
         return usage(".show");
     }
     let on = |value: bool| if value { "on" } else { "off" };
-    let c_text = |text: &str| String::from_utf8_lossy(&crate::shell::output::c_string(text)).into_owned();
+    let c_text =
+        |text: &str| String::from_utf8_lossy(&crate::shell::output::c_string(text)).into_owned();
     let (format, switches) = (&session.format, &session.switches);
     let explain = match switches.explain {
         ExplainLayout::Off => "off",
@@ -163,7 +184,11 @@ pub(super) fn show(session: &mut Session, arguments: &[String]) -> Outcome {
         Stats::Statement => "stmt",
         Stats::Steps => "vmstep",
     };
-    let widths: String = format.widths.iter().map(|width| format!("{width} ")).collect();
+    let widths: String = format
+        .widths
+        .iter()
+        .map(|width| format!("{width} "))
+        .collect();
     let lines = [
         ("echo", on(switches.echo).to_owned()),
         ("eqp", on(switches.query_plan).to_owned()),

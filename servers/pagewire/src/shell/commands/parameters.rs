@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
 use super::{Flow, Outcome, Session, sql_error, table::COMMANDS};
@@ -21,7 +22,10 @@ const LIMITS: [(&str, Limit); 12] = [
     ("vdbe_op", Limit::SQLITE_LIMIT_VDBE_OP),
     ("function_arg", Limit::SQLITE_LIMIT_FUNCTION_ARG),
     ("attached", Limit::SQLITE_LIMIT_ATTACHED),
-    ("like_pattern_length", Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH),
+    (
+        "like_pattern_length",
+        Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH,
+    ),
     ("variable_number", Limit::SQLITE_LIMIT_VARIABLE_NUMBER),
     ("trigger_depth", Limit::SQLITE_LIMIT_TRIGGER_DEPTH),
     ("worker_threads", Limit::SQLITE_LIMIT_WORKER_THREADS),
@@ -32,7 +36,7 @@ pub(super) fn parameter(session: &mut Session, arguments: &[String]) -> Outcome 
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["clear"] => connection.execute_batch("DROP TABLE IF EXISTS temp.sqlite_parameters"),
-        ["init"] => connection.execute_batch(CREATE_BINDINGS),
+        ["init"] => create_bindings(&connection),
         ["list"] => {
             let lines = bindings(&connection);
             let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -48,25 +52,42 @@ pub(super) fn parameter(session: &mut Session, arguments: &[String]) -> Outcome 
             // Without the table nothing is set.
             .or(Ok(())),
         _ => {
-            let help = COMMANDS.iter().find(|command| command.name == "parameter").map(super::Command::help);
+            let help = COMMANDS
+                .iter()
+                .find(|command| command.name == "parameter")
+                .map(super::Command::help);
             session.print_bytes(help.unwrap_or_default().as_bytes());
-            return Err(String::new());
+            Ok(())
         }
     };
-    outcome.map(|()| Flow::Continue).map_err(|error| sql_error(&error))
+    outcome
+        .map(|()| Flow::Continue)
+        .map_err(|error| sql_error(&error))
 }
 
 fn bindings(connection: &rusqlite::Connection) -> Vec<(String, String)> {
-    let Ok(mut select) = connection.prepare("SELECT key, quote(value) FROM temp.sqlite_parameters") else {
+    let Ok(mut select) = connection.prepare("SELECT key, quote(value) FROM temp.sqlite_parameters")
+    else {
         return Vec::new();
     };
     let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
-    rows.map(|rows| rows.flatten().collect()).unwrap_or_default()
+    rows.map(|rows| rows.flatten().collect())
+        .unwrap_or_default()
+}
+
+/// The name is reserved for SQLite itself, which makes way for a writable schema.
+fn create_bindings(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    let writable = DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA;
+    let before = connection.db_config(writable)?;
+    connection.set_db_config(writable, true)?;
+    let outcome = connection.execute_batch(CREATE_BINDINGS);
+    connection.set_db_config(writable, before)?;
+    outcome
 }
 
 /// The value is an SQL expression, or else text.
 fn set(connection: &rusqlite::Connection, key: &str, value: &str) -> rusqlite::Result<()> {
-    connection.execute_batch(CREATE_BINDINGS)?;
+    create_bindings(connection)?;
     let insert = format!("REPLACE INTO temp.sqlite_parameters(key,value) VALUES(?1,{value})");
     if let Ok(mut statement) = connection.prepare(&insert)
         && statement.parameter_count() == 1
@@ -87,7 +108,10 @@ pub(super) fn limit(session: &mut Session, arguments: &[String]) -> Outcome {
         }
         return Ok(Flow::Continue);
     };
-    let matching: Vec<_> = LIMITS.iter().filter(|(name, _)| name.starts_with(word.as_str())).collect();
+    let matching: Vec<_> = LIMITS
+        .iter()
+        .filter(|(name, _)| name.starts_with(word.as_str()))
+        .collect();
     let exact = matching.iter().find(|(name, _)| name == word).copied();
     let found = match (exact, &matching[..]) {
         (Some(found), _) => found,
@@ -101,15 +125,22 @@ pub(super) fn limit(session: &mut Session, arguments: &[String]) -> Outcome {
     };
     if let Some(value) = arguments.get(1) {
         let value: i32 = value.parse().unwrap_or(0);
-        connection.set_limit(found.1, value).map_err(|error| sql_error(&error))?;
+        connection
+            .set_limit(found.1, value)
+            .map_err(|error| sql_error(&error))?;
     }
-    let value = connection.limit(found.1).map_err(|error| sql_error(&error))?;
+    let value = connection
+        .limit(found.1)
+        .map_err(|error| sql_error(&error))?;
     session.print(&format!("{:>20} {value}", found.0));
     Ok(Flow::Continue)
 }
 
 pub(super) fn timeout(session: &mut Session, arguments: &[String]) -> Outcome {
-    let milliseconds = arguments.first().and_then(|word| word.parse().ok()).unwrap_or(0);
+    let milliseconds = arguments
+        .first()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0);
     session
         .db()?
         .busy_timeout(Duration::from_millis(milliseconds))

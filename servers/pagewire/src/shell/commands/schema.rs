@@ -25,7 +25,12 @@ fn literal(text: &str) -> String {
 }
 
 pub(super) fn tables(session: &mut Session, arguments: &[String]) -> Outcome {
-    list(session, arguments, "type IN ('table','view') AND name NOT LIKE 'sqlite_%'", "name")
+    list(
+        session,
+        arguments,
+        "type IN ('table','view') AND name NOT LIKE 'sqlite_%'",
+        "name",
+    )
 }
 
 pub(super) fn indexes(session: &mut Session, arguments: &[String]) -> Outcome {
@@ -41,7 +46,11 @@ fn list(session: &mut Session, arguments: &[String], which: &str, matched: &str)
         let selects: Vec<String> = databases_of(&connection)?
             .iter()
             .map(|database| {
-                let prefix = if database == "main" { String::new() } else { format!("{database}.") };
+                let prefix = if database == "main" {
+                    String::new()
+                } else {
+                    format!("{database}.")
+                };
                 format!(
                     "SELECT {}||name FROM {} WHERE {which} AND {matched} LIKE ?1",
                     literal(&prefix),
@@ -51,7 +60,10 @@ fn list(session: &mut Session, arguments: &[String], which: &str, matched: &str)
             .collect();
         let sql = format!("{} ORDER BY 1", selects.join(" UNION ALL "));
         let pattern = arguments.first().map_or("%", String::as_str);
-        connection.prepare(&sql)?.query_map([pattern], |row| row.get(0))?.collect()
+        connection
+            .prepare(&sql)?
+            .query_map([pattern], |row| row.get(0))?
+            .collect()
     })()
     .map_err(|error| sql_error(&error))?;
     print_in_columns(session, &names);
@@ -67,8 +79,11 @@ fn print_in_columns(session: &mut Session, names: &[String]) {
     let columns = (80 / (widest + 2)).max(1);
     let rows = names.len().div_ceil(columns);
     for row in 0..rows {
-        let line: Vec<String> =
-            names[row..].iter().step_by(rows).map(|name| format!("{name:<widest$}")).collect();
+        let line: Vec<String> = names[row..]
+            .iter()
+            .step_by(rows)
+            .map(|name| format!("{name:<widest$}"))
+            .collect();
         session.print(&line.join("  "));
     }
 }
@@ -78,13 +93,20 @@ pub(super) fn databases(session: &mut Session, _: &[String]) -> Outcome {
     let files = (|| -> rusqlite::Result<Vec<(String, String)>> {
         let mut list = connection.prepare("PRAGMA database_list")?;
         let rows = list.query_map([], |row| {
-            Ok((row.get(1)?, row.get::<_, Option<String>>(2)?.unwrap_or_default()))
+            Ok((
+                row.get(1)?,
+                row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+            ))
         })?;
         rows.collect()
     })()
     .map_err(|error| sql_error(&error))?;
     for (name, file) in files {
-        let access = if connection.is_readonly(name.as_str()).unwrap_or(false) { "r/o" } else { "r/w" };
+        let access = if connection.is_readonly(name.as_str()).unwrap_or(false) {
+            "r/o"
+        } else {
+            "r/w"
+        };
         let transaction = match connection.transaction_state(Some(name.as_str())) {
             Ok(TransactionState::Read) => " read-txn",
             Ok(TransactionState::Write) => " write-txn",
@@ -109,25 +131,38 @@ pub(super) fn schema(session: &mut Session, arguments: &[String]) -> Outcome {
     }
     let connection = session.db()?;
     if let Some(pattern) = pattern {
-        for name in ["sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema"] {
+        for name in [
+            "sqlite_master",
+            "sqlite_schema",
+            "sqlite_temp_master",
+            "sqlite_temp_schema",
+        ] {
             if like(&connection, pattern, name) && !pattern.contains('%') {
                 let temporary = if name.contains("temp") { "TEMP " } else { "" };
-                session.print(&format!("CREATE {temporary}TABLE {name} {SCHEMA_OF_SCHEMA}"));
+                session.print(&format!(
+                    "CREATE {temporary}TABLE {name} {SCHEMA_OF_SCHEMA}"
+                ));
                 return Ok(Flow::Continue);
             }
         }
     }
-    let statements = statements(&connection, pattern, no_system).map_err(|error| sql_error(&error))?;
+    let statements =
+        statements(&connection, pattern, no_system).map_err(|error| sql_error(&error))?;
     for statement in statements {
-        let text =
-            if indent { dump::indented(&statement) } else { format!("{};\n", dump::schema_line(&statement)) };
+        let text = if indent {
+            dump::indented(&statement)
+        } else {
+            format!("{};\n", dump::schema_line(&statement))
+        };
         session.print_bytes(text.as_bytes());
     }
     Ok(Flow::Continue)
 }
 
 fn like(connection: &Connection, pattern: &str, name: &str) -> bool {
-    connection.query_row("SELECT ?2 LIKE ?1", [pattern, name], |row| row.get(0)).unwrap_or(false)
+    connection
+        .query_row("SELECT ?2 LIKE ?1", [pattern, name], |row| row.get(0))
+        .unwrap_or(false)
 }
 
 /// The CREATE statements of all databases, with what SQLite does not store: the database's name,
@@ -151,14 +186,19 @@ fn statements(
             (Some(pattern), true) => format!("{name} GLOB {}", literal(&pattern.to_lowercase())),
             (Some(pattern), false) => format!("{name} LIKE {} ESCAPE '\\'", literal(pattern)),
         };
-        let system = if no_system { " AND name NOT LIKE 'sqlite__%' ESCAPE '_'" } else { "" };
+        let system = if no_system {
+            " AND name NOT LIKE 'sqlite__%' ESCAPE '_'"
+        } else {
+            ""
+        };
         let sql = format!(
             "SELECT sql, name FROM {} WHERE sql IS NOT NULL AND {condition}{system} ORDER BY rowid",
             schema_table(&database)
         );
         let mut select = connection.prepare(&sql)?;
-        let rows: Vec<(String, String)> =
-            select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+        let rows: Vec<(String, String)> = select
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
         for (sql, name) in rows {
             found.push(with_context(connection, &database, &sql, &name));
         }
@@ -168,10 +208,26 @@ fn statements(
 
 fn with_context(connection: &Connection, database: &str, sql: &str, name: &str) -> String {
     let mut text = sql.to_owned();
-    let Some(rest) = sql.strip_prefix("CREATE ") else { return text };
-    for kind in ["TABLE ", "INDEX ", "UNIQUE INDEX ", "VIEW ", "TRIGGER ", "VIRTUAL TABLE "] {
-        let Some(object) = rest.strip_prefix(kind) else { continue };
-        let prefix = if database == "main" { String::new() } else { format!("{}.", identifier(database)) };
+    let Some(rest) = sql.strip_prefix("CREATE ") else {
+        return text;
+    };
+    for kind in [
+        "TABLE ",
+        "INDEX ",
+        "UNIQUE INDEX ",
+        "VIEW ",
+        "TRIGGER ",
+        "VIRTUAL TABLE ",
+    ] {
+        let Some(object) = rest.strip_prefix(kind) else {
+            continue;
+        };
+        let prefix = match database {
+            "main" => String::new(),
+            // A keyword, but nobody quotes it.
+            "temp" => "temp.".to_owned(),
+            database => format!("{}.", identifier(database)),
+        };
         text = format!("CREATE {kind}{prefix}{object}");
         if kind.starts_with('V')
             && let Some(columns) = columns(connection, database, name)
@@ -184,7 +240,11 @@ fn with_context(connection: &Connection, database: &str, sql: &str, name: &str) 
 }
 
 fn columns(connection: &Connection, database: &str, table: &str) -> Option<String> {
-    let sql = format!("PRAGMA {}.table_info={}", identifier(database), identifier(table));
+    let sql = format!(
+        "PRAGMA {}.table_info={}",
+        identifier(database),
+        identifier(table)
+    );
     let mut info = connection.prepare(&sql).ok()?;
     let rows = info.query_map([], |row| row.get::<_, String>(1)).ok()?;
     let names: Vec<String> = rows.flatten().map(|name| identifier(&name)).collect();
@@ -199,7 +259,10 @@ pub(super) fn full_schema(session: &mut Session, arguments: &[String]) -> Outcom
     };
     let connection = session.db()?;
     let query = |sql: &str| -> rusqlite::Result<Vec<String>> {
-        connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+        connection
+            .prepare(sql)?
+            .query_map([], |row| row.get(0))?
+            .collect()
     };
     let statements = query(
         "SELECT sql FROM (SELECT sql, type, tbl_name, name, rowid x FROM sqlite_schema UNION ALL \
@@ -208,8 +271,11 @@ pub(super) fn full_schema(session: &mut Session, arguments: &[String]) -> Outcom
     )
     .map_err(|error| sql_error(&error))?;
     for statement in statements {
-        let text =
-            if indent { dump::indented(&statement) } else { format!("{};\n", dump::schema_line(&statement)) };
+        let text = if indent {
+            dump::indented(&statement)
+        } else {
+            format!("{};\n", dump::schema_line(&statement))
+        };
         session.print_bytes(text.as_bytes());
     }
     let statistics = query("SELECT name FROM sqlite_schema WHERE name GLOB 'sqlite_stat[134]'")
@@ -220,8 +286,15 @@ pub(super) fn full_schema(session: &mut Session, arguments: &[String]) -> Outcom
     }
     session.print("ANALYZE sqlite_schema;");
     for table in statistics {
-        dump::rows(&connection, &table, &["*".to_owned()], &table, true, &mut session.out)
-            .map_err(|failure| format!("Error: {}", failure.message))?;
+        dump::rows(
+            &connection,
+            &table,
+            &["*".to_owned()],
+            &table,
+            true,
+            &mut session.out,
+        )
+        .map_err(|failure| format!("Error: {}", failure.message))?;
     }
     session.print("ANALYZE sqlite_schema;");
     Ok(Flow::Continue)

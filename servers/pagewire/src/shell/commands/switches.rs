@@ -13,38 +13,50 @@ fn one(arguments: &[String]) -> Option<&str> {
 }
 
 pub(super) fn bail(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".bail on|off") };
+    let Some(word) = one(arguments) else {
+        return usage(".bail on|off");
+    };
     session.switches.bail = switch(session, word);
     Ok(Flow::Continue)
 }
 
 pub(super) fn changes(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".changes on|off") };
+    let Some(word) = one(arguments) else {
+        return usage(".changes on|off");
+    };
     session.switches.changes = switch(session, word);
     Ok(Flow::Continue)
 }
 
 pub(super) fn echo(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".echo on|off") };
+    let Some(word) = one(arguments) else {
+        return usage(".echo on|off");
+    };
     session.switches.echo = switch(session, word);
     Ok(Flow::Continue)
 }
 
 pub(super) fn headers(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".headers on|off") };
+    let Some(word) = one(arguments) else {
+        return usage(".headers on|off");
+    };
     session.format.headers = switch(session, word);
     session.format.headers_chosen = true;
     Ok(Flow::Continue)
 }
 
 pub(super) fn timer(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".timer on|off") };
+    let Some(word) = one(arguments) else {
+        return usage(".timer on|off");
+    };
     session.switches.timer = switch(session, word);
     Ok(Flow::Continue)
 }
 
 pub(super) fn query_plan(session: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = one(arguments) else { return usage(".eqp off|on|trace|trigger|full") };
+    let Some(word) = one(arguments) else {
+        return usage(".eqp off|on|trace|trigger|full");
+    };
     session.switches.query_plan = word == "full" || switch(session, word);
     Ok(Flow::Continue)
 }
@@ -99,8 +111,14 @@ pub(super) fn quit(_: &mut Session, _: &[String]) -> Outcome {
 }
 
 pub(super) fn exit(_: &mut Session, arguments: &[String]) -> Outcome {
-    let Some(word) = arguments.first() else { return Ok(Flow::Quit) };
+    let Some(word) = arguments.first() else {
+        return Ok(Flow::Quit);
+    };
     let code: i64 = word.parse().unwrap_or(0);
     // The kernel keeps eight bits of it.
-    Ok(if code == 0 { Flow::Quit } else { Flow::Exit(ExitCode::from((code & 0xff) as u8)) })
+    Ok(if code == 0 {
+        Flow::Quit
+    } else {
+        Flow::Exit(ExitCode::from((code & 0xff) as u8))
+    })
 }

@@ -4,7 +4,7 @@
 
 use super::literal::sql_literal;
 use super::{RowSink, width, write};
-use crate::shell::raw::{Query, SqlFailure};
+use crate::shell::raw::{Class, Query, SqlFailure};
 use crate::shell::settings::{Format, Mode};
 
 /// Lines of text that share a row of the table.
@@ -41,7 +41,10 @@ pub(super) fn print(
         .zip(&limits)
         .map(|(name, limit)| next_line(name.as_bytes(), *limit, format.wrapping.at_words).0)
         .collect();
-    let mut grid = Grid { lines: Vec::new(), ends_row: Vec::new() };
+    let mut grid = Grid {
+        lines: Vec::new(),
+        ends_row: Vec::new(),
+    };
     let outcome = loop {
         grid.push_row(query, &limits, format);
         match query.step() {
@@ -50,8 +53,10 @@ pub(super) fn print(
             Err(failure) => break Err(failure),
         }
     };
-    let mut widths: Vec<usize> =
-        format.widths[..count].iter().map(|width| width.unsigned_abs() as usize).collect();
+    let mut widths: Vec<usize> = format.widths[..count]
+        .iter()
+        .map(|width| width.unsigned_abs() as usize)
+        .collect();
     for line in std::iter::once(&names).chain(&grid.lines) {
         for (column, cell) in line.iter().enumerate() {
             widths[column] = widths[column].max(width(cell));
@@ -67,9 +72,12 @@ impl Grid {
         let mut rest: Vec<Option<Vec<u8>>> = (0..limits.len())
             .map(|column| {
                 Some(if format.wrapping.quote {
-                    sql_literal(query, column)
+                    lowercase_blob(query, column)
                 } else {
-                    query.text(column).unwrap_or(format.null.as_bytes()).to_vec()
+                    query
+                        .text(column)
+                        .unwrap_or(format.null.as_bytes())
+                        .to_vec()
                 })
             })
             .collect();
@@ -85,6 +93,15 @@ impl Grid {
             self.ends_row.push(rest.iter().all(Option::is_none));
         }
     }
+}
+
+/// A literal as the columnar modes quote it: blobs begin with a small x.
+fn lowercase_blob(query: &mut Query<'_>, column: usize) -> Vec<u8> {
+    let mut literal = sql_literal(query, column);
+    if query.class(column) == Class::Blob {
+        literal[0] = b'x';
+    }
+    literal
 }
 
 /// The first display line of `text` within `limit` code points (0: no limit) with its tabs
@@ -112,7 +129,7 @@ fn next_line(text: &[u8], limit: usize, at_words: bool) -> (Vec<u8>, Option<usiz
         }
     }
     let mut cut = end;
-    if columns >= limit && at_words && end < text.len() && text[end] > b' ' {
+    if columns >= limit && at_words {
         cut = word_break(text, end);
         if cut < end {
             end = cut;
@@ -124,7 +141,9 @@ fn next_line(text: &[u8], limit: usize, at_words: bool) -> (Vec<u8>, Option<usiz
     let next = match text.get(end) {
         None => None,
         Some(b' '..) if columns >= limit => Some(end),
-        Some(b'\r') if text.get(end + 1) == Some(&b'\n') => (end + 2 < text.len()).then_some(end + 2),
+        Some(b'\r') if text.get(end + 1) == Some(&b'\n') => {
+            (end + 2 < text.len()).then_some(end + 2)
+        }
         Some(_) if end + 1 == text.len() => None,
         Some(b' '..) => Some(end),
         Some(_) => Some(end + 1),
@@ -140,8 +159,9 @@ fn word_break(text: &[u8], end: usize) -> usize {
         .find(|at| text[at - 1].is_ascii_whitespace())
         .or_else(|| {
             candidates().find(|at| {
-                let (left, right) = (text[at - 1], text[*at]);
-                left.is_ascii_alphanumeric() != right.is_ascii_alphanumeric() && right & 0xc0 != 0x80
+                let (left, right) = (text[at - 1], text.get(*at).copied().unwrap_or(0));
+                left.is_ascii_alphanumeric() != right.is_ascii_alphanumeric()
+                    && right & 0xc0 != 0x80
             })
         })
         .unwrap_or(end)
@@ -236,7 +256,8 @@ impl Layout<'_> {
         write(out, &text);
         match mode {
             Mode::Column => {
-                let dashes: Vec<String> = self.widths.iter().map(|width| "-".repeat(*width)).collect();
+                let dashes: Vec<String> =
+                    self.widths.iter().map(|width| "-".repeat(*width)).collect();
                 write(out, format!("{}\n", dashes.join("  ")).as_bytes());
             }
             Mode::Box => self.print_rule("├", "┼", "┤", "─", out),
@@ -247,8 +268,15 @@ impl Layout<'_> {
 
     /// A horizontal line across the table.
     fn print_rule(&self, left: &str, cross: &str, right: &str, dash: &str, out: &mut dyn RowSink) {
-        let parts: Vec<String> = self.widths.iter().map(|width| dash.repeat(width + 2)).collect();
-        write(out, format!("{left}{}{right}\n", parts.join(cross)).as_bytes());
+        let parts: Vec<String> = self
+            .widths
+            .iter()
+            .map(|width| dash.repeat(width + 2))
+            .collect();
+        write(
+            out,
+            format!("{left}{}{right}\n", parts.join(cross)).as_bytes(),
+        );
     }
 
     fn push_padded(&self, text: &mut Vec<u8>, column: usize, cell: &[u8]) {
@@ -283,7 +311,7 @@ mod tests {
     #[test]
     fn long_text_wraps_at_the_limit_or_between_words() {
         assert_eq!(lines("abcdefgh", 3, false), ["abc", "def", "gh"]);
-        assert_eq!(lines("ab cdef gh", 6, true), ["ab ", "cdef ", "gh"]);
+        assert_eq!(lines("ab cdef gh", 6, true), ["ab cde", "f gh"]);
         assert_eq!(lines("ééé", 2, false), ["éé", "é"]);
     }
 

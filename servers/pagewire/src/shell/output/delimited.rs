@@ -11,9 +11,15 @@ pub(super) fn print(query: &mut Query<'_>, format: &Format, row: usize, out: &mu
     let mut line = Vec::new();
     if row == 0 && format.headers {
         let names = query.column_names();
-        join(&mut line, format, names.iter().map(|name| header(name.as_bytes(), format)));
+        join(
+            &mut line,
+            format,
+            names.iter().map(|name| header(name.as_bytes(), format)),
+        );
     }
-    let cells: Vec<Vec<u8>> = (0..count).map(|column| cell(query, column, format)).collect();
+    let cells: Vec<Vec<u8>> = (0..count)
+        .map(|column| cell(query, column, format))
+        .collect();
     join(&mut line, format, cells.into_iter());
     write(out, &line);
 }
@@ -54,7 +60,8 @@ fn cell(query: &mut Query<'_>, column: usize, format: &Format) -> Vec<u8> {
 fn csv_field(text: &[u8], separator: &str) -> Vec<u8> {
     let special = |byte: &u8| *byte <= b' ' || *byte >= 0x7f || matches!(*byte, b'"' | b'\'');
     let separator = separator.as_bytes();
-    let splits = separator.is_empty() || text.windows(separator.len()).any(|part| part == separator);
+    let splits =
+        separator.is_empty() || text.windows(separator.len()).any(|part| part == separator);
     if !text.is_empty() && !splits && !text.iter().any(special) {
         return text.to_vec();
     }

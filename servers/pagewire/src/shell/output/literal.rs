@@ -9,7 +9,11 @@ pub(super) fn print_insert(query: &mut Query<'_>, format: &Format, out: &mut dyn
     let count = query.column_count();
     let mut line = format!("INSERT INTO {}", format.insert_table).into_bytes();
     if format.headers {
-        let names: Vec<String> = query.column_names().iter().map(|name| identifier(name)).collect();
+        let names: Vec<String> = query
+            .column_names()
+            .iter()
+            .map(|name| identifier(name))
+            .collect();
         line.extend_from_slice(format!("({})", names.join(",")).as_bytes());
     }
     for column in 0..count {
@@ -21,7 +25,11 @@ pub(super) fn print_insert(query: &mut Query<'_>, format: &Format, out: &mut dyn
 }
 
 /// A cell as `.dump` and the insert mode write it: it reads back as the same value.
-pub(in crate::shell) fn insert_literal(query: &mut Query<'_>, column: usize, raw_newlines: bool) -> Vec<u8> {
+pub(in crate::shell) fn insert_literal(
+    query: &mut Query<'_>,
+    column: usize,
+    raw_newlines: bool,
+) -> Vec<u8> {
     match query.class(column) {
         Class::Real => lossless_real(query.real(column), true).into_bytes(),
         Class::Text if !raw_newlines => quoted_on_one_line(query.text(column).unwrap_or_default()),
@@ -37,7 +45,11 @@ pub(super) fn sql_literal(query: &mut Query<'_>, column: usize) -> Vec<u8> {
         Class::Real => lossless_real(query.real(column), false).into_bytes(),
         Class::Text => quoted(query.text(column).unwrap_or_default()),
         Class::Blob => {
-            let hex: String = query.blob(column).iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = query
+                .blob(column)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             format!("X'{hex}'").into_bytes()
         }
     }
@@ -63,7 +75,9 @@ fn quoted_on_one_line(text: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::with_capacity(text.len());
     for byte in text {
         match (*byte, &line_feed, &carriage_return) {
-            (b'\n', Some(word), _) | (b'\r', _, Some(word)) => escaped.extend_from_slice(word.as_bytes()),
+            (b'\n', Some(word), _) | (b'\r', _, Some(word)) => {
+                escaped.extend_from_slice(word.as_bytes())
+            }
             (byte, _, _) => escaped.push(byte),
         }
     }
@@ -97,9 +111,14 @@ fn unused(text: &[u8], first: &str, second: &str) -> String {
 pub(in crate::shell) fn lossless_real(real: f64, as_sql: bool) -> String {
     if real.is_infinite() {
         let sign = if real < 0.0 { "-" } else { "" };
-        return if as_sql { format!("{sign}1e999") } else { format!("{sign}Inf") };
+        return if as_sql {
+            format!("{sign}1e999")
+        } else {
+            format!("{sign}Inf")
+        };
     }
-    // The exact decimal expansion, rounded to 20 digits; SQLite's own printf rounds earlier.
+    // The exact decimal expansion, rounded to 20 digits. sqlite3 3.40 computes it in 80-bit floats,
+    // so its last digits may differ; both read back as the same number.
     let text = format!("{:.19e}", real.abs());
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -121,15 +140,26 @@ pub(in crate::shell) fn lossless_real(real: f64, as_sql: bool) -> String {
     let point = usize::try_from(exponent).unwrap_or(0) + 1;
     let whole = format!("{digits:0<point$}");
     let (whole, fraction) = whole.split_at(point);
-    format!("{sign}{whole}.{}", if fraction.is_empty() { "0" } else { fraction })
+    format!(
+        "{sign}{whole}.{}",
+        if fraction.is_empty() { "0" } else { fraction }
+    )
 }
 
 /// An identifier, quoted if it is not a plain word or is a keyword.
 pub(in crate::shell) fn identifier(name: &str) -> String {
     let starts = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    let keyword = raw::keywords().iter().any(|keyword| keyword.eq_ignore_ascii_case(name));
-    if starts && plain && !keyword { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    let plain = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let keyword = raw::keywords()
+        .iter()
+        .any(|keyword| keyword.eq_ignore_ascii_case(name));
+    if starts && plain && !keyword {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 #[cfg(test)]
@@ -145,8 +175,8 @@ mod tests {
             (-2.5, "-2.5"),
             (1e20, "1.0e+20"),
             (1e19, "10000000000000000000.0"),
-            (1.0 / 3.0, "0.33333333333333331482"),
-            (1.5e-5, "1.5000000000000000381e-05"),
+            (1.0 / 3.0, "0.33333333333333331483"),
+            (1.5e-5, "1.500000000000000038e-05"),
             (f64::INFINITY, "1e999"),
         ] {
             assert_eq!(lossless_real(real, true), text);
@@ -155,7 +185,10 @@ mod tests {
 
     #[test]
     fn line_ends_become_replace_calls_with_an_unused_word() {
-        assert_eq!(quoted_on_one_line(b"a\nb"), b"replace('a\\nb','\\n',char(10))");
+        assert_eq!(
+            quoted_on_one_line(b"a\nb"),
+            b"replace('a\\nb','\\n',char(10))"
+        );
         assert_eq!(
             quoted_on_one_line(b"a\\n\r\n\\012"),
             b"replace(replace('a\\n\\r(\\n0)\\012','\\r',char(13)),'(\\n0)',char(10))"

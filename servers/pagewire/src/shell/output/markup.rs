@@ -6,7 +6,12 @@ use crate::shell::raw::{Class, Query};
 use crate::shell::settings::Format;
 
 /// One `name = value` a line.
-pub(super) fn print_line(query: &mut Query<'_>, format: &Format, row: usize, out: &mut dyn RowSink) {
+pub(super) fn print_line(
+    query: &mut Query<'_>,
+    format: &Format,
+    row: usize,
+    out: &mut dyn RowSink,
+) {
     let names = query.column_names();
     let width = names.iter().map(String::len).max().unwrap_or(0).max(5);
     let mut text = Vec::new();
@@ -24,7 +29,12 @@ pub(super) fn print_line(query: &mut Query<'_>, format: &Format, row: usize, out
 }
 
 /// A table row of HTML.
-pub(super) fn print_html(query: &mut Query<'_>, format: &Format, row: usize, out: &mut dyn RowSink) {
+pub(super) fn print_html(
+    query: &mut Query<'_>,
+    format: &Format,
+    row: usize,
+    out: &mut dyn RowSink,
+) {
     let mut text = Vec::new();
     if row == 0 && format.headers {
         text.extend_from_slice(b"<TR>");
@@ -35,7 +45,11 @@ pub(super) fn print_html(query: &mut Query<'_>, format: &Format, row: usize, out
     }
     text.extend_from_slice(b"<TR>");
     for column in 0..query.column_count() {
-        push_html(&mut text, "TD", query.text(column).unwrap_or(format.null.as_bytes()));
+        push_html(
+            &mut text,
+            "TD",
+            query.text(column).unwrap_or(format.null.as_bytes()),
+        );
     }
     text.extend_from_slice(b"</TR>\n");
     write(out, &text);
@@ -58,7 +72,11 @@ fn push_html(text: &mut Vec<u8>, tag: &str, cell: &[u8]) {
 
 /// An object of the array; the caller closes the array.
 pub(super) fn print_json(query: &mut Query<'_>, row: usize, out: &mut dyn RowSink) {
-    let mut text = if row == 0 { b"[{".to_vec() } else { b",\n{".to_vec() };
+    let mut text = if row == 0 {
+        b"[{".to_vec()
+    } else {
+        b",\n{".to_vec()
+    };
     for column in 0..query.column_count() {
         if column > 0 {
             text.push(b',');
@@ -67,7 +85,9 @@ pub(super) fn print_json(query: &mut Query<'_>, row: usize, out: &mut dyn RowSin
         text.push(b':');
         match query.class(column) {
             Class::Null => text.extend_from_slice(b"null"),
-            Class::Real => text.extend_from_slice(lossless_real(query.real(column), true).as_bytes()),
+            Class::Real => {
+                text.extend_from_slice(lossless_real(query.real(column), true).as_bytes())
+            }
             Class::Integer => text.extend_from_slice(query.text(column).unwrap_or_default()),
             Class::Text => push_json_string(&mut text, query.text(column).unwrap_or_default()),
             Class::Blob => push_json_string(&mut text, query.blob(column)),

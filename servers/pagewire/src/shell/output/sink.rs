@@ -11,7 +11,10 @@ use super::RowSink;
 enum Target {
     Stdout(BufWriter<Stdout>),
     File(BufWriter<File>),
-    Pipe { child: Child, input: Option<BufWriter<ChildStdin>> },
+    Pipe {
+        child: Child,
+        input: Option<BufWriter<ChildStdin>>,
+    },
 }
 
 /// The current output of the shell.
@@ -90,7 +93,9 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.broken {
-            let outcome = self.writer().map_or(Ok(()), |writer| writer.write_all(bytes));
+            let outcome = self
+                .writer()
+                .map_or(Ok(()), |writer| writer.write_all(bytes));
             self.broken = outcome.is_err();
         }
         Ok(bytes.len())
