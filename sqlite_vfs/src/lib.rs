@@ -1,1 +1,57 @@
-//! The SQLite VFS of Pagewire.
+//! The SQLite VFS of Pagewire: an unmodified SQLite on pages that live in a page server.
+//!
+//! A guest in a stranger's process: it never panics out, prints, exits or installs global hooks. `ffi` is the only folder
+//! that meets SQLite's C interface; everything behind it is safe code that knows pages, snapshots and transactions.
+//!
+//! ```text
+//! ffi/        C call -> safe call
+//! connection/ which snapshot, which overlay, when it is a commit
+//! file/       journals and temporary bytes, private to the process
+//! database/   one database of this process: lease, head, commits
+//! cache/      (database, page, version) -> bytes
+//! client/     domain request -> gRPC call, deadlines, the session
+//! ```
+
+mod cache;
+mod client;
+mod clock;
+mod connection;
+mod database;
+mod error;
+#[allow(unsafe_code)]
+mod ffi;
+mod file;
+mod process;
+mod settings;
+
+pub use client::counters::{CallCount, CallKind};
+pub use ffi::{ApiRoutines, pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
+
+/// Counts of calls of this process, by kind: what the table-valued function `pagewire_rpc` shows.
+pub fn rpc_count(kind: CallKind) -> CallCount {
+    client::counters::COUNTERS.read(kind)
+}
+
+/// The entry point for `sqlite3_auto_extension`, for Rust programs that bring a SQLite of their own: registers the VFS and,
+/// with each new connection, the functions and tables of Pagewire.
+///
+/// With rusqlite:
+///
+/// ```no_run
+/// # #[allow(unsafe_code)]
+/// # fn main() -> rusqlite::Result<()> {
+/// // SAFETY: the two signatures differ only in the Rust names of SQLite's opaque types.
+/// let init: rusqlite::auto_extension::RawAutoExtension = unsafe { std::mem::transmute(pagewire::AUTO_EXTENSION) };
+/// // SAFETY: the entry point is made for this.
+/// unsafe { rusqlite::auto_extension::register_auto_extension(init)? };
+/// // The first connection registers the VFS.
+/// rusqlite::Connection::open_in_memory()?;
+/// let db = rusqlite::Connection::open("file:app.db?vfs=pagewire")?;
+/// # Ok(())
+/// # }
+/// ```
+pub const AUTO_EXTENSION: unsafe extern "C" fn(
+    *mut ffi::Sqlite3,
+    *mut *mut std::ffi::c_char,
+    *const ApiRoutines,
+) -> std::ffi::c_int = pagewire_auto_init;
