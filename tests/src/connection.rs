@@ -14,8 +14,12 @@ pub fn register() {
         #[expect(unsafe_code, reason = "loading a library is what is under test")]
         // SAFETY: the library is the one that this workspace has built; its entry point is SQLite's.
         unsafe {
-            connection.load_extension_enable().expect("enable extensions");
-            connection.load_extension(target_dir().join("libpagewire.so"), None::<&str>).expect("load the extension");
+            connection
+                .load_extension_enable()
+                .expect("enable extensions");
+            connection
+                .load_extension(target_dir().join("libpagewire.so"), None::<&str>)
+                .expect("load the extension");
         }
     });
 }
@@ -34,7 +38,9 @@ pub fn uri(endpoint: &str, name: &str, more: &[&str]) -> String {
 pub fn open_uri(uri: &str) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(
         uri,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_URI,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_URI,
     )
 }
 
@@ -65,12 +71,17 @@ pub fn rows(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>>
 
 /// The one value of a query.
 pub fn number(connection: &Connection, sql: &str) -> i64 {
-    connection.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    connection
+        .query_row(sql, [], |row| row.get(0))
+        .unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
 /// Panics unless the database is sound.
 pub fn assert_sound(connection: &Connection) {
-    assert_eq!(rows(connection, "PRAGMA integrity_check").expect("integrity_check"), ["ok"]);
+    assert_eq!(
+        rows(connection, "PRAGMA integrity_check").expect("integrity_check"),
+        ["ok"]
+    );
 }
 
 /// Round trips of this process that somebody waited for.
@@ -87,8 +98,9 @@ pub fn cost(connection: &Connection, action: impl FnOnce(&Connection)) -> i64 {
 
 /// What the library says about its last error in this process.
 pub fn last_error(connection: &Connection) -> String {
-    let text: Option<String> =
-        connection.query_row("SELECT pagewire_last_error()", [], |row| row.get(0)).expect("pagewire_last_error");
+    let text: Option<String> = connection
+        .query_row("SELECT pagewire_last_error()", [], |row| row.get(0))
+        .expect("pagewire_last_error");
     text.unwrap_or_default()
 }
 

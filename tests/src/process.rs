@@ -52,7 +52,11 @@ impl Guest {
                 }
             }
         });
-        Self { child, stdin, lines }
+        Self {
+            child,
+            stdin,
+            lines,
+        }
     }
 
     /// Opens `uri` as connection `name`.
@@ -75,7 +79,8 @@ impl Guest {
 
     /// Runs one statement that has to succeed.
     pub fn ok(&mut self, name: &str, sql: &str) -> Vec<String> {
-        self.sql(name, sql).unwrap_or_else(|failure| panic!("{sql}: {failure:?}"))
+        self.sql(name, sql)
+            .unwrap_or_else(|failure| panic!("{sql}: {failure:?}"))
     }
 
     /// Sends a statement without waiting for [`Guest::answer`].
@@ -87,12 +92,18 @@ impl Guest {
     pub fn answer(&mut self) -> Answer {
         let mut rows = Vec::new();
         loop {
-            let line = self.lines.recv_timeout(ANSWER).unwrap_or_else(|error| panic!("the guest hangs or died: {error}"));
+            let line = self
+                .lines
+                .recv_timeout(ANSWER)
+                .unwrap_or_else(|error| panic!("the guest hangs or died: {error}"));
             match line.split_once(' ') {
                 Some(("row", row)) => rows.push(row.to_owned()),
                 Some(("err", rest)) => {
                     let (code, message) = rest.split_once(' ').expect("code and message");
-                    return Err(Failure { code: code.parse().expect("a number"), message: message.to_owned() });
+                    return Err(Failure {
+                        code: code.parse().expect("a number"),
+                        message: message.to_owned(),
+                    });
                 }
                 _ if line == "ok" => return Ok(rows),
                 _ => panic!("the guest said {line:?}"),

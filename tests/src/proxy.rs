@@ -74,22 +74,45 @@ pub struct Proxy {
 impl Proxy {
     /// In front of `upstream` (`http://127.0.0.1:PORT`).
     pub fn new(upstream: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("bind");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .expect("bind");
         let address = listener.local_addr().expect("address").to_string();
         let channel = {
             let _inside = runtime.enter();
-            Endpoint::from_shared(upstream.to_owned()).expect("endpoint").connect_lazy()
+            Endpoint::from_shared(upstream.to_owned())
+                .expect("endpoint")
+                .connect_lazy()
         };
         let faults = Arc::new(Mutex::new(VecDeque::new()));
         let (strike, struck) = mpsc::channel();
         let (gate, open) = watch::channel(true);
-        let relay = CallRelay { channel, faults: Arc::clone(&faults), strike, open };
+        let relay = CallRelay {
+            channel,
+            faults: Arc::clone(&faults),
+            strike,
+            open,
+        };
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
-        runtime.spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, faults, struck, gate, runtime: Some(runtime) }
+        runtime.spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        Self {
+            address,
+            faults,
+            struck,
+            gate,
+            runtime: Some(runtime),
+        }
     }
 
     /// `http://127.0.0.1:PORT`
@@ -104,7 +127,10 @@ impl Proxy {
 
     /// Waits until an armed fault has struck. After `AnswerBroken` and `AnswerSilent` the server has answered by then.
     pub fn wait_for_strike(&self, call: Call) {
-        let struck = self.struck.recv_timeout(Duration::from_secs(30)).expect("the fault never struck");
+        let struck = self
+            .struck
+            .recv_timeout(Duration::from_secs(30))
+            .expect("the fault never struck");
         assert_eq!(struck, call);
     }
 
@@ -169,7 +195,12 @@ impl CallRelay {
     }
 
     /// One call with whatever is armed for it; `forward` makes the real one.
-    async fn relay<A, F>(&self, call: Call, forward: F, spoil: fn(&mut A, &Fault)) -> Result<Response<A>, Status>
+    async fn relay<A, F>(
+        &self,
+        call: Call,
+        forward: F,
+        spoil: fn(&mut A, &Fault),
+    ) -> Result<Response<A>, Status>
     where
         A: Default + Send + 'static,
         F: Future<Output = Result<Response<A>, Status>> + Send + 'static,
@@ -204,7 +235,9 @@ impl CallRelay {
                 self.strikes(call);
                 tokio::time::sleep(*delay).await;
             }
-            Some(Fault::AnswerBroken | Fault::AnswerSilent | Fault::FlippedBit | Fault::WrongPages) => {}
+            Some(
+                Fault::AnswerBroken | Fault::AnswerSilent | Fault::FlippedBit | Fault::WrongPages,
+            ) => {}
         }
         let mut answer = forward.await;
         passes(self.open.clone()).await;
@@ -260,7 +293,9 @@ async fn collect<M>(mut stream: Streaming<M>) -> Result<Vec<M>, Status> {
 macro_rules! unary {
     ($self:ident, $call:expr, $method:ident, $request:ident, $spoil:expr) => {{
         let mut client = $self.client();
-        $self.relay($call, async move { client.$method($request).await }, $spoil).await
+        $self
+            .relay($call, async move { client.$method($request).await }, $spoil)
+            .await
     }};
 }
 

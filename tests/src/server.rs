@@ -12,7 +12,11 @@ const START: Duration = Duration::from_secs(30);
 pub fn target_dir() -> PathBuf {
     let own = std::env::current_exe().expect("the path of this program");
     let dir = own.parent().expect("a folder");
-    if dir.ends_with("deps") { dir.parent().expect("a folder").to_owned() } else { dir.to_owned() }
+    if dir.ends_with("deps") {
+        dir.parent().expect("a folder").to_owned()
+    } else {
+        dir.to_owned()
+    }
 }
 
 /// A page server in a process of its own. Dropping it kills the process.
@@ -39,7 +43,12 @@ impl PageServer {
     pub fn start(store: &str, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let (child, address) = launch(store, &arguments, "127.0.0.1:0");
-        Self { store: store.to_owned(), arguments, address, child }
+        Self {
+            store: store.to_owned(),
+            arguments,
+            address,
+            child,
+        }
     }
 
     /// `127.0.0.1:PORT`
@@ -82,9 +91,18 @@ impl PageServer {
 
     /// Bytes of memory that the process has resident.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("/proc");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("/proc");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("VmRSS");
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse()
+            .expect("a number");
         kib * 1024
     }
 
@@ -103,13 +121,20 @@ impl Drop for PageServer {
 
 /// Sends a signal (`-STOP`, `-KILL`, ...) to a process by its id.
 pub fn send_signal(pid: u32, signal: &str) {
-    let status = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill");
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status()
+        .expect("kill");
     assert!(status.success(), "kill {signal} {pid}");
 }
 
 fn launch(store: &str, arguments: &[String], listen: &str) -> (Child, String) {
     let program = target_dir().join("pagewire");
-    assert!(program.exists(), "{} is missing: cargo build -p pagewire first", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: cargo build -p pagewire first",
+        program.display()
+    );
     let mut child = Command::new(program)
         .args(["serve", "--store", store, "--listen", listen])
         .args(arguments)

@@ -32,12 +32,22 @@ pub struct Relay {
 impl Relay {
     /// In front of `upstream` (`127.0.0.1:PORT`).
     pub fn new(upstream: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("bind");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .expect("bind");
         let address = listener.local_addr().expect("address").to_string();
         let (wire, state) = watch::channel(Wire::Relay);
         runtime.spawn(accept(listener, Arc::from(upstream), state));
-        Self { address, wire, runtime: Some(runtime) }
+        Self {
+            address,
+            wire,
+            runtime: Some(runtime),
+        }
     }
 
     /// `http://127.0.0.1:PORT`
@@ -80,7 +90,9 @@ async fn accept(listener: TcpListener, upstream: Arc<str>, state: watch::Receive
 async fn serve(mut client: TcpStream, upstream: &str, wire: Wire) {
     match wire {
         Wire::Relay => {
-            let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+            let Ok(mut server) = TcpStream::connect(upstream).await else {
+                return;
+            };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             // Either side may vanish: that is what the relay is for.
             let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;

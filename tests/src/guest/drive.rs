@@ -15,7 +15,10 @@ pub fn serve() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let mut words = line.splitn(3, ' ');
-        let (verb, name) = (words.next().unwrap_or_default(), words.next().context("a connection")?);
+        let (verb, name) = (
+            words.next().unwrap_or_default(),
+            words.next().context("a connection")?,
+        );
         let rest = words.next().unwrap_or_default();
         let answer = match verb {
             "open" => open_uri(rest).map(|connection| {
@@ -23,10 +26,18 @@ pub fn serve() -> Result<()> {
                 Vec::new()
             }),
             "close" => match connections.remove(name) {
-                Some(connection) => connection.close().map(|()| Vec::new()).map_err(|(_, error)| error),
+                Some(connection) => connection
+                    .close()
+                    .map(|()| Vec::new())
+                    .map_err(|(_, error)| error),
                 None => Ok(Vec::new()),
             },
-            _ => rows(connections.get(name).with_context(|| format!("{name} is not open"))?, rest),
+            _ => rows(
+                connections
+                    .get(name)
+                    .with_context(|| format!("{name} is not open"))?,
+                rest,
+            ),
         };
         let mut out = std::io::stdout().lock();
         match answer {
@@ -38,8 +49,15 @@ pub fn serve() -> Result<()> {
             }
             Err(error) => {
                 // The connection may be the one that failed to open: any tells what the library said.
-                let said = Connection::open_in_memory().map(|any| last_error(&any)).unwrap_or_default();
-                writeln!(out, "err {} {error}: {}", code(&error), said.replace('\n', " "))?;
+                let said = Connection::open_in_memory()
+                    .map(|any| last_error(&any))
+                    .unwrap_or_default();
+                writeln!(
+                    out,
+                    "err {} {error}: {}",
+                    code(&error),
+                    said.replace('\n', " ")
+                )?;
             }
         }
         out.flush()?;

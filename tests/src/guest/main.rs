@@ -14,7 +14,9 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         // The library is linked in; the argument is there because every transcript client gets it.
-        ["transcript", mode, _library, steps] => transcript::play(*mode == "pagewire", steps.as_ref()),
+        ["transcript", mode, _library, steps] => {
+            transcript::play(*mode == "pagewire", steps.as_ref())
+        }
         ["drive"] => drive::serve(),
         ["increment", uri, times] => drive::increment(uri, times.parse().context("TIMES")?),
         ["torture", rest @ ..] => torture::run(rest),

@@ -16,7 +16,9 @@ const BUSY: Duration = Duration::from_secs(8);
 const PATIENCE: u32 = 20;
 const KINDS: [Kind; 13] = {
     use Kind::{Large, Read, Rollback, Small, Two};
-    [Small, Small, Small, Small, Small, Two, Two, Two, Large, Large, Read, Read, Rollback]
+    [
+        Small, Small, Small, Small, Small, Two, Two, Two, Large, Large, Read, Read, Rollback,
+    ]
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,9 @@ impl Kind {
 pub fn run(arguments: &[&str]) -> Result<()> {
     let (client, seed, journal, uri_a, uri_b, remote) = match arguments {
         [client, seed, journal, uri_a, uri_b] => (client, seed, journal, uri_a, uri_b, false),
-        [client, seed, journal, uri_a, uri_b, _library] => (client, seed, journal, uri_a, uri_b, true),
+        [client, seed, journal, uri_a, uri_b, _library] => {
+            (client, seed, journal, uri_a, uri_b, true)
+        }
         _ => bail!("usage: torture CLIENT SEED JOURNAL URI_A URI_B [LIBRARY]"),
     };
     if remote {
@@ -100,20 +104,31 @@ struct Client {
 impl Client {
     fn note(&mut self, line: &str) -> Result<()> {
         // One write: a kill leaves a whole line or none.
-        self.journal.write_all(format!("{}\n", line.replace('\n', " ")).as_bytes())?;
+        self.journal
+            .write_all(format!("{}\n", line.replace('\n', " ")).as_bytes())?;
         Ok(())
     }
 
     fn transaction(&mut self, kind: Kind) -> Result<()> {
         self.sequence += 1;
-        let id = format!("{}-{}x{:x}-{}", self.name, self.incarnation, self.random.next() & 0xffff, self.sequence);
+        let id = format!(
+            "{}-{}x{:x}-{}",
+            self.name,
+            self.incarnation,
+            self.random.next() & 0xffff,
+            self.sequence
+        );
         let both = kind == Kind::Two;
         self.note(&format!("begin {id} {}", kind.name()))?;
         let (connection, failures) = match self.connections.remove(&both) {
             Some(open) => open,
             None => match self.connect(both) {
                 Ok(connection) => (connection, 0),
-                Err(error) => return self.note(&format!("err {id} body {} {error}", code(&error))).map(|()| pause()),
+                Err(error) => {
+                    return self
+                        .note(&format!("err {id} body {} {error}", code(&error)))
+                        .map(|()| pause());
+                }
             },
         };
         let body = self.body(&connection, kind, &id);
@@ -122,19 +137,37 @@ impl Client {
                 if let Some(torn) = torn {
                     self.note(&format!("torn {id} {torn}"))?;
                 }
-                let end = if kind == Kind::Rollback { "ROLLBACK" } else { "COMMIT" };
+                let end = if kind == Kind::Rollback {
+                    "ROLLBACK"
+                } else {
+                    "COMMIT"
+                };
                 ("commit", connection.execute_batch(end))
             }
             Err(error) => ("body", Err(error)),
         };
         match ended {
             Ok(()) => {
-                self.note(&format!("{} {id}", if kind == Kind::Rollback { "rolled" } else { "ok" }))?;
+                self.note(&format!(
+                    "{} {id}",
+                    if kind == Kind::Rollback {
+                        "rolled"
+                    } else {
+                        "ok"
+                    }
+                ))?;
                 self.connections.insert(both, (connection, 0));
             }
             Err(error) => {
-                let said = if self.remote && stage == "commit" { last_error(&connection) } else { String::new() };
-                self.note(&format!("err {id} {stage} {} {error}: {said}", code(&error)))?;
+                let said = if self.remote && stage == "commit" {
+                    last_error(&connection)
+                } else {
+                    String::new()
+                };
+                self.note(&format!(
+                    "err {id} {stage} {} {error}: {said}",
+                    code(&error)
+                ))?;
                 if !connection.is_autocommit() {
                     // If this fails too, the connection is opened anew.
                     let _ = connection.execute_batch("ROLLBACK");
@@ -160,10 +193,19 @@ impl Client {
     }
 
     /// Everything up to the COMMIT; what a reader saw, if that can't be.
-    fn body(&mut self, connection: &Connection, kind: Kind, id: &str) -> rusqlite::Result<Option<String>> {
+    fn body(
+        &mut self,
+        connection: &Connection,
+        kind: Kind,
+        id: &str,
+    ) -> rusqlite::Result<Option<String>> {
         match kind {
             Kind::Small => {
-                connection.execute_batch(if self.random.below(2) == 0 { "BEGIN" } else { "BEGIN IMMEDIATE" })?;
+                connection.execute_batch(if self.random.below(2) == 0 {
+                    "BEGIN"
+                } else {
+                    "BEGIN IMMEDIATE"
+                })?;
                 connection.execute("INSERT INTO ledger VALUES(?1, 'small')", [id])?;
                 self.shift(connection, "main", "main")?;
             }
@@ -197,7 +239,12 @@ impl Client {
         Ok(None)
     }
 
-    fn shift(&mut self, connection: &Connection, source: &str, target: &str) -> rusqlite::Result<()> {
+    fn shift(
+        &mut self,
+        connection: &Connection,
+        source: &str,
+        target: &str,
+    ) -> rusqlite::Result<()> {
         let amount = 1 + self.random.below(49) as i64;
         for (schema, amount) in [(source, -amount), (target, amount)] {
             let account = 1 + self.random.below(ACCOUNTS) as i64;
@@ -225,7 +272,10 @@ fn read_twice(connection: &Connection) -> rusqlite::Result<Option<String>> {
     Ok((!sound).then(|| format!("{first:?} {second:?}")))
 }
 
-#[expect(clippy::disallowed_methods, reason = "what fails at once would fill the journal while the server is away")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what fails at once would fill the journal while the server is away"
+)]
 fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }

@@ -16,7 +16,12 @@ pub fn play(remote: bool, steps: &Path) -> Result<()> {
         register();
     }
     let steps = std::fs::read_to_string(steps).context("the steps")?;
-    let mut player = Player { remote, current: "0".to_owned(), connections: BTreeMap::new(), names: BTreeMap::new() };
+    let mut player = Player {
+        remote,
+        current: "0".to_owned(),
+        connections: BTreeMap::new(),
+        names: BTreeMap::new(),
+    };
     for step in steps.split('\0') {
         match player.step(step) {
             Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
@@ -40,31 +45,48 @@ impl Player {
         match words.as_slice() {
             ["@open", name] => self.open(name)?,
             ["@reopen"] => {
-                let name = self.names.get(&self.current).context("nothing is open")?.clone();
+                let name = self
+                    .names
+                    .get(&self.current)
+                    .context("nothing is open")?
+                    .clone();
                 self.open(&name)?;
             }
             ["@connection", number] => self.current = (*number).to_owned(),
             ["@backup", name] => {
                 let mut other = self.connect(name)?;
-                Backup::new(self.connection()?, &mut other)?.run_to_completion(7, Duration::ZERO, None)?;
+                Backup::new(self.connection()?, &mut other)?.run_to_completion(
+                    7,
+                    Duration::ZERO,
+                    None,
+                )?;
             }
             ["@restore", name] => {
                 let other = self.connect(name)?;
-                let own = self.connections.get_mut(&self.current).context("nothing is open")?;
+                let own = self
+                    .connections
+                    .get_mut(&self.current)
+                    .context("nothing is open")?;
                 Backup::new(&other, own)?.run_to_completion(7, Duration::ZERO, None)?;
             }
             ["@blob_write", table, column, rowid, offset, content] => {
-                let mut blob = self.connection()?.blob_open("main", *table, *column, rowid.parse()?, false)?;
+                let mut blob =
+                    self.connection()?
+                        .blob_open("main", *table, *column, rowid.parse()?, false)?;
                 blob.seek(SeekFrom::Start(offset.parse()?))?;
                 blob.write_all(&bytes_of(content)?)?;
                 blob.close()?;
             }
             ["@blob_read", table, column, rowid, offset, length] => {
-                let mut blob = self.connection()?.blob_open("main", *table, *column, rowid.parse()?, true)?;
+                let mut blob =
+                    self.connection()?
+                        .blob_open("main", *table, *column, rowid.parse()?, true)?;
                 blob.seek(SeekFrom::Start(offset.parse()?))?;
                 let mut content = vec![0; length.parse()?];
                 blob.read_exact(&mut content)?;
-                return Ok(vec![content.iter().map(|byte| format!("{byte:02x}")).collect()]);
+                return Ok(vec![
+                    content.iter().map(|byte| format!("{byte:02x}")).collect(),
+                ]);
             }
             _ if step.starts_with('@') => bail!("no such directive"),
             _ => return Ok(rows(self.connection()?, step)?),
@@ -73,7 +95,9 @@ impl Player {
     }
 
     fn connection(&self) -> Result<&Connection> {
-        self.connections.get(&self.current).context("nothing is open")
+        self.connections
+            .get(&self.current)
+            .context("nothing is open")
     }
 
     fn open(&mut self, name: &str) -> Result<()> {
@@ -85,10 +109,17 @@ impl Player {
     }
 
     fn connect(&self, name: &str) -> rusqlite::Result<Connection> {
-        if self.remote { open_uri(&format!("file:{name}?vfs=pagewire")) } else { open_uri(name) }
+        if self.remote {
+            open_uri(&format!("file:{name}?vfs=pagewire"))
+        } else {
+            open_uri(name)
+        }
     }
 }
 
 fn bytes_of(hex: &str) -> Result<Vec<u8>> {
-    (0..hex.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&hex[at..at + 2], 16)?)).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| Ok(u8::from_str_radix(&hex[at..at + 2], 16)?))
+        .collect()
 }
