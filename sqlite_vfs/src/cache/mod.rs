@@ -1,0 +1,226 @@
+//! (database, page, version) -> bytes, in memory, bounded in bytes, shared by all connections of a client.
+//!
+//! An entry says for which versions it is known to hold: from the version that wrote the page up to the one at which it was
+//! read. What happened after that is asked of the database's [`ChangeLog`], so that news of a commit touches no entry.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use pagewire_proto::{Changes, PageNumber, Version};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+/// Bytes that an entry costs beside its content.
+const ENTRY_OVERHEAD: u64 = 96;
+/// Pages that a change log remembers; beyond it everything cached is forgotten instead.
+const MAX_LOGGED_PAGES: usize = 1 << 20;
+
+/// Which database of this process; never used again for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheKey(pub u64);
+
+#[derive(Clone)]
+struct Entry {
+    content: Bytes,
+    from: Version,
+    upto: Version,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<(CacheKey, PageNumber), Entry> for ByBytes {
+    fn weight(&self, _: &(CacheKey, PageNumber), entry: &Entry) -> u64 {
+        entry.content.len() as u64 + ENTRY_OVERHEAD
+    }
+}
+
+/// The cache of one client.
+pub struct PageCache {
+    entries: Cache<(CacheKey, PageNumber), Entry, ByBytes>,
+    limit: u64,
+}
+
+impl PageCache {
+    /// A cache of at most so many bytes.
+    pub fn new(limit: u64) -> Self {
+        let estimated = usize::try_from(limit / 4096)
+            .unwrap_or(usize::MAX)
+            .clamp(16, 1 << 20);
+        Self {
+            entries: Cache::with_weighter(estimated, limit, ByBytes),
+            limit,
+        }
+    }
+
+    /// Largest number of bytes that it makes sense to fetch ahead: what is evicted before it is used is fetched twice.
+    pub fn read_ahead_limit(&self) -> u64 {
+        self.limit / 4
+    }
+
+    /// The content of the page at the version, if it is known for sure.
+    pub fn get(
+        &self,
+        key: CacheKey,
+        page: PageNumber,
+        at: Version,
+        log: &ChangeLog,
+    ) -> Option<Bytes> {
+        let entry = self.entries.get(&(key, page))?;
+        let holds = entry.from <= at && (at <= entry.upto || log.unchanged_since(page, entry.upto));
+        holds.then_some(entry.content)
+    }
+
+    /// Remembers a page that was read at `upto` and written at `from`. What is known of a later version stays.
+    pub fn put(
+        &self,
+        key: CacheKey,
+        page: PageNumber,
+        from: Version,
+        upto: Version,
+        content: Bytes,
+    ) {
+        if self
+            .entries
+            .peek(&(key, page))
+            .is_some_and(|entry| entry.upto > upto)
+        {
+            return;
+        }
+        self.entries.insert(
+            (key, page),
+            Entry {
+                content,
+                from,
+                upto,
+            },
+        );
+    }
+}
+
+/// For each page the newest version known to have changed it, complete from `since` on.
+#[derive(Debug, Default)]
+pub struct ChangeLog {
+    since: Version,
+    changed_at: HashMap<PageNumber, Version>,
+}
+
+impl ChangeLog {
+    /// Knows nothing of versions up to `since`.
+    pub fn new(since: Version) -> Self {
+        Self {
+            since,
+            changed_at: HashMap::new(),
+        }
+    }
+
+    /// Whether no version after `known` up to the newest one known has changed the page.
+    pub fn unchanged_since(&self, page: PageNumber, known: Version) -> bool {
+        known >= self.since
+            && self
+                .changed_at
+                .get(&page)
+                .is_none_or(|changed| *changed <= known)
+    }
+
+    /// Takes over what changed up to a new head.
+    pub fn advance(&mut self, head: Version, changes: &Changes) {
+        match changes {
+            Changes::Pages(pages) if self.changed_at.len() + pages.len() <= MAX_LOGGED_PAGES => {
+                self.changed_at
+                    .extend(pages.iter().map(|page| (*page, head)));
+            }
+            Changes::Pages(_) | Changes::All => *self = Self::new(head),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(number: u32) -> PageNumber {
+        PageNumber::try_from(number).unwrap()
+    }
+
+    const KEY: CacheKey = CacheKey(1);
+
+    fn version(number: u64) -> Version {
+        Version::new(number)
+    }
+
+    #[test]
+    fn an_entry_holds_until_its_page_changes() {
+        let cache = PageCache::new(1 << 20);
+        let mut log = ChangeLog::new(version(5));
+        cache.put(
+            KEY,
+            page(7),
+            version(3),
+            version(5),
+            Bytes::from_static(b"old"),
+        );
+        assert!(cache.get(KEY, page(7), version(2), &log).is_none());
+        assert!(cache.get(KEY, page(7), version(4), &log).is_some());
+        log.advance(version(6), &Changes::Pages(vec![page(8)]));
+        assert!(cache.get(KEY, page(7), version(6), &log).is_some());
+        log.advance(version(7), &Changes::Pages(vec![page(7)]));
+        assert!(cache.get(KEY, page(7), version(7), &log).is_none());
+        assert!(cache.get(KEY, page(7), version(5), &log).is_some());
+    }
+
+    #[test]
+    fn after_a_gap_in_the_log_nothing_older_holds() {
+        let cache = PageCache::new(1 << 20);
+        let mut log = ChangeLog::new(version(1));
+        cache.put(
+            KEY,
+            page(1),
+            version(1),
+            version(1),
+            Bytes::from_static(b"x"),
+        );
+        log.advance(version(9), &Changes::All);
+        assert!(cache.get(KEY, page(1), version(9), &log).is_none());
+        cache.put(
+            KEY,
+            page(1),
+            version(1),
+            version(9),
+            Bytes::from_static(b"x"),
+        );
+        assert!(cache.get(KEY, page(1), version(9), &log).is_some());
+    }
+
+    #[test]
+    fn another_database_never_answers() {
+        let cache = PageCache::new(1 << 20);
+        cache.put(
+            KEY,
+            page(1),
+            version(1),
+            version(1),
+            Bytes::from_static(b"x"),
+        );
+        assert!(
+            cache
+                .get(CacheKey(2), page(1), version(1), &ChangeLog::default())
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn the_cache_stays_within_its_bytes() {
+        let cache = PageCache::new(1 << 20);
+        for number in 1..10_000 {
+            cache.put(
+                KEY,
+                page(number),
+                version(1),
+                version(1),
+                Bytes::from(vec![0; 4096]),
+            );
+        }
+        assert!(cache.entries.weight() <= 1 << 20);
+    }
+}

@@ -1,0 +1,327 @@
+//! Commit and ResolveCommit: pages are streamed in bounded messages, straight from memory or from the spill file.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pagewire_proto::limits::BATCH_BYTES;
+use pagewire_proto::{
+    CommitChecksum, CommitDatabase, CommitHeader, CommitId, CommitParticipant, DatabaseId, Epoch,
+    PageCount, PageNumber, PageSize, ResolveCommit, Version, pb,
+};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::counters::{COUNTERS, CallKind};
+use super::{Core, valid};
+use crate::error::CallError;
+
+/// Where the content of a page to be committed lies.
+#[derive(Clone, Debug)]
+pub enum PageSource {
+    /// In memory.
+    Memory(Bytes),
+    /// In the spill file of its part, at this byte offset.
+    Spilled(u64),
+}
+
+/// What a commit makes of one database.
+#[derive(Debug)]
+pub struct CommitPart {
+    /// Which database.
+    pub id: DatabaseId,
+    /// The version on which the transaction was made.
+    pub base: Version,
+    /// Of the new version.
+    pub page_size: PageSize,
+    /// Of the new version.
+    pub page_count: PageCount,
+    /// Each page once, in ascending order.
+    pub pages: Vec<(PageNumber, PageSource)>,
+    /// Where spilled pages lie.
+    pub spill: Option<Arc<File>>,
+}
+
+/// A commit that may be sent.
+#[derive(Clone, Debug)]
+pub struct CommitAttempt {
+    /// Its identity.
+    pub id: CommitId,
+    /// At least one database.
+    pub parts: Arc<Vec<CommitPart>>,
+    /// Of the write lease of each part.
+    pub epochs: Vec<Epoch>,
+}
+
+/// How a commit ended, as far as the server said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommitResult {
+    /// Applied; a version for each part.
+    Committed(Vec<Version>),
+    /// Not applied: the head of a part is not its base.
+    Conflict {
+        /// Which part.
+        index: usize,
+        /// Its head.
+        head: Version,
+    },
+    /// Not applied: the lease of a part was lost.
+    LeaseLost {
+        /// Which part.
+        index: usize,
+    },
+}
+
+/// What became of a commit whose answer was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Applied.
+    Committed(Vec<Version>),
+    /// Never applied; the epochs of the leases that are still ours.
+    Aborted(Vec<Epoch>),
+    /// The record is gone.
+    Unknown(String),
+}
+
+impl CommitAttempt {
+    /// Bytes of pages, for the deadline.
+    pub fn byte_size(&self) -> u64 {
+        self.parts
+            .iter()
+            .map(|part| part.pages.len() as u64 * u64::from(part.page_size.get()))
+            .sum()
+    }
+
+    /// The question what became of it.
+    pub fn participants(&self) -> Vec<CommitParticipant> {
+        self.parts
+            .iter()
+            .zip(&self.epochs)
+            .map(|(part, epoch)| CommitParticipant {
+                database: part.id,
+                base: part.base,
+                epoch: *epoch,
+            })
+            .collect()
+    }
+}
+
+impl Core {
+    /// Sends a commit once. After an error it may have been applied, unless the error is explicit and not `Internal`.
+    pub async fn commit(
+        &self,
+        attempt: &CommitAttempt,
+        deadline: Instant,
+    ) -> Result<CommitResult, CallError> {
+        let header = CommitHeader {
+            session: self.session.id(),
+            id: attempt.id,
+            databases: attempt
+                .parts
+                .iter()
+                .zip(&attempt.epochs)
+                .map(|(part, epoch)| CommitDatabase {
+                    database: part.id,
+                    base: part.base,
+                    epoch: *epoch,
+                    page_size: part.page_size,
+                    page_count: part.page_count,
+                    stagings: Vec::new(),
+                })
+                .collect(),
+        };
+        let failure = Arc::new(Mutex::new(None));
+        let messages = Messages {
+            header: Some((&header).into()),
+            parts: Arc::clone(&attempt.parts),
+            part: 0,
+            page: 0,
+            checksum: Some(CommitChecksum::default()),
+            failure: Arc::clone(&failure),
+        };
+        COUNTERS.waited(CallKind::Commit);
+        let begun = Instant::now();
+        let mut stub = self.stub.clone();
+        let call = stub.commit(tokio_stream::iter(messages));
+        let outcome = match tokio::time::timeout_at(deadline, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::from_status(&status)),
+            Err(_) => Err(CallError::timeout(begun.elapsed())),
+        };
+        if let Some(error) = failure.lock().take() {
+            // The stream ended without its finish: nothing was applied.
+            return Err(CallError {
+                reason: pagewire_proto::status::Reason::Invalid,
+                explicit: true,
+                message: format!("the temporary file of the transaction can't be read: {error}"),
+            });
+        }
+        let answer = outcome?;
+        COUNTERS.bytes(CallKind::Commit, 0, answer.encoded_len());
+        let count = attempt.parts.len();
+        use pb::commit_response::Outcome;
+        match answer.outcome {
+            Some(Outcome::Committed(committed)) => Ok(CommitResult::Committed(valid(versions(
+                &attempt.participants(),
+                &committed,
+            ))?)),
+            Some(Outcome::Conflict(conflict)) => Ok(CommitResult::Conflict {
+                index: (conflict.database_index as usize).min(count - 1),
+                head: Version::new(conflict.head_version),
+            }),
+            Some(Outcome::LeaseLost(lost)) => Ok(CommitResult::LeaseLost {
+                index: (lost.database_index as usize).min(count - 1),
+            }),
+            None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
+        }
+    }
+
+    /// Settles a commit; repeated until the deadline.
+    pub async fn resolve(
+        &self,
+        id: CommitId,
+        participants: &[CommitParticipant],
+        deadline: Instant,
+    ) -> Result<Settled, CallError> {
+        let resolve = ResolveCommit {
+            session: self.session.id(),
+            id,
+            participants: participants.to_vec(),
+        };
+        let request = pb::ResolveCommitRequest::from(&resolve);
+        let answer = self
+            .repeat(
+                CallKind::Resolve,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.resolve_commit(request).await },
+            )
+            .await?;
+        use pb::resolve_commit_response::Outcome;
+        match answer.outcome {
+            Some(Outcome::Committed(committed)) => Ok(Settled::Committed(valid(versions(
+                participants,
+                &committed,
+            ))?)),
+            Some(Outcome::Aborted(aborted)) if aborted.epochs.len() == participants.len() => Ok(
+                Settled::Aborted(aborted.epochs.into_iter().map(Epoch::new).collect()),
+            ),
+            Some(Outcome::Unknown(unknown)) => Ok(Settled::Unknown(unknown.reason)),
+            Some(Outcome::Aborted(_)) | None => {
+                valid(Err(pagewire_proto::Invalid::missing("outcome")))
+            }
+        }
+    }
+}
+
+fn versions(
+    participants: &[CommitParticipant],
+    committed: &pb::Committed,
+) -> Result<Vec<Version>, pagewire_proto::Invalid> {
+    let right = committed.versions.len() == participants.len()
+        && committed
+            .versions
+            .iter()
+            .zip(participants)
+            .all(|(version, part)| *version == part.base.next().get());
+    if right {
+        Ok(committed
+            .versions
+            .iter()
+            .copied()
+            .map(Version::new)
+            .collect())
+    } else {
+        Err(pagewire_proto::Invalid::new(
+            "versions",
+            format!("{:?} are not the next ones", committed.versions),
+        ))
+    }
+}
+
+/// The messages of a commit, made one by one as the network takes them.
+struct Messages {
+    header: Option<pb::CommitHeader>,
+    parts: Arc<Vec<CommitPart>>,
+    part: usize,
+    page: usize,
+    /// `None` after the last message.
+    checksum: Option<CommitChecksum>,
+    failure: Arc<Mutex<Option<std::io::Error>>>,
+}
+
+impl Iterator for Messages {
+    type Item = pb::CommitRequest;
+
+    fn next(&mut self) -> Option<pb::CommitRequest> {
+        let mut checksum = self.checksum.take()?;
+        let mut batches = Vec::new();
+        let mut bytes = 0;
+        while let Some(part) = self.parts.get(self.part)
+            && bytes < BATCH_BYTES
+        {
+            let mut pages = Vec::new();
+            while let Some((number, source)) = part.pages.get(self.page)
+                && bytes < BATCH_BYTES
+            {
+                let content = match content(part, source) {
+                    Ok(content) => content,
+                    Err(error) => {
+                        *self.failure.lock() = Some(error);
+                        return None;
+                    }
+                };
+                let crc32 = crc32fast::hash(&content);
+                checksum.add(crc32);
+                bytes += content.len();
+                pages.push(pb::PageContent {
+                    number: number.get(),
+                    content,
+                    crc32,
+                    version: 0,
+                });
+                self.page += 1;
+            }
+            if !pages.is_empty() {
+                batches.push(pb::PageBatch {
+                    database_index: self.part as u32,
+                    pages,
+                });
+            }
+            if self.page == part.pages.len() {
+                self.part += 1;
+                self.page = 0;
+            }
+        }
+        let finish = if self.part == self.parts.len() {
+            Some(checksum.finish())
+        } else {
+            self.checksum = Some(checksum);
+            None
+        };
+        let message = pb::CommitRequest {
+            header: self.header.take(),
+            batches,
+            finish,
+        };
+        COUNTERS.bytes(CallKind::Commit, message.encoded_len(), 0);
+        Some(message)
+    }
+}
+
+fn content(part: &CommitPart, source: &PageSource) -> std::io::Result<Bytes> {
+    match source {
+        PageSource::Memory(content) => Ok(content.clone()),
+        PageSource::Spilled(offset) => {
+            let file = part
+                .spill
+                .as_ref()
+                .ok_or_else(|| std::io::Error::other("there is no spill file"))?;
+            let mut content = vec![0; part.page_size.bytes()];
+            file.read_exact_at(&mut content, *offset)?;
+            Ok(content.into())
+        }
+    }
+}

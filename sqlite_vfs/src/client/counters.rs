@@ -1,0 +1,108 @@
+//! Counts of calls, by kind: what `pagewire_rpc` shows. A round trip is counted when it begins.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
+        /// What a call was for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum CallKind {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl CallKind {
+            /// All kinds, in the order of their counters.
+            pub const ALL: &[CallKind] = &[$(CallKind::$variant,)*];
+
+            /// The name in `pagewire_rpc`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(CallKind::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Hello and Welcome of a session.
+    Session = "session";
+    /// OpenDatabase.
+    Open = "open";
+    /// BeginSnapshot.
+    Begin = "begin";
+    /// ReadPages.
+    Read = "read";
+    /// AcquireLease.
+    Acquire = "acquire";
+    /// Commit.
+    Commit = "commit";
+    /// ResolveCommit.
+    Resolve = "resolve";
+    /// CloseDatabase, where somebody waited until it was taken.
+    Close = "close";
+    /// Heartbeat.
+    Heartbeat = "heartbeat";
+    /// ReleaseLease and KeepLease.
+    Release = "release";
+}
+
+const KINDS: usize = CallKind::ALL.len();
+
+/// One row of `pagewire_rpc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallCount {
+    /// Round trips that somebody waited for.
+    pub count: u64,
+    /// The others: heartbeats, pushes, prefetch.
+    pub background: u64,
+    /// Bytes of the messages sent, without framing.
+    pub bytes_sent: u64,
+    /// Bytes of the messages received, without framing.
+    pub bytes_received: u64,
+}
+
+/// The counters of a process.
+#[derive(Debug)]
+pub struct Counters {
+    rows: [[AtomicU64; 4]; KINDS],
+}
+
+impl Counters {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            rows: [const { [const { AtomicU64::new(0) }; 4] }; KINDS],
+        }
+    }
+
+    /// A call that somebody waits for.
+    pub fn waited(&self, kind: CallKind) {
+        self.rows[kind as usize][0].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call that nobody waits for.
+    pub fn background(&self, kind: CallKind) {
+        self.rows[kind as usize][1].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes of messages.
+    pub fn bytes(&self, kind: CallKind, sent: usize, received: usize) {
+        self.rows[kind as usize][2].fetch_add(sent as u64, Ordering::Relaxed);
+        self.rows[kind as usize][3].fetch_add(received as u64, Ordering::Relaxed);
+    }
+
+    /// The counts of one kind.
+    pub fn read(&self, kind: CallKind) -> CallCount {
+        let [count, background, sent, received] = &self.rows[kind as usize];
+        CallCount {
+            count: count.load(Ordering::Relaxed),
+            background: background.load(Ordering::Relaxed),
+            bytes_sent: sent.load(Ordering::Relaxed),
+            bytes_received: received.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The counters of this process, over all endpoints.
+pub static COUNTERS: Counters = Counters::new();

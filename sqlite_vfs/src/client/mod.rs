@@ -1,0 +1,514 @@
+//! Domain request -> call: one client for each endpoint and credential of the process.
+//!
+//! A call has a deadline. One that may be repeated is repeated while the transport fails and time is left. Everything that
+//! comes back is validated here; nothing behind this folder sees a protocol message.
+
+mod commit;
+pub mod counters;
+mod runtime;
+mod session;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use pagewire_proto::limits::MAX_MESSAGE_BYTES;
+use pagewire_proto::pb;
+use pagewire_proto::pb::page_service_client::PageServiceClient;
+use pagewire_proto::{
+    Changes, DatabaseId, DatabaseName, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version,
+};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::time::Instant;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
+use counters::{COUNTERS, CallKind};
+pub use runtime::Runtime;
+pub use session::Session;
+
+use crate::cache::PageCache;
+use crate::database::{Database, DatabaseState};
+use crate::error::{CallError, Error, Kind, Result};
+
+/// Largest pause between two attempts of a call.
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
+/// Pages wanted along with an open: a small database comes whole, without another round trip.
+const OPEN_PAGE_BYTES: u32 = 256 << 10;
+
+type Stub = PageServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// Adds the credential to each call.
+#[derive(Clone)]
+struct Bearer(Option<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// A client with the runtime that drives it. Dropping it says goodbye to the server.
+pub struct Client {
+    /// Everything that tasks of the runtime may hold too.
+    pub core: Arc<Core>,
+    /// Pages of all databases of the client.
+    pub cache: PageCache,
+    runtime: Runtime,
+    slots: Mutex<HashMap<DatabaseName, Arc<Slot>>>,
+}
+
+/// Where the one [`Database`] of a name lies; locked while it is being opened.
+type Slot = Mutex<Weak<Database>>;
+
+/// A client without its runtime.
+pub struct Core {
+    /// As it was set.
+    pub endpoint: String,
+    stub: Stub,
+    /// The session of this process with the endpoint.
+    pub session: Session,
+    databases: Mutex<HashMap<DatabaseId, Weak<DatabaseState>>>,
+    /// The newest epoch released of each database that was ever open: its message may still be under way when the database is
+    /// opened again.
+    released: Mutex<HashMap<DatabaseId, Epoch>>,
+    opens: AtomicU64,
+}
+
+/// What an open gives.
+pub struct Opened {
+    /// The identity behind the name.
+    pub id: DatabaseId,
+    /// The newest version at that moment.
+    pub head: Snapshot,
+    /// The lease, if it was free.
+    pub lease: Option<LeaseGrant>,
+    /// Pages of the head.
+    pub pages: Vec<Page>,
+    /// Which open of the session it was.
+    pub open_sequence: u64,
+}
+
+/// How an AcquireLease ended.
+pub enum Acquired {
+    /// The lease is ours.
+    Granted(LeaseGrant),
+    /// Another session has it; our ticket is in the queue.
+    Pending,
+}
+
+impl Client {
+    /// A client of the endpoint. Nothing is connected before the first call.
+    pub fn new(endpoint: &str, token: Option<&str>, cache_bytes: u64) -> Result<Self> {
+        let runtime = Runtime::start()?;
+        let channel = runtime.block_on(async { connect_lazily(endpoint) })?;
+        let bearer = match token {
+            None => None,
+            Some(token) => Some(format!("Bearer {token}").parse().map_err(|_| {
+                Error::new(
+                    Kind::CantOpen,
+                    "the token is not printable ASCII".to_owned(),
+                )
+            })?),
+        };
+        let stub = PageServiceClient::with_interceptor(channel, Bearer(bearer))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let core = Arc::new(Core {
+            endpoint: endpoint.to_owned(),
+            stub,
+            session: Session::new()?,
+            databases: Mutex::new(HashMap::new()),
+            released: Mutex::new(HashMap::new()),
+            opens: AtomicU64::new(0),
+        });
+        runtime.spawn(session::run(Arc::downgrade(&core)));
+        Ok(Self {
+            core,
+            cache: PageCache::new(cache_bytes),
+            runtime,
+            slots: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The database of the name, opened if it is not open yet. Two connections of a process share one: its write lock and
+    /// its knowledge of the lease are per process.
+    pub fn database_named(
+        self: &Arc<Self>,
+        name: &DatabaseName,
+        mode: pb::OpenMode,
+        timeout: Duration,
+    ) -> Result<Arc<Database>> {
+        let slot = {
+            let mut slots = self.slots.lock();
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
+            Arc::clone(slots.entry(name.clone()).or_default())
+        };
+        let mut open = slot.lock();
+        if let Some(database) = open.upgrade() {
+            if database.state.check().is_ok() {
+                database.allow(mode, timeout)?;
+                return Ok(database);
+            }
+        }
+        let database = Database::open(Arc::clone(self), name, mode, timeout)?;
+        *open = Arc::downgrade(&database);
+        Ok(database)
+    }
+
+    /// Runs a call of [`Core`] to its end.
+    pub fn wait<F>(&self, call: F) -> F::Output
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        self.runtime.block_on(call)
+    }
+
+    /// Starts a task beside the calls.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    /// Makes pushes for a database reach it. Returns the newest epoch of it that this client has released.
+    pub fn subscribe(&self, database: &Arc<DatabaseState>) -> Epoch {
+        self.core
+            .databases
+            .lock()
+            .insert(database.id, Arc::downgrade(database));
+        self.core
+            .released
+            .lock()
+            .get(&database.id)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// The opposite of [`Client::subscribe`]; tells the server that nobody here has the database open.
+    pub fn unsubscribe(&self, database: &Arc<DatabaseState>, open_sequence: u64) {
+        self.core
+            .released
+            .lock()
+            .insert(database.id, database.released());
+        let mut databases = self.core.databases.lock();
+        if databases
+            .get(&database.id)
+            .is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(database)))
+        {
+            databases.remove(&database.id);
+        }
+        drop(databases);
+        self.core.session.close_database(database.id, open_sequence);
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.core.session.say_goodbye();
+        if self.core.session.is_up() {
+            // Bounded: a server that does not answer learns it by the broken stream.
+            self.runtime
+                .block_on(self.core.session.goodbye_taken(Duration::from_millis(250)));
+        }
+    }
+}
+
+fn connect_lazily(endpoint: &str) -> Result<Channel> {
+    let wrong = |error: tonic::transport::Error| {
+        Error::new(Kind::CantOpen, format!("endpoint {endpoint:?}: {error}"))
+    };
+    let tune = |endpoint: Endpoint| {
+        endpoint
+            .tcp_nodelay(true)
+            .connect_timeout(Duration::from_secs(3))
+            .initial_stream_window_size(16 << 20)
+            .initial_connection_window_size(16 << 20)
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+    };
+    if let Some(path) = endpoint.strip_prefix("unix:") {
+        let path = path.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let path = path.clone();
+            async move {
+                tokio::net::UnixStream::connect(path)
+                    .await
+                    .map(TokioIo::new)
+            }
+        });
+        let named = Endpoint::from_static("http://pagewire.invalid");
+        return Ok(tune(named).connect_with_connector_lazy(connector));
+    }
+    let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(wrong)?;
+    Ok(tune(parsed).connect_lazy())
+}
+
+impl Core {
+    /// The databases that pushes may be for.
+    pub(crate) fn database(&self, id: DatabaseId) -> Option<Arc<DatabaseState>> {
+        self.databases.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn all_databases(&self) -> Vec<(DatabaseId, Arc<DatabaseState>)> {
+        let databases = self.databases.lock();
+        databases
+            .iter()
+            .filter_map(|(id, weak)| Some((*id, weak.upgrade()?)))
+            .collect()
+    }
+
+    /// One attempt, bounded by the deadline.
+    async fn once<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message,
+        A: Message,
+        F: FnOnce(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let begun = Instant::now();
+        COUNTERS.waited(kind);
+        let sent = request.encoded_len();
+        match tokio::time::timeout_at(deadline, call(self.stub.clone(), request)).await {
+            Ok(Ok(response)) => {
+                let answer = response.into_inner();
+                COUNTERS.bytes(kind, sent, answer.encoded_len());
+                Ok(answer)
+            }
+            Ok(Err(status)) => {
+                COUNTERS.bytes(kind, sent, 0);
+                Err(CallError::from_status(&status))
+            }
+            Err(_) => Err(CallError::timeout(begun.elapsed())),
+        }
+    }
+
+    /// Repeats an idempotent call while the transport fails and time is left.
+    async fn repeat<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message + Clone,
+        A: Message,
+        F: Fn(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let mut backoff = Duration::from_millis(5);
+        loop {
+            match self.once(kind, deadline, request.clone(), &call).await {
+                Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Opens a database by name; the first open of a process goes out together with the Hello of its session.
+    pub async fn open_database(
+        &self,
+        name: &DatabaseName,
+        mode: pb::OpenMode,
+        want_lease: bool,
+        deadline: Instant,
+    ) -> std::result::Result<Opened, OpenError> {
+        let open_sequence = self.opens.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = pb::OpenDatabaseRequest {
+            session_id: self.session.id().to_wire(),
+            name: name.as_str().to_owned(),
+            mode: mode.into(),
+            want_lease,
+            want_page_bytes: OPEN_PAGE_BYTES,
+            open_sequence,
+        };
+        let open = self.repeat(
+            CallKind::Open,
+            deadline,
+            request,
+            |mut stub, request| async move { stub.open_database(request).await },
+        );
+        let welcome = self.session.welcome(deadline);
+        tokio::pin!(open, welcome);
+        let answer = tokio::select! {
+            // A refusal of the session says more than the refusal of the call that follows from it.
+            biased;
+            refused = async { welcome.as_mut().await.err() } => match refused {
+                Some(error) => return Err(OpenError::Refused(error)),
+                None => open.await,
+            },
+            answer = &mut open => {
+                if answer.is_ok() {
+                    welcome.await.map_err(OpenError::Refused)?;
+                }
+                answer
+            }
+        }
+        .map_err(OpenError::Call)?;
+        Opened::from_wire(answer, open_sequence)
+            .map_err(|error| OpenError::Refused(error.within(name.as_str())))
+    }
+
+    /// The newest version, and what changed since one that is known.
+    pub async fn begin_snapshot(
+        &self,
+        id: DatabaseId,
+        known: Version,
+        deadline: Instant,
+    ) -> std::result::Result<(Snapshot, Changes), CallError> {
+        let request = pb::BeginSnapshotRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            known_version: known.get(),
+        };
+        let answer = self
+            .repeat(
+                CallKind::Begin,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.begin_snapshot(request).await },
+            )
+            .await?;
+        valid(
+            answer
+                .head
+                .try_into()
+                .and_then(|head| Ok((head, answer.changes.try_into()?))),
+        )
+    }
+
+    /// Pages at a version; at least the first one asked for, perhaps fewer than all.
+    pub async fn read_pages(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: Vec<PageNumber>,
+        deadline: Instant,
+    ) -> std::result::Result<Vec<Page>, CallError> {
+        let request = pb::ReadPagesRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            version: snapshot.version.get(),
+            pages: pages.iter().map(|page| page.get()).collect(),
+        };
+        let answer = self
+            .repeat(
+                CallKind::Read,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.read_pages(request).await },
+            )
+            .await?;
+        if answer.pages.is_empty() || answer.pages.len() > pages.len() {
+            return valid(Err(pagewire_proto::Invalid::new(
+                "pages",
+                format!("{} pages for {} asked", answer.pages.len(), pages.len()),
+            )));
+        }
+        let mut received = Vec::with_capacity(answer.pages.len());
+        for (wire, asked) in answer.pages.into_iter().zip(pages) {
+            let page = valid(Page::from_wire(wire, snapshot.page_size))?;
+            if page.number != asked || page.version > snapshot.version {
+                return valid(Err(pagewire_proto::Invalid::new(
+                    "pages",
+                    format!(
+                        "page {} of version {} for page {asked} at {}",
+                        page.number, page.version, snapshot.version
+                    ),
+                )));
+            }
+            received.push(page);
+        }
+        Ok(received)
+    }
+
+    /// Asks for the write lease.
+    pub async fn acquire_lease(
+        &self,
+        id: DatabaseId,
+        known: Version,
+        released: Epoch,
+        wait: Duration,
+        deadline: Instant,
+    ) -> std::result::Result<Acquired, CallError> {
+        let request = pb::AcquireLeaseRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            known_version: known.get(),
+            released_epoch: released.get(),
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+        };
+        let answer = self
+            .repeat(
+                CallKind::Acquire,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.acquire_lease(request).await },
+            )
+            .await?;
+        use pb::acquire_lease_response::Outcome;
+        match answer.outcome {
+            Some(Outcome::Granted(grant)) => Ok(Acquired::Granted(valid(grant.try_into())?)),
+            Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
+            None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
+        }
+    }
+}
+
+/// Why an open gave nothing.
+pub enum OpenError {
+    /// The call failed.
+    Call(CallError),
+    /// The session was refused, or the answer is nonsense.
+    Refused(Error),
+}
+
+impl Opened {
+    fn from_wire(wire: pb::OpenDatabaseResponse, open_sequence: u64) -> Result<Self> {
+        let head: Snapshot = wire.head.try_into()?;
+        let mut pages = Vec::with_capacity(wire.pages.len());
+        for page in wire.pages {
+            pages.push(Page::from_wire(page, head.page_size)?);
+        }
+        Ok(Self {
+            id: DatabaseId::try_from(&wire.database_id[..])?,
+            head,
+            lease: wire.lease.map(LeaseGrant::try_from).transpose()?,
+            pages,
+            open_sequence,
+        })
+    }
+}
+
+/// An answer that breaks the protocol is an error that repeating does not mend.
+fn valid<T>(
+    value: std::result::Result<T, pagewire_proto::Invalid>,
+) -> std::result::Result<T, CallError> {
+    value.map_err(|invalid| CallError {
+        reason: pagewire_proto::status::Reason::Internal,
+        explicit: false,
+        message: format!("the server's answer is not valid: {invalid}"),
+    })
+}

@@ -1,0 +1,220 @@
+//! The runtime of one client, and the only `block_on` of the VFS.
+//!
+//! A call on loopback takes some 50 us, a hand-over between two threads 30. So a calling thread drives the runtime (sockets,
+//! HTTP/2, the session) itself while it waits, and a thread of ours drives it only while nobody calls: heartbeats and
+//! recalls have to be answered in an idle process too.
+//!
+//! The hand-over: a caller counts itself in `callers` and, if the idle thread is driving, wakes it; that one leaves its
+//! `block_on`, and tokio gives the scheduler to the caller. The idle thread takes it again when no call was under way for
+//! one `IDLE_POLL`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::error::{Error, Kind, Result};
+
+/// How long nobody may have called before the idle thread drives. Also the longest delay of a heartbeat.
+const IDLE_POLL: Duration = Duration::from_millis(2);
+
+/// A current-thread runtime that is always driven by somebody.
+pub struct Runtime {
+    shared: Arc<Shared>,
+    idle_thread: Thread,
+}
+
+struct Shared {
+    runtime: Background,
+    callers: AtomicUsize,
+    calls: AtomicUsize,
+    idle_thread_drives: AtomicBool,
+    leave: Notify,
+    stop: AtomicBool,
+}
+
+impl Runtime {
+    /// Starts the runtime and its idle thread.
+    pub fn start() -> Result<Self> {
+        let cannot = |error: std::io::Error| {
+            Error::new(
+                Kind::CantOpen,
+                format!("can't start the network runtime: {error}"),
+            )
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(cannot)?;
+        let shared = Arc::new(Shared {
+            runtime: Background(Some(runtime)),
+            callers: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            idle_thread_drives: AtomicBool::new(false),
+            leave: Notify::new(),
+            stop: AtomicBool::new(false),
+        });
+        let for_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("pagewire".to_owned())
+            .spawn(move || for_thread.drive_while_idle())
+            .map_err(cannot)?;
+        Ok(Self {
+            shared,
+            idle_thread: thread.thread().clone(),
+        })
+    }
+
+    /// Runs a future to its end on this thread.
+    pub fn block_on<F>(&self, future: F) -> F::Output
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            // SQLite is used on a thread of somebody's tokio runtime (rlib only: the loadable library has a tokio of its own).
+            // A runtime can't be entered there, so another thread does it.
+            return std::thread::scope(|scope| {
+                match scope.spawn(|| self.shared.block_on(future)).join() {
+                    Ok(output) => output,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            });
+        }
+        self.shared.block_on(future)
+    }
+
+    /// Starts a task that runs whenever somebody drives the runtime.
+    pub fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.runtime.get().spawn(future);
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.leave.notify_one();
+        self.idle_thread.unpark();
+    }
+}
+
+impl Shared {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _caller = Caller::enter(self);
+        self.runtime.get().block_on(future)
+    }
+
+    fn drive_while_idle(&self) {
+        let mut calls_seen = self.calls.load(Ordering::SeqCst);
+        while !self.stop.load(Ordering::SeqCst) {
+            std::thread::park_timeout(IDLE_POLL);
+            let calls = self.calls.load(Ordering::SeqCst);
+            let idle = self.callers.load(Ordering::SeqCst) == 0 && calls == calls_seen;
+            calls_seen = calls;
+            if idle && !self.stop.load(Ordering::SeqCst) {
+                self.idle_thread_drives.store(true, Ordering::SeqCst);
+                // A caller that came before the store above did not see it; it is counted, so look again.
+                if self.callers.load(Ordering::SeqCst) == 0 {
+                    self.runtime.get().block_on(self.leave.notified());
+                }
+                self.idle_thread_drives.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// A runtime that may be dropped on any thread, also one that runs somebody's async code.
+struct Background(Option<tokio::runtime::Runtime>);
+
+impl Background {
+    fn get(&self) -> &tokio::runtime::Runtime {
+        match &self.0 {
+            Some(runtime) => runtime,
+            None => unreachable!("taken only by drop"),
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Caller<'a>(&'a Shared);
+
+impl<'a> Caller<'a> {
+    fn enter(shared: &'a Shared) -> Self {
+        shared.callers.fetch_add(1, Ordering::SeqCst);
+        if shared.idle_thread_drives.load(Ordering::SeqCst) {
+            shared.leave.notify_one();
+        }
+        Self(shared)
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        self.0.callers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_many_threads_and_background_tasks_all_make_progress() {
+        let runtime = Runtime::start().unwrap();
+        let ticks = Arc::new(AtomicUsize::new(0));
+        let (done, mut finished) = tokio::sync::mpsc::channel::<()>(1);
+        let counter = Arc::clone(&ticks);
+        runtime.spawn(async move {
+            for _ in 0..50 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+            drop(done);
+        });
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        runtime.block_on(tokio::task::yield_now());
+                    }
+                });
+            }
+        });
+        runtime.block_on(finished.recv());
+        assert_eq!(ticks.load(Ordering::SeqCst), 50);
+    }
+
+    #[test]
+    fn a_background_task_runs_while_nobody_calls() {
+        let runtime = Runtime::start().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        runtime.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            sender.send(()).unwrap();
+        });
+        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn a_call_from_within_a_tokio_runtime_is_no_panic() {
+        let runtime = Runtime::start().unwrap();
+        let host = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert_eq!(host.block_on(async { runtime.block_on(async { 7 }) }), 7);
+    }
+}

@@ -1,0 +1,488 @@
+//! The session of this process with one endpoint: one stream that is always driven, heartbeats, pushes, trust.
+//!
+//! ```text
+//! Connecting --Welcome--> Up --stream broken--> Connecting ...      --goodbye--> Over
+//!      \--refused--> Refused --after a pause--> Connecting
+//! ```
+//! * **S1** What the process believes about leases holds only while `now < trusted_until`, which is the sending of the last
+//!   acknowledged heartbeat plus the TTL less a margin. The server counts from receipt, so it forgets later.
+//! * **S2** A session that the server does not resume has lost its leases, opens and floors: `generation` rises, and every
+//!   database is told before `Up` is announced.
+//! * **S3** A lease that Welcome does not list is lost.
+//! * **S4** Another incarnation ends every database of the old one: its versions mean something else now.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pagewire_proto::pb::session_request::Message as Outgoing;
+use pagewire_proto::pb::session_response::Message as Incoming;
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, LeaseGrant, SessionId, pb, version};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::Core;
+use super::counters::{COUNTERS, CallKind};
+use crate::clock::Moment;
+use crate::error::{CallError, Error, Kind, Result};
+
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// Messages waiting for a stream that does not take them: the stream is broken long before.
+const OUTBOX: usize = 4096;
+
+/// What the server said in its Welcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// How long a lease lives without a heartbeat.
+    pub lease_ttl: Duration,
+    /// Identity of the store's content.
+    pub incarnation: Incarnation,
+    /// For people.
+    pub server_name: String,
+    /// For people.
+    pub store_name: String,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Connecting { last_failure: Option<String> },
+    Up(Arc<Welcome>),
+    Refused(Error),
+    Over,
+}
+
+/// See the file's header.
+pub struct Session {
+    id: SessionId,
+    phase: watch::Sender<Phase>,
+    trusted_until: AtomicU64,
+    generation: AtomicU64,
+    incarnation: Mutex<Option<Incarnation>>,
+    outbox: Mutex<Option<mpsc::Sender<pb::SessionRequest>>>,
+    goodbye: AtomicBool,
+    goodbye_wanted: Notify,
+}
+
+impl Session {
+    pub(super) fn new() -> Result<Self> {
+        let id =
+            SessionId::random().map_err(|error| Error::new(Kind::CantOpen, error.to_string()))?;
+        Ok(Self {
+            id,
+            phase: watch::Sender::new(Phase::Connecting { last_failure: None }),
+            trusted_until: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            incarnation: Mutex::new(None),
+            outbox: Mutex::new(None),
+            goodbye: AtomicBool::new(false),
+            goodbye_wanted: Notify::new(),
+        })
+    }
+
+    /// Chosen by us.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Whether leases may be believed in now (S1).
+    pub fn is_trusted(&self) -> bool {
+        Moment::now().0 < self.trusted_until.load(Ordering::Acquire)
+    }
+
+    /// Rises whenever the server has forgotten the session (S2).
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether the stream stands.
+    pub fn is_up(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Up(_))
+    }
+
+    /// What the server said, if the session stands.
+    pub fn current_welcome(&self) -> Option<Arc<Welcome>> {
+        match &*self.phase.borrow() {
+            Phase::Up(welcome) => Some(Arc::clone(welcome)),
+            Phase::Connecting { .. } | Phase::Refused(_) | Phase::Over => None,
+        }
+    }
+
+    /// How long a commit has to be waited for: longer than any lease of another may be trusted.
+    pub fn commit_patience(&self) -> Duration {
+        self.current_welcome().map_or(Duration::ZERO, |welcome| {
+            welcome.lease_ttl + Duration::from_secs(2)
+        })
+    }
+
+    /// Waits until the session stands or is refused.
+    pub async fn welcome(&self, deadline: Instant) -> Result<Arc<Welcome>> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Up(welcome) => return Ok(Arc::clone(welcome)),
+                Phase::Refused(error) => return Err(error.clone()),
+                Phase::Over => return Err(Error::io("the session was closed")),
+                Phase::Connecting { .. } => {}
+            }
+            let changed = tokio::time::timeout_at(deadline, phase.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                let reason = match &*phase.borrow() {
+                    Phase::Connecting {
+                        last_failure: Some(failure),
+                    } => failure.clone(),
+                    _ => "no answer before the deadline".to_owned(),
+                };
+                return Err(Error::new(
+                    Kind::CantOpen,
+                    format!("can't reach the page server: {reason}"),
+                ));
+            }
+        }
+    }
+
+    /// Gives a lease back; the message is on its way when this returns, or the lease ends with the stream.
+    pub fn release_lease(&self, id: DatabaseId, epoch: Epoch, wants_back: bool) {
+        self.send(
+            CallKind::Release,
+            Outgoing::ReleaseLease(pb::ReleaseLease {
+                database_id: id.to_wire(),
+                epoch: epoch.get(),
+                wants_back,
+            }),
+        );
+    }
+
+    /// Tells that a recalled lease is in use.
+    pub fn keep_lease(&self, id: DatabaseId, epoch: Epoch) {
+        let message = pb::KeepLease {
+            database_id: id.to_wire(),
+            epoch: epoch.get(),
+        };
+        self.send(CallKind::Release, Outgoing::KeepLease(message));
+    }
+
+    pub(super) fn close_database(&self, id: DatabaseId, open_sequence: u64) {
+        let message = pb::CloseDatabase {
+            database_id: id.to_wire(),
+            open_sequence,
+        };
+        self.send(CallKind::Close, Outgoing::CloseDatabase(message));
+    }
+
+    pub(super) fn say_goodbye(&self) {
+        self.goodbye.store(true, Ordering::SeqCst);
+        self.trusted_until.store(0, Ordering::Release);
+        self.goodbye_wanted.notify_one();
+    }
+
+    pub(super) async fn goodbye_taken(&self, patience: Duration) {
+        let mut phase = self.phase.subscribe();
+        let over = phase.wait_for(|phase| !matches!(phase, Phase::Up(_)));
+        let _ = tokio::time::timeout(patience, over).await;
+    }
+
+    fn send(&self, kind: CallKind, message: Outgoing) {
+        let message = pb::SessionRequest {
+            message: Some(message),
+        };
+        COUNTERS.background(kind);
+        COUNTERS.bytes(kind, message.encoded_len(), 0);
+        if let Some(outbox) = &*self.outbox.lock() {
+            // Without a stream, or with a full one, everything is given back by the end of the session.
+            let _ = outbox.try_send(message);
+        }
+    }
+}
+
+/// The task that keeps the session up for as long as the client lives.
+pub(super) async fn run(weak: Weak<Core>) {
+    let mut backoff = Duration::from_millis(10);
+    loop {
+        let Some(core) = weak.upgrade() else { return };
+        if core.databases.lock().is_empty()
+            && core.session.generation() > 0
+            && core.session.goodbye.load(Ordering::SeqCst)
+        {
+            return;
+        }
+        let begun = Instant::now();
+        let outcome = one_stream(&core).await;
+        *core.session.outbox.lock() = None;
+        if core.session.goodbye.load(Ordering::SeqCst) {
+            core.session.phase.send_replace(Phase::Over);
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                core.session.phase.send_replace(Phase::Connecting {
+                    last_failure: Some("the stream ended".to_owned()),
+                });
+            }
+            Err(error) if error.explicit && !error.is_transient() => {
+                core.session
+                    .phase
+                    .send_replace(Phase::Refused(Error::from(error).within(&core.endpoint)));
+            }
+            Err(error) => {
+                core.session.phase.send_replace(Phase::Connecting {
+                    last_failure: Some(error.message),
+                });
+            }
+        }
+        if begun.elapsed() > Duration::from_secs(1) {
+            backoff = Duration::from_millis(10);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = core.session.goodbye_wanted.notified() => {
+                core.session.phase.send_replace(Phase::Over);
+                return;
+            }
+        }
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
+    let session = &core.session;
+    let (sender, receiver) = mpsc::channel(OUTBOX);
+    let hello = pb::SessionRequest {
+        message: Some(Outgoing::Hello(hello(session.id))),
+    };
+    COUNTERS.background(CallKind::Session);
+    COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
+    let _ = sender.try_send(hello);
+    let sent_at = Moment::now();
+    let mut stub = core.stub.clone();
+    let mut stream = tokio::select! {
+        response = stub.session(ReceiverStream::new(receiver)) => {
+            response.map_err(|status| CallError::from_status(&status))?.into_inner()
+        }
+        () = session.goodbye_wanted.notified() => return Ok(()),
+    };
+    let patience = Duration::from_secs(10);
+    let first = tokio::select! {
+        first = next(&mut stream) => first?,
+        () = tokio::time::sleep(patience) => return Err(CallError::timeout(patience)),
+        () = session.goodbye_wanted.notified() => return Ok(()),
+    };
+    let Some(Incoming::Welcome(wire)) = first else {
+        return Err(nonsense("the server did not begin with a Welcome"));
+    };
+    COUNTERS.bytes(CallKind::Session, 0, wire.encoded_len());
+    let welcome = Arc::new(accept(core, wire)?);
+    let ttl = welcome.lease_ttl;
+    *session.outbox.lock() = Some(sender.clone());
+    trust(session, sent_at, ttl);
+    session.phase.send_replace(Phase::Up(welcome));
+    up(core, stream, sender, ttl).await
+}
+
+/// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
+async fn up(
+    core: &Arc<Core>,
+    mut stream: Streaming<pb::SessionResponse>,
+    sender: mpsc::Sender<pb::SessionRequest>,
+    ttl: Duration,
+) -> std::result::Result<(), CallError> {
+    let session = &core.session;
+    let mut beat = tokio::time::interval(ttl / 4);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sequence = 0;
+    let mut under_way: HashMap<u64, Moment> = HashMap::new();
+    let mut last_heard = Instant::now();
+    loop {
+        tokio::select! {
+            message = next(&mut stream) => {
+                last_heard = Instant::now();
+                match message? {
+                    None => return Ok(()),
+                    Some(Incoming::HeartbeatAck(ack)) => {
+                        if let Some(sent_at) = under_way.remove(&ack.sequence) {
+                            trust(session, sent_at, ttl);
+                        }
+                        under_way.retain(|sequence, _| *sequence > ack.sequence);
+                    }
+                    Some(message) => push(core, message)?,
+                }
+            }
+            _ = beat.tick() => {
+                if last_heard.elapsed() > ttl * 2 {
+                    // A peer that is silent for so long is gone, whatever TCP says.
+                    return Err(CallError::timeout(last_heard.elapsed()));
+                }
+                sequence += 1;
+                let message = pb::SessionRequest { message: Some(Outgoing::Heartbeat(heartbeat(core, sequence))) };
+                COUNTERS.background(CallKind::Heartbeat);
+                COUNTERS.bytes(CallKind::Heartbeat, message.encoded_len(), 0);
+                under_way.insert(sequence, Moment::now());
+                let _ = sender.try_send(message);
+            }
+            () = session.goodbye_wanted.notified() => {
+                let goodbye = pb::SessionRequest { message: Some(Outgoing::Goodbye(pb::Goodbye {})) };
+                let _ = sender.try_send(goodbye);
+                // The server ends the stream when it has taken the goodbye.
+                while let Ok(Some(_)) = next(&mut stream).await {}
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn trust(session: &Session, sent_at: Moment, ttl: Duration) {
+    if session.goodbye.load(Ordering::SeqCst) {
+        return;
+    }
+    // The margin covers clocks that do not run at quite the same rate.
+    let until = sent_at.after(ttl).before(ttl / 8);
+    session.trusted_until.fetch_max(until.0, Ordering::AcqRel);
+}
+
+/// S2, S3 and S4.
+fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Welcome, CallError> {
+    version::check("server", wire.protocol_major, wire.protocol_minor).map_err(|invalid| {
+        CallError {
+            reason: pagewire_proto::status::Reason::ProtocolVersion,
+            explicit: true,
+            message: invalid.problem,
+        }
+    })?;
+    let invalid = |invalid: pagewire_proto::Invalid| nonsense(&invalid.to_string());
+    let incarnation = Incarnation::try_from(&wire.incarnation[..]).map_err(invalid)?;
+    if wire.lease_ttl_ms < 50 {
+        return Err(nonsense("a lease TTL below 50 ms can't be kept"));
+    }
+    let session = &core.session;
+    let before = session.incarnation.lock().replace(incarnation);
+    let other = before.is_some_and(|before| before != incarnation);
+    if !wire.resumed {
+        session.trusted_until.store(0, Ordering::Release);
+        session.generation.fetch_add(1, Ordering::AcqRel);
+    }
+    let mut held: HashMap<DatabaseId, Epoch> = HashMap::new();
+    for lease in &wire.leases {
+        held.insert(
+            DatabaseId::try_from(&lease.database_id[..]).map_err(invalid)?,
+            Epoch::new(lease.epoch),
+        );
+    }
+    for (id, database) in core.all_databases() {
+        if other {
+            database.store_was_replaced();
+        } else {
+            database.session_says(held.get(&id).copied());
+        }
+    }
+    Ok(Welcome {
+        lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
+        incarnation,
+        server_name: wire.server_name,
+        store_name: wire.store.map(|store| store.store_name).unwrap_or_default(),
+    })
+}
+
+fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallError> {
+    let invalid = |invalid: pagewire_proto::Invalid| nonsense(&invalid.to_string());
+    match message {
+        Incoming::LeaseGranted(granted) => {
+            let id = DatabaseId::try_from(&granted.database_id[..]).map_err(invalid)?;
+            let grant = granted
+                .grant
+                .ok_or_else(|| nonsense("a grant is missing"))?;
+            let grant = LeaseGrant::try_from(grant).map_err(invalid)?;
+            match core.database(id) {
+                Some(database) => database.lease_granted(grant, core),
+                None => core.session.release_lease(id, grant.epoch, false),
+            }
+        }
+        Incoming::LeaseRecall(recall) => {
+            let id = DatabaseId::try_from(&recall.database_id[..]).map_err(invalid)?;
+            match core.database(id) {
+                Some(database) => database.lease_recalled(Epoch::new(recall.epoch), core),
+                None => core
+                    .session
+                    .release_lease(id, Epoch::new(recall.epoch), false),
+            }
+        }
+        Incoming::LeaseLost(lost) => {
+            let id = DatabaseId::try_from(&lost.database_id[..]).map_err(invalid)?;
+            if let Some(database) = core.database(id) {
+                database.lease_lost(Epoch::new(lost.epoch));
+            }
+        }
+        Incoming::Draining(_) | Incoming::HeartbeatAck(_) => {}
+        Incoming::Welcome(_) => return Err(nonsense("a second Welcome")),
+    }
+    Ok(())
+}
+
+fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
+    let floors = core
+        .all_databases()
+        .into_iter()
+        .map(|(id, database)| pb::DatabaseFloor {
+            database_id: id.to_wire(),
+            oldest_open_version: database.floor().get(),
+        })
+        .collect();
+    pb::Heartbeat { sequence, floors }
+}
+
+async fn next(
+    stream: &mut Streaming<pb::SessionResponse>,
+) -> std::result::Result<Option<Incoming>, CallError> {
+    match stream.message().await {
+        Ok(Some(pb::SessionResponse {
+            message: Some(message),
+        })) => Ok(Some(message)),
+        // A message of a later minor version: not for us.
+        Ok(Some(pb::SessionResponse { message: None })) => {
+            Ok(Some(Incoming::HeartbeatAck(pb::HeartbeatAck {
+                sequence: 0,
+            })))
+        }
+        Ok(None) => Ok(None),
+        Err(status) => Err(CallError::from_status(&status)),
+    }
+}
+
+fn nonsense(what: &str) -> CallError {
+    CallError {
+        reason: pagewire_proto::status::Reason::Internal,
+        explicit: false,
+        message: format!("the server's answer is not valid: {what}"),
+    }
+}
+
+fn hello(id: SessionId) -> pb::Hello {
+    pb::Hello {
+        protocol_major: version::MAJOR,
+        protocol_minor: version::MINOR,
+        session_id: id.to_wire(),
+        client_name: concat!("libpagewire/", env!("CARGO_PKG_VERSION")).to_owned(),
+        process: process_identity(),
+        capabilities: Vec::new(),
+    }
+}
+
+/// Best effort: without it a killed process costs others one TTL.
+fn process_identity() -> Option<pb::ProcessIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let pid_namespace = std::fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the program's name in parentheses and may have anything in it.
+    let after_name = stat.rsplit_once(')')?.1;
+    let start_time_ticks = after_name.split_whitespace().nth(19)?.parse().ok()?;
+    Some(pb::ProcessIdentity {
+        boot_id: boot_id.trim().to_owned(),
+        pid_namespace,
+        pid: std::process::id(),
+        start_time_ticks,
+    })
+}

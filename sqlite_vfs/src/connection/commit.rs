@@ -1,0 +1,347 @@
+//! FCNTL_SYNC: what was written becomes the next version, or turns out to be a rollback.
+
+use std::sync::Arc;
+
+use pagewire_proto::{PageCount, PageNumber, PageSize, Snapshot};
+
+use super::header::{self, Header};
+use super::overlay::Overlay;
+use super::read::{ReadAhead, read_range};
+use super::{Connection, State};
+use crate::client::CommitPart;
+use crate::database::{CommitMember, commit};
+use crate::error::{Error, Kind, Result};
+
+/// What a transaction is, seen at its commit point.
+enum Prepared {
+    /// Nothing differs from the base: SQLite has rolled back, or wrote what was there.
+    Nothing,
+    /// A new version.
+    Version(CommitPart),
+}
+
+impl Connection {
+    /// FCNTL_SYNC without a super-journal: commits this database alone.
+    pub fn sync(&mut self) -> Result<()> {
+        commit_locked(&mut [self])
+    }
+
+    /// Whether there is anything that FCNTL_SYNC would look at.
+    pub fn has_written(&self) -> bool {
+        match &self.state {
+            State::Writing { base, overlay, .. } => {
+                !overlay.is_empty() || overlay.size() != base.snapshot().byte_size()
+            }
+            State::Idle | State::Reading { .. } | State::Failed { .. } => false,
+        }
+    }
+
+    fn prepare(&mut self) -> Result<Prepared> {
+        if !self.has_written() {
+            return Ok(Prepared::Nothing);
+        }
+        let State::Writing { base, overlay, .. } = &mut self.state else {
+            return Ok(Prepared::Nothing);
+        };
+        let base = base.snapshot();
+        let name = self.database.describe();
+        let page_1 = first_bytes(overlay)?;
+        let header = page_1.as_deref().and_then(Header::of);
+        let page_size = header
+            .and_then(Header::page_size)
+            .or(base.page_size)
+            .or(overlay.unit());
+        let Some(page_size) = page_size else {
+            return Ok(Prepared::Nothing);
+        };
+        let by_size =
+            u32::try_from(overlay.size().div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
+        let count = header.and_then(Header::page_count).unwrap_or(by_size);
+        let page_count = PageCount::try_from(count)?;
+        if page_count == PageCount::ZERO {
+            if base.page_count == PageCount::ZERO {
+                return Ok(Prepared::Nothing);
+            }
+            return Err(Error::io(format!(
+                "{name}: a database can't be truncated to nothing; delete it instead"
+            )));
+        }
+        let is_wal = header.is_some_and(Header::is_wal);
+        let same_shape = base.page_size == Some(page_size) && base.page_count == page_count;
+        let counter_moved =
+            header.is_some_and(|header| header.change_counter() != base.version.get() as u32);
+        if is_wal {
+            self.refuse_or_reset_wal(&base)?;
+        }
+        if same_shape && !counter_moved && self.equals_base(&base)? {
+            return Ok(Prepared::Nothing);
+        }
+        self.part(base, page_size, page_count)
+            .map(Prepared::Version)
+    }
+
+    /// A page 1 that asks for WAL: refused where it is a switch of the journal mode (it would brick the database), and reset
+    /// where it came with the content of another database, by the backup API.
+    fn refuse_or_reset_wal(&mut self, base: &Snapshot) -> Result<()> {
+        let name = self.database.describe();
+        let State::Writing { overlay, .. } = &mut self.state else {
+            return Ok(());
+        };
+        let Some(unit) = overlay.unit() else {
+            return Ok(());
+        };
+        let mut page_1 = vec![0; unit.bytes()];
+        overlay.read(0, 0, &mut page_1)?;
+        let only_page_1 = overlay.indexes().eq([0]);
+        if only_page_1 && base.page_size == Some(unit) {
+            let mut before = vec![0; unit.bytes()];
+            let mut ahead = ReadAhead::default();
+            read_range(
+                &self.database,
+                base,
+                None,
+                &mut ahead,
+                &mut before,
+                0,
+                self.settings.timeout,
+            )?;
+            if !header::differ_beyond_journal_mode(&before, &page_1) {
+                return Err(Error::io(format!(
+                    "{name}: journal_mode=WAL is not possible on remote pages; set locking_mode=NORMAL and journal_mode=DELETE"
+                )));
+            }
+        }
+        header::without_wal(&mut page_1);
+        overlay.put(0, page_1.into())
+    }
+
+    /// Whether every unit written has the bytes of the base. In exclusive locking mode the change counter stands still, so
+    /// only the bytes tell a rollback from a commit.
+    fn equals_base(&self, base: &Snapshot) -> Result<bool> {
+        let State::Writing { overlay, .. } = &self.state else {
+            return Ok(true);
+        };
+        let Some(unit) = overlay.unit() else {
+            return Ok(true);
+        };
+        let mut ahead = ReadAhead::default();
+        let mut ours = vec![0; unit.bytes()];
+        let mut theirs = vec![0; unit.bytes()];
+        for index in overlay.indexes() {
+            overlay.read(index, 0, &mut ours)?;
+            let offset = u64::from(index) * u64::from(unit.get());
+            read_range(
+                &self.database,
+                base,
+                None,
+                &mut ahead,
+                &mut theirs,
+                offset,
+                self.settings.timeout,
+            )?;
+            if ours != theirs {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn part(
+        &mut self,
+        base: Snapshot,
+        page_size: PageSize,
+        page_count: PageCount,
+    ) -> Result<CommitPart> {
+        let State::Writing { overlay, .. } = &mut self.state else {
+            return Err(Error::new(
+                Kind::Bug,
+                "a commit outside of a write transaction",
+            ));
+        };
+        if overlay.unit() != Some(page_size) {
+            let mut whole = Overlay::new(Some(page_size), 0, self.settings.overlay_bytes);
+            let mut ahead = ReadAhead::default();
+            let mut page = vec![0; page_size.bytes()];
+            for index in 0..page_count.get() {
+                let offset = u64::from(index) * u64::from(page_size.get());
+                read_range(
+                    &self.database,
+                    &base,
+                    Some(overlay),
+                    &mut ahead,
+                    &mut page,
+                    offset,
+                    self.settings.timeout,
+                )?;
+                // Nothing of the base is kept where the page size differs, so zeros need not be sent.
+                if page.iter().any(|byte| *byte != 0) {
+                    whole.put(index, bytes::Bytes::copy_from_slice(&page))?;
+                }
+            }
+            *overlay = whole;
+        }
+        let mut pages = Vec::new();
+        for index in overlay.indexes() {
+            let number = PageNumber::try_from(index + 1)?;
+            if page_count.has(number)
+                && let Some(source) = overlay.source(index)
+            {
+                pages.push((number, source));
+            }
+        }
+        Ok(CommitPart {
+            id: self.database.state.id,
+            base: base.version,
+            page_size,
+            page_count,
+            pages,
+            spill: overlay.spill_file(),
+        })
+    }
+
+    fn commit_succeeded(&mut self, head: Snapshot) {
+        let State::Writing { level, .. } = &self.state else {
+            return;
+        };
+        // T8: the connection may go on without a new xLock(SHARED), at the version that it has made.
+        self.state = State::Writing {
+            level: *level,
+            base: self.database.state.pin(head),
+            overlay: self.overlay_on(&head),
+            committed: true,
+        };
+    }
+
+    fn forget_writes(&mut self) {
+        let State::Writing { base, overlay, .. } = &mut self.state else {
+            return;
+        };
+        let base = base.snapshot();
+        *overlay = Overlay::new(
+            base.page_size,
+            base.byte_size(),
+            self.settings.overlay_bytes,
+        );
+    }
+
+    fn commit_failed(&mut self, error: &Error) {
+        self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Writing { base, level, .. } => State::Failed {
+                base,
+                level,
+                error: error.clone(),
+                rolled_back: false,
+            },
+            other => other,
+        };
+    }
+
+    /// FCNTL_SYNC of the rollback after a failed commit (K4): what comes now belongs to another transaction.
+    fn rollback_ends(&mut self) -> Result<()> {
+        let epoch = self.database.state.writer_epoch(self.writer);
+        self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Failed {
+                base,
+                level,
+                error,
+                rolled_back: false,
+            } => {
+                if epoch.is_some()
+                    && error.kind != Kind::OutcomeUnknown
+                    && error.kind != Kind::BusySnapshot
+                {
+                    // In exclusive locking mode the connection goes on without ever unlocking.
+                    let overlay = self.overlay_on(&base.snapshot());
+                    State::Writing {
+                        base,
+                        level,
+                        overlay,
+                        committed: false,
+                    }
+                } else {
+                    State::Failed {
+                        base,
+                        level,
+                        error,
+                        rolled_back: true,
+                    }
+                }
+            }
+            State::Failed {
+                base,
+                level,
+                error,
+                rolled_back: true,
+            } => {
+                let again = error.clone();
+                self.state = State::Failed {
+                    base,
+                    level,
+                    error,
+                    rolled_back: true,
+                };
+                return Err(again);
+            }
+            other => other,
+        };
+        Ok(())
+    }
+}
+
+/// Commits the connections of a super-journal, all or none.
+pub fn commit_group(members: &[Arc<parking_lot::Mutex<Connection>>]) -> Result<()> {
+    let mut guards: Vec<_> = members.iter().map(|member| member.lock()).collect();
+    let mut connections: Vec<&mut Connection> =
+        guards.iter_mut().map(|guard| &mut **guard).collect();
+    commit_locked(&mut connections)
+}
+
+fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
+    let mut members = Vec::with_capacity(connections.len());
+    let mut who = Vec::with_capacity(connections.len());
+    let mut timeout = std::time::Duration::ZERO;
+    let outcome = (|| {
+        for (index, connection) in connections.iter_mut().enumerate() {
+            if matches!(connection.state, State::Failed { .. }) {
+                connection.rollback_ends()?;
+                continue;
+            }
+            match connection.prepare()? {
+                Prepared::Nothing => connection.forget_writes(),
+                Prepared::Version(part) => {
+                    timeout = timeout.max(connection.settings.timeout);
+                    let Some(base) = connection.snapshot() else {
+                        continue;
+                    };
+                    members.push(CommitMember {
+                        database: Arc::clone(&connection.database),
+                        writer: connection.writer,
+                        base,
+                        part,
+                    });
+                    who.push(index);
+                }
+            }
+        }
+        commit(std::mem::take(&mut members), timeout)
+    })();
+    match outcome {
+        Ok(heads) => {
+            for (index, head) in who.into_iter().zip(heads) {
+                connections[index].commit_succeeded(head);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            for connection in connections {
+                connection.commit_failed(&error);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn first_bytes(overlay: &Overlay) -> Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; header::LENGTH];
+    Ok(overlay.read(0, 0, &mut bytes)?.then_some(bytes))
+}

@@ -1,0 +1,155 @@
+//! The database header: the first 100 bytes of page 1, as far as a VFS has to understand them (SQLite file format, 1.3).
+//!
+//! The file change counter (bytes 24 to 27, and 92 to 95 beside it) is derived from the version on every read: it is what
+//! SQLite compares to find out whether its own cache is still right, so it may never repeat for other content.
+
+use std::ops::Range;
+
+use pagewire_proto::{PageSize, Version};
+
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+const PAGE_SIZE: Range<usize> = 16..18;
+const WRITE_VERSION: usize = 18;
+const READ_VERSION: usize = 19;
+const CHANGE_COUNTER: Range<usize> = 24..28;
+const PAGE_COUNT: Range<usize> = 28..32;
+const VERSION_VALID_FOR: Range<usize> = 92..96;
+/// Length of the header.
+pub const LENGTH: usize = 100;
+/// The file format version that stands for WAL.
+const WAL_FORMAT: u8 = 2;
+
+/// A database header, if the bytes are one.
+#[derive(Clone, Copy)]
+pub struct Header<'a>(&'a [u8]);
+
+impl<'a> Header<'a> {
+    /// The header at the beginning of page 1.
+    pub fn of(page_1: &'a [u8]) -> Option<Self> {
+        (page_1.len() >= LENGTH && page_1.starts_with(MAGIC)).then_some(Self(page_1))
+    }
+
+    /// The page size, if it is one.
+    pub fn page_size(self) -> Option<PageSize> {
+        let size = match u16::from_be_bytes([self.0[16], self.0[17]]) {
+            1 => 65_536,
+            size => u32::from(size),
+        };
+        debug_assert_eq!(PAGE_SIZE.len(), 2);
+        PageSize::try_from(size).ok()
+    }
+
+    /// The size of the database in pages, if the header says it validly.
+    pub fn page_count(self) -> Option<u32> {
+        let count = number(&self.0[PAGE_COUNT]);
+        (count > 0 && self.0[CHANGE_COUNTER] == self.0[VERSION_VALID_FOR]).then_some(count)
+    }
+
+    /// The file change counter.
+    pub fn change_counter(self) -> u32 {
+        number(&self.0[CHANGE_COUNTER])
+    }
+
+    /// Whether the header asks for WAL.
+    pub fn is_wal(self) -> bool {
+        self.0[WRITE_VERSION] == WAL_FORMAT || self.0[READ_VERSION] == WAL_FORMAT
+    }
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+/// Puts the version in the place of the change counter into `out`, a copy of `page_1[within..]`.
+pub fn derive_change_counter(page_1: &[u8], version: Version, within: usize, out: &mut [u8]) {
+    let Some(header) = Header::of(page_1) else {
+        return;
+    };
+    let counter = (version.get() as u32).to_be_bytes();
+    overwrite(&counter, CHANGE_COUNTER, within, out);
+    // Where they differed, the page count of the header is not valid, and has to stay so.
+    if header.0[CHANGE_COUNTER] == header.0[VERSION_VALID_FOR] {
+        overwrite(&counter, VERSION_VALID_FOR, within, out);
+    }
+}
+
+fn overwrite(bytes: &[u8], place: Range<usize>, within: usize, out: &mut [u8]) {
+    for (index, byte) in place.zip(bytes) {
+        if let Some(target) = index
+            .checked_sub(within)
+            .and_then(|index| out.get_mut(index))
+        {
+            *target = *byte;
+        }
+    }
+}
+
+/// Turns a header that asks for WAL into one that asks for a rollback journal.
+pub fn without_wal(page_1: &mut [u8]) {
+    page_1[WRITE_VERSION] = 1;
+    page_1[READ_VERSION] = 1;
+}
+
+/// Whether two images of page 1 differ in more than the change counter and the journal mode.
+pub fn differ_beyond_journal_mode(a: &[u8], b: &[u8]) -> bool {
+    let ignored = |index: &usize| {
+        CHANGE_COUNTER.contains(index)
+            || VERSION_VALID_FOR.contains(index)
+            || (WRITE_VERSION..=READ_VERSION).contains(index)
+            // The version number of the SQLite that wrote it last.
+            || (96..100).contains(index)
+    };
+    a.len() != b.len() || (0..a.len()).any(|index| a[index] != b[index] && !ignored(&index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> Vec<u8> {
+        let mut page = vec![0; 512];
+        page[..16].copy_from_slice(MAGIC);
+        page[PAGE_SIZE].copy_from_slice(&512u16.to_be_bytes());
+        page[CHANGE_COUNTER].copy_from_slice(&7u32.to_be_bytes());
+        page[VERSION_VALID_FOR].copy_from_slice(&7u32.to_be_bytes());
+        page[PAGE_COUNT].copy_from_slice(&3u32.to_be_bytes());
+        page
+    }
+
+    #[test]
+    fn the_counter_is_derived_in_any_part_that_is_read() {
+        let page = page();
+        let whole = {
+            let mut out = page.clone();
+            derive_change_counter(&page, Version::new(0x1_0000_0009), 0, &mut out);
+            out
+        };
+        assert_eq!(Header::of(&whole).unwrap().change_counter(), 9);
+        assert_eq!(Header::of(&whole).unwrap().page_count(), Some(3));
+        for (within, length) in [(24, 16), (26, 1), (0, 100), (90, 5), (200, 8)] {
+            let mut part = page[within..within + length].to_vec();
+            derive_change_counter(&page, Version::new(0x1_0000_0009), within, &mut part);
+            assert_eq!(part, whole[within..within + length], "{within}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_page_count_stays_invalid() {
+        let mut page = page();
+        page[92] = 1;
+        let mut out = page.clone();
+        derive_change_counter(&page, Version::new(9), 0, &mut out);
+        assert_eq!(Header::of(&out).unwrap().page_count(), None);
+    }
+
+    #[test]
+    fn bytes_that_are_no_database_stay_as_they_are() {
+        let page = vec![5; 512];
+        let mut out = page.clone();
+        derive_change_counter(&page, Version::new(9), 0, &mut out);
+        assert_eq!(out, page);
+        assert!(Header::of(&page).is_none());
+    }
+}

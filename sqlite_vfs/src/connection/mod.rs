@@ -1,0 +1,424 @@
+//! One open main database: which snapshot it reads, what it has written, and when that becomes a commit.
+//!
+//! The lock level of SQLite *is* the state, and what belongs to a level lives inside it:
+//!
+//! ```text
+//!              xLock(SHARED)              xLock(RESERVED..EXCLUSIVE)
+//!   Idle --------------------> Reading --------------------------------> Writing --+ FCNTL_SYNC: commit,
+//!     ^                         |   ^                                    |  |  ^---+ goes on at the new version
+//!     +---- xUnlock(NONE) ------+   +------------ xUnlock(SHARED) -------+  | a commit failed
+//!     ^                             ^                                       v
+//!     +-----------------------------+------- xUnlock ------------------- Failed
+//! ```
+//! * **K1** A read transaction sees one version; a write transaction sees that version and what it wrote, nothing else.
+//! * **K2** Nothing of a transaction leaves the process before FCNTL_SYNC (or the deletion of the super-journal).
+//! * **K3** xUnlock and FCNTL_COMMIT_PHASETWO never commit and never fail.
+//! * **K4** After a failed commit the writes of SQLite's rollback are dropped; nothing after that rollback is dropped in silence.
+//! * **K5** Leaving Writing without a commit drops the overlay and the journal together.
+
+mod commit;
+mod header;
+mod overlay;
+mod read;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pagewire_proto::Snapshot;
+
+use crate::database::{Database, Pin, WriterId};
+use crate::error::{Error, Kind, Result};
+use crate::file::spool::Spool;
+use crate::settings::ConnectionSettings;
+use overlay::Overlay;
+use read::ReadAhead;
+
+pub use commit::commit_group;
+pub use read::ReadOutcome;
+
+/// SQLite's lock levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LockLevel {
+    /// No lock.
+    None,
+    /// Reading.
+    Shared,
+    /// Going to write.
+    Reserved,
+    /// Waiting for readers to leave; here nobody has to.
+    Pending,
+    /// Writing.
+    Exclusive,
+}
+
+/// See the file's header.
+pub struct Connection {
+    writer: WriterId,
+    database: Arc<Database>,
+    settings: ConnectionSettings,
+    state: State,
+    /// For connections that never lock: one version for life.
+    fixed: Option<Pin>,
+    journal: Option<Journal>,
+    journal_exists: Arc<AtomicBool>,
+    ahead: ReadAhead,
+    /// What `PRAGMA journal_mode` answers when a change is refused.
+    pub journal_mode: &'static str,
+    last_error: Option<Error>,
+}
+
+enum State {
+    Idle,
+    Reading {
+        base: Pin,
+    },
+    Writing {
+        base: Pin,
+        level: LockLevel,
+        overlay: Overlay,
+        committed: bool,
+    },
+    Failed {
+        base: Pin,
+        level: LockLevel,
+        error: Error,
+        rolled_back: bool,
+    },
+}
+
+#[derive(Default)]
+struct Journal {
+    content: Spool,
+    open_handles: usize,
+}
+
+impl Connection {
+    /// A connection to an open database.
+    pub fn new(database: Arc<Database>, settings: ConnectionSettings) -> Self {
+        static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
+        let fixed = settings.unlocked.then(|| database.state.pin_known_head());
+        Self {
+            writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
+            database,
+            settings,
+            state: State::Idle,
+            fixed,
+            journal: None,
+            journal_exists: Arc::new(AtomicBool::new(false)),
+            ahead: ReadAhead::default(),
+            journal_mode: "delete",
+            last_error: None,
+        }
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Arc<Database> {
+        &self.database
+    }
+
+    /// As set by the URI and the environment.
+    pub fn settings(&self) -> &ConnectionSettings {
+        &self.settings
+    }
+
+    /// The error of the last operation that failed.
+    pub fn last_error(&self) -> Option<&Error> {
+        self.last_error.as_ref()
+    }
+
+    /// Remembers an error for `pagewire_last_error()`.
+    pub fn note_error(&mut self, error: &Error) {
+        self.last_error = Some(error.clone());
+    }
+
+    /// The lock level that SQLite has.
+    pub fn level(&self) -> LockLevel {
+        match &self.state {
+            State::Idle => LockLevel::None,
+            State::Reading { .. } => LockLevel::Shared,
+            State::Writing { level, .. } | State::Failed { level, .. } => *level,
+        }
+    }
+
+    /// The version that is read, if a transaction is open.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        match &self.state {
+            State::Idle => self.fixed.as_ref().map(Pin::snapshot),
+            State::Reading { base } | State::Writing { base, .. } | State::Failed { base, .. } => {
+                Some(base.snapshot())
+            }
+        }
+    }
+
+    /// xLock.
+    pub fn lock(&mut self, wanted: LockLevel) -> Result<()> {
+        if wanted <= self.level() {
+            return Ok(());
+        }
+        if wanted > LockLevel::Shared && self.settings.read_only {
+            return Err(Error::new(
+                Kind::ReadOnly,
+                format!(
+                    "{}: the connection was opened read-only",
+                    self.database.describe()
+                ),
+            ));
+        }
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => {
+                let base = self.database.begin_read(self.settings.timeout)?;
+                self.state = State::Reading { base };
+                self.lock(wanted)
+            }
+            State::Reading { base } => {
+                let snapshot = base.snapshot();
+                let outcome =
+                    self.database
+                        .begin_write(self.writer, snapshot.version, self.settings.timeout);
+                self.state = match outcome {
+                    Err(error) => {
+                        self.state = State::Reading { base };
+                        return Err(error);
+                    }
+                    Ok(()) => State::Writing {
+                        overlay: self.overlay_on(&snapshot),
+                        base,
+                        level: wanted,
+                        committed: false,
+                    },
+                };
+                Ok(())
+            }
+            State::Writing {
+                base,
+                overlay,
+                committed,
+                ..
+            } => {
+                self.state = State::Writing {
+                    base,
+                    overlay,
+                    committed,
+                    level: wanted,
+                };
+                Ok(())
+            }
+            State::Failed {
+                base,
+                level,
+                error,
+                rolled_back,
+            } => {
+                let outcome = Err(error.clone());
+                self.state = State::Failed {
+                    base,
+                    level,
+                    error,
+                    rolled_back,
+                };
+                outcome
+            }
+        }
+    }
+
+    fn overlay_on(&self, base: &Snapshot) -> Overlay {
+        Overlay::new(
+            base.page_size,
+            base.byte_size(),
+            self.settings.overlay_bytes,
+        )
+    }
+
+    /// xUnlock: K3, K5.
+    pub fn unlock(&mut self, wanted: LockLevel) {
+        if wanted >= self.level() {
+            return;
+        }
+        self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => State::Idle,
+            State::Reading { base } => match wanted {
+                LockLevel::None => State::Idle,
+                _ => State::Reading { base },
+            },
+            State::Writing {
+                base,
+                overlay,
+                committed,
+                ..
+            } if wanted >= LockLevel::Reserved => State::Writing {
+                base,
+                overlay,
+                committed,
+                level: wanted,
+            },
+            State::Writing {
+                base, committed, ..
+            } => {
+                if !committed {
+                    self.drop_journal();
+                }
+                self.leave_writing(base, wanted)
+            }
+            State::Failed { base, .. } => {
+                self.drop_journal();
+                self.leave_writing(base, wanted)
+            }
+        };
+    }
+
+    fn leave_writing(&self, base: Pin, wanted: LockLevel) -> State {
+        self.database.end_write(self.writer);
+        match wanted {
+            LockLevel::None => State::Idle,
+            _ => State::Reading { base },
+        }
+    }
+
+    /// xCheckReservedLock: whether a connection of this process is writing.
+    pub fn reserved_is_held(&self) -> bool {
+        self.database.state.has_writer()
+    }
+
+    /// xWrite.
+    pub fn write(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        let what = self.database.describe();
+        match &mut self.state {
+            State::Failed {
+                rolled_back: false, ..
+            } => Ok(()),
+            State::Failed { error, .. } => Err(error.clone()),
+            State::Idle | State::Reading { .. } => Err(Error::new(
+                Kind::ReadOnly,
+                format!("{what}: a write without a write lock is refused"),
+            )),
+            State::Writing { base, overlay, .. } => read::write_through(
+                &self.database,
+                &base.snapshot(),
+                overlay,
+                bytes,
+                offset,
+                self.settings.timeout,
+            ),
+        }
+    }
+
+    /// xTruncate. After a commit the size is that of the committed version, and SQLite sets no other.
+    pub fn truncate(&mut self, size: u64) -> Result<()> {
+        match &mut self.state {
+            State::Writing { overlay, .. } => overlay.truncate(size),
+            State::Idle | State::Reading { .. } | State::Failed { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// xFileSize.
+    pub fn byte_size(&self) -> u64 {
+        match &self.state {
+            State::Writing { overlay, .. } => overlay.size(),
+            State::Reading { base } | State::Failed { base, .. } => base.snapshot().byte_size(),
+            State::Idle => match &self.fixed {
+                Some(pin) => pin.snapshot().byte_size(),
+                None => self.database.state.head().byte_size(),
+            },
+        }
+    }
+
+    /// The answer of a pragma that is ours, or of one that would do harm; `None` for all others.
+    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Option<String> {
+        match (name, value) {
+            // Refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
+            ("journal_mode", Some("wal" | "off")) => Some(self.journal_mode.to_owned()),
+            ("journal_mode", Some(mode)) => {
+                let known = ["delete", "truncate", "persist", "memory"];
+                if let Some(mode) = known.into_iter().find(|known| *known == mode) {
+                    self.journal_mode = mode;
+                }
+                None
+            }
+            ("pagewire_version", None) => Some(
+                self.snapshot()
+                    .unwrap_or(self.database.state.head())
+                    .version
+                    .to_string(),
+            ),
+            ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
+            ("pagewire_database_id", None) => Some(self.database.state.id.to_string()),
+            ("pagewire_last_error", None) => Some(
+                self.last_error
+                    .as_ref()
+                    .map(|error| error.message.clone())
+                    .unwrap_or_default(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// What `pagewire_status` shows of the connection.
+    pub fn status(&self) -> Vec<(&'static str, String)> {
+        let mut rows = vec![
+            ("database", self.database.state.name.to_string()),
+            ("database_id", self.database.state.id.to_string()),
+            ("endpoint", self.database.endpoint().to_owned()),
+            (
+                "known_version",
+                self.database.state.head().version.to_string(),
+            ),
+            (
+                "mode",
+                if self.settings.read_only { "ro" } else { "rw" }.to_owned(),
+            ),
+            ("timeout_ms", self.settings.timeout.as_millis().to_string()),
+        ];
+        if let Some(snapshot) = self.snapshot() {
+            rows.push(("version", snapshot.version.to_string()));
+        }
+        rows.extend(self.database.session_status());
+        rows
+    }
+
+    // The journal of this connection.
+
+    /// Whether the journal exists, to be asked without locking the connection.
+    pub fn journal_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.journal_exists)
+    }
+
+    /// xOpen of the journal.
+    pub fn open_journal(&mut self) {
+        self.journal.get_or_insert_default().open_handles += 1;
+        self.journal_exists.store(true, Ordering::SeqCst);
+    }
+
+    /// xClose of the journal: its content stays until it is deleted.
+    pub fn close_journal(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.open_handles = journal.open_handles.saturating_sub(1);
+        }
+    }
+
+    /// The bytes of the journal, if it exists.
+    pub fn journal(&mut self) -> Option<&mut Spool> {
+        self.journal.as_mut().map(|journal| &mut journal.content)
+    }
+
+    /// xDelete of the journal; `false` if there is none.
+    pub fn delete_journal(&mut self) -> bool {
+        self.journal_exists.store(false, Ordering::SeqCst);
+        self.journal.take().is_some()
+    }
+
+    fn drop_journal(&mut self) {
+        match &mut self.journal {
+            Some(journal) if journal.open_handles > 0 => journal.content = Spool::Empty,
+            _ => {
+                self.delete_journal();
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.unlock(LockLevel::None);
+    }
+}

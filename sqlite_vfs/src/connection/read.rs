@@ -1,0 +1,281 @@
+//! Byte ranges of a snapshot and of an overlay on it: what SQLite reads is put together from pages here.
+
+use pagewire_proto::{PageNumber, PageSize, Snapshot, Version};
+
+use super::header::derive_change_counter;
+use super::overlay::Overlay;
+use super::{Connection, State};
+use crate::database::Database;
+use crate::error::{Error, Kind, Result};
+
+/// Largest read ahead in one call, in bytes.
+const MAX_AHEAD_BYTES: u64 = 1 << 20;
+
+/// Recognises a scan by pages that follow each other.
+#[derive(Default)]
+pub struct ReadAhead {
+    last: u32,
+    run: u32,
+}
+
+impl ReadAhead {
+    /// A page is read.
+    fn note(&mut self, page: PageNumber) {
+        if page.get() == self.last.wrapping_add(1) {
+            self.run = self.run.saturating_add(1);
+        } else if page.get() != self.last {
+            self.run = 0;
+        }
+        self.last = page.get();
+    }
+
+    /// How many pages to fetch when the last page noted is missing.
+    fn window(&self, page_size: PageSize, limit: u64) -> u32 {
+        let most = (MAX_AHEAD_BYTES.min(limit) / u64::from(page_size.get())).max(1) as u32;
+        if self.run == 0 {
+            1
+        } else {
+            (1u32 << self.run.min(12)).min(most)
+        }
+    }
+}
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// All bytes.
+    Full,
+    /// The file ends before; the rest is zero.
+    Short,
+}
+
+impl Connection {
+    /// xRead: any range, aligned or not.
+    pub fn read(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
+        let timeout = self.settings.timeout;
+        match &self.state {
+            State::Reading { base } | State::Failed { base, .. } => {
+                let snapshot = base.snapshot();
+                read_range(
+                    &self.database,
+                    &snapshot,
+                    None,
+                    &mut self.ahead,
+                    out,
+                    offset,
+                    timeout,
+                )
+            }
+            State::Writing { base, overlay, .. } => {
+                let snapshot = base.snapshot();
+                read_range(
+                    &self.database,
+                    &snapshot,
+                    Some(overlay),
+                    &mut self.ahead,
+                    out,
+                    offset,
+                    timeout,
+                )
+            }
+            State::Idle => self.read_unlocked(out, offset),
+        }
+    }
+
+    /// SQLite reads the header once without a lock when it opens a database, and always where it was told not to lock.
+    fn read_unlocked(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
+        let timeout = self.settings.timeout;
+        if let Some(pin) = &self.fixed {
+            let snapshot = pin.snapshot();
+            return read_range(
+                &self.database,
+                &snapshot,
+                None,
+                &mut self.ahead,
+                out,
+                offset,
+                timeout,
+            );
+        }
+        self.database.state.check()?;
+        let known = self.database.state.pin_known_head();
+        let outcome = read_range(
+            &self.database,
+            &known.snapshot(),
+            None,
+            &mut self.ahead,
+            out,
+            offset,
+            timeout,
+        );
+        if outcome.is_ok() {
+            return outcome;
+        }
+        // The version that was known is gone; there is a newer one.
+        let pin = self.database.begin_read(timeout)?;
+        read_range(
+            &self.database,
+            &pin.snapshot(),
+            None,
+            &mut self.ahead,
+            out,
+            offset,
+            timeout,
+        )
+    }
+}
+
+/// Reads a range of a snapshot under an overlay.
+pub fn read_range(
+    database: &Database,
+    base: &Snapshot,
+    overlay: Option<&Overlay>,
+    ahead: &mut ReadAhead,
+    out: &mut [u8],
+    offset: u64,
+    timeout: std::time::Duration,
+) -> Result<ReadOutcome> {
+    let (unit, size) = match overlay {
+        Some(overlay) => (overlay.unit(), overlay.size()),
+        None => (base.page_size, base.byte_size()),
+    };
+    let Some(unit) = unit else {
+        out.fill(0);
+        return Ok(ReadOutcome::Short);
+    };
+    let there = size.saturating_sub(offset).min(out.len() as u64) as usize;
+    let (mut rest, beyond) = out.split_at_mut(there);
+    beyond.fill(0);
+    let outcome = if beyond.is_empty() {
+        ReadOutcome::Full
+    } else {
+        ReadOutcome::Short
+    };
+    let mut at = offset;
+    while !rest.is_empty() {
+        let (index, within) = split(at, unit)?;
+        let length = rest.len().min(unit.bytes() - within);
+        let (part, tail) = rest.split_at_mut(length);
+        let written = match overlay {
+            Some(overlay) => overlay.read(index, within, part)?,
+            None => false,
+        };
+        if !written {
+            read_base(database, base, ahead, index, within, part, timeout)?;
+        }
+        rest = tail;
+        at += length as u64;
+    }
+    Ok(outcome)
+}
+
+/// A part of one page of the base.
+fn read_base(
+    database: &Database,
+    base: &Snapshot,
+    ahead: &mut ReadAhead,
+    index: u32,
+    within: usize,
+    out: &mut [u8],
+    timeout: std::time::Duration,
+) -> Result<()> {
+    let number = PageNumber::try_from(index + 1)?;
+    let Some(page_size) = base.page_size.filter(|_| base.page_count.has(number)) else {
+        out.fill(0);
+        return Ok(());
+    };
+    ahead.note(number);
+    let content = match database.cached_page(base, number) {
+        Some(content) => content,
+        None => {
+            let window = ahead.window(page_size, database.read_ahead_limit());
+            let last = number
+                .get()
+                .saturating_add(window - 1)
+                .min(base.page_count.get());
+            let wanted = (number.get()..=last)
+                .filter_map(|number| PageNumber::try_from(number).ok())
+                .filter(|page| *page == number || database.cached_page(base, *page).is_none())
+                .collect();
+            database.fetch_pages(base, wanted, timeout)?
+        }
+    };
+    if content.is_empty() {
+        out.fill(0);
+        return Ok(());
+    }
+    let Some(part) = content.get(within..within + out.len()) else {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "page {number} of {} at version {}: has {} bytes instead of {}",
+                database.describe(),
+                base.version,
+                content.len(),
+                page_size.get()
+            ),
+        ));
+    };
+    out.copy_from_slice(part);
+    if number == PageNumber::FIRST && base.version > Version::ZERO {
+        derive_change_counter(&content, base.version, within, out);
+    }
+    Ok(())
+}
+
+/// Writes a range into the overlay; the rest of a unit that is not covered comes from below.
+pub fn write_through(
+    database: &Database,
+    base: &Snapshot,
+    overlay: &mut Overlay,
+    bytes: &[u8],
+    offset: u64,
+    timeout: std::time::Duration,
+) -> Result<()> {
+    let unit = overlay.unit_for_write(offset, bytes.len());
+    let end = offset.saturating_add(bytes.len() as u64);
+    let size_before = overlay.size();
+    let mut rest = bytes;
+    let mut at = offset;
+    while !rest.is_empty() {
+        let (index, within) = split(at, unit)?;
+        let length = rest.len().min(unit.bytes() - within);
+        let (part, tail) = rest.split_at(length);
+        let content = if length == unit.bytes() {
+            bytes::Bytes::copy_from_slice(part)
+        } else {
+            let mut whole = vec![0; unit.bytes()];
+            if !overlay.read(index, 0, &mut whole)? {
+                read_base(
+                    database,
+                    base,
+                    &mut ReadAhead::default(),
+                    index,
+                    0,
+                    &mut whole,
+                    timeout,
+                )?;
+            }
+            whole[within..within + length].copy_from_slice(part);
+            whole.into()
+        };
+        overlay.put(index, content)?;
+        rest = tail;
+        at += length as u64;
+    }
+    // A write that ends inside a unit does not make the file longer than it says.
+    overlay.truncate(size_before.max(end));
+    Ok(())
+}
+
+/// Index of the unit, and place within it.
+fn split(at: u64, unit: PageSize) -> Result<(u32, usize)> {
+    let unit = u64::from(unit.get());
+    match u32::try_from(at / unit) {
+        Ok(index) if index < PageNumber::MAX => Ok((index, (at % unit) as usize)),
+        _ => Err(Error::new(
+            Kind::Full,
+            format!("byte {at} lies beyond the largest database"),
+        )),
+    }
+}

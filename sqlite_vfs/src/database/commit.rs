@@ -1,0 +1,295 @@
+//! Commit over one or several databases, and what became of it if the answer was lost (P5).
+//!
+//! ```text
+//! sent --Committed--> applied
+//!  |  \--Conflict, LeaseLost, refused--> failed (nothing was applied)
+//!  \--no answer--> in question --ResolveCommit--> applied | aborted | record gone
+//!                      |                              aborted, leases still ours: sent again with a new id
+//!                      \--deadline--> unsettled: the error says so; settled before anything else begins
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::limits::MAX_CHANGED_PAGES;
+use pagewire_proto::{Changes, CommitId, Epoch, PageNumber, Snapshot};
+use tokio::time::Instant;
+
+use super::Database;
+use super::state::{Unsettled, WriterId};
+use crate::client::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
+use crate::error::{CallError, Error, Kind, Result};
+
+/// What one connection adds to a commit.
+pub struct CommitMember {
+    /// Its database.
+    pub database: Arc<Database>,
+    /// The connection.
+    pub writer: WriterId,
+    /// The version on which the transaction was made.
+    pub base: Snapshot,
+    /// Its pages.
+    pub part: CommitPart,
+}
+
+/// Slowest transfer that is waited for, in bytes per second.
+const SLOWEST_TRANSFER: u64 = 1 << 20;
+/// How often a commit that was resolved as aborted is sent again.
+const MAX_RESENDS: usize = 3;
+
+/// Commits all members or none, and returns their new snapshots.
+pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snapshot>> {
+    let Some(first) = members.first() else {
+        return Ok(Vec::new());
+    };
+    let client = Arc::clone(&first.database.client);
+    let mut epochs = Vec::with_capacity(members.len());
+    for member in &members {
+        member.database.state.check()?;
+        match member.database.state.writer_epoch(member.writer) {
+            Some(epoch) => epochs.push(epoch),
+            None => return Err(lease_lost(&member.database)),
+        }
+        if !Arc::ptr_eq(&member.database.client, &client) {
+            return Err(Error::io(format!(
+                "{} and {} are on different endpoints: a transaction can't be atomic over both",
+                first.database.describe(),
+                member.database.describe()
+            )));
+        }
+    }
+    let mut databases = Vec::with_capacity(members.len());
+    let mut parts = Vec::with_capacity(members.len());
+    let mut bases = Vec::with_capacity(members.len());
+    for member in members {
+        databases.push(member.database);
+        parts.push(member.part);
+        bases.push(member.base);
+    }
+    let patience = timeout.max(client.core.session.commit_patience());
+    let mut attempt = CommitAttempt {
+        id: new_id()?,
+        parts: Arc::new(parts),
+        epochs,
+    };
+    for database in &databases {
+        database.state.commit_begins();
+    }
+    let transfer = Duration::from_secs(attempt.byte_size() / SLOWEST_TRANSFER);
+    let outcome = settle_attempt(&databases, &mut attempt, patience, transfer, timeout);
+    match outcome {
+        Ok(()) => Ok(applied(&databases, &bases, &attempt.parts)),
+        Err(Failure::NotApplied(error)) => {
+            for database in &databases {
+                database.state.commit_failed(None);
+            }
+            Err(error)
+        }
+        Err(Failure::Unknown(error, may_be_settled)) => {
+            let unsettled = may_be_settled.then(|| Unsettled {
+                id: attempt.id,
+                participants: attempt.participants(),
+            });
+            for database in &databases {
+                database.state.commit_failed(unsettled.clone());
+            }
+            Err(error)
+        }
+    }
+}
+
+enum Failure {
+    NotApplied(Error),
+    /// And whether asking again may tell more.
+    Unknown(Error, bool),
+}
+
+fn settle_attempt(
+    databases: &[Arc<Database>],
+    attempt: &mut CommitAttempt,
+    patience: Duration,
+    transfer: Duration,
+    timeout: Duration,
+) -> std::result::Result<(), Failure> {
+    let client = &databases[0].client;
+    for _ in 0..=MAX_RESENDS {
+        let deadline = Instant::now() + patience + transfer;
+        let error = match client.wait(client.core.commit(attempt, deadline)) {
+            Ok(CommitResult::Committed(_)) => return Ok(()),
+            Ok(CommitResult::Conflict { index, head }) => {
+                let database = &databases[index];
+                let base = attempt.parts[index].base;
+                return Err(Failure::NotApplied(Error::snapshot_is_old(
+                    &database.describe(),
+                    base,
+                    head,
+                )));
+            }
+            Ok(CommitResult::LeaseLost { index }) => {
+                databases[index].state.lease_lost(attempt.epochs[index]);
+                return Err(Failure::NotApplied(lease_lost(&databases[index])));
+            }
+            Err(error) => error,
+        };
+        if was_refused(&error) {
+            if error.wants_reopen() {
+                return Err(Failure::NotApplied(lease_lost(&databases[0])));
+            }
+            return Err(Failure::NotApplied(
+                Error::from(error).within(&databases[0].describe()),
+            ));
+        }
+        // The request, or its answer, was lost.
+        match resolve(databases, attempt, Instant::now() + timeout.max(patience)) {
+            Ok(Settled::Committed(_)) => return Ok(()),
+            Ok(Settled::Aborted(epochs)) => {
+                for (database, epoch) in databases.iter().zip(&epochs) {
+                    database.state.epoch_advanced(*epoch);
+                }
+                if epochs.contains(&Epoch::NONE) {
+                    return Err(Failure::NotApplied(lease_lost(&databases[0])));
+                }
+                attempt.epochs = epochs;
+                attempt.id = new_id().map_err(Failure::NotApplied)?;
+            }
+            Ok(Settled::Unknown(reason)) => {
+                return Err(Failure::Unknown(unknown(&databases[0], &reason), false));
+            }
+            Err(resolve_error) => {
+                let reason = format!("{}; then: {resolve_error}", error.message);
+                let may_be_settled = databases[0].state.check().is_ok();
+                return Err(Failure::Unknown(
+                    unknown(&databases[0], &reason),
+                    may_be_settled,
+                ));
+            }
+        }
+    }
+    Err(Failure::NotApplied(Error::io(format!(
+        "{}: the commit was lost {} times on its way; it was not applied",
+        databases[0].describe(),
+        MAX_RESENDS + 1
+    ))))
+}
+
+fn resolve(
+    databases: &[Arc<Database>],
+    attempt: &CommitAttempt,
+    deadline: Instant,
+) -> Result<Settled> {
+    let participants = attempt.participants();
+    let core = &databases[0].client.core;
+    // The other participants are opened anew by their own calls; here the first one is enough to begin with.
+    for database in &databases[1..] {
+        database.state.check()?;
+    }
+    databases[0].call(deadline, || {
+        core.resolve(attempt.id, &participants, deadline)
+    })
+}
+
+impl Database {
+    /// Settles a commit of an earlier transaction before anything else begins.
+    pub(super) fn settle(&self, unsettled: &Unsettled, deadline: Instant) -> Result<()> {
+        let core = &self.client.core;
+        let own = unsettled
+            .participants
+            .iter()
+            .position(|part| part.database == self.state.id);
+        let settled = self
+            .call(deadline, || {
+                core.resolve(unsettled.id, &unsettled.participants, deadline)
+            })
+            .map_err(|error| {
+                Error::new(
+                    Kind::OutcomeUnknown,
+                    format!("{error}; it is still not known whether an earlier commit was applied"),
+                )
+            })?;
+        let epoch = match (&settled, own) {
+            (Settled::Aborted(epochs), Some(own)) => Some(epochs[own]),
+            _ => None,
+        };
+        self.state.settled(unsettled.id, epoch);
+        Ok(())
+    }
+}
+
+fn applied(databases: &[Arc<Database>], bases: &[Snapshot], parts: &[CommitPart]) -> Vec<Snapshot> {
+    let mut heads = Vec::with_capacity(parts.len());
+    for ((database, base), part) in databases.iter().zip(bases).zip(parts) {
+        let head = Snapshot {
+            version: part.base.next(),
+            page_size: Some(part.page_size),
+            page_count: part.page_count,
+        };
+        database.state.commit_applied(head, &changed(base, part));
+        for (number, source) in &part.pages {
+            if let PageSource::Memory(content) = source {
+                database.client.cache.put(
+                    database.state.key,
+                    *number,
+                    head.version,
+                    head.version,
+                    content.clone(),
+                );
+            }
+        }
+        heads.push(head);
+    }
+    heads
+}
+
+/// What differs from the base, pages that are gone included: if they come again they are others.
+fn changed(base: &Snapshot, part: &CommitPart) -> Changes {
+    let gone = base.page_count.get().saturating_sub(part.page_count.get());
+    let same_size = base.page_size.is_none_or(|size| size == part.page_size);
+    if !same_size || gone as usize > MAX_CHANGED_PAGES {
+        return Changes::All;
+    }
+    let written = part.pages.iter().map(|(number, _)| *number);
+    let cut_off = (part.page_count.get()..base.page_count.get())
+        .filter_map(|last| PageNumber::try_from(last + 1).ok());
+    Changes::Pages(written.chain(cut_off).collect())
+}
+
+/// Whether the server said that the commit was not and will not be applied.
+fn was_refused(error: &CallError) -> bool {
+    use pagewire_proto::status::Reason;
+    error.explicit
+        && match error.reason {
+            Reason::Internal | Reason::Unavailable | Reason::Draining => false,
+            Reason::ProtocolVersion
+            | Reason::SessionUnknown
+            | Reason::DatabaseNotFound
+            | Reason::DatabaseNotOpen
+            | Reason::VersionGone
+            | Reason::StagingUnknown
+            | Reason::Invalid
+            | Reason::Limit
+            | Reason::Corrupt
+            | Reason::StoreFull
+            | Reason::Unsupported => true,
+        }
+}
+
+fn lease_lost(database: &Database) -> Error {
+    Error::io(format!(
+        "{}: the write lease was lost, nothing was applied: run the transaction again",
+        database.describe()
+    ))
+}
+
+fn unknown(database: &Database, reason: &str) -> Error {
+    Error::new(
+        Kind::OutcomeUnknown,
+        format!(
+            "{}: it is not known whether the commit was applied ({reason}): look before running it again",
+            database.describe()
+        ),
+    )
+}
+
+fn new_id() -> Result<CommitId> {
+    CommitId::random().map_err(|error| Error::io(error.to_string()))
+}

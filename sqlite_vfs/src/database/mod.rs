@@ -1,0 +1,362 @@
+//! One database of this process: reads at a snapshot, the write lock, commits and what became of them.
+
+mod commit;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pagewire_proto::limits::MAX_READ_PAGES;
+use pagewire_proto::pb::OpenMode;
+use pagewire_proto::{DatabaseName, PageNumber, Snapshot, Version};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::client::{Acquired, Client, OpenError, Opened};
+use crate::error::{CallError, Error, Kind, Result};
+
+pub use commit::{CommitMember, commit};
+pub use state::{Begin, BeginWrite, DatabaseState, Pin, WriterId};
+
+/// Longest wait in one AcquireLease for a holder that does not answer.
+const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
+/// How long xLock waits for a push after the holder said that it is writing: transactions are short, the first sleep of
+/// SQLite's busy handler is not much shorter.
+const GRANT_WAIT: Duration = Duration::from_millis(25);
+const REOPEN_PAUSE: Duration = Duration::from_millis(20);
+
+/// A database, open in this process. Shared by all connections to it.
+pub struct Database {
+    /// What tasks of the session may touch too.
+    pub state: Arc<DatabaseState>,
+    client: Arc<Client>,
+    /// With which mode it was opened, and which open of the session that was.
+    opened: Mutex<(OpenMode, u64)>,
+}
+
+impl Database {
+    /// Opens the database by its name.
+    pub fn open(
+        client: Arc<Client>,
+        name: &DatabaseName,
+        mode: OpenMode,
+        timeout: Duration,
+    ) -> Result<Arc<Self>> {
+        let deadline = Instant::now() + timeout;
+        let opened = open_call(&client, name, mode, deadline)?;
+        let state = Arc::new(DatabaseState::new(name.clone(), opened.id, opened.head));
+        state.remember_released(client.subscribe(&state));
+        for page in opened.pages {
+            client.cache.put(
+                state.key,
+                page.number,
+                page.version,
+                opened.head.version,
+                page.content,
+            );
+        }
+        if let Some(grant) = &opened.lease {
+            state.lease_acquired(grant)?;
+        }
+        Ok(Arc::new(Self {
+            state,
+            client,
+            opened: Mutex::new((mode, opened.open_sequence)),
+        }))
+    }
+
+    /// The endpoint, for messages.
+    pub fn endpoint(&self) -> &str {
+        &self.client.core.endpoint
+    }
+
+    /// For messages: the name and the endpoint.
+    pub fn describe(&self) -> String {
+        format!("{} at {}", self.state.name, self.endpoint())
+    }
+
+    /// What `pagewire_status` shows of the session.
+    pub fn session_status(&self) -> Vec<(&'static str, String)> {
+        let session = &self.client.core.session;
+        let mut rows = vec![("trusted", session.is_trusted().to_string())];
+        if let Some(welcome) = session.current_welcome() {
+            rows.push(("server", welcome.server_name.clone()));
+            rows.push(("store", welcome.store_name.clone()));
+            rows.push(("incarnation", welcome.incarnation.to_string()));
+            rows.push(("lease_ttl_ms", welcome.lease_ttl.as_millis().to_string()));
+        }
+        rows
+    }
+
+    /// Bytes that it makes sense to read ahead.
+    pub fn read_ahead_limit(&self) -> u64 {
+        self.client.cache.read_ahead_limit()
+    }
+
+    /// Makes sure that the server lets this process do what the mode says.
+    pub fn allow(&self, mode: OpenMode, timeout: Duration) -> Result<()> {
+        self.state.check()?;
+        let (had, _) = *self.opened.lock();
+        if strength(mode) <= strength(had) {
+            return Ok(());
+        }
+        self.reopen(mode, Instant::now() + timeout)
+    }
+
+    fn reopen(&self, mode: OpenMode, deadline: Instant) -> Result<()> {
+        let wanted = match mode {
+            // It exists: whoever removes it now shall not have it made again in silence.
+            OpenMode::Create if self.state.head().version > Version::ZERO => OpenMode::ReadWrite,
+            other => other,
+        };
+        let opened = open_call(&self.client, &self.state.name, wanted, deadline);
+        match opened {
+            Ok(opened) if opened.id == self.state.id => {
+                *self.opened.lock() = (mode, opened.open_sequence);
+                if let Some(grant) = &opened.lease {
+                    self.state.lease_acquired(grant)?;
+                }
+                Ok(())
+            }
+            Ok(_) => {
+                self.state
+                    .lose("the database was removed and created again");
+                self.state.check()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a call, opening the database anew where the server has forgotten the session.
+    fn call<T: Send, F, Fut>(&self, deadline: Instant, call: F) -> Result<T>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = std::result::Result<T, CallError>> + Send,
+    {
+        loop {
+            match self.client.wait(call()) {
+                Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
+                    self.client.wait(tokio_sleep(REOPEN_PAUSE));
+                    let mode = self.opened.lock().0;
+                    self.reopen(mode, deadline)?;
+                }
+                Err(error) => return Err(Error::from(error).within(&self.describe())),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+    }
+
+    /// Begins a read transaction: the newest version, strictly (P4).
+    pub fn begin_read(&self, timeout: Duration) -> Result<Pin> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.state.begin(&self.client.core.session)? {
+                Begin::Ready(pin) => return Ok(pin),
+                Begin::Settle(unsettled) => self.settle(&unsettled, deadline)?,
+                Begin::Ask(known) => {
+                    let core = &self.client.core;
+                    let (head, changes) = self.call(deadline, || {
+                        core.begin_snapshot(self.state.id, known, deadline)
+                    })?;
+                    return self.state.begin_with(head, &changes);
+                }
+            }
+        }
+    }
+
+    /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler.
+    pub fn begin_write(
+        &self,
+        writer: WriterId,
+        snapshot: Version,
+        timeout: Duration,
+    ) -> Result<()> {
+        let outcome = self.try_begin_write(writer, snapshot, timeout);
+        if outcome.is_err()
+            && let Some(epoch) = self.state.is_recalled_and_idle()
+        {
+            // The busy handler may bring the connection back; if not, others shall not wait for it.
+            let state = Arc::clone(&self.state);
+            self.client
+                .spawn(state.give_back_unclaimed(epoch, Arc::clone(&self.client.core)));
+        }
+        outcome
+    }
+
+    fn try_begin_write(
+        &self,
+        writer: WriterId,
+        snapshot: Version,
+        timeout: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let session = &self.client.core.session;
+        let mut may_wait = true;
+        loop {
+            match self.state.begin_write(session, writer, snapshot)? {
+                BeginWrite::Ready(_) => return Ok(()),
+                BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
+                BeginWrite::Acquire(known, released) => {
+                    match self.acquire(known, released, deadline)? {
+                        Acquired::Granted(grant) => {
+                            self.state
+                                .begin_write_with(session, writer, snapshot, &grant)?;
+                            return Ok(());
+                        }
+                        Acquired::Pending if may_wait => {
+                            may_wait = false;
+                            let granted = self.state.granted.notified();
+                            let _ = self.client.wait(tokio_timeout(GRANT_WAIT, granted));
+                        }
+                        Acquired::Pending => {
+                            return Err(Error::busy(format!(
+                                "{}: another process is writing",
+                                self.describe()
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn acquire(
+        &self,
+        known: Version,
+        released: pagewire_proto::Epoch,
+        deadline: Instant,
+    ) -> Result<Acquired> {
+        let core = &self.client.core;
+        self.state.acquire_begins();
+        let outcome = self.call(deadline, || {
+            core.acquire_lease(self.state.id, known, released, ACQUIRE_WAIT, deadline)
+        });
+        let outcome = match outcome {
+            Ok(Acquired::Granted(grant)) => self
+                .state
+                .lease_acquired(&grant)
+                .map(|()| Acquired::Granted(grant)),
+            other => other,
+        };
+        self.state.acquire_ends(&core.session);
+        outcome
+    }
+
+    /// The connection is the writer no more.
+    pub fn end_write(&self, writer: WriterId) {
+        self.state.end_write(writer, &self.client.core.session);
+    }
+
+    /// The page at the snapshot if it is in the cache.
+    pub fn cached_page(&self, snapshot: &Snapshot, page: PageNumber) -> Option<Bytes> {
+        self.client.cache.get(
+            self.state.key,
+            page,
+            snapshot.version,
+            &self.state.log.read(),
+        )
+    }
+
+    /// The first of the pages at the snapshot, from the server. The others come along into the cache.
+    /// Empty content is a page that was never written.
+    pub fn fetch_pages(
+        &self,
+        snapshot: &Snapshot,
+        mut pages: Vec<PageNumber>,
+        timeout: Duration,
+    ) -> Result<Bytes> {
+        pages.truncate(MAX_READ_PAGES);
+        self.state.check()?;
+        let deadline = Instant::now() + timeout;
+        let core = &self.client.core;
+        let received = self.call(deadline, || {
+            core.read_pages(self.state.id, *snapshot, pages.clone(), deadline)
+        })?;
+        // A store that was replaced meanwhile may have answered with a version of its own.
+        self.state.check()?;
+        let alone = received.len() == 1;
+        let mut first = None;
+        for page in received {
+            // A page that came with others shares their message: it would keep all of them in memory.
+            let content = if alone {
+                page.content
+            } else {
+                Bytes::copy_from_slice(&page.content)
+            };
+            self.client.cache.put(
+                self.state.key,
+                page.number,
+                page.version,
+                snapshot.version,
+                content.clone(),
+            );
+            first.get_or_insert(content);
+        }
+        first.ok_or_else(|| Error::io(format!("{}: the server sent no page", self.describe())))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (_, open_sequence) = *self.opened.lock();
+        self.client.unsubscribe(&self.state, open_sequence);
+    }
+}
+
+async fn tokio_sleep(duration: Duration) {
+    // In an async block, so that the timer is made inside the runtime.
+    tokio::time::sleep(duration).await;
+}
+
+async fn tokio_timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(duration, future).await.ok()
+}
+
+fn strength(mode: OpenMode) -> u8 {
+    match mode {
+        OpenMode::Unknown => 0,
+        OpenMode::ReadOnly => 1,
+        OpenMode::ReadWrite => 2,
+        OpenMode::Create => 3,
+    }
+}
+
+fn open_call(
+    client: &Client,
+    name: &DatabaseName,
+    mode: OpenMode,
+    deadline: Instant,
+) -> Result<Opened> {
+    let want_lease = mode != OpenMode::ReadOnly;
+    let core = &client.core;
+    loop {
+        return match client.wait(core.open_database(name, mode, want_lease, deadline)) {
+            Ok(opened) => Ok(opened),
+            Err(OpenError::Call(error))
+                if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline =>
+            {
+                // The session is being made anew.
+                client.wait(tokio_sleep(REOPEN_PAUSE));
+                continue;
+            }
+            Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
+            Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
+        };
+    }
+}
+
+fn cannot_open(name: &DatabaseName, endpoint: &str, error: CallError) -> Error {
+    use pagewire_proto::status::Reason;
+    let next = match error.reason {
+        Reason::DatabaseNotFound => {
+            "there is no such database; open it with mode=rwc to make it".to_owned()
+        }
+        Reason::Unavailable | Reason::Draining => format!(
+            "can't reach the page server ({}); start `pagewire serve`, or set endpoint= or PAGEWIRE_ENDPOINT",
+            error.message
+        ),
+        _ => error.message,
+    };
+    Error::new(Kind::CantOpen, format!("{name} at {endpoint}: {next}"))
+}

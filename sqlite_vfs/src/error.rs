@@ -1,0 +1,155 @@
+//! Errors of the VFS, named by what SQLite does next; the numbers of SQLite are chosen in `ffi/boundary.rs`.
+
+use pagewire_proto::status::Reason;
+use pagewire_proto::{Invalid, Version};
+
+/// What SQLite does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Calls the busy handler and asks again.
+    Busy,
+    /// Ends the transaction: its snapshot is not the newest version any more.
+    BusySnapshot,
+    /// Reports that the database can't be opened.
+    CantOpen,
+    /// Reports that the database is read-only.
+    ReadOnly,
+    /// Ends the transaction: no room.
+    Full,
+    /// Ends the transaction: stored bytes are damaged.
+    Corrupt,
+    /// Ends the transaction with an I/O error. Nothing was applied.
+    Io,
+    /// Ends the transaction with an I/O error. It is not known whether the commit was applied.
+    OutcomeUnknown,
+    /// A bug of ours, or a wrong use of the VFS.
+    Bug,
+}
+
+/// An error with a message that names the object and what to do next.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What SQLite does next.
+    pub kind: Kind,
+    /// For people: lower case, no full stop.
+    pub message: String,
+}
+
+/// Result of everything inside the VFS.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of the kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    /// Somebody else has the write lock.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(Kind::Busy, message)
+    }
+
+    /// An I/O error after which nothing was applied.
+    pub fn io(message: impl Into<String>) -> Self {
+        Self::new(Kind::Io, message)
+    }
+
+    /// The snapshot of a transaction that wants to write is not the newest version.
+    pub fn snapshot_is_old(name: &str, snapshot: Version, head: Version) -> Self {
+        Self::new(
+            Kind::BusySnapshot,
+            format!(
+                "{name}: the transaction reads version {snapshot}, the newest is {head}: end it and begin again"
+            ),
+        )
+    }
+
+    /// The same error with the object put in front.
+    pub fn within(mut self, object: &str) -> Self {
+        self.message = format!("{object}: {}", self.message);
+        self
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::io(format!("the server's answer is not valid: {invalid}"))
+    }
+}
+
+/// Why a call to the server did not give an answer.
+#[derive(Clone, Debug)]
+pub struct CallError {
+    /// The reason that the server gave, or `Unavailable`.
+    pub reason: Reason,
+    /// The server itself said it, so the call was not and will not be carried out (unless the reason is `Internal`).
+    pub explicit: bool,
+    /// For people.
+    pub message: String,
+}
+
+impl CallError {
+    /// From the status of a call.
+    pub fn from_status(status: &tonic::Status) -> Self {
+        let reason = Reason::of(status);
+        let mut message = status.message().to_owned();
+        let mut source = std::error::Error::source(status);
+        while let Some(cause) = source {
+            // The transport says "transport error"; the cause says what it was.
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Self {
+            reason,
+            explicit: Reason::is_explicit(status),
+            message,
+        }
+    }
+
+    /// No answer before the deadline.
+    pub fn timeout(waited: std::time::Duration) -> Self {
+        Self {
+            reason: Reason::Unavailable,
+            explicit: false,
+            message: format!("no answer within {} ms", waited.as_millis()),
+        }
+    }
+
+    /// Whether an idempotent call may be repeated.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.reason, Reason::Unavailable | Reason::Draining)
+    }
+
+    /// Whether the session or its opens have to be made anew before the call can succeed.
+    pub fn wants_reopen(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::SessionUnknown | Reason::DatabaseNotOpen
+        )
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        let kind = match error.reason {
+            Reason::DatabaseNotFound | Reason::ProtocolVersion => Kind::CantOpen,
+            Reason::StoreFull => Kind::Full,
+            Reason::Corrupt => Kind::Corrupt,
+            Reason::SessionUnknown
+            | Reason::DatabaseNotOpen
+            | Reason::VersionGone
+            | Reason::StagingUnknown
+            | Reason::Invalid
+            | Reason::Limit
+            | Reason::Unsupported
+            | Reason::Draining
+            | Reason::Unavailable
+            | Reason::Internal => Kind::Io,
+        };
+        Self::new(kind, error.message)
+    }
+}

@@ -1,0 +1,117 @@
+//! The guard round every callback: no panic leaves, every error is logged once and becomes a code of SQLite here.
+
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::registration::Registration;
+use super::types::code;
+use crate::error::{Error, Kind, Result};
+
+/// Which callback; decides which of SQLite's I/O error codes is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Open,
+    Delete,
+    Access,
+    FullPathname,
+    Close,
+    Read,
+    Write,
+    Truncate,
+    Sync,
+    FileSize,
+    Lock,
+    Unlock,
+    CheckReservedLock,
+    FileControl,
+}
+
+/// `SQLITE_IOERR_DATA`: a checksum of a page is wrong.
+const IOERR_DATA: c_int = code::IOERR | 32 << 8;
+
+/// The code of an error. The point of no return is `Lock`: after it nothing may be answered with SQLITE_BUSY, or SQLite
+/// reports the next COMMIT as done (W16).
+fn code_of(op: Op, kind: Kind) -> c_int {
+    let io = match op {
+        Op::Open | Op::FullPathname => code::CANTOPEN,
+        Op::Delete => code::IOERR_DELETE,
+        Op::Access => code::IOERR_ACCESS,
+        Op::Close => code::IOERR_CLOSE,
+        Op::Read => code::IOERR_READ,
+        Op::Write => code::IOERR_WRITE,
+        Op::Truncate => code::IOERR_TRUNCATE,
+        Op::Sync | Op::FileControl => code::IOERR_FSYNC,
+        Op::FileSize => code::IOERR_FSTAT,
+        Op::Lock => code::IOERR_LOCK,
+        Op::Unlock => code::IOERR_UNLOCK,
+        Op::CheckReservedLock => code::IOERR_CHECKRESERVEDLOCK,
+    };
+    match kind {
+        Kind::Busy if op == Op::Lock => code::BUSY,
+        Kind::BusySnapshot if matches!(op, Op::Lock | Op::Sync | Op::Delete) => code::BUSY_SNAPSHOT,
+        Kind::Busy | Kind::BusySnapshot | Kind::Io | Kind::OutcomeUnknown | Kind::Bug => io,
+        Kind::CantOpen if op == Op::Lock => code::CANTOPEN,
+        Kind::CantOpen => io,
+        Kind::ReadOnly => code::READONLY,
+        Kind::Full => code::FULL,
+        Kind::Corrupt if matches!(op, Op::Read | Op::Lock | Op::Write) => IOERR_DATA,
+        Kind::Corrupt => io,
+    }
+}
+
+/// Runs a callback. `failed` is told of the error before it becomes a number.
+pub fn guarded(
+    registration: &Registration,
+    op: Op,
+    failed: impl FnOnce(&Error),
+    callback: impl FnOnce() -> Result<c_int>,
+) -> c_int {
+    let outcome = catch_unwind(AssertUnwindSafe(callback)).unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        Err(Error::new(
+            Kind::Bug,
+            format!("a bug in pagewire ({op:?}): {what}: close the connection"),
+        ))
+    });
+    match outcome {
+        Ok(rc) => rc,
+        Err(error) => {
+            let rc = code_of(op, error.kind);
+            // The error path must not be able to panic out either.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                failed(&error);
+                // Waiting for a lock is no error; logging it would fill logs.
+                if error.kind != Kind::Busy {
+                    registration.log(rc, &error.message);
+                }
+            }));
+            rc
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w16_after_the_point_of_no_return_nothing_is_busy() {
+        for op in [
+            Op::Write,
+            Op::Sync,
+            Op::FileControl,
+            Op::Truncate,
+            Op::Unlock,
+            Op::Delete,
+        ] {
+            assert_ne!(code_of(op, Kind::Busy) & 0xff, code::BUSY, "{op:?}");
+        }
+        assert_eq!(code_of(Op::Sync, Kind::BusySnapshot), code::BUSY_SNAPSHOT);
+        assert_eq!(code_of(Op::Lock, Kind::Busy), code::BUSY);
+        assert_eq!(code_of(Op::Sync, Kind::OutcomeUnknown) & 0xff, code::IOERR);
+    }
+}

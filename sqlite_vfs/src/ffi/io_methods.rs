@@ -1,0 +1,402 @@
+//! The methods of an open file: main database, journal, super-journal.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
+
+use super::boundary::{Op, guarded};
+use super::handle::{FileKind, Handle, PagewireFile};
+use super::types::{File, IoMethods, code, fcntl, iocap};
+use crate::connection::{Connection, LockLevel};
+use crate::error::{Error, Kind, Result};
+use crate::file::spool::Spool;
+
+/// The methods of every file of ours.
+pub static METHODS: IoMethods = IoMethods {
+    version: 1,
+    close,
+    read,
+    write,
+    truncate,
+    sync,
+    file_size,
+    lock,
+    unlock,
+    check_reserved_lock,
+    file_control,
+    sector_size,
+    device_characteristics,
+};
+
+/// Runs a method of a file.
+///
+/// # Safety
+/// As for [`Handle::of`].
+unsafe fn method(file: *mut File, op: Op, body: impl FnOnce(&Handle) -> Result<c_int>) -> c_int {
+    // SAFETY: promised by the caller.
+    let handle = unsafe { Handle::of(file) };
+    guarded(
+        handle.registration,
+        op,
+        |error| handle.note(error),
+        || {
+            handle.check()?;
+            body(handle)
+        },
+    )
+}
+
+unsafe extern "C" fn close(file: *mut File) -> c_int {
+    let ours = file.cast::<PagewireFile>();
+    // SAFETY: `install` put the box there; SQLite calls xClose once and nothing after it.
+    let handle = unsafe { Box::from_raw((*ours).handle) };
+    // SAFETY: as above.
+    unsafe { (*ours).base.methods = std::ptr::null() };
+    let registration = handle.registration;
+    guarded(
+        registration,
+        Op::Close,
+        |_| (),
+        move || {
+            if handle.process.check_not_forked().is_err() {
+                // The parent's threads, sockets and locks are not ours to touch (T16).
+                std::mem::forget(handle);
+                return Ok(code::OK);
+            }
+            match &handle.kind {
+                FileKind::Main(_, address) => handle.process.journals.lock().unregister(*address),
+                FileKind::Journal(connection) => connection.lock().close_journal(),
+                FileKind::Super(_) => {}
+            }
+            drop(handle);
+            Ok(code::OK)
+        },
+    )
+}
+
+fn offset_of(offset: i64) -> Result<u64> {
+    u64::try_from(offset)
+        .map_err(|_| Error::new(Kind::Bug, format!("SQLite gave the offset {offset}")))
+}
+
+unsafe extern "C" fn read(
+    file: *mut File,
+    buffer: *mut c_void,
+    amount: c_int,
+    offset: i64,
+) -> c_int {
+    let length = usize::try_from(amount).unwrap_or(0);
+    // SAFETY: SQLite passes a buffer of `amount` bytes. It may be uninitialised, so it is filled before a slice is made.
+    let out = unsafe {
+        std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
+        std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
+    };
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe {
+        method(file, Op::Read, |handle| {
+            let offset = offset_of(offset)?;
+            let full = match &handle.kind {
+                FileKind::Main(connection, _) => {
+                    connection.lock().read(out, offset)? == crate::connection::ReadOutcome::Full
+                }
+                FileKind::Journal(connection) => match connection.lock().journal() {
+                    Some(journal) => journal.read(out, offset)? == out.len(),
+                    None => false,
+                },
+                FileKind::Super(journal) => journal.lock().content.read(out, offset)? == out.len(),
+            };
+            Ok(if full {
+                code::OK
+            } else {
+                code::IOERR_SHORT_READ
+            })
+        })
+    }
+}
+
+unsafe extern "C" fn write(
+    file: *mut File,
+    buffer: *const c_void,
+    amount: c_int,
+    offset: i64,
+) -> c_int {
+    let length = usize::try_from(amount).unwrap_or(0);
+    // SAFETY: SQLite passes `amount` initialised bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) };
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe {
+        method(file, Op::Write, |handle| {
+            let offset = offset_of(offset)?;
+            match &handle.kind {
+                FileKind::Main(connection, _) => connection.lock().write(bytes, offset)?,
+                FileKind::Journal(connection) => {
+                    let mut connection = connection.lock();
+                    match connection.journal() {
+                        Some(journal) => journal.write(bytes, offset)?,
+                        // Deleted while it was open: what is written goes nowhere, as in a file system.
+                        None => Spool::default().write(bytes, 0)?,
+                    }
+                }
+                FileKind::Super(journal) => {
+                    check_child(handle, buffer as usize, &mut journal.lock())?;
+                    journal.lock().content.write(bytes, offset)?;
+                }
+            }
+            Ok(code::OK)
+        })
+    }
+}
+
+/// SQLite writes the names of the child journals from where its pagers keep them. One that is not ours would be left out of
+/// the atomic commit, and after a kill its own rollback would be skipped: refuse the transaction instead.
+fn check_child(
+    handle: &Handle,
+    address: usize,
+    journal: &mut crate::file::journal::SuperJournal,
+) -> Result<()> {
+    let Some(child) = handle.process.journals.lock().owner(address) else {
+        return Err(Error::io(
+            "a transaction over a Pagewire database and one of another VFS can't be atomic: \
+             write to them in separate transactions",
+        ));
+    };
+    let endpoint = child.lock().database().endpoint().to_owned();
+    match &journal.endpoint {
+        Some(known) if *known != endpoint => Err(Error::io(format!(
+            "a transaction over {known} and {endpoint} can't be atomic: write to them in separate transactions"
+        ))),
+        _ => {
+            journal.endpoint = Some(endpoint);
+            Ok(())
+        }
+    }
+}
+
+unsafe extern "C" fn truncate(file: *mut File, size: i64) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe {
+        method(file, Op::Truncate, |handle| {
+            let size = offset_of(size)?;
+            match &handle.kind {
+                FileKind::Main(connection, _) => connection.lock().truncate(size)?,
+                FileKind::Journal(connection) => {
+                    if let Some(journal) = connection.lock().journal() {
+                        journal.truncate(size)?;
+                    }
+                }
+                FileKind::Super(journal) => journal.lock().content.truncate(size)?,
+            }
+            Ok(code::OK)
+        })
+    }
+}
+
+/// FCNTL_SYNC was the commit point; a journal has nowhere to be synced to.
+unsafe extern "C" fn sync(file: *mut File, _flags: c_int) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe { method(file, Op::Sync, |_| Ok(code::OK)) }
+}
+
+unsafe extern "C" fn file_size(file: *mut File, size: *mut i64) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled, and a place for the answer.
+    unsafe {
+        method(file, Op::FileSize, |handle| {
+            let bytes = match &handle.kind {
+                FileKind::Main(connection, _) => connection.lock().byte_size(),
+                FileKind::Journal(connection) => connection
+                    .lock()
+                    .journal()
+                    .map_or(0, |journal| journal.len()),
+                FileKind::Super(journal) => journal.lock().content.len(),
+            };
+            size.write(i64::try_from(bytes).unwrap_or(i64::MAX));
+            Ok(code::OK)
+        })
+    }
+}
+
+fn level(level: c_int) -> Result<LockLevel> {
+    Ok(match level {
+        0 => LockLevel::None,
+        1 => LockLevel::Shared,
+        2 => LockLevel::Reserved,
+        3 => LockLevel::Pending,
+        4 => LockLevel::Exclusive,
+        other => {
+            return Err(Error::new(
+                Kind::Bug,
+                format!("SQLite asked for the lock level {other}"),
+            ));
+        }
+    })
+}
+
+unsafe extern "C" fn lock(file: *mut File, wanted: c_int) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe {
+        method(file, Op::Lock, |handle| {
+            if let FileKind::Main(connection, _) = &handle.kind {
+                connection.lock().lock(level(wanted)?)?;
+            }
+            Ok(code::OK)
+        })
+    }
+}
+
+unsafe extern "C" fn unlock(file: *mut File, wanted: c_int) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled.
+    unsafe {
+        method(file, Op::Unlock, |handle| {
+            if let FileKind::Main(connection, _) = &handle.kind {
+                connection.lock().unlock(level(wanted)?);
+            }
+            Ok(code::OK)
+        })
+    }
+}
+
+unsafe extern "C" fn check_reserved_lock(file: *mut File, answer: *mut c_int) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled; some callers pass no place for the answer (H6).
+    unsafe {
+        method(file, Op::CheckReservedLock, |handle| {
+            let held = match &handle.kind {
+                FileKind::Main(connection, _) => connection.lock().reserved_is_held(),
+                FileKind::Journal(_) | FileKind::Super(_) => false,
+            };
+            if !answer.is_null() {
+                answer.write(c_int::from(held));
+            }
+            Ok(code::OK)
+        })
+    }
+}
+
+unsafe extern "C" fn file_control(file: *mut File, op: c_int, argument: *mut c_void) -> c_int {
+    let guard = if op == fcntl::SYNC {
+        Op::Sync
+    } else {
+        Op::FileControl
+    };
+    // SAFETY: SQLite passes a file that xOpen filled, and the argument that belongs to the operation.
+    unsafe {
+        method(file, guard, |handle| match &handle.kind {
+            FileKind::Main(connection, _) => main_control(handle, connection, op, argument),
+            FileKind::Journal(_) | FileKind::Super(_) => Ok(code::NOTFOUND),
+        })
+    }
+}
+
+/// # Safety
+/// `argument` is what SQLite documents for the operation.
+unsafe fn main_control(
+    handle: &Handle,
+    connection: &Arc<parking_lot::Mutex<Connection>>,
+    op: c_int,
+    argument: *mut c_void,
+) -> Result<c_int> {
+    // SAFETY: the types of the arguments are those of sqlite3.h, section "Standard File Control Opcodes".
+    unsafe {
+        match op {
+            fcntl::SYNC => {
+                let super_journal = argument.cast_const().cast::<c_char>();
+                if !super_journal.is_null() {
+                    let name = CStr::from_ptr(super_journal).to_string_lossy();
+                    if let Some(group) = handle.process.journals.lock().super_journal(&name) {
+                        group.lock().members.push(Arc::downgrade(connection));
+                        return Ok(code::OK);
+                    }
+                    // The main database lives on another VFS: this database commits alone, here.
+                }
+                connection.lock().sync()?;
+                Ok(code::OK)
+            }
+            fcntl::PRAGMA => pragma(handle, connection, argument.cast()),
+            fcntl::VFSNAME => {
+                *argument.cast::<*mut c_char>() = handle.registration.allocate_text("pagewire");
+                Ok(code::OK)
+            }
+            fcntl::HAS_MOVED => {
+                argument.cast::<c_int>().write(0);
+                Ok(code::OK)
+            }
+            fcntl::LAST_ERRNO => {
+                argument.cast::<c_int>().write(0);
+                Ok(code::OK)
+            }
+            fcntl::POWERSAFE_OVERWRITE => {
+                let flag = argument.cast::<c_int>();
+                if flag.read() < 0 {
+                    flag.write(1);
+                }
+                Ok(code::OK)
+            }
+            fcntl::PAGEWIRE_HANDLE => {
+                *argument.cast::<*const Handle>() = std::ptr::from_ref(handle);
+                Ok(code::OK)
+            }
+            // Hints. BEGIN, COMMIT and ROLLBACK_ATOMIC_WRITE are no commit points (contract, section 1): after a rollback of
+            // a batch SQLite writes the same pages again, by way of a journal.
+            fcntl::SIZE_HINT
+            | fcntl::CHUNK_SIZE
+            | fcntl::OVERWRITE
+            | fcntl::COMMIT_PHASETWO
+            | fcntl::BEGIN_ATOMIC_WRITE
+            | fcntl::COMMIT_ATOMIC_WRITE
+            | fcntl::ROLLBACK_ATOMIC_WRITE => Ok(code::OK),
+            _ => Ok(code::NOTFOUND),
+        }
+    }
+}
+
+/// FCNTL_PRAGMA: the answer of a pragma, or NOTFOUND for SQLite's own.
+///
+/// # Safety
+/// `arguments` points to the result, the name and the value.
+unsafe fn pragma(
+    handle: &Handle,
+    connection: &Arc<parking_lot::Mutex<Connection>>,
+    arguments: *mut *mut c_char,
+) -> Result<c_int> {
+    let text = |index: usize| {
+        // SAFETY: promised by the caller: three pointers, the last two null or C strings.
+        unsafe {
+            let pointer = *arguments.add(index);
+            (!pointer.is_null()).then(|| {
+                CStr::from_ptr(pointer)
+                    .to_string_lossy()
+                    .to_ascii_lowercase()
+            })
+        }
+    };
+    let Some(name) = text(1) else {
+        return Ok(code::NOTFOUND);
+    };
+    let answer = connection.lock().pragma(&name, text(2).as_deref());
+    match answer {
+        None => Ok(code::NOTFOUND),
+        Some(answer) => {
+            // SAFETY: the first of the three pointers takes the answer.
+            unsafe { *arguments = handle.registration.allocate_text(&answer) };
+            Ok(code::OK)
+        }
+    }
+}
+
+/// 4096: above it SQLite would change its default page size.
+unsafe extern "C" fn sector_size(_file: *mut File) -> c_int {
+    4096
+}
+
+unsafe extern "C" fn device_characteristics(file: *mut File) -> c_int {
+    // SAFETY: SQLite passes a file that xOpen filled.
+    let handle = unsafe { Handle::of(file) };
+    let mut flags = iocap::POWERSAFE_OVERWRITE | iocap::SAFE_APPEND | iocap::SEQUENTIAL;
+    let batch_atomic = handle
+        .process
+        .settings
+        .as_ref()
+        .is_ok_and(|settings| settings.batch_atomic);
+    if matches!(handle.kind, FileKind::Main(..)) && batch_atomic {
+        flags |= iocap::BATCH_ATOMIC;
+    }
+    flags
+}

@@ -1,0 +1,16 @@
+//! The C interface of SQLite: the only unsafe folder. A trampoline converts and calls; it decides nothing.
+
+mod api;
+mod boundary;
+mod entry;
+mod functions;
+mod handle;
+mod io_methods;
+mod names;
+mod registration;
+mod table;
+mod types;
+mod vfs;
+
+pub use api::ApiRoutines;
+pub use entry::{pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};

@@ -1,0 +1,170 @@
+//! One registration for each SQLite library in the process: its API table, its own VFS object, its operating system VFS.
+//!
+//! The table belongs to the registration, never to the process: two SQLite libraries can live side by side (H10).
+
+use std::ffi::{CStr, c_char, c_int};
+
+use parking_lot::Mutex;
+
+use super::api::ApiRoutines;
+use super::types::{Vfs, code};
+use super::vfs;
+use crate::error::{Error, Kind, Result};
+use crate::settings::ProcessSettings;
+
+/// The name of the VFS.
+pub const VFS_NAME: &CStr = c"pagewire";
+/// The oldest SQLite whose API table is long enough.
+const OLDEST_SQLITE: c_int = 3_031_000;
+
+/// See the file's header. Lives for ever: SQLite keeps pointers to it.
+pub struct Registration {
+    api: *const ApiRoutines,
+    /// The VFS of the operating system, for temporary files and everything that is not storage.
+    pub os_vfs: *mut Vfs,
+    /// Its place in the list of registrations.
+    pub number: usize,
+    vfs: *mut Vfs,
+    last_error: Mutex<Option<String>>,
+}
+
+// SAFETY: the API table and the VFS objects are written once, before they are shared; SQLite itself calls them from any
+// thread.
+unsafe impl Send for Registration {}
+// SAFETY: as above.
+unsafe impl Sync for Registration {}
+
+static REGISTRATIONS: Mutex<Vec<&'static Registration>> = Mutex::new(Vec::new());
+
+impl Registration {
+    /// The functions of the SQLite library.
+    pub fn api(&self) -> &ApiRoutines {
+        // SAFETY: SQLite hands out a pointer to a static table.
+        unsafe { &*self.api }
+    }
+
+    /// Makes the VFS known to the SQLite library of the table, once; again after `sqlite3_shutdown`.
+    ///
+    /// # Safety
+    /// `api` is null, or the table that SQLite handed to an entry point.
+    pub unsafe fn ensure(api: *const ApiRoutines) -> Result<&'static Registration> {
+        let no_table = || {
+            Error::new(
+                Kind::CantOpen,
+                "this SQLite was built without extension loading",
+            )
+        };
+        // SAFETY: promised by the caller.
+        let table = unsafe { api.as_ref() }.ok_or_else(no_table)?;
+        let missing = || {
+            Error::new(
+                Kind::CantOpen,
+                "this SQLite lacks a function that pagewire needs",
+            )
+        };
+        // SAFETY: the function takes nothing and has been in the table since 2004.
+        let version = unsafe { table.libversion_number.ok_or_else(missing)?() };
+        if version < OLDEST_SQLITE {
+            return Err(Error::new(
+                Kind::CantOpen,
+                format!(
+                    "this is SQLite {}.{}.{}, pagewire needs 3.31.0 or later",
+                    version / 1_000_000,
+                    version / 1000 % 1000,
+                    version % 1000
+                ),
+            ));
+        }
+        let mut all = REGISTRATIONS.lock();
+        // SAFETY: a null name asks for the default VFS.
+        let default = unsafe { table.vfs_find.ok_or_else(missing)?(std::ptr::null()) };
+        let registration = match all.iter().find(|known| std::ptr::eq(known.api, api)) {
+            Some(known) => *known,
+            None => {
+                if default.is_null() {
+                    return Err(Error::new(
+                        Kind::CantOpen,
+                        "this SQLite has no VFS for temporary files",
+                    ));
+                }
+                let registration = Box::leak(Box::new(Registration {
+                    api,
+                    os_vfs: default,
+                    number: all.len(),
+                    vfs: std::ptr::null_mut(),
+                    last_error: Mutex::new(None),
+                }));
+                // SAFETY: `default` is a VFS of SQLite, which is never freed.
+                let vfs = unsafe { vfs::object(registration, default) };
+                registration.vfs = Box::into_raw(Box::new(vfs));
+                let registration: &'static Registration = registration;
+                all.push(registration);
+                registration
+            }
+        };
+        // SAFETY: the name is a C string.
+        let present = unsafe { table.vfs_find.ok_or_else(missing)?(VFS_NAME.as_ptr()) };
+        let make_default = ProcessSettings::default_vfs_wanted();
+        if present.is_null() || (make_default && present == registration.vfs && default != present)
+        {
+            // SAFETY: the object is complete and lives for ever.
+            let rc = unsafe {
+                table.vfs_register.ok_or_else(missing)?(registration.vfs, c_int::from(make_default))
+            };
+            if rc != code::OK {
+                return Err(Error::new(
+                    Kind::CantOpen,
+                    format!("sqlite3_vfs_register failed with {rc}"),
+                ));
+            }
+        }
+        Ok(registration)
+    }
+
+    /// Logs an error by `sqlite3_log` and keeps it for `pagewire_last_error()`.
+    pub fn log(&self, rc: c_int, message: &str) {
+        // SQLite's text ends at the first NUL.
+        let text = format!("pagewire: {message}").replace('\0', " ");
+        if let (Some(log), Ok(text)) = (self.api().log, std::ffi::CString::new(text)) {
+            // SAFETY: the message is an argument of "%s", never the format (T20).
+            unsafe { log(rc, c"%s".as_ptr(), text.as_ptr()) };
+        }
+        *self.last_error.lock() = Some(message.to_owned());
+    }
+
+    /// The newest error of any connection.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// A copy of a text in SQLite's own memory, or null.
+    pub fn allocate_text(&self, text: &str) -> *mut c_char {
+        let Some(malloc) = self.api().malloc64 else {
+            return std::ptr::null_mut();
+        };
+        let bytes: Vec<u8> = text.bytes().filter(|byte| *byte != 0).collect();
+        // SAFETY: `malloc64` returns null or that many bytes.
+        unsafe {
+            let place = malloc(bytes.len() as u64 + 1).cast::<u8>();
+            if !place.is_null() {
+                place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+                place.add(bytes.len()).write(0);
+            }
+            place.cast()
+        }
+    }
+
+    /// The registration of a VFS object of ours.
+    ///
+    /// # Safety
+    /// `vfs` is an object made by [`vfs::object`].
+    pub unsafe fn of<'a>(vfs: *mut Vfs) -> &'a Registration {
+        // SAFETY: `app_data` was set to a leaked registration.
+        unsafe { &*(*vfs).app_data.cast::<Registration>() }
+    }
+
+    /// The registration with this number.
+    pub fn numbered(number: usize) -> Option<&'static Registration> {
+        REGISTRATIONS.lock().get(number).copied()
+    }
+}

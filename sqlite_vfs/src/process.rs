@@ -1,0 +1,104 @@
+//! What the connections of a process share: clients by endpoint and credential, and the private journals.
+//!
+//! After fork() the child has the parent's memory but none of its threads, and shares its sockets. So everything hangs on
+//! the process id: a child gets a `Process` of its own, and the parent's is left alone, neither used nor dropped (T16).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::client::Client;
+use crate::connection::Connection;
+use crate::error::{Error, Kind, Result};
+use crate::file::journal::Journals;
+use crate::settings::{ConnectionSettings, ProcessSettings};
+
+/// See the file's header.
+pub struct Process {
+    pid: u32,
+    /// Read once, when the first database is opened.
+    pub settings: Result<ProcessSettings>,
+    /// Journals of all connections.
+    pub journals: Mutex<Journals>,
+    clients: Mutex<HashMap<(String, Option<String>), Weak<Client>>>,
+}
+
+static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+
+impl Process {
+    /// The process that is running now.
+    #[expect(
+        unsafe_code,
+        reason = "one leaked object for each process id, reachable without a lock that fork could hold"
+    )]
+    pub fn current() -> &'static Process {
+        let pid = std::process::id();
+        let mut seen = CURRENT.load(Ordering::Acquire);
+        loop {
+            // SAFETY: a pointer in CURRENT is null or comes from `Box::leak` below and is never freed.
+            if let Some(process) = unsafe { seen.as_ref() }
+                && process.pid == pid
+            {
+                return process;
+            }
+            let fresh = Box::into_raw(Box::new(Process {
+                pid,
+                settings: ProcessSettings::from_environment(),
+                journals: Mutex::new(Journals::default()),
+                clients: Mutex::new(HashMap::new()),
+            }));
+            match CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
+                // SAFETY: it was just leaked, and is never freed.
+                Ok(_) => return unsafe { &*fresh },
+                Err(other) => {
+                    // SAFETY: nobody else has seen `fresh`.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    seen = other;
+                }
+            }
+        }
+    }
+
+    /// An error in a child that uses what its parent opened.
+    pub fn check_not_forked(&self) -> Result<()> {
+        if std::process::id() == self.pid {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Io,
+            "the connection was opened before fork(): a child has to open its own",
+        ))
+    }
+
+    /// Opens a connection.
+    pub fn open(&self, settings: ConnectionSettings) -> Result<Connection> {
+        use pagewire_proto::pb::OpenMode;
+        let client = self.client(&settings)?;
+        let mode = match (settings.read_only, settings.create) {
+            (true, _) => OpenMode::ReadOnly,
+            (false, false) => OpenMode::ReadWrite,
+            (false, true) => OpenMode::Create,
+        };
+        let database = client.database_named(&settings.name, mode, settings.timeout)?;
+        Ok(Connection::new(database, settings))
+    }
+
+    fn client(&self, settings: &ConnectionSettings) -> Result<Arc<Client>> {
+        let process_settings = self.settings.as_ref().map_err(Clone::clone)?;
+        let mut clients = self.clients.lock();
+        let key = (settings.endpoint.clone(), settings.token.clone());
+        if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
+            return Ok(client);
+        }
+        clients.retain(|_, client| client.strong_count() > 0);
+        let client = Arc::new(Client::new(
+            &settings.endpoint,
+            settings.token.as_deref(),
+            process_settings.cache_bytes,
+        )?);
+        clients.insert(key, Arc::downgrade(&client));
+        Ok(client)
+    }
+}

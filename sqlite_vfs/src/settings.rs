@@ -1,0 +1,293 @@
+//! Settings: read once, checked, and all errors reported together.
+//!
+//! Per process from the environment (`PAGEWIRE_*`), per connection from the URI (`?endpoint=...`).
+
+use std::time::Duration;
+
+use pagewire_proto::{DatabaseName, Invalid};
+
+use crate::error::{Error, Kind, Result};
+
+/// Where a page server listens if nobody says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7240";
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+/// Pages of a running transaction that are kept in memory; the rest goes to an unlinked temporary file.
+const DEFAULT_OVERLAY_BYTES: u64 = 16 << 20;
+
+/// Settings of the process, from the environment.
+#[derive(Clone, Debug)]
+pub struct ProcessSettings {
+    /// `PAGEWIRE_ENDPOINT`
+    pub endpoint: String,
+    /// `PAGEWIRE_TOKEN`, sent as a bearer token with each call.
+    pub token: Option<String>,
+    /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
+    pub cache_bytes: u64,
+    /// `PAGEWIRE_OVERLAY_BYTES`: bytes of a transaction's pages kept in memory for each connection.
+    pub overlay_bytes: u64,
+    /// `PAGEWIRE_TIMEOUT_MS`: the deadline of each operation.
+    pub timeout: Duration,
+    /// `PAGEWIRE_DEFAULT`: whether the VFS becomes SQLite's default on load.
+    pub default_vfs: bool,
+    /// `PAGEWIRE_BATCH_ATOMIC`: whether the VFS claims SQLITE_IOCAP_BATCH_ATOMIC.
+    pub batch_atomic: bool,
+}
+
+impl ProcessSettings {
+    /// Reads the environment. Wrong values are all named in the one error.
+    pub fn from_environment() -> Result<Self> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that reads the environment"
+        )]
+        Self::read(|name| std::env::var(name).ok())
+    }
+
+    /// Whether the VFS becomes the default; a wrong value counts as unset, since loading must do no harm.
+    pub fn default_vfs_wanted() -> bool {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that reads the environment"
+        )]
+        let value = std::env::var("PAGEWIRE_DEFAULT");
+        value
+            .ok()
+            .and_then(|value| parse_bool(&value))
+            .unwrap_or(true)
+    }
+
+    fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut problems = Vec::new();
+        let mut number = |name: &str, default: u64, least: u64, most: u64| match get(name) {
+            None => default,
+            Some(text) => match text.trim().parse::<u64>() {
+                Ok(value) if (least..=most).contains(&value) => value,
+                _ => {
+                    problems.push(format!(
+                        "{name} is {text:?}, must be a whole number from {least} to {most}"
+                    ));
+                    default
+                }
+            },
+        };
+        let cache_bytes = number("PAGEWIRE_CACHE_BYTES", DEFAULT_CACHE_BYTES, 0, 1 << 44);
+        let overlay_bytes = number("PAGEWIRE_OVERLAY_BYTES", DEFAULT_OVERLAY_BYTES, 0, 1 << 44);
+        let timeout_ms = number(
+            "PAGEWIRE_TIMEOUT_MS",
+            DEFAULT_TIMEOUT.as_millis() as u64,
+            1,
+            86_400_000,
+        );
+        let mut flag = |name: &str| match get(name) {
+            None => true,
+            Some(text) => parse_bool(&text).unwrap_or_else(|| {
+                problems.push(format!("{name} is {text:?}, must be 0 or 1"));
+                true
+            }),
+        };
+        let default_vfs = flag("PAGEWIRE_DEFAULT");
+        let batch_atomic = flag("PAGEWIRE_BATCH_ATOMIC");
+        let endpoint = get("PAGEWIRE_ENDPOINT")
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        if let Err(problem) = check_endpoint(&endpoint) {
+            problems.push(format!("PAGEWIRE_ENDPOINT {problem}"));
+        }
+        let token = get("PAGEWIRE_TOKEN").filter(|token| !token.is_empty());
+        if let Some(problem) = token.as_deref().and_then(token_problem) {
+            problems.push(format!("PAGEWIRE_TOKEN {problem}"));
+        }
+        if !problems.is_empty() {
+            return Err(Error::new(
+                Kind::CantOpen,
+                format!("wrong settings: {}", problems.join("; ")),
+            ));
+        }
+        Ok(Self {
+            endpoint,
+            token,
+            cache_bytes,
+            overlay_bytes,
+            timeout: Duration::from_millis(timeout_ms),
+            default_vfs,
+            batch_atomic,
+        })
+    }
+}
+
+/// Settings of one connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionSettings {
+    /// The page server.
+    pub endpoint: String,
+    /// The credential.
+    pub token: Option<String>,
+    /// The database.
+    pub name: DatabaseName,
+    /// Deadline of each operation.
+    pub timeout: Duration,
+    /// Nothing may be written, and no lease is taken.
+    pub read_only: bool,
+    /// A missing database may come into being.
+    pub create: bool,
+    /// SQLite never locks the file: one snapshot for the life of the connection.
+    pub unlocked: bool,
+    /// Bytes of a transaction's pages kept in memory.
+    pub overlay_bytes: u64,
+}
+
+impl ConnectionSettings {
+    /// The settings of the process, overridden by the parameters of the URI.
+    pub fn new(
+        process: &ProcessSettings,
+        name: &str,
+        parameter: impl Fn(&str) -> Option<String>,
+        read_only: bool,
+        create: bool,
+    ) -> Result<Self> {
+        let mut problems = Vec::new();
+        let endpoint = parameter("endpoint").unwrap_or_else(|| process.endpoint.clone());
+        if let Err(problem) = check_endpoint(&endpoint) {
+            problems.push(format!("endpoint {problem}"));
+        }
+        let mut timeout = process.timeout;
+        if let Some(text) = parameter("timeout_ms") {
+            match text.parse::<u64>() {
+                Ok(ms) if (1..=86_400_000).contains(&ms) => timeout = Duration::from_millis(ms),
+                _ => problems.push(format!(
+                    "timeout_ms is {text:?}, must be a whole number from 1 to 86400000"
+                )),
+            }
+        }
+        let is_set =
+            |key: &str| parameter(key).is_some_and(|text| parse_bool(&text).unwrap_or(false));
+        let unlocked = is_set("immutable") || is_set("nolock");
+        let name = DatabaseName::try_from(name).map_err(|Invalid { problem, .. }| {
+            Error::new(
+                Kind::CantOpen,
+                format!("the database name {name:?} {problem}"),
+            )
+        })?;
+        let token = parameter("token").or_else(|| process.token.clone());
+        if let Some(problem) = token.as_deref().and_then(token_problem) {
+            problems.push(format!("token {problem}"));
+        }
+        if !problems.is_empty() {
+            return Err(Error::new(
+                Kind::CantOpen,
+                format!("database {name}: wrong settings: {}", problems.join("; ")),
+            ));
+        }
+        Ok(Self {
+            endpoint,
+            token,
+            name,
+            timeout,
+            read_only: read_only || unlocked,
+            create,
+            unlocked,
+            overlay_bytes: process.overlay_bytes,
+        })
+    }
+}
+
+fn parse_bool(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "on" | "yes" | "true" => Some(true),
+        "0" | "off" | "no" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+fn token_problem(token: &str) -> Option<&'static str> {
+    let fine = !token.is_empty()
+        && token.len() <= 8192
+        && token.bytes().all(|byte| byte.is_ascii_graphic());
+    (!fine).then_some("must be 1 to 8192 printable ASCII characters without spaces")
+}
+
+fn check_endpoint(endpoint: &str) -> std::result::Result<(), String> {
+    if let Some(path) = endpoint.strip_prefix("unix:") {
+        return if path.is_empty() {
+            Err("is \"unix:\" without a path".to_owned())
+        } else {
+            Ok(())
+        };
+    }
+    let right = endpoint.strip_prefix("http://").is_some_and(|rest| {
+        !rest.trim_end_matches('/').is_empty() && !rest.contains(char::is_whitespace)
+    });
+    if right && tonic::transport::Endpoint::from_shared(endpoint.to_owned()).is_ok() {
+        Ok(())
+    } else {
+        Err(format!(
+            "is {endpoint:?}, must be http://HOST:PORT or unix:/PATH"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<ProcessSettings> {
+        ProcessSettings::read(|name| {
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_defaults() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(settings.endpoint, DEFAULT_ENDPOINT);
+        assert!(settings.default_vfs);
+        assert_eq!(settings.cache_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn all_wrong_settings_are_named_together() {
+        let error = read(&[
+            ("PAGEWIRE_ENDPOINT", "ftp://x"),
+            ("PAGEWIRE_CACHE_BYTES", "-1"),
+            ("PAGEWIRE_DEFAULT", "maybe"),
+        ])
+        .unwrap_err();
+        for name in [
+            "PAGEWIRE_ENDPOINT",
+            "PAGEWIRE_CACHE_BYTES",
+            "PAGEWIRE_DEFAULT",
+        ] {
+            assert!(error.message.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_uri_overrides_the_environment() {
+        let process = read(&[("PAGEWIRE_ENDPOINT", "http://a:1")]).unwrap();
+        let settings = ConnectionSettings::new(
+            &process,
+            "t/x.db",
+            |key| (key == "endpoint").then(|| "unix:/tmp/s".to_owned()),
+            false,
+            true,
+        )
+        .unwrap();
+        assert_eq!(settings.endpoint, "unix:/tmp/s");
+        assert!(ConnectionSettings::new(&process, "/x", |_| None, false, true).is_err());
+        assert!(
+            ConnectionSettings::new(
+                &process,
+                "x",
+                |key| (key == "endpoint").then(|| "x".into()),
+                false,
+                true
+            )
+            .is_err()
+        );
+    }
+}
