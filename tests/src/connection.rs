@@ -4,24 +4,29 @@ use std::sync::Once;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::server::target_dir;
-
 /// Makes the VFS known to the SQLite that rusqlite bundles. Any number of times.
 pub fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let connection = Connection::open_in_memory().expect("a connection in memory");
-        #[expect(unsafe_code, reason = "loading a library is what is under test")]
-        // SAFETY: the library is the one that this workspace has built; its entry point is SQLite's.
+        #[expect(unsafe_code, reason = "an extension's entry point is C")]
+        // SAFETY: the entry point does what SQLite's documentation asks of one.
         unsafe {
-            connection
-                .load_extension_enable()
-                .expect("enable extensions");
-            connection
-                .load_extension(target_dir().join("libpagewire.so"), None::<&str>)
-                .expect("load the extension");
+            rusqlite::auto_extension::register_auto_extension(entry_point).expect("register");
         }
+        // Automatic extensions run when a connection is opened; the VFS has to be there before the first real one.
+        drop(Connection::open_in_memory().expect("a connection in memory"));
     });
+}
+
+#[expect(unsafe_code, reason = "an extension's entry point is C")]
+// SAFETY: called by SQLite, which passes what the entry point of an extension is promised.
+unsafe extern "C" fn entry_point(
+    db: *mut rusqlite::ffi::sqlite3,
+    message: *mut *mut std::ffi::c_char,
+    api: *const rusqlite::ffi::sqlite3_api_routines,
+) -> std::ffi::c_int {
+    // SAFETY: passed on as it is; the library declares the same C types under its own names.
+    unsafe { pagewire::pagewire_auto_init(db.cast(), message, api.cast()) }
 }
 
 /// The URI of a database: `name` on `endpoint`, with more parameters (`"timeout_ms=500"`).

@@ -1,3 +1,20 @@
 //! The page server, apart from what keeps the pages: the store seam, sessions, leases and the gRPC service.
+//!
+//! One hop, one file: a call arrives in `service/`, is turned into strict types, passes its session (`session.rs`), where it
+//! writes the lease of its database (`lease.rs`), and ends in the [`store::PageStore`]. `hub.rs` is what the calls share.
+//! Nothing here knows SQLite, and nothing here knows how a store keeps its pages.
 
+mod database;
+mod handover;
+mod hub;
+mod lease;
+mod process;
+mod server;
+mod service;
+mod session;
+mod settings;
+mod status;
 pub mod store;
+
+pub use server::{ServeError, Server, ServerBuilder, bind_tcp, bind_unix};
+pub use settings::Settings;

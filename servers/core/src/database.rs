@@ -1,0 +1,64 @@
+//! What the server knows about one open database: its lease, the floors of its readers, the order of its commits.
+//!
+//! Lives while a session has the database open, or a lease or barrier of it is alive; the content is the store's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use pagewire_proto::{DatabaseId, SessionId, Version};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::lease::Lease;
+
+/// One open database.
+///
+/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session. The synchronous ones are never held
+/// over an await.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) id: DatabaseId,
+    /// Who may write.
+    pub(crate) lease: Mutex<Lease>,
+    /// Held over a fence and the change of the holder that goes with it: epochs reach the table in the order of the store.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held from the wait at a barrier to the answer of the store: a question about a commit comes after it.
+    pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
+    /// The oldest version that each session still reads.
+    pub(crate) floors: Mutex<HashMap<SessionId, Version>>,
+    /// What the store was told last.
+    pub(crate) protected: tokio::sync::Mutex<Option<Version>>,
+    /// A task that tells the store of a new floor is on its way.
+    pub(crate) protect_scheduled: AtomicBool,
+    /// Sessions that have it open.
+    pub(crate) sessions: AtomicUsize,
+    /// Changes with the lease: what waiting calls watch.
+    pub(crate) changed: watch::Sender<()>,
+}
+
+impl Database {
+    pub(crate) fn new(id: DatabaseId) -> Self {
+        Self {
+            id,
+            lease: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            commits: Arc::default(),
+            floors: Mutex::default(),
+            protected: tokio::sync::Mutex::new(None),
+            protect_scheduled: AtomicBool::new(false),
+            sessions: AtomicUsize::new(0),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// The oldest version that anybody still reads.
+    pub(crate) fn floor(&self) -> Option<Version> {
+        self.floors.lock().values().min().copied()
+    }
+
+    /// Wakes the calls that wait for the lease.
+    pub(crate) fn notify(&self) {
+        self.changed.send_replace(());
+    }
+}

@@ -1,0 +1,354 @@
+//! The write lease of one database: who has it, who waits for it, and from when on a commit may become visible.
+//!
+//! A pure, synchronous state machine. Time is a parameter; epochs come from the store; nothing here waits, sends or logs.
+//!
+//! ```text
+//!                 request: files a ticket                    grant(epoch of a fence)
+//!   Free ───────────────────────────────▶ Free, tickets ───────────────────────────────▶ Held
+//!    ▲                                       ▲                                            │ │
+//!    │ no ticket                             │ tickets                                    │ │ recall (once a holding)
+//!    └───────────────────────────────────────┴── release · remove · take (with barrier) ──┘ ▼
+//!                                                                              Held, recalled ──keep──▶ Held, kept
+//! ```
+//!
+//! Invariants, cited by the tests:
+//! * **L-1** At most one session holds the lease.
+//! * **L-2** The epoch of a grant is above the epoch of every earlier grant.
+//! * **L-3** A session has at most one ticket, and the holder has none.
+//! * **L-4** Tickets are served in the order in which they were filed; renewing keeps the place.
+//! * **L-5** A ticket that was not renewed for its TTL is never served; one with a waiting call does not age.
+//! * **L-6** A holding is recalled at most once, and only while somebody waits.
+//! * **L-7** A lease taken from a session that may still trust it leaves a barrier; one given back leaves none.
+//! * **L-8** A barrier of a session falls with its time or when the session is known to trust nothing, never otherwise.
+//! * **L-9** A message about an epoch that is not the present one changes nothing.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use pagewire_proto::limits::TICKET_TTL_MS;
+use pagewire_proto::{Epoch, SessionId, Version};
+use tokio::time::Instant;
+
+const TICKET_TTL: Duration = Duration::from_millis(TICKET_TTL_MS);
+
+/// The lease of one database.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    holder: Option<Holder>,
+    tickets: VecDeque<Ticket>,
+    barriers: Vec<Barrier>,
+    last_epoch: Epoch,
+}
+
+#[derive(Debug)]
+struct Holder {
+    session: SessionId,
+    epoch: Epoch,
+    /// What the session said to know when it asked; a new ticket of it starts from there.
+    known: Version,
+    recall: Recall,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recall {
+    NotSent,
+    Sent,
+    Kept,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    session: SessionId,
+    known: Version,
+    expires: Instant,
+    /// Calls of the session that wait for it now.
+    callers: u32,
+}
+
+#[derive(Debug)]
+struct Barrier {
+    session: SessionId,
+    until: Instant,
+}
+
+/// The answer to a request for the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The session has it.
+    Held {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Nobody has it and the session is the first in the queue: fence, then grant.
+    Turn,
+    /// The session has a ticket.
+    Queued {
+        /// Sessions served before, the holder included.
+        ahead: u32,
+        /// The holder has said that a write transaction is running.
+        kept: bool,
+    },
+}
+
+/// A ticket whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Who.
+    pub(crate) session: SessionId,
+    /// What it knows about the database.
+    pub(crate) known: Version,
+    /// A call waits for it; otherwise it is told on its stream.
+    pub(crate) waiting: bool,
+}
+
+impl Lease {
+    /// The holder and its epoch.
+    pub(crate) fn holder(&self) -> Option<(SessionId, Epoch)> {
+        self.holder
+            .as_ref()
+            .map(|holder| (holder.session, holder.epoch))
+    }
+
+    /// The epoch of the session, if it has the lease.
+    pub(crate) fn epoch_of(&self, session: SessionId) -> Option<Epoch> {
+        self.holder
+            .as_ref()
+            .filter(|holder| holder.session == session)
+            .map(|holder| holder.epoch)
+    }
+
+    /// The session has the lease or a ticket.
+    pub(crate) fn concerns(&self, session: SessionId) -> bool {
+        self.epoch_of(session).is_some() || self.place(session).is_some()
+    }
+
+    /// Nobody has it and nobody waits.
+    pub(crate) fn is_free(&mut self, now: Instant) -> bool {
+        self.expire(now);
+        self.holder.is_none() && self.tickets.is_empty()
+    }
+
+    /// Nothing would be lost if this state were forgotten.
+    pub(crate) fn is_idle(&mut self, now: Instant) -> bool {
+        self.is_free(now) && self.barrier(now).is_none()
+    }
+
+    /// Somebody waits.
+    pub(crate) fn is_wanted(&mut self, now: Instant) -> bool {
+        self.expire(now);
+        !self.tickets.is_empty()
+    }
+
+    /// Asks for the lease: files a ticket or renews the one that is there (L-3, L-4).
+    pub(crate) fn request(&mut self, session: SessionId, known: Version, now: Instant) -> Request {
+        if let Some(epoch) = self.epoch_of(session) {
+            return Request::Held { epoch };
+        }
+        self.expire(now);
+        let place = match self.place(session) {
+            Some(place) => {
+                let ticket = &mut self.tickets[place];
+                ticket.expires = now + TICKET_TTL;
+                ticket.known = known;
+                place
+            }
+            None => self.file(session, known, now),
+        };
+        match &self.holder {
+            None if place == 0 => Request::Turn,
+            holder => Request::Queued {
+                ahead: u32::try_from(place)
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(u32::from(holder.is_some())),
+                kept: holder
+                    .as_ref()
+                    .is_some_and(|holder| holder.recall == Recall::Kept),
+            },
+        }
+    }
+
+    /// A call of the session begins to wait: its ticket does not age meanwhile (L-5).
+    pub(crate) fn begin_wait(&mut self, session: SessionId) {
+        if let Some(place) = self.place(session) {
+            self.tickets[place].callers += 1;
+        }
+    }
+
+    /// A call of the session has stopped waiting.
+    pub(crate) fn end_wait(&mut self, session: SessionId, now: Instant) {
+        if let Some(place) = self.place(session) {
+            let ticket = &mut self.tickets[place];
+            ticket.callers = ticket.callers.saturating_sub(1);
+            ticket.expires = now + TICKET_TTL;
+        }
+    }
+
+    /// Drops the ticket of a session.
+    pub(crate) fn drop_ticket(&mut self, session: SessionId) {
+        self.tickets.retain(|ticket| ticket.session != session);
+    }
+
+    /// The ticket to be served, if nobody has the lease.
+    pub(crate) fn next_turn(&mut self, now: Instant) -> Option<Turn> {
+        if self.holder.is_some() {
+            return None;
+        }
+        self.expire(now);
+        self.tickets.front().map(|ticket| Turn {
+            session: ticket.session,
+            known: ticket.known,
+            waiting: ticket.callers > 0,
+        })
+    }
+
+    /// Gives the lease to the first ticket, if that is still the one of the session. The epoch is a new one of the store.
+    ///
+    /// False, and nothing changed, where the ticket is gone or an epoch is not above all earlier ones (L-1, L-2).
+    pub(crate) fn grant(&mut self, session: SessionId, epoch: Epoch, now: Instant) -> bool {
+        let first = self.next_turn(now).map(|turn| turn.session);
+        if first != Some(session) || epoch <= self.last_epoch {
+            return false;
+        }
+        let Some(ticket) = self.tickets.pop_front() else {
+            return false;
+        };
+        self.last_epoch = epoch;
+        self.holder = Some(Holder {
+            session,
+            epoch,
+            known: ticket.known,
+            recall: Recall::NotSent,
+        });
+        true
+    }
+
+    /// Whether the holder has to be asked now to give the lease back; says so once a holding (L-6).
+    pub(crate) fn recall(&mut self, now: Instant) -> Option<(SessionId, Epoch)> {
+        if !self.is_wanted(now) {
+            return None;
+        }
+        self.recall_unasked()
+    }
+
+    /// The same where the server itself wants the lease back.
+    pub(crate) fn recall_unasked(&mut self) -> Option<(SessionId, Epoch)> {
+        let holder = self.holder.as_mut()?;
+        if holder.recall != Recall::NotSent {
+            return None;
+        }
+        holder.recall = Recall::Sent;
+        Some((holder.session, holder.epoch))
+    }
+
+    /// The recall of an earlier stream may not have arrived: ask again on the new one.
+    pub(crate) fn forget_recall(&mut self, session: SessionId) {
+        if let Some(holder) = &mut self.holder
+            && holder.session == session
+            && holder.recall == Recall::Sent
+        {
+            holder.recall = Recall::NotSent;
+        }
+    }
+
+    /// The holder keeps the lease until its transaction ends.
+    pub(crate) fn keep(&mut self, session: SessionId, epoch: Epoch) -> bool {
+        match &mut self.holder {
+            Some(holder) if holder.session == session && holder.epoch == epoch => {
+                holder.recall = Recall::Kept;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The holder gives the lease back, and may queue again at the end.
+    pub(crate) fn release(
+        &mut self,
+        session: SessionId,
+        epoch: Epoch,
+        wants_back: bool,
+        now: Instant,
+    ) -> bool {
+        match &self.holder {
+            Some(holder) if holder.session == session && holder.epoch == epoch => {
+                let known = holder.known;
+                self.holder = None;
+                if wants_back {
+                    self.file(session, known, now);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the lease from a holder that may still trust it until then (L-7).
+    pub(crate) fn take(&mut self, session: SessionId, trusted_until: Instant) -> bool {
+        if self.epoch_of(session).is_none() {
+            return false;
+        }
+        self.holder = None;
+        match self
+            .barriers
+            .iter_mut()
+            .find(|barrier| barrier.session == session)
+        {
+            Some(barrier) => barrier.until = barrier.until.max(trusted_until),
+            None => self.barriers.push(Barrier {
+                session,
+                until: trusted_until,
+            }),
+        }
+        true
+    }
+
+    /// The session is gone, closed the database, or said goodbye: it trusts nothing any more (L-8).
+    pub(crate) fn remove(&mut self, session: SessionId) {
+        if self.epoch_of(session).is_some() {
+            self.holder = None;
+        }
+        self.drop_ticket(session);
+        self.barriers.retain(|barrier| barrier.session != session);
+    }
+
+    /// The store has advanced the epoch under the holder, who goes on with the new one.
+    pub(crate) fn advance_epoch(&mut self, session: SessionId, from: Epoch, to: Epoch) -> bool {
+        match &mut self.holder {
+            Some(holder)
+                if holder.session == session && holder.epoch == from && to > self.last_epoch =>
+            {
+                holder.epoch = to;
+                self.last_epoch = to;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Until when no commit may become visible.
+    pub(crate) fn barrier(&mut self, now: Instant) -> Option<Instant> {
+        self.barriers.retain(|barrier| barrier.until > now);
+        self.barriers.iter().map(|barrier| barrier.until).max()
+    }
+
+    fn file(&mut self, session: SessionId, known: Version, now: Instant) -> usize {
+        self.tickets.push_back(Ticket {
+            session,
+            known,
+            expires: now + TICKET_TTL,
+            callers: 0,
+        });
+        self.tickets.len() - 1
+    }
+
+    fn place(&self, session: SessionId) -> Option<usize> {
+        self.tickets
+            .iter()
+            .position(|ticket| ticket.session == session)
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.tickets
+            .retain(|ticket| ticket.callers > 0 || ticket.expires > now);
+    }
+}

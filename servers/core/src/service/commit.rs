@@ -1,0 +1,201 @@
+//! Commit: upload, then one task that passes the barriers and hands it to the store, whether or not the client still waits.
+//!
+//! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
+//! the session does not have, is still passed on, with an epoch or a staging that cannot be: it may be the repetition
+//! of one that was applied, and only the store knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::status::Reason;
+use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, StagingId, pb};
+use tokio::sync::OwnedMutexGuard;
+use tonic::{Status, Streaming};
+
+use super::opened_for_writing;
+use super::upload::{Part, Upload, next};
+use crate::database::Database;
+use crate::hub::Hub;
+use crate::session::Session;
+use crate::status;
+use crate::store::{Commit, CommitOutcome, DatabaseCommit};
+
+/// Never given out: no store counts so far.
+const NO_EPOCH: Epoch = Epoch::new(u64::MAX);
+/// How long a client waits for the store after the barriers; the commit goes on behind it.
+const STORE_COMMIT_WAIT: Duration = Duration::from_secs(120);
+
+pub(super) async fn commit(
+    hub: &Arc<Hub>,
+    mut inbound: Streaming<pb::CommitRequest>,
+) -> Result<pb::CommitResponse, Status> {
+    let mut first = next(hub, &mut inbound)
+        .await?
+        .ok_or_else(|| Invalid::missing("header"))?;
+    let header = first
+        .header
+        .take()
+        .ok_or_else(|| Invalid::missing("header"))?;
+    let header = CommitHeader::try_from(header)?;
+    let session = hub.session(header.session.as_bytes()).await?;
+    let databases = header
+        .databases
+        .iter()
+        .map(|named| {
+            opened_for_writing(&session, named.database.as_bytes()).map(|open| open.database)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut upload = Upload::new(Arc::clone(hub), header);
+    upload.receive(first, &mut inbound).await?;
+
+    let under_way = UnderWay::begin(hub);
+    let task = {
+        let hub = Arc::clone(hub);
+        tokio::spawn(async move {
+            let _under_way = under_way;
+            apply(&hub, &session, &databases, upload).await
+        })
+    };
+    let patience = hub.settings.lease_ttl * 2 + STORE_COMMIT_WAIT;
+    match tokio::time::timeout(patience, task).await {
+        Ok(Ok(outcome)) => outcome.map(response),
+        Ok(Err(_)) => Err(Reason::Internal.status("the commit broke off: ask what became of it")),
+        Err(_) => {
+            Err(Reason::Internal
+                .status("the store takes very long to commit: ask what became of it"))
+        }
+    }
+}
+
+async fn apply(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    databases: &[Arc<Database>],
+    upload: Upload,
+) -> Result<CommitOutcome, Status> {
+    let _order = lock_in_order(databases).await;
+    hub.pass_barriers(databases).await;
+    let (header, parts) = upload.take();
+    let stagings: Vec<_> = parts.iter().filter_map(|part| part.staged).collect();
+    let commit = match to_store(session, databases, header, parts) {
+        Ok(commit) => commit,
+        Err(error) => {
+            hub.discard(stagings);
+            return Err(error);
+        }
+    };
+    let outcome = hub.store.commit(commit).await;
+    if !matches!(outcome, Ok(CommitOutcome::Committed(_))) {
+        hub.discard(stagings);
+    }
+    match &outcome {
+        // Whatever else was staged belongs to a transaction that has been rolled back.
+        Ok(CommitOutcome::Committed(_))
+        // Nothing of it can be committed on this base, or under this epoch.
+        | Ok(CommitOutcome::Conflict { .. } | CommitOutcome::LeaseLost { .. }) => {
+            for database in databases {
+                hub.discard(session.state.lock().take_stagings(Some(database.id)));
+            }
+        }
+        Err(_) => {}
+    }
+    outcome.map_err(status::of_store)
+}
+
+/// One after the other in the order of ids, so that no two commits wait for each other.
+pub(super) async fn lock_in_order(databases: &[Arc<Database>]) -> Vec<OwnedMutexGuard<()>> {
+    let mut in_order: Vec<_> = databases.iter().collect();
+    in_order.sort_unstable_by_key(|database| database.id);
+    let mut guards = Vec::with_capacity(in_order.len());
+    for database in in_order {
+        guards.push(Arc::clone(&database.commits).lock_owned().await);
+    }
+    guards
+}
+
+fn to_store(
+    session: &Session,
+    databases: &[Arc<Database>],
+    header: CommitHeader,
+    parts: Vec<Part>,
+) -> Result<Commit, Status> {
+    let mut commits = Vec::with_capacity(databases.len());
+    for ((named, database), part) in header.databases.into_iter().zip(databases).zip(parts) {
+        let has_lease = database.lease.lock().epoch_of(session.id) == Some(named.epoch);
+        let mut stagings = Vec::with_capacity(named.stagings.len() + 1);
+        for staging in named.stagings {
+            stagings.push(match staging_of(session, named.database, staging) {
+                Some(stored) => stored,
+                None => StagingId::random()?,
+            });
+        }
+        stagings.extend(part.staged);
+        commits.push(DatabaseCommit {
+            database: named.database,
+            base: named.base,
+            epoch: if has_lease { named.epoch } else { NO_EPOCH },
+            page_size: named.page_size,
+            page_count: named.page_count,
+            stagings,
+            pages: part.pages,
+        });
+    }
+    Ok(Commit {
+        id: header.id,
+        databases: commits,
+    })
+}
+
+fn staging_of(session: &Session, database: DatabaseId, staging: StagingId) -> Option<StagingId> {
+    session
+        .state
+        .lock()
+        .stagings
+        .get(&staging)
+        .filter(|staged| staged.database == database)
+        .map(|staged| staged.stored)
+}
+
+fn response(outcome: CommitOutcome) -> pb::CommitResponse {
+    use pb::commit_response::Outcome;
+    let outcome = match outcome {
+        CommitOutcome::Committed(versions) => Outcome::Committed(committed(&versions)),
+        CommitOutcome::Conflict { index, head } => Outcome::Conflict(pb::CommitConflict {
+            database_index: wire_index(index),
+            head_version: head.get(),
+        }),
+        CommitOutcome::LeaseLost { index, current } => Outcome::LeaseLost(pb::CommitLeaseLost {
+            database_index: wire_index(index),
+            current_epoch: current.get(),
+        }),
+    };
+    pb::CommitResponse {
+        outcome: Some(outcome),
+    }
+}
+
+pub(super) fn committed(versions: &[pagewire_proto::Version]) -> pb::Committed {
+    pb::Committed {
+        versions: versions.iter().map(|version| version.get()).collect(),
+    }
+}
+
+fn wire_index(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// A commit that the server has to end before it stops.
+struct UnderWay(Arc<Hub>);
+
+impl UnderWay {
+    fn begin(hub: &Arc<Hub>) -> Self {
+        hub.commits.send_modify(|count| *count += 1);
+        Self(Arc::clone(hub))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.commits.send_modify(|count| *count -= 1);
+    }
+}

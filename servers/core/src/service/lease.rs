@@ -1,0 +1,147 @@
+//! AcquireLease: a place in the queue, a short wait, an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::limits::MAX_ACQUIRE_WAIT_MS;
+use pagewire_proto::status::Reason;
+use pagewire_proto::{Epoch, LeaseGrant, Version, pb};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::opened_for_writing;
+use crate::database::Database;
+use crate::hub::Hub;
+use crate::lease::Request;
+use crate::session::Session;
+use crate::status;
+
+/// What became of a request for the lease.
+pub(super) enum Outcome {
+    Granted(LeaseGrant),
+    Pending { ahead: u32 },
+}
+
+pub(super) async fn acquire_lease(
+    hub: &Arc<Hub>,
+    request: pb::AcquireLeaseRequest,
+) -> Result<pb::AcquireLeaseResponse, Status> {
+    let session = hub.session(&request.session_id).await?;
+    let open = opened_for_writing(&session, &request.database_id)?;
+    let database = open.database;
+    let released = Epoch::new(request.released_epoch);
+    let held = database.lease.lock().epoch_of(session.id);
+    if let Some(held) = held
+        && held <= released
+    {
+        // Its ReleaseLease is still under way on the stream, and will find another epoch.
+        hub.release(&database, &session, held, false);
+    }
+    let wait = Duration::from_millis(u64::from(request.wait_ms.min(MAX_ACQUIRE_WAIT_MS)));
+    let known = Version::new(request.known_version);
+    let outcome = acquire(hub, &session, &database, known, wait).await?;
+    Ok(pb::AcquireLeaseResponse {
+        outcome: Some(match outcome {
+            Outcome::Granted(grant) => pb::acquire_lease_response::Outcome::Granted(grant.into()),
+            Outcome::Pending { ahead } => {
+                pb::acquire_lease_response::Outcome::Pending(pb::LeasePending { ahead })
+            }
+        }),
+    })
+}
+
+/// Asks for the lease and waits at most so long for another holder; for a free lease as long as the store takes.
+pub(super) async fn acquire(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    database: &Arc<Database>,
+    known: Version,
+    wait: Duration,
+) -> Result<Outcome, Status> {
+    if hub.is_draining() {
+        return Err(status::draining());
+    }
+    let deadline = Instant::now() + wait;
+    let fence_deadline = deadline + hub.settings.store_wait;
+    let mut changed = database.changed.subscribe();
+    let mut waiting: Option<Waiting<'_>> = None;
+    loop {
+        changed.mark_unchanged();
+        let answer = {
+            let mut lease = database.lease.lock();
+            if session.state.lock().ended {
+                return Err(status::session_unknown());
+            }
+            let answer = lease.request(session.id, known, Instant::now());
+            if waiting.is_none() && !matches!(answer, Request::Held { .. }) {
+                lease.begin_wait(session.id);
+                waiting = Some(Waiting {
+                    hub,
+                    session,
+                    database,
+                    known,
+                    answered: false,
+                });
+            }
+            answer
+        };
+        match answer {
+            Request::Held { epoch } => {
+                let grant = hub.grant_for(database.id, epoch, known).await?;
+                if let Some(waiting) = &mut waiting {
+                    waiting.answered = true;
+                }
+                return Ok(Outcome::Granted(grant));
+            }
+            Request::Turn => {
+                let turns = hub.advance(database);
+                if tokio::time::timeout_at(fence_deadline, turns)
+                    .await
+                    .is_err()
+                {
+                    return Err(Reason::Unavailable.status("the store did not fence the lease"));
+                }
+                if !database.lease.lock().concerns(session.id) {
+                    return Err(Reason::Unavailable.status("the lease could not be granted"));
+                }
+            }
+            Request::Queued { ahead, kept } => {
+                hub.settle(database);
+                if kept || Instant::now() >= deadline {
+                    return Ok(Outcome::Pending { ahead });
+                }
+                // At the deadline one more look, for the answer.
+                let _ = tokio::time::timeout_at(deadline, changed.changed()).await;
+            }
+        }
+    }
+}
+
+/// A call that waits for the lease: its ticket does not age, and a grant that it did not answer goes to the stream.
+struct Waiting<'a> {
+    hub: &'a Arc<Hub>,
+    session: &'a Arc<Session>,
+    database: &'a Arc<Database>,
+    known: Version,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let held = {
+            let mut lease = self.database.lease.lock();
+            lease.end_wait(self.session.id, Instant::now());
+            lease.epoch_of(self.session.id).is_some()
+        };
+        if !held {
+            return;
+        }
+        if self.answered {
+            // Others may wait already: the new holder gives it back at the end of its transaction.
+            let (hub, database) = (Arc::clone(self.hub), Arc::clone(self.database));
+            tokio::spawn(async move { hub.settle(&database) });
+        } else {
+            self.hub.push_grant(self.database, self.session, self.known);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The gRPC service: call -> validated request -> session and lease -> store -> answer. One file for each group of calls.
+//!
+//! No handler trusts a field that it has not turned into a strict type, and none logs a name or page bytes above debug.
+
+mod admin;
+mod commit;
+mod lease;
+mod open;
+mod read;
+mod resolve;
+mod stage;
+mod stream;
+mod upload;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_core::Stream;
+use pagewire_proto::limits::MAX_MESSAGE_BYTES;
+use pagewire_proto::pb;
+use pagewire_proto::pb::page_service_server::{PageService, PageServiceServer};
+use pagewire_proto::{DatabaseId, limits};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::hub::Hub;
+use crate::session::{Open, Session};
+use crate::status;
+
+/// The handlers of all calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    hub: Arc<Hub>,
+}
+
+impl Service {
+    /// The service as tonic serves it, with the limits of the protocol.
+    pub(crate) fn grpc(hub: Arc<Hub>) -> PageServiceServer<Self> {
+        PageServiceServer::new(Self { hub })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// The database under this id, if the session has it open.
+fn opened(session: &Session, database_id: &[u8]) -> Result<Open, Status> {
+    let id = DatabaseId::try_from(database_id)?;
+    session.open(id).ok_or_else(status::not_open)
+}
+
+/// The database under this id, if the session has it open and may write to it.
+fn opened_for_writing(session: &Session, database_id: &[u8]) -> Result<Open, Status> {
+    let open = opened(session, database_id)?;
+    if open.writable {
+        Ok(open)
+    } else {
+        Err(status::read_only())
+    }
+}
+
+/// What the server accepts, as Welcome says it.
+fn wire_limits(hub: &Hub) -> pb::Limits {
+    let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    pb::Limits {
+        max_message_bytes: small(MAX_MESSAGE_BYTES),
+        max_read_pages: small(limits::MAX_READ_PAGES),
+        max_commit_databases: small(limits::MAX_COMMIT_DATABASES),
+        max_name_bytes: small(limits::MAX_NAME_BYTES),
+        max_open_databases: small(hub.settings.max_open_databases),
+    }
+}
+
+#[tonic::async_trait]
+impl PageService for Service {
+    type SessionStream =
+        Pin<Box<dyn Stream<Item = Result<pb::SessionResponse, Status>> + Send + 'static>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Ok(Response::new(stream::serve(
+            &self.hub,
+            request.into_inner(),
+        )))
+    }
+
+    async fn open_database(
+        &self,
+        request: Request<pb::OpenDatabaseRequest>,
+    ) -> Result<Response<pb::OpenDatabaseResponse>, Status> {
+        open::open_database(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn begin_snapshot(
+        &self,
+        request: Request<pb::BeginSnapshotRequest>,
+    ) -> Result<Response<pb::BeginSnapshotResponse>, Status> {
+        read::begin_snapshot(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn read_pages(
+        &self,
+        request: Request<pb::ReadPagesRequest>,
+    ) -> Result<Response<pb::ReadPagesResponse>, Status> {
+        read::read_pages(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
+        lease::acquire_lease(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn stage_pages(
+        &self,
+        request: Request<Streaming<pb::StagePagesRequest>>,
+    ) -> Result<Response<pb::StagePagesResponse>, Status> {
+        stage::stage_pages(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn commit(
+        &self,
+        request: Request<Streaming<pb::CommitRequest>>,
+    ) -> Result<Response<pb::CommitResponse>, Status> {
+        commit::commit(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn resolve_commit(
+        &self,
+        request: Request<pb::ResolveCommitRequest>,
+    ) -> Result<Response<pb::ResolveCommitResponse>, Status> {
+        resolve::resolve_commit(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_databases(
+        &self,
+        request: Request<pb::ListDatabasesRequest>,
+    ) -> Result<Response<pb::ListDatabasesResponse>, Status> {
+        admin::list_databases(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn delete_database(
+        &self,
+        request: Request<pb::DeleteDatabaseRequest>,
+    ) -> Result<Response<pb::DeleteDatabaseResponse>, Status> {
+        admin::delete_database(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+}

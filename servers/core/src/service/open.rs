@@ -1,0 +1,142 @@
+//! OpenDatabase: name -> identity, head, first pages, and the lease where nobody else wants it.
+
+use std::sync::Arc;
+
+use pagewire_proto::limits::BATCH_BYTES;
+use pagewire_proto::{DatabaseName, LeaseGrant, PageNumber, Snapshot, Version, pb};
+use tonic::Status;
+
+use super::read::read_some;
+use crate::database::Database;
+use crate::hub::Hub;
+use crate::session::Session;
+use crate::store::StoreError;
+use crate::{service, status};
+
+pub(super) async fn open_database(
+    hub: &Arc<Hub>,
+    request: pb::OpenDatabaseRequest,
+) -> Result<pb::OpenDatabaseResponse, Status> {
+    let name = DatabaseName::try_from(request.name.as_str())?;
+    let mode = mode(request.mode)?;
+    let session = hub.session(&request.session_id).await?;
+    let writable = mode != pb::OpenMode::ReadOnly;
+    let database = find(hub, &session, &name, mode, writable).await?;
+    let lease = match request.want_lease && writable && !hub.is_draining() {
+        true => take_free_lease(hub, &session, &database).await?,
+        false => None,
+    };
+    let head = match &lease {
+        Some(grant) => grant.head,
+        None => hub.bounded(hub.store.head(database.id)).await?,
+    };
+    let pages = first_pages(hub, &database, head, request.want_page_bytes).await?;
+    Ok(pb::OpenDatabaseResponse {
+        database_id: database.id.to_wire(),
+        head: Some(head.into()),
+        lease: lease.map(Into::into),
+        pages,
+    })
+}
+
+fn mode(mode: i32) -> Result<pb::OpenMode, Status> {
+    match pb::OpenMode::try_from(mode) {
+        Ok(mode @ (pb::OpenMode::ReadOnly | pb::OpenMode::ReadWrite | pb::OpenMode::Create)) => {
+            Ok(mode)
+        }
+        Ok(pb::OpenMode::Unknown) | Err(_) => Err(pagewire_proto::Invalid::new(
+            "mode",
+            format!("{mode} is no mode of opening a database"),
+        )
+        .into()),
+    }
+}
+
+/// Finds the database and notes that the session has it open. A delete waits, or has happened before.
+async fn find(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    name: &DatabaseName,
+    mode: pb::OpenMode,
+    writable: bool,
+) -> Result<Arc<Database>, Status> {
+    let _names = hub.names.read().await;
+    let create = mode == pb::OpenMode::Create;
+    let id = hub.bounded(hub.store.lookup(name, create)).await?;
+    let head = hub.bounded(hub.store.head(id)).await?;
+    if !create && head.version == Version::ZERO {
+        // A name without a commit is nobody's business but its maker's.
+        return Err(status::of_store(StoreError::DatabaseNotFound));
+    }
+    let database = hub.register_open(session, id, writable)?;
+    let new = {
+        let mut floors = database.floors.lock();
+        let new = !floors.contains_key(&session.id);
+        floors.entry(session.id).or_insert(head.version);
+        new
+    };
+    if session.open(id).is_none() {
+        // The session ended or closed it between the two steps, and took only the first back.
+        database.floors.lock().remove(&session.id);
+        return Err(status::not_open());
+    }
+    if new {
+        // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
+        hub.protect(&database).await?;
+    }
+    Ok(database)
+}
+
+/// The lease, if nobody has it and nobody waits; never a place in the queue.
+async fn take_free_lease(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    database: &Arc<Database>,
+) -> Result<Option<LeaseGrant>, Status> {
+    {
+        let now = tokio::time::Instant::now();
+        let mut lease = database.lease.lock();
+        if lease.epoch_of(session.id).is_none() && !lease.is_free(now) {
+            return Ok(None);
+        }
+    }
+    service::lease::acquire(
+        hub,
+        session,
+        database,
+        Version::ZERO,
+        std::time::Duration::ZERO,
+    )
+    .await
+    .map(|outcome| match outcome {
+        service::lease::Outcome::Granted(grant) => Some(grant),
+        service::lease::Outcome::Pending { .. } => {
+            database.lease.lock().drop_ticket(session.id);
+            None
+        }
+    })
+}
+
+/// The whole database where it fits into what the client wants, page 1 alone otherwise.
+async fn first_pages(
+    hub: &Arc<Hub>,
+    database: &Database,
+    head: Snapshot,
+    want_bytes: u32,
+) -> Result<Vec<pb::PageContent>, Status> {
+    let Some(page_size) = head.page_size else {
+        return Ok(Vec::new());
+    };
+    if want_bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let want_bytes = u64::from(want_bytes).min(BATCH_BYTES as u64);
+    let count = match head.byte_size() <= want_bytes {
+        true => head.page_count.get(),
+        false => 1,
+    };
+    let pages = (1..=count)
+        .map(PageNumber::try_from)
+        .collect::<Result<Vec<_>, _>>()?;
+    read_some(hub, database.id, head.version, &pages, page_size).await
+}

@@ -1,0 +1,118 @@
+//! StagePages: pages of a running transaction, ahead of its commit.
+
+use std::sync::Arc;
+
+use pagewire_proto::{Invalid, Page, PageSize, StagingId, pb};
+use tonic::{Status, Streaming};
+
+use super::opened_for_writing;
+use super::upload::next;
+use crate::hub::Hub;
+use crate::session::{Open, Session, Staging};
+use crate::status;
+use crate::store::PageWrite;
+
+pub(super) async fn stage_pages(
+    hub: &Arc<Hub>,
+    mut inbound: Streaming<pb::StagePagesRequest>,
+) -> Result<pb::StagePagesResponse, Status> {
+    let mut message = next(hub, &mut inbound)
+        .await?
+        .ok_or_else(|| Invalid::missing("header"))?;
+    let header = message
+        .header
+        .take()
+        .ok_or_else(|| Invalid::missing("header"))?;
+    let staging_id = StagingId::try_from(&header.staging_id[..])?;
+    let page_size = PageSize::try_from(header.page_size)?;
+    let session = hub.session(&header.session_id).await?;
+    let open = opened_for_writing(&session, &header.database_id)?;
+    let staging = begin(hub, &session, &open, staging_id, page_size)?;
+    let mut page_count = 0;
+    loop {
+        let pages = checked(std::mem::take(&mut message.pages), page_size)?;
+        if !pages.is_empty() {
+            page_count += pages.len() as u64;
+            hub.bounded(
+                hub.store
+                    .stage(staging.database, staging.stored, page_size, pages),
+            )
+            .await?;
+            if !is_known(&session, staging_id, &staging) {
+                // It was dropped while the store took the pages: nobody would drop them a second time.
+                hub.discard(vec![staging.stored]);
+                return Err(status::of_store(crate::store::StoreError::StagingUnknown(
+                    staging_id,
+                )));
+            }
+        }
+        match next(hub, &mut inbound).await? {
+            None => return Ok(pb::StagePagesResponse { page_count }),
+            Some(following) if following.header.is_some() => {
+                return Err(Invalid::new("header", "is not in the first message alone").into());
+            }
+            Some(following) => message = following,
+        }
+    }
+}
+
+/// The staging of the session, which comes into being with its first call.
+fn begin(
+    hub: &Hub,
+    session: &Session,
+    open: &Open,
+    id: StagingId,
+    page_size: PageSize,
+) -> Result<Staging, Status> {
+    let database = open.database.id;
+    let dropped;
+    let staging = {
+        let mut state = session.state.lock();
+        if state.ended || !state.opens.contains_key(&database) {
+            return Err(status::not_open());
+        }
+        if let Some(&staging) = state.stagings.get(&id) {
+            if staging.database != database || staging.page_size != page_size {
+                return Err(Invalid::new(
+                    "staging_id",
+                    "was begun for another database or page size",
+                )
+                .into());
+            }
+            return Ok(staging);
+        }
+        dropped = state.make_room_for_staging(database);
+        state.stagings_so_far += 1;
+        let staging = Staging {
+            stored: StagingId::random()?,
+            database,
+            page_size,
+            order: state.stagings_so_far,
+        };
+        state.stagings.insert(id, staging);
+        staging
+    };
+    hub.discard(dropped.into_iter().collect());
+    Ok(staging)
+}
+
+fn is_known(session: &Session, id: StagingId, staging: &Staging) -> bool {
+    session
+        .state
+        .lock()
+        .stagings
+        .get(&id)
+        .is_some_and(|known| known.stored == staging.stored)
+}
+
+fn checked(pages: Vec<pb::PageContent>, page_size: PageSize) -> Result<Vec<PageWrite>, Invalid> {
+    pages
+        .into_iter()
+        .map(|wire| {
+            Page::from_wire(wire, Some(page_size)).map(|page| PageWrite {
+                number: page.number,
+                content: page.content,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,289 @@
+//! The session stream: Hello, heartbeats, lease news, and what its end means.
+//!
+//! The task of a stream never waits for the store: heartbeats are answered while a disk is slow.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_core::Stream;
+use pagewire_proto::limits::MAX_PEER_NAME_BYTES;
+use pagewire_proto::status::Reason;
+use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, Version, pb, version};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::wire_limits;
+use crate::hub::{End, Hub};
+use crate::session::{Outbound, STREAM_QUEUE, Session, Stream as SessionStream};
+use crate::status;
+
+/// How long a stream may be open without its Hello.
+const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(10);
+/// Longest boot id that is compared.
+const MAX_BOOT_ID_BYTES: usize = 64;
+
+type Responses = Pin<Box<dyn Stream<Item = Result<pb::SessionResponse, Status>> + Send + 'static>>;
+
+/// Serves a stream in a task of its own; the answer begins at once, for the client may wait for it before its Hello.
+pub(super) fn serve(hub: &Arc<Hub>, inbound: Streaming<pb::SessionRequest>) -> Responses {
+    let (outbound, responses) = mpsc::channel(STREAM_QUEUE);
+    let hub = Arc::clone(hub);
+    tokio::spawn(async move { run(&hub, inbound, outbound).await });
+    Box::pin(ReceiverStream::new(responses))
+}
+
+/// A stream that belongs to a session now.
+struct Attached {
+    session: Arc<Session>,
+    number: u64,
+    stopped: oneshot::Receiver<Option<Status>>,
+}
+
+/// What a message means for the stream.
+enum Next {
+    GoOn,
+    /// The session has said goodbye, or does not listen to this stream any more.
+    End,
+}
+
+async fn run(hub: &Arc<Hub>, mut inbound: Streaming<pb::SessionRequest>, outbound: Outbound) {
+    let attached = match begin(hub, &mut inbound, &outbound).await {
+        Ok(attached) => attached,
+        Err(status) => {
+            // The client may be gone.
+            let _ = outbound.send(Err(status)).await;
+            return;
+        }
+    };
+    let Attached {
+        session,
+        number,
+        mut stopped,
+    } = attached;
+    loop {
+        let message = tokio::select! {
+            biased;
+            stop = &mut stopped => {
+                match stop {
+                    Ok(Some(status)) => { let _ = outbound.try_send(Err(status)); }
+                    Ok(None) => {}
+                    // The client did not read its news.
+                    Err(_) => hub.stream_broken(&session, number),
+                }
+                return;
+            }
+            message = inbound.message() => message,
+            () = outbound.closed() => Ok(None),
+        };
+        let Ok(Some(message)) = message else {
+            hub.stream_broken(&session, number);
+            return;
+        };
+        match receive(hub, &session, number, message) {
+            Ok(Next::GoOn) => {}
+            Ok(Next::End) => return,
+            Err(status) => {
+                let _ = outbound.try_send(Err(status));
+                hub.stream_broken(&session, number);
+                return;
+            }
+        }
+    }
+}
+
+async fn begin(
+    hub: &Arc<Hub>,
+    inbound: &mut Streaming<pb::SessionRequest>,
+    outbound: &Outbound,
+) -> Result<Attached, Status> {
+    let first = tokio::time::timeout(FIRST_MESSAGE_WAIT, inbound.message())
+        .await
+        .map_err(|_| Reason::Invalid.status("hello: did not come: send it first"))??;
+    let Some(pb::session_request::Message::Hello(hello)) = first.and_then(|first| first.message)
+    else {
+        return Err(Reason::Invalid.status("hello: must be the first message of the stream"));
+    };
+    attach(hub, &hello, outbound)
+}
+
+fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Attached, Status> {
+    version::check("client", hello.protocol_major, hello.protocol_minor)?;
+    if hello.client_name.len() > MAX_PEER_NAME_BYTES {
+        return Err(Invalid::new(
+            "client_name",
+            format!("is longer than {MAX_PEER_NAME_BYTES} bytes"),
+        )
+        .into());
+    }
+    let id = SessionId::try_from(&hello.session_id[..])?;
+    let process = hello
+        .process
+        .as_ref()
+        .filter(|identity| identity.boot_id.len() <= MAX_BOOT_ID_BYTES)
+        .and_then(|identity| hub.host.as_ref()?.process(identity));
+    loop {
+        let (session, resumed) = hub.session_for_hello(id)?;
+        let now = tokio::time::Instant::now();
+        let (stop, stopped) = oneshot::channel();
+        let number = {
+            let mut state = session.state.lock();
+            if !state.is_live(now, hub.settings.lease_ttl) {
+                // It ended in between.
+                continue;
+            }
+            state.stop_stream(None);
+            state.last_heard = now;
+            state.process = process;
+            state.streams_so_far += 1;
+            state.stream = Some(SessionStream {
+                outbound: outbound.clone(),
+                stop,
+            });
+            let leases = state
+                .leases
+                .iter()
+                .map(|(database, epoch)| pb::HeldLease {
+                    database_id: database.to_wire(),
+                    epoch: epoch.get(),
+                })
+                .collect();
+            // Before the lock goes: no news can come before Welcome.
+            state.push(pb::session_response::Message::Welcome(welcome(
+                hub, resumed, leases,
+            )));
+            if hub.is_draining() {
+                state.push(hub.draining_message());
+            }
+            state.streams_so_far
+        };
+        hub.announce_session();
+        if resumed {
+            ask_again(hub, &session);
+        }
+        tracing::debug!(client = %hello.client_name.escape_debug(), resumed, "a session stream began");
+        return Ok(Attached {
+            session,
+            number,
+            stopped,
+        });
+    }
+}
+
+/// A recall that went to the broken stream may be lost.
+fn ask_again(hub: &Arc<Hub>, session: &Session) {
+    let databases: Vec<_> = {
+        let state = session.state.lock();
+        state
+            .leases
+            .keys()
+            .filter_map(|id| state.opens.get(id))
+            .map(|open| Arc::clone(&open.database))
+            .collect()
+    };
+    for database in databases {
+        database.lease.lock().forget_recall(session.id);
+        hub.settle(&database);
+    }
+}
+
+fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
+    let store = hub.store.capabilities();
+    pb::Welcome {
+        protocol_major: version::MAJOR,
+        protocol_minor: version::MINOR,
+        incarnation: hub.store.incarnation().to_wire(),
+        lease_ttl_ms: hub.settings.lease_ttl_ms(),
+        resumed,
+        leases,
+        limits: Some(wire_limits(hub)),
+        store: Some(pb::StoreCapabilities {
+            store_name: store.name,
+            durable: store.durable,
+            versions: store.versions,
+            branches: store.branches,
+            strict_push: false,
+        }),
+        server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+fn receive(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    stream: u64,
+    message: pb::SessionRequest,
+) -> Result<Next, Status> {
+    use pb::session_request::Message;
+    let Some(message) = message.message else {
+        return Err(Invalid::missing("message").into());
+    };
+    let live = match message {
+        // Only these say that the client still counts its window from now on.
+        Message::Heartbeat(_) => hub.heard(session, stream),
+        _ => hub.is_current(session, stream),
+    };
+    if !live {
+        return Err(status::session_unknown());
+    }
+    match message {
+        Message::Hello(_) => {
+            return Err(Reason::Invalid.status("hello: only the first message may be one"));
+        }
+        Message::Heartbeat(heartbeat) => heartbeat_came(hub, session, heartbeat)?,
+        Message::ReleaseLease(release) => {
+            if let Some(open) = session.open(DatabaseId::try_from(&release.database_id[..])?) {
+                let epoch = Epoch::new(release.epoch);
+                hub.release(&open.database, session, epoch, release.wants_back);
+            }
+        }
+        Message::KeepLease(keep) => {
+            if let Some(open) = session.open(DatabaseId::try_from(&keep.database_id[..])?) {
+                hub.keep(&open.database, session.id, Epoch::new(keep.epoch));
+            }
+        }
+        Message::CloseDatabase(close) => {
+            hub.close_database(session, DatabaseId::try_from(&close.database_id[..])?);
+        }
+        Message::Goodbye(pb::Goodbye {}) => {
+            hub.end_session(session, End::Goodbye);
+            return Ok(Next::End);
+        }
+    }
+    Ok(Next::GoOn)
+}
+
+fn heartbeat_came(
+    hub: &Arc<Hub>,
+    session: &Session,
+    heartbeat: pb::Heartbeat,
+) -> Result<(), Status> {
+    session.push(pb::session_response::Message::HeartbeatAck(
+        pb::HeartbeatAck {
+            sequence: heartbeat.sequence,
+        },
+    ));
+    for floor in heartbeat.floors {
+        let Some(open) = session.open(DatabaseId::try_from(&floor.database_id[..])?) else {
+            continue;
+        };
+        let raised = {
+            let mut floors = open.database.floors.lock();
+            let version = Version::new(floor.oldest_open_version);
+            match floors.get_mut(&session.id) {
+                // Floors only rise.
+                Some(known) if *known < version => {
+                    *known = version;
+                    true
+                }
+                _ => false,
+            }
+        };
+        if raised && !open.database.protect_scheduled.load(Ordering::Acquire) {
+            hub.schedule_protect(&open.database);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! The session of one client process: when it was last heard, its stream, and everything that ends with it.
+//!
+//! Decides nothing about leases: the mirror of them here lets Welcome and the lease news of a stream agree.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::{DatabaseId, Epoch, PageSize, SessionId, StagingId, pb};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::database::Database;
+use crate::process::Process;
+
+/// Messages that may wait for a slow client on its stream; more break the stream, and Welcome tells the truth afterwards.
+pub(crate) const STREAM_QUEUE: usize = 1024;
+/// Stagings that a session may have for one database: as many as one commit can name. The oldest goes first.
+pub(crate) const STAGINGS_PER_DATABASE: usize = pagewire_proto::limits::MAX_STAGINGS;
+
+pub(crate) type Outbound = mpsc::Sender<Result<pb::SessionResponse, Status>>;
+
+/// A session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) state: Mutex<SessionState>,
+}
+
+/// What changes in a session.
+#[derive(Debug)]
+pub(crate) struct SessionState {
+    pub(crate) last_heard: Instant,
+    /// Set once, before anything is taken away: nothing is given to the session afterwards.
+    pub(crate) ended: bool,
+    pub(crate) process: Option<Process>,
+    /// `None` while the stream is broken.
+    pub(crate) stream: Option<Stream>,
+    pub(crate) streams_so_far: u64,
+    pub(crate) opens: HashMap<DatabaseId, Open>,
+    /// Mirror of the lease table, changed under the lock of the lease.
+    pub(crate) leases: HashMap<DatabaseId, Epoch>,
+    /// By the id that the client chose.
+    pub(crate) stagings: HashMap<StagingId, Staging>,
+    pub(crate) stagings_so_far: u64,
+}
+
+/// A database that the session has open.
+#[derive(Clone, Debug)]
+pub(crate) struct Open {
+    pub(crate) database: Arc<Database>,
+    pub(crate) writable: bool,
+}
+
+/// Pages uploaded ahead. The store knows them under an id of the server, so that no session can name another's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Staging {
+    pub(crate) stored: StagingId,
+    pub(crate) database: DatabaseId,
+    pub(crate) page_size: PageSize,
+    pub(crate) order: u64,
+}
+
+/// The stream of a session.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) outbound: Outbound,
+    /// Ends the task of the stream, with a status or in silence.
+    pub(crate) stop: oneshot::Sender<Option<Status>>,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId, now: Instant) -> Self {
+        Self {
+            id,
+            state: Mutex::new(SessionState {
+                last_heard: now,
+                ended: false,
+                process: None,
+                stream: None,
+                streams_so_far: 0,
+                opens: HashMap::new(),
+                leases: HashMap::new(),
+                stagings: HashMap::new(),
+                stagings_so_far: 0,
+            }),
+        }
+    }
+
+    /// Whether the session can act.
+    pub(crate) fn is_live(&self, now: Instant, ttl: Duration) -> bool {
+        self.state.lock().is_live(now, ttl)
+    }
+
+    /// What the session has open under this id.
+    pub(crate) fn open(&self, database: DatabaseId) -> Option<Open> {
+        self.state.lock().opens.get(&database).cloned()
+    }
+
+    /// Sends news on the stream, if there is one.
+    pub(crate) fn push(&self, message: pb::session_response::Message) {
+        self.state.lock().push(message);
+    }
+}
+
+impl SessionState {
+    pub(crate) fn is_live(&self, now: Instant, ttl: Duration) -> bool {
+        !self.ended && now < self.last_heard + ttl
+    }
+
+    /// Sends news on the stream. A client that does not read loses the stream: it will hear the truth in Welcome.
+    pub(crate) fn push(&mut self, message: pb::session_response::Message) {
+        let Some(stream) = &self.stream else {
+            return;
+        };
+        let response = pb::SessionResponse {
+            message: Some(message),
+        };
+        if stream.outbound.try_send(Ok(response)).is_err()
+            && let Some(stream) = self.stream.take()
+        {
+            // The task of the stream sees it and settles what a broken stream means.
+            drop(stream.stop);
+        }
+    }
+
+    /// Ends the stream, if there is one.
+    pub(crate) fn stop_stream(&mut self, status: Option<Status>) {
+        if let Some(stream) = self.stream.take() {
+            // The task may have ended by itself.
+            let _ = stream.stop.send(status);
+        }
+    }
+
+    /// Takes the stagings of a database out, or all of them; returns their ids in the store.
+    pub(crate) fn take_stagings(&mut self, database: Option<DatabaseId>) -> Vec<StagingId> {
+        let mut taken = Vec::new();
+        self.stagings.retain(|_, staging| {
+            let goes = database.is_none_or(|database| staging.database == database);
+            if goes {
+                taken.push(staging.stored);
+            }
+            !goes
+        });
+        taken
+    }
+
+    /// Makes room for one more staging of the database: returns the oldest where there are as many as may be.
+    pub(crate) fn make_room_for_staging(&mut self, database: DatabaseId) -> Option<StagingId> {
+        let mut of_database: Vec<_> = self
+            .stagings
+            .iter()
+            .filter(|(_, staging)| staging.database == database)
+            .map(|(id, staging)| (staging.order, *id))
+            .collect();
+        if of_database.len() < STAGINGS_PER_DATABASE {
+            return None;
+        }
+        of_database.sort_unstable_by_key(|(order, _)| *order);
+        let (_, oldest) = *of_database.first()?;
+        self.stagings.remove(&oldest).map(|staging| staging.stored)
+    }
+}

@@ -1,0 +1,75 @@
+//! What an operator can set, with the reason for each default. Reads no environment: the command does that.
+
+use std::time::Duration;
+
+/// Settings of a page server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a session and its leases live without a heartbeat. Five seconds: longer than a pause of a busy machine, short
+    /// enough that a vanished writer is noticed while a user still waits.
+    pub lease_ttl: Duration,
+    /// Sessions that may live at a time: each is a process, not a connection.
+    pub max_sessions: usize,
+    /// Databases that one session may have open.
+    pub max_open_databases: usize,
+    /// Databases that all sessions together may have open: bounds the tables of the server.
+    pub max_open_databases_in_total: usize,
+    /// How long running transactions may go on after the server was asked to stop.
+    pub grace: Duration,
+    /// How long the server waits for the next message of an upload.
+    pub upload_idle: Duration,
+    /// How long a call other than a commit may wait for the store.
+    pub store_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease_ttl: Duration::from_secs(5),
+            max_sessions: 10_000,
+            max_open_databases: pagewire_proto::limits::MAX_OPEN_DATABASES,
+            max_open_databases_in_total: 1_000_000,
+            grace: Duration::from_secs(5),
+            upload_idle: Duration::from_secs(30),
+            store_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Settings {
+    /// The shortest TTL: below it a heartbeat every third of it is lost in the scheduling of an ordinary machine.
+    pub const MIN_LEASE_TTL: Duration = Duration::from_millis(100);
+    /// The longest TTL: a vanished writer blocks a database no longer than this.
+    pub const MAX_LEASE_TTL: Duration = Duration::from_secs(600);
+
+    /// Everything that is wrong with the settings, each as a sentence.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !(Self::MIN_LEASE_TTL..=Self::MAX_LEASE_TTL).contains(&self.lease_ttl) {
+            problems.push(format!(
+                "lease_ttl is {} ms, must be from {} to {}",
+                self.lease_ttl.as_millis(),
+                Self::MIN_LEASE_TTL.as_millis(),
+                Self::MAX_LEASE_TTL.as_millis()
+            ));
+        }
+        for (name, value) in [
+            ("max_sessions", self.max_sessions),
+            ("max_open_databases", self.max_open_databases),
+            (
+                "max_open_databases_in_total",
+                self.max_open_databases_in_total,
+            ),
+        ] {
+            if value == 0 {
+                problems.push(format!("{name} is 0, must be at least 1"));
+            }
+        }
+        problems
+    }
+
+    /// The TTL as the protocol sends it.
+    pub(crate) fn lease_ttl_ms(&self) -> u32 {
+        u32::try_from(self.lease_ttl.as_millis()).unwrap_or(u32::MAX)
+    }
+}

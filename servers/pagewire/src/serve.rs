@@ -1,0 +1,208 @@
+//! `pagewire serve`: settings -> store -> server, until SIGTERM or SIGINT.
+//!
+//! Prints one line on standard output, when clients can connect; nothing else ever.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use pagewire_server::store::PageStore;
+use pagewire_server::{Server, Settings, bind_tcp, bind_unix};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Arguments of `pagewire serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Where the pages are kept: `memory` or `local:DIR`.
+    #[arg(long, env = "PAGEWIRE_STORE", default_value = "local:./pagewire-data")]
+    store: String,
+    /// Where clients connect: `ADDR:PORT` (port 0 for any free one) or `unix:PATH`.
+    #[arg(long, env = "PAGEWIRE_LISTEN", default_value = "127.0.0.1:7240")]
+    listen: String,
+    /// How long a session and its leases live without a heartbeat, in milliseconds.
+    #[arg(long, env = "PAGEWIRE_LEASE_TTL_MS", default_value_t = 5000)]
+    lease_ttl_ms: u64,
+}
+
+/// Where pages are kept.
+#[derive(Debug, PartialEq, Eq)]
+enum StoreSetting {
+    Memory,
+    Local(PathBuf),
+}
+
+/// Where clients connect.
+#[derive(Debug, PartialEq, Eq)]
+enum ListenSetting {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+/// What was asked for, checked.
+#[derive(Debug)]
+struct Checked {
+    store: StoreSetting,
+    listen: ListenSetting,
+    settings: Settings,
+}
+
+/// Serves until a signal.
+pub fn run(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let checked = check(arguments)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not start")?
+        .block_on(serve(checked))
+}
+
+fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
+    let mut problems = Vec::new();
+    let store = match arguments.store.as_str() {
+        "memory" => Some(StoreSetting::Memory),
+        text => match text.strip_prefix("local:") {
+            Some(directory) if !directory.is_empty() => {
+                Some(StoreSetting::Local(PathBuf::from(directory)))
+            }
+            _ => {
+                problems.push(format!("--store {text}: must be memory or local:DIR"));
+                None
+            }
+        },
+    };
+    let listen = match arguments.listen.strip_prefix("unix:") {
+        Some("") => {
+            problems.push("--listen unix: needs a path".to_owned());
+            None
+        }
+        Some(path) => Some(ListenSetting::Unix(PathBuf::from(path))),
+        None => {
+            let port = arguments.listen.rsplit_once(':').map(|(_, port)| port);
+            if port.is_some_and(|port| port.parse::<u16>().is_ok()) {
+                Some(ListenSetting::Tcp(arguments.listen.clone()))
+            } else {
+                problems.push(format!(
+                    "--listen {}: must be ADDR:PORT or unix:PATH",
+                    arguments.listen
+                ));
+                None
+            }
+        }
+    };
+    let lease_ttl = Duration::from_millis(arguments.lease_ttl_ms);
+    let settings = Settings {
+        lease_ttl,
+        // A session that says nothing more has lapsed by the end of it.
+        grace: lease_ttl.max(Settings::default().grace),
+        ..Settings::default()
+    };
+    problems.extend(settings.problems());
+    match (store, listen) {
+        (Some(store), Some(listen)) if problems.is_empty() => Ok(Checked {
+            store,
+            listen,
+            settings,
+        }),
+        _ => bail!("{}", problems.join("\n")),
+    }
+}
+
+fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
+    Ok(match store {
+        StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
+        StoreSetting::Local(directory) => {
+            bail!("store local:{}: not in this build", directory.display())
+        }
+    })
+}
+
+async fn serve(checked: Checked) -> anyhow::Result<()> {
+    // Before anything is opened: a signal that comes early is not lost.
+    let shutdown = termination()?;
+    let store = open(&checked.store)?;
+    let name = store.capabilities().name;
+    match checked.listen {
+        ListenSetting::Tcp(address) => {
+            let (listener, address) = bind_tcp(&address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))?;
+            let server = Server::builder(store)
+                .settings(checked.settings)
+                .build()
+                .await?;
+            announce(&address.to_string(), &name)?;
+            server.serve_tcp(listener, shutdown).await?;
+        }
+        ListenSetting::Unix(path) => {
+            let listener = bind_unix(&path)
+                .await
+                .with_context(|| format!("cannot listen on unix:{}", path.display()))?;
+            let server = Server::builder(store)
+                .settings(checked.settings)
+                .build()
+                .await?;
+            announce(&format!("unix:{}", path.display()), &name)?;
+            server.serve_unix(listener, shutdown).await?;
+            // Only tidiness: the next server removes what is left.
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT.
+fn termination() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: asks for the leases and lets commits end");
+    })
+}
+
+fn announce(address: &str, store: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "pagewire listening on {address} store={store}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(store: &str, listen: &str, lease_ttl_ms: u64) -> ServeArguments {
+        ServeArguments {
+            store: store.into(),
+            listen: listen.into(),
+            lease_ttl_ms,
+        }
+    }
+
+    #[test]
+    fn all_bad_settings_are_reported_together() {
+        let error = check(&arguments("disk", "nowhere", 1))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("--store disk"), "{error}");
+        assert!(error.contains("--listen nowhere"), "{error}");
+        assert!(error.contains("lease_ttl"), "{error}");
+    }
+
+    #[test]
+    fn stores_and_listeners_are_told_apart() {
+        let checked = check(&arguments("local:/x/y", "unix:/tmp/s", 1000)).unwrap();
+        assert_eq!(checked.store, StoreSetting::Local("/x/y".into()));
+        assert_eq!(checked.listen, ListenSetting::Unix("/tmp/s".into()));
+        let checked = check(&arguments("memory", "[::1]:0", 1000)).unwrap();
+        assert_eq!(checked.store, StoreSetting::Memory);
+        assert_eq!(checked.listen, ListenSetting::Tcp("[::1]:0".into()));
+    }
+}
