@@ -5,7 +5,10 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/pagewire");
     let descriptors = protox::compile(["pagewire/v1/pagewire.proto"], ["proto"])?;
-    #[expect(clippy::disallowed_methods, reason = "cargo tells a build script this way")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "cargo tells a build script this way"
+    )]
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     // The reflection service of a page server hands these bytes out.
     std::fs::write(out.join("pagewire.v1.bin"), descriptors.encode_to_vec())?;

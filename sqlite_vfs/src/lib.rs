@@ -31,3 +31,27 @@ pub use ffi::{ApiRoutines, pagewire_auto_init, sqlite3_extension_init, sqlite3_p
 pub fn rpc_count(kind: CallKind) -> CallCount {
     client::counters::COUNTERS.read(kind)
 }
+
+/// The entry point for `sqlite3_auto_extension`, for Rust programs that bring a SQLite of their own: registers the VFS and,
+/// with each new connection, the functions and tables of Pagewire.
+///
+/// With rusqlite:
+///
+/// ```no_run
+/// # #[allow(unsafe_code)]
+/// # fn main() -> rusqlite::Result<()> {
+/// // SAFETY: the two signatures differ only in the Rust names of SQLite's opaque types.
+/// let init: rusqlite::auto_extension::RawAutoExtension = unsafe { std::mem::transmute(pagewire::AUTO_EXTENSION) };
+/// // SAFETY: the entry point is made for this.
+/// unsafe { rusqlite::auto_extension::register_auto_extension(init)? };
+/// // The first connection registers the VFS.
+/// rusqlite::Connection::open_in_memory()?;
+/// let db = rusqlite::Connection::open("file:app.db?vfs=pagewire")?;
+/// # Ok(())
+/// # }
+/// ```
+pub const AUTO_EXTENSION: unsafe extern "C" fn(
+    *mut ffi::Sqlite3,
+    *mut *mut std::ffi::c_char,
+    *const ApiRoutines,
+) -> std::ffi::c_int = pagewire_auto_init;

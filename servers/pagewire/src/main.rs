@@ -4,44 +4,56 @@
 //! standard error (`RUST_LOG`).
 
 mod db;
+mod embedded;
 mod serve;
+mod shell;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 /// An unmodified SQLite whose pages live in a page server.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "pagewire", version, about)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Serves databases from a store.
     Serve(serve::ServeArguments),
+    /// Opens a database in an interactive SQL shell.
+    #[command(disable_version_flag = true)]
+    Shell(shell::ShellArgs),
     /// Lists and deletes databases.
     Db(db::DbArguments),
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(shell::with_double_dashes(std::env::args_os()));
+    let quiet = matches!(arguments.command, Command::Shell(_));
+    let level = if quiet {
+        tracing::Level::ERROR
+    } else {
+        tracing::Level::INFO
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
             tracing_subscriber::EnvFilter::builder()
-                .with_default_directive(tracing::Level::INFO.into())
+                .with_default_directive(level.into())
                 .from_env_lossy(),
         )
         .init();
     let done = match arguments.command {
-        Command::Serve(arguments) => serve::run(&arguments),
-        Command::Db(arguments) => db::run(arguments),
+        Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Shell(arguments) => shell::run(arguments, embedded::prepare),
+        Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("pagewire: {error:#}");
             ExitCode::FAILURE

@@ -29,8 +29,10 @@ pub struct ServeArguments {
 
 /// Where pages are kept.
 #[derive(Debug, PartialEq, Eq)]
-enum StoreSetting {
+pub enum StoreSetting {
+    /// In memory, one version.
     Memory,
+    /// On the local disk.
     Local(PathBuf),
 }
 
@@ -110,7 +112,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
     }
 }
 
-fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
+/// Opens a store.
+pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
     Ok(match store {
         StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
         StoreSetting::Local(directory) => {

@@ -14,3 +14,4 @@ mod vfs;
 
 pub use api::ApiRoutines;
 pub use entry::{pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
+pub use types::Sqlite3;
