@@ -1,7 +1,7 @@
 """Kills clients and the server at random moments and looks afterwards whether anything that was acknowledged is missing,
 or anything that was not is half there.
 
-torture.py [--kills N] [--seed S] [--clients N] [--plain] [--keep DIR]
+torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain] [--keep DIR]
 
 Clients of two kinds (Debian's Python, Rust) work on two databases; see torture_client.py for what they write. A round lets
 them work, kills some of them and the server with SIGKILL and starts them again; at its end all clients are killed and the
@@ -12,7 +12,8 @@ databases are compared with the clients' journals:
  4. the sum of all balances is what it was, each database's own total fits, a client's slots bear one id, no reader saw
     anything torn, and integrity_check says ok.
 At the end everybody works undisturbed: each client has to get somewhere (nothing is stuck).
---plain works on plain files with no server: SQLite itself has to pass.
+--memory takes the memory store, of which only clients are killed. --plain works on plain files with no server: SQLite
+itself has to pass.
 """
 
 import argparse
@@ -44,12 +45,14 @@ class Torture:
         self.scratch = scratch
         self.kills = 0
         self.server = None
+        self.server_dies = not options.plain and not options.memory
         self.library = []
         environment = {}
         if options.plain:
             self.uris = [f"file:{scratch}/{name}.db?vfs=unix" for name in "ab"]
         else:
-            self.server = Server(f"local:{scratch}/store", f"{scratch}/server.log", free_port(), LEASE_TTL_MS).start()
+            store = "memory" if options.memory else f"local:{scratch}/store"
+            self.server = Server(store, f"{scratch}/server.log", free_port(), LEASE_TTL_MS).start()
             self.uris = [f"file:torture/{name}.db?vfs=pagewire&endpoint={self.server.endpoint}" for name in "ab"]
             self.library = [str(LIBRARY)]
             environment = {"PAGEWIRE_ENDPOINT": self.server.endpoint, "PAGEWIRE_TIMEOUT_MS": "6000"}
@@ -104,7 +107,7 @@ class Torture:
             self.start(name)
         time.sleep(self.random.uniform(0.3, 1.5))
         for _ in range(self.random.randrange(1, 6)):
-            if self.server is not None and self.random.random() < 0.4:
+            if self.server_dies and self.random.random() < 0.4:
                 if not self.server.alive():
                     raise Broken(f"the server ended by itself with {self.server.process.returncode}")
                 self.server.kill()
@@ -119,7 +122,7 @@ class Torture:
         # Everybody at one moment, and sometimes the server in the middle of it.
         names = list(self.clients)
         self.random.shuffle(names)
-        server_too = self.server is not None and self.random.random() < 0.3
+        server_too = self.server_dies and self.random.random() < 0.3
         for at, name in enumerate(names):
             if server_too and at == len(names) // 2:
                 self.server.kill()
@@ -255,6 +258,7 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store, the journals and the logs")
     options = parser.parse_args()

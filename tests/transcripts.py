@@ -112,14 +112,15 @@ def play(client, transcript, directory, server, prefix):
     remote = server is not None
     name_of = (lambda name: f"{prefix}/{name}.db") if remote else (lambda name: f"{name}.db")
     steps = list(transcript.steps_named(name_of))
-    settings = {} if client.endswith("shell") else {"PAGEWIRE_DEFAULT": "0"}
-    # The static shell has pagewire as its default VFS: a plain file has to be asked for by its name.
+    # Both ways of naming the VFS: the shells have it as their default, the others name it. The static shell has it
+    # linked in and would put plain files on a server too.
+    settings = {"PAGEWIRE_DEFAULT": "0"} if not remote or not client.endswith("shell") else {}
     environment = guest_environment(server.endpoint if remote else None, **settings)
     if client.endswith("shell"):
         if client == "debian-shell":
             command = [DEBIAN_SHELL, *(["-cmd", f".load {LIBRARY}"] if remote else []), ":memory:"]
         else:
-            command = [STATIC_SHELL, *([] if remote else ["-vfs", "unix"]), ":memory:"]
+            command = [STATIC_SHELL, ":memory:"]
         source = shell_script(steps)
     else:
         with tempfile.NamedTemporaryFile("w", suffix=".steps", delete=False, encoding="utf-8") as file:

@@ -71,15 +71,20 @@ pub fn increment(uri: &str, times: u32) -> Result<()> {
     let connection = open_uri(uri)?;
     connection.busy_timeout(Duration::from_secs(60))?;
     for turn in 0..times {
-        if turn % 2 == 0 {
-            connection.execute("UPDATE counter SET n = n + 1", [])?;
+        let told = if turn % 2 == 0 {
+            connection.execute_batch("UPDATE counter SET n = n + 1")
         } else {
-            // Read, then write what was read: a lost update shows here.
-            connection.execute_batch("BEGIN IMMEDIATE")?;
-            let n: i64 = connection.query_row("SELECT n FROM counter", [], |row| row.get(0))?;
-            connection.execute("UPDATE counter SET n = ?1", [n + 1])?;
-            connection.execute_batch("COMMIT")?;
-        }
+            read_and_write(&connection)
+        };
+        told.with_context(|| format!("turn {turn}, pagewire says: {}", last_error(&connection)))?;
     }
     Ok(())
+}
+
+/// Reads, then writes what was read: a lost update shows here.
+fn read_and_write(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let n: i64 = connection.query_row("SELECT n FROM counter", [], |row| row.get(0))?;
+    connection.execute("UPDATE counter SET n = ?1", [n + 1])?;
+    connection.execute_batch("COMMIT")
 }
