@@ -40,7 +40,13 @@ impl Connection {
         if !self.has_written() {
             return Ok(Prepared::Nothing);
         }
-        let State::Writing { base, overlay, .. } = &mut self.state else {
+        let State::Writing {
+            base,
+            overlay,
+            counter,
+            ..
+        } = &mut self.state
+        else {
             return Ok(Prepared::Nothing);
         };
         let base = base.snapshot();
@@ -68,8 +74,7 @@ impl Connection {
         }
         let is_wal = header.is_some_and(Header::is_wal);
         let same_shape = base.page_size == Some(page_size) && base.page_count == page_count;
-        let counter_moved =
-            header.is_some_and(|header| header.change_counter() != base.version.get() as u32);
+        let counter_moved = header.is_some_and(|header| header.change_counter() != *counter);
         if is_wal {
             self.refuse_or_reset_wal(&base)?;
         }
@@ -112,6 +117,7 @@ impl Connection {
             }
         }
         header::without_wal(&mut page_1);
+        self.cache_is_stale = true;
         overlay.put(0, page_1.into())
     }
 
@@ -139,6 +145,10 @@ impl Connection {
                 offset,
                 self.settings.timeout,
             )?;
+            if index == 0 {
+                header::mask_change_counter(&mut ours);
+                header::mask_change_counter(&mut theirs);
+            }
             if ours != theirs {
                 return Ok(false);
             }
@@ -200,15 +210,29 @@ impl Connection {
     }
 
     fn commit_succeeded(&mut self, head: Snapshot) {
-        let State::Writing { level, .. } = &self.state else {
+        let State::Writing {
+            level,
+            overlay,
+            counter,
+            ..
+        } = &self.state
+        else {
             return;
         };
+        // A page that could be sent a moment ago can be read now; if not, comparing bytes finds the truth all the same.
+        let page_1 = first_bytes(overlay).ok().flatten();
+        let written = page_1
+            .as_deref()
+            .and_then(Header::of)
+            .map(Header::change_counter);
+        let counter = written.unwrap_or(*counter);
         // T8: the connection may go on without a new xLock(SHARED), at the version that it has made.
         self.state = State::Writing {
             level: *level,
             base: self.database.state.pin(head),
             overlay: self.overlay_on(&head),
             committed: true,
+            counter,
         };
     }
 
@@ -226,11 +250,17 @@ impl Connection {
 
     fn commit_failed(&mut self, error: &Error) {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Writing { base, level, .. } => State::Failed {
+            State::Writing {
+                base,
+                level,
+                counter,
+                ..
+            } => State::Failed {
                 base,
                 level,
                 error: error.clone(),
                 rolled_back: false,
+                counter,
             },
             other => other,
         };
@@ -245,6 +275,7 @@ impl Connection {
                 level,
                 error,
                 rolled_back: false,
+                counter,
             } => {
                 if epoch.is_some()
                     && error.kind != Kind::OutcomeUnknown
@@ -257,6 +288,7 @@ impl Connection {
                         level,
                         overlay,
                         committed: false,
+                        counter,
                     }
                 } else {
                     State::Failed {
@@ -264,6 +296,7 @@ impl Connection {
                         level,
                         error,
                         rolled_back: true,
+                        counter,
                     }
                 }
             }
@@ -272,6 +305,7 @@ impl Connection {
                 level,
                 error,
                 rolled_back: true,
+                counter,
             } => {
                 let again = error.clone();
                 self.state = State::Failed {
@@ -279,6 +313,7 @@ impl Connection {
                     level,
                     error,
                     rolled_back: true,
+                    counter,
                 };
                 return Err(again);
             }

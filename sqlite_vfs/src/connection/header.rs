@@ -92,6 +92,19 @@ pub fn without_wal(page_1: &mut [u8]) {
     page_1[READ_VERSION] = 1;
 }
 
+/// Whether a read is SQLite's look whether its cache is still right: 16 bytes at the change counter.
+pub fn is_cache_check(offset: u64, length: usize) -> bool {
+    offset == CHANGE_COUNTER.start as u64 && length == 16
+}
+
+/// Zeroes what the VFS derives from the version, so that two images of page 1 can be compared.
+pub fn mask_change_counter(page_1: &mut [u8]) {
+    if Header::of(page_1).is_some() {
+        page_1[CHANGE_COUNTER].fill(0);
+        page_1[VERSION_VALID_FOR].fill(0);
+    }
+}
+
 /// Whether two images of page 1 differ in more than the change counter and the journal mode.
 pub fn differ_beyond_journal_mode(a: &[u8], b: &[u8]) -> bool {
     let ignored = |index: &usize| {

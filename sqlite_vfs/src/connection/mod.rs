@@ -62,6 +62,8 @@ pub struct Connection {
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
+    /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it.
+    cache_is_stale: bool,
     /// What `PRAGMA journal_mode` answers when a change is refused.
     pub journal_mode: &'static str,
     last_error: Option<Error>,
@@ -77,12 +79,15 @@ enum State {
         level: LockLevel,
         overlay: Overlay,
         committed: bool,
+        /// The change counter that SQLite has in its page 1: it moves with each commit, except in exclusive locking mode.
+        counter: u32,
     },
     Failed {
         base: Pin,
         level: LockLevel,
         error: Error,
         rolled_back: bool,
+        counter: u32,
     },
 }
 
@@ -106,6 +111,7 @@ impl Connection {
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead: ReadAhead::default(),
+            cache_is_stale: false,
             journal_mode: "delete",
             last_error: None,
         }
@@ -185,6 +191,7 @@ impl Connection {
                         base,
                         level: wanted,
                         committed: false,
+                        counter: snapshot.version.get() as u32,
                     },
                 };
                 Ok(())
@@ -193,12 +200,14 @@ impl Connection {
                 base,
                 overlay,
                 committed,
+                counter,
                 ..
             } => {
                 self.state = State::Writing {
                     base,
                     overlay,
                     committed,
+                    counter,
                     level: wanted,
                 };
                 Ok(())
@@ -208,6 +217,7 @@ impl Connection {
                 level,
                 error,
                 rolled_back,
+                counter,
             } => {
                 let outcome = Err(error.clone());
                 self.state = State::Failed {
@@ -215,6 +225,7 @@ impl Connection {
                     level,
                     error,
                     rolled_back,
+                    counter,
                 };
                 outcome
             }
@@ -244,11 +255,13 @@ impl Connection {
                 base,
                 overlay,
                 committed,
+                counter,
                 ..
             } if wanted >= LockLevel::Reserved => State::Writing {
                 base,
                 overlay,
                 committed,
+                counter,
                 level: wanted,
             },
             State::Writing {
@@ -385,6 +398,10 @@ impl Connection {
 
     /// xOpen of the journal.
     pub fn open_journal(&mut self) {
+        if let State::Failed { rolled_back, .. } = &mut self.state {
+            // A new journal is a new transaction: from here on nothing may be dropped in silence (K4).
+            *rolled_back = true;
+        }
         self.journal.get_or_insert_default().open_handles += 1;
         self.journal_exists.store(true, Ordering::SeqCst);
     }
