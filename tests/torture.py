@@ -32,6 +32,8 @@ CLIENT_PROGRAM = TOP / "tests" / "torture_client.py"
 LEASE_TTL_MS = 1000
 OPENING_SUM = 20 * 1000
 CALM_SECONDS = 6
+# The library's words; of an earlier commit it says "an earlier commit".
+OUTCOME_UNKNOWN = "not known whether the commit was applied"
 CHECK_SECONDS = 180
 
 
@@ -153,7 +155,7 @@ class Torture:
                 elif verb == "err":
                     stage, code = rest[0], rest[1].split(" ")[0]
                     self.errors[f"{stage} {code}"] += 1
-                    said_so = stage == "commit" and "unknown" in line
+                    said_so = stage == "commit" and OUTCOME_UNKNOWN in line
                     self.outcome[id] = "unknown" if said_so else f"err: {line}"
                 else:
                     self.outcome[id] = verb

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pagewire_tests::connection::{assert_sound, last_error, number, open_uri, register, rows, uri};
+use pagewire_tests::connection::{
+    OUTCOME_UNKNOWN, assert_sound, last_error, number, open_uri, register, rows, uri,
+};
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
 use pagewire_tests::server::PageServer;
@@ -66,7 +68,7 @@ impl Scene {
         let there = self.count_elsewhere("t.db", v);
         match &told {
             Ok(()) => assert_eq!(there, 1, "COMMIT said OK"),
-            Err(error) if said.contains("unknown") => assert!(there <= 1, "{error}: {said}"),
+            Err(error) if said.contains(OUTCOME_UNKNOWN) => assert!(there <= 1, "{error}: {said}"),
             Err(error) => assert_eq!(there, 0, "COMMIT said {error}: {said}"),
         }
         assert!(
@@ -149,7 +151,7 @@ fn a_commit_that_arrives_after_it_was_settled_is_not_applied_a_second_time() {
     let there = scene.count_elsewhere("t.db", "x");
     match told {
         Ok(()) => assert_eq!(there, 1),
-        Err(error) if said.contains("unknown") => assert!(there <= 1, "{error}"),
+        Err(error) if said.contains(OUTCOME_UNKNOWN) => assert!(there <= 1, "{error}"),
         Err(error) => assert_eq!(there, 0, "COMMIT said {error}: {said}"),
     }
     assert_sound(&scene.connection);
@@ -166,7 +168,7 @@ fn a_lost_answer_and_a_lost_answer_to_the_question_after_it() {
     assert_eq!(there, 1);
     if let Err(error) = told {
         let said = last_error(&scene.connection);
-        assert!(said.contains("unknown"), "{error}: {said}");
+        assert!(said.contains(OUTCOME_UNKNOWN), "{error}: {said}");
     }
 }
 
@@ -233,7 +235,10 @@ fn on_the_local_store_a_lost_answer_is_settled_after_the_server_was_killed_too()
         "the server had made it durable"
     );
     if let Err(error) = told {
-        assert!(said.contains("unknown"), "COMMIT said {error}: {said}");
+        assert!(
+            said.contains(OUTCOME_UNKNOWN),
+            "COMMIT said {error}: {said}"
+        );
     }
 }
 
@@ -278,7 +283,10 @@ fn w21_a_commit_whose_answer_was_lost_while_another_client_committed() {
     );
     assert_eq!(scene.count_elsewhere("t.db", "by another"), 1);
     if let Err(error) = told {
-        assert!(said.contains("unknown"), "COMMIT said {error}: {said}");
+        assert!(
+            said.contains(OUTCOME_UNKNOWN),
+            "COMMIT said {error}: {said}"
+        );
     }
     assert_eq!(number(&scene.connection, "SELECT count(*) FROM t"), 3);
     scene

@@ -4,6 +4,9 @@ use std::sync::Once;
 
 use rusqlite::{Connection, OpenFlags};
 
+/// How the library says that the outcome of this very commit is unknown; of an earlier one it says "an earlier commit".
+pub const OUTCOME_UNKNOWN: &str = "not known whether the commit was applied";
+
 /// Makes the VFS known to the SQLite that rusqlite bundles. Any number of times.
 pub fn register() {
     static ONCE: Once = Once::new();
@@ -107,6 +110,11 @@ pub fn last_error(connection: &Connection) -> String {
         .query_row("SELECT pagewire_last_error()", [], |row| row.get(0))
         .expect("pagewire_last_error");
     text.unwrap_or_default()
+}
+
+/// Whether the library says that nobody knows if the COMMIT that has just failed was applied. Only then may it have been.
+pub fn outcome_is_unknown(connection: &Connection) -> bool {
+    last_error(connection).contains(OUTCOME_UNKNOWN)
 }
 
 /// SQLite's extended result code of an error; 0 for errors of rusqlite itself.
