@@ -22,8 +22,11 @@ pub struct Process {
     pub settings: Result<ProcessSettings>,
     /// Journals of all connections.
     pub journals: Mutex<Journals>,
-    clients: Mutex<HashMap<(String, Option<String>), Weak<Client>>>,
+    clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
 }
+
+/// Endpoint and credential.
+type ClientKey = (String, Option<String>);
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 

@@ -28,8 +28,6 @@ pub struct ProcessSettings {
     pub overlay_bytes: u64,
     /// `PAGEWIRE_TIMEOUT_MS`: the deadline of each operation.
     pub timeout: Duration,
-    /// `PAGEWIRE_DEFAULT`: whether the VFS becomes SQLite's default on load.
-    pub default_vfs: bool,
     /// `PAGEWIRE_BATCH_ATOMIC`: whether the VFS claims SQLITE_IOCAP_BATCH_ATOMIC.
     pub batch_atomic: bool,
 }
@@ -86,7 +84,8 @@ impl ProcessSettings {
                 true
             }),
         };
-        let default_vfs = flag("PAGEWIRE_DEFAULT");
+        // Used when the library is loaded, which a wrong value must not disturb; opening says what is wrong with it.
+        flag("PAGEWIRE_DEFAULT");
         let batch_atomic = flag("PAGEWIRE_BATCH_ATOMIC");
         let endpoint = get("PAGEWIRE_ENDPOINT")
             .map(|text| text.trim().to_owned())
@@ -111,7 +110,6 @@ impl ProcessSettings {
             cache_bytes,
             overlay_bytes,
             timeout: Duration::from_millis(timeout_ms),
-            default_vfs,
             batch_atomic,
         })
     }
@@ -245,7 +243,6 @@ mod tests {
     fn an_empty_environment_gives_the_defaults() {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.endpoint, DEFAULT_ENDPOINT);
-        assert!(settings.default_vfs);
         assert_eq!(settings.cache_bytes, 64 << 20);
     }
 

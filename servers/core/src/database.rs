@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use pagewire_proto::{DatabaseId, SessionId, Version};
+use pagewire_proto::{DatabaseId, PageSize, SessionId, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -33,6 +33,8 @@ pub(crate) struct Database {
     pub(crate) protect_scheduled: AtomicBool,
     /// Sessions that have it open.
     pub(crate) sessions: AtomicUsize,
+    /// The page size of the newest head that was seen; a guess at the one of a version. 0 for none.
+    page_size: AtomicU32,
     /// Changes with the lease: what waiting calls watch.
     pub(crate) changed: watch::Sender<()>,
 }
@@ -48,6 +50,7 @@ impl Database {
             protected: tokio::sync::Mutex::new(None),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
+            page_size: AtomicU32::new(0),
             changed: watch::Sender::new(()),
         }
     }
@@ -55,6 +58,18 @@ impl Database {
     /// The oldest version that anybody still reads.
     pub(crate) fn floor(&self) -> Option<Version> {
         self.floors.lock().values().min().copied()
+    }
+
+    /// Remembers the page size for the next read.
+    pub(crate) fn note_page_size(&self, head: Snapshot) {
+        if let Some(page_size) = head.page_size {
+            self.page_size.store(page_size.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// How large pages probably are; the largest where nothing is known.
+    pub(crate) fn likely_page_size(&self) -> PageSize {
+        PageSize::try_from(self.page_size.load(Ordering::Relaxed)).unwrap_or(PageSize::MAX)
     }
 
     /// Wakes the calls that wait for the lease.

@@ -151,6 +151,9 @@ impl Hub {
         let _turn = database.turn.lock().await;
         let mut unused_epoch = None;
         loop {
+            if self.is_draining() {
+                return;
+            }
             let next = database.lease.lock().next_turn(Instant::now());
             let Some(turn) = next else { return };
             match self.serve(database, turn, &mut unused_epoch).await {
@@ -185,7 +188,7 @@ impl Hub {
         // A waiting call asks the store itself, with what it knows.
         let news = match turn.waiting {
             true => None,
-            false => Some(self.grant_for(database.id, epoch, turn.known).await?),
+            false => Some(self.grant_for(database, epoch, turn.known).await?),
         };
         {
             let mut lease = database.lease.lock();
@@ -236,7 +239,7 @@ impl Hub {
                 return;
             };
             // Without the news the session learns of the lease when it asks again, or by a recall.
-            if let Ok(grant) = hub.grant_for(database.id, epoch, known).await {
+            if let Ok(grant) = hub.grant_for(&database, epoch, known).await {
                 let lease = database.lease.lock();
                 if lease.epoch_of(session.id) == Some(epoch) {
                     session.push(granted(database.id, grant));
@@ -249,11 +252,12 @@ impl Hub {
     /// The lease as the session is told of it: read after the fence, so that it has every commit of earlier holders.
     pub(crate) async fn grant_for(
         &self,
-        database: DatabaseId,
+        database: &Database,
         epoch: Epoch,
         known: Version,
     ) -> Result<LeaseGrant, Status> {
-        let (head, changes) = self.bounded(self.store.changes(database, known)).await?;
+        let (head, changes) = self.bounded(self.store.changes(database.id, known)).await?;
+        database.note_page_size(head);
         Ok(LeaseGrant {
             epoch,
             head,

@@ -46,6 +46,8 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
+    /// Bytes of pages that uploads keep in memory now.
+    pub(crate) upload_bytes: AtomicUsize,
     /// Commits that were read completely and are not answered yet.
     pub(crate) commits: watch::Sender<usize>,
 }
@@ -81,6 +83,7 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
+            upload_bytes: AtomicUsize::new(0),
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();
@@ -120,7 +123,10 @@ impl Hub {
                 tokio::time::timeout_at(deadline, arrivals.changed()).await,
                 Ok(Ok(()))
             ) {
-                return Err(status::session_unknown());
+                return Err(match self.is_draining() {
+                    true => status::draining(),
+                    false => status::session_unknown(),
+                });
             }
         }
     }
@@ -215,9 +221,21 @@ impl Hub {
     }
 
     /// The session has no connection to the database any more.
-    pub(crate) fn close_database(self: &Arc<Self>, session: &Arc<Session>, id: DatabaseId) {
+    pub(crate) fn close_database(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        id: DatabaseId,
+        sequence: u64,
+    ) {
         let (open, stagings) = {
             let mut state = session.state.lock();
+            if state
+                .opens
+                .get(&id)
+                .is_some_and(|open| open.sequence > sequence)
+            {
+                return;
+            }
             let Some(open) = state.opens.remove(&id) else {
                 return;
             };
@@ -290,12 +308,14 @@ impl Hub {
         tokio::spawn(async move {
             for wait_ms in DEATH_CHECKS_MS {
                 tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                {
+                    let state = session.state.lock();
+                    if state.ended || state.streams_so_far != stream {
+                        return;
+                    }
+                }
                 if process.is_dead() {
                     hub.end_session(&session, End::Dead);
-                    return;
-                }
-                let state = session.state.lock();
-                if state.ended || state.streams_so_far != stream {
                     return;
                 }
             }
@@ -310,6 +330,7 @@ impl Hub {
         session: &Session,
         id: DatabaseId,
         writable: bool,
+        sequence: u64,
     ) -> Result<Arc<Database>, Status> {
         let mut databases = self.databases.lock();
         let mut state = session.state.lock();
@@ -318,6 +339,7 @@ impl Hub {
         }
         if let Some(open) = state.opens.get_mut(&id) {
             open.writable |= writable;
+            open.sequence = open.sequence.max(sequence);
             return Ok(Arc::clone(&open.database));
         }
         for (count, most, whose) in [
@@ -344,6 +366,7 @@ impl Hub {
         let open = Open {
             database: Arc::clone(database),
             writable,
+            sequence,
         };
         state.opens.insert(id, open);
         database.sessions.fetch_add(1, Ordering::AcqRel);
@@ -433,7 +456,18 @@ impl Hub {
         }
         self.databases.lock().retain(|_, database| {
             // A session or a call that has it holds another reference.
-            Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now)
+            if Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now) {
+                return true;
+            }
+            let unprotected = database
+                .protected
+                .try_lock()
+                .is_ok_and(|told| told.is_none());
+            if !unprotected {
+                // The store did not take it the last time.
+                self.schedule_protect(database);
+            }
+            !unprotected
         });
     }
 }

@@ -352,3 +352,6 @@ impl Lease {
             .retain(|ticket| ticket.callers > 0 || ticket.expires > now);
     }
 }
+
+#[cfg(test)]
+mod tests;

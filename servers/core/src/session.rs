@@ -52,6 +52,8 @@ pub(crate) struct SessionState {
 pub(crate) struct Open {
     pub(crate) database: Arc<Database>,
     pub(crate) writable: bool,
+    /// Of the newest open that was seen: a close that it overtook is ignored.
+    pub(crate) sequence: u64,
 }
 
 /// Pages uploaded ahead. The store knows them under an id of the server, so that no session can name another's.

@@ -157,11 +157,11 @@ impl Client {
             Arc::clone(slots.entry(name.clone()).or_default())
         };
         let mut open = slot.lock();
-        if let Some(database) = open.upgrade() {
-            if database.state.check().is_ok() {
-                database.allow(mode, timeout)?;
-                return Ok(database);
-            }
+        if let Some(database) = open.upgrade()
+            && database.state.check().is_ok()
+        {
+            database.allow(mode, timeout)?;
+            return Ok(database);
         }
         let database = Database::open(Arc::clone(self), name, mode, timeout)?;
         *open = Arc::downgrade(&database);

@@ -89,7 +89,7 @@ impl Overlay {
                 .ok()
                 .and_then(|length| PageSize::try_from(length).ok());
             match by_length {
-                Some(size) if offset % u64::from(size.get()) == 0 => size,
+                Some(size) if offset.is_multiple_of(u64::from(size.get())) => size,
                 _ => PageSize::MIN,
             }
         })

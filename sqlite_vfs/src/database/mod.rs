@@ -195,7 +195,7 @@ impl Database {
         let mut may_wait = true;
         loop {
             match self.state.begin_write(session, writer, snapshot)? {
-                BeginWrite::Ready(_) => return Ok(()),
+                BeginWrite::Ready => return Ok(()),
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
                 BeginWrite::Acquire(known, released) => {
                     match self.acquire(known, released, deadline)? {

@@ -109,8 +109,8 @@ pub enum Begin {
 /// What a connection that wants to write has to do.
 #[derive(Debug)]
 pub enum BeginWrite {
-    /// Nothing: it is the writer, with this epoch.
-    Ready(Epoch),
+    /// Nothing: it is the writer.
+    Ready,
     /// Ask for the lease, naming the newest known version and the newest released epoch.
     Acquire(Version, Epoch),
     /// Settle this commit first.
@@ -256,7 +256,7 @@ impl DatabaseState {
                     ));
                 }
                 self.claim(&mut inner, session, writer, epoch, recalled);
-                Ok(BeginWrite::Ready(epoch))
+                Ok(BeginWrite::Ready)
             }
             Lease::Held { .. } | Lease::None => {
                 Ok(BeginWrite::Acquire(inner.head.version, inner.released))

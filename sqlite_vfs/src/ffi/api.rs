@@ -4,6 +4,9 @@
 //! The table only ever grows at its end, so offsets hold for every SQLite. `filename_journal` came with 3.31.0 and is the
 //! newest entry used; nothing behind it may be read without asking `libversion_number` first.
 
+// The meaning of each entry is SQLite's documentation of `sqlite3_<name>`.
+#![allow(missing_docs, clippy::type_complexity)]
+
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 

@@ -26,9 +26,6 @@ pub enum Op {
     FileControl,
 }
 
-/// `SQLITE_IOERR_DATA`: a checksum of a page is wrong.
-const IOERR_DATA: c_int = code::IOERR | 32 << 8;
-
 /// The code of an error. The point of no return is `Lock`: after it nothing may be answered with SQLITE_BUSY, or SQLite
 /// reports the next COMMIT as done (W16).
 fn code_of(op: Op, kind: Kind) -> c_int {
@@ -54,7 +51,7 @@ fn code_of(op: Op, kind: Kind) -> c_int {
         Kind::CantOpen => io,
         Kind::ReadOnly => code::READONLY,
         Kind::Full => code::FULL,
-        Kind::Corrupt if matches!(op, Op::Read | Op::Lock | Op::Write) => IOERR_DATA,
+        Kind::Corrupt if matches!(op, Op::Read | Op::Lock | Op::Write) => code::IOERR_DATA,
         Kind::Corrupt => io,
     }
 }

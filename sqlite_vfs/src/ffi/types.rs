@@ -1,6 +1,6 @@
 //! SQLite's C structures and numbers as far as a VFS meets them (sqlite3.h). They go no further than `ffi/`.
 
-use std::ffi::{c_char, c_int, c_uchar, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 macro_rules! opaque {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
@@ -167,16 +167,12 @@ pub mod code {
     use super::c_int;
     pub const OK: c_int = 0;
     pub const ERROR: c_int = 1;
-    pub const PERM: c_int = 3;
     pub const BUSY: c_int = 5;
-    pub const NOMEM: c_int = 7;
     pub const READONLY: c_int = 8;
     pub const IOERR: c_int = 10;
-    pub const CORRUPT: c_int = 11;
     pub const NOTFOUND: c_int = 12;
     pub const FULL: c_int = 13;
     pub const CANTOPEN: c_int = 14;
-    pub const MISUSE: c_int = 21;
     pub const OK_LOAD_PERMANENTLY: c_int = 256;
     pub const BUSY_SNAPSHOT: c_int = BUSY | 2 << 8;
     pub const IOERR_READ: c_int = IOERR | 1 << 8;
@@ -192,8 +188,8 @@ pub mod code {
     pub const IOERR_LOCK: c_int = IOERR | 15 << 8;
     pub const IOERR_CLOSE: c_int = IOERR | 16 << 8;
     pub const IOERR_DELETE_NOENT: c_int = IOERR | 23 << 8;
-    /// Returned by `xRead` and friends for content that does not have its checksum.
-    pub const IOERR_CORRUPTFS: c_int = IOERR | 33 << 8;
+    /// `SQLITE_IOERR_DATA`: a page does not have its checksum.
+    pub const IOERR_DATA: c_int = IOERR | 32 << 8;
 }
 
 /// Flags of `xOpen`.
@@ -234,9 +230,5 @@ pub mod iocap {
     pub const SAFE_APPEND: c_int = 0x200;
     pub const SEQUENTIAL: c_int = 0x400;
     pub const POWERSAFE_OVERWRITE: c_int = 0x1000;
-    pub const IMMUTABLE: c_int = 0x2000;
     pub const BATCH_ATOMIC: c_int = 0x4000;
 }
-
-/// Unsigned byte, as SQLite's texts are.
-pub type Byte = c_uchar;

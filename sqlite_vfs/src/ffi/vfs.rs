@@ -185,8 +185,8 @@ unsafe fn open_main(
             (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
         }
     };
-    // SAFETY: as promised.
     let journal_address = match api.filename_journal {
+        // SAFETY: as promised.
         Some(journal) => unsafe { journal(name) as usize },
         None => 0,
     };

@@ -58,14 +58,14 @@ pub(super) async fn acquire(
     known: Version,
     wait: Duration,
 ) -> Result<Outcome, Status> {
-    if hub.is_draining() {
-        return Err(status::draining());
-    }
     let deadline = Instant::now() + wait;
     let fence_deadline = deadline + hub.settings.store_wait;
     let mut changed = database.changed.subscribe();
     let mut waiting: Option<Waiting<'_>> = None;
     loop {
+        if hub.is_draining() {
+            return Err(status::draining());
+        }
         changed.mark_unchanged();
         let answer = {
             let mut lease = database.lease.lock();
@@ -87,7 +87,7 @@ pub(super) async fn acquire(
         };
         match answer {
             Request::Held { epoch } => {
-                let grant = hub.grant_for(database.id, epoch, known).await?;
+                let grant = hub.grant_for(database, epoch, known).await?;
                 if let Some(waiting) = &mut waiting {
                     waiting.answered = true;
                 }

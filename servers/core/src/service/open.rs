@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pagewire_proto::limits::BATCH_BYTES;
+use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseName, LeaseGrant, PageNumber, Snapshot, Version, pb};
 use tonic::Status;
 
@@ -21,7 +22,7 @@ pub(super) async fn open_database(
     let mode = mode(request.mode)?;
     let session = hub.session(&request.session_id).await?;
     let writable = mode != pb::OpenMode::ReadOnly;
-    let database = find(hub, &session, &name, mode, writable).await?;
+    let database = find(hub, &session, &name, mode, request.open_sequence).await?;
     let lease = match request.want_lease && writable && !hub.is_draining() {
         true => take_free_lease(hub, &session, &database).await?,
         false => None,
@@ -58,9 +59,11 @@ async fn find(
     session: &Arc<Session>,
     name: &DatabaseName,
     mode: pb::OpenMode,
-    writable: bool,
+    sequence: u64,
 ) -> Result<Arc<Database>, Status> {
-    let _names = hub.names.read().await;
+    let _names = tokio::time::timeout(hub.settings.store_wait, hub.names.read())
+        .await
+        .map_err(|_| Reason::Unavailable.status("a database is being deleted: open again"))?;
     let create = mode == pb::OpenMode::Create;
     let id = hub.bounded(hub.store.lookup(name, create)).await?;
     let head = hub.bounded(hub.store.head(id)).await?;
@@ -68,22 +71,19 @@ async fn find(
         // A name without a commit is nobody's business but its maker's.
         return Err(status::of_store(StoreError::DatabaseNotFound));
     }
-    let database = hub.register_open(session, id, writable)?;
-    let new = {
-        let mut floors = database.floors.lock();
-        let new = !floors.contains_key(&session.id);
-        floors.entry(session.id).or_insert(head.version);
-        new
-    };
+    let database = hub.register_open(session, id, mode != pb::OpenMode::ReadOnly, sequence)?;
+    database
+        .floors
+        .lock()
+        .entry(session.id)
+        .or_insert(head.version);
     if session.open(id).is_none() {
         // The session ended or closed it between the two steps, and took only the first back.
         database.floors.lock().remove(&session.id);
         return Err(status::not_open());
     }
-    if new {
-        // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
-        hub.protect(&database).await?;
-    }
+    // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
+    hub.protect(&database).await?;
     Ok(database)
 }
 
@@ -124,12 +124,10 @@ async fn first_pages(
     head: Snapshot,
     want_bytes: u32,
 ) -> Result<Vec<pb::PageContent>, Status> {
-    let Some(page_size) = head.page_size else {
-        return Ok(Vec::new());
-    };
-    if want_bytes == 0 {
+    if head.page_size.is_none() || want_bytes == 0 {
         return Ok(Vec::new());
     }
+    database.note_page_size(head);
     let want_bytes = u64::from(want_bytes).min(BATCH_BYTES as u64);
     let count = match head.byte_size() <= want_bytes {
         true => head.page_count.get(),
@@ -138,5 +136,5 @@ async fn first_pages(
     let pages = (1..=count)
         .map(PageNumber::try_from)
         .collect::<Result<Vec<_>, _>>()?;
-    read_some(hub, database.id, head.version, &pages, page_size).await
+    read_some(hub, database, head.version, &pages).await
 }

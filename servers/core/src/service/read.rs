@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use pagewire_proto::limits::{MAX_READ_BYTES, MAX_READ_PAGES};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseId, Invalid, Page, PageNumber, PageSize, Version, pb};
+use pagewire_proto::{Invalid, Page, PageNumber, Version, pb};
 use tonic::Status;
 
 use super::opened;
+use crate::database::Database;
 use crate::hub::Hub;
 
 pub(super) async fn begin_snapshot(
@@ -20,6 +21,7 @@ pub(super) async fn begin_snapshot(
     let (head, changes) = hub
         .bounded(hub.store.changes(open.database.id, known))
         .await?;
+    open.database.note_page_size(head);
     Ok(pb::BeginSnapshotResponse {
         head: Some(head.into()),
         changes: Some(changes.into()),
@@ -47,48 +49,48 @@ pub(super) async fn read_pages(
     let session = hub.session(&request.session_id).await?;
     let open = opened(&session, &request.database_id)?;
     let version = Version::new(request.version);
-    // A page is not larger than the largest: how large is known only when the first has been read.
-    let pages = read_some(hub, open.database.id, version, &pages, PageSize::MAX).await?;
+    let pages = read_some(hub, &open.database, version, &pages).await?;
     Ok(pb::ReadPagesResponse { pages })
 }
 
-/// Reads as many of the pages as fit into an answer, in portions that fit whatever their size is.
+/// Reads as many of the pages as fit into an answer.
+///
+/// How large they are is known only when they have been read, so they are read in portions by the likely size.
 pub(super) async fn read_some(
     hub: &Arc<Hub>,
-    database: DatabaseId,
+    database: &Database,
     version: Version,
     pages: &[PageNumber],
-    page_size: PageSize,
 ) -> Result<Vec<pb::PageContent>, Status> {
     let mut answer = Vec::with_capacity(pages.len());
-    let mut bytes = 0;
-    let mut largest = page_size.bytes();
+    let mut bytes: usize = 0;
+    let mut likely_bytes = database.likely_page_size().bytes();
     while answer.len() < pages.len() {
-        let room = (MAX_READ_BYTES - bytes) / largest;
+        let room = MAX_READ_BYTES.saturating_sub(bytes) / likely_bytes;
         if room == 0 {
             break;
         }
         let portion = &pages[answer.len()..pages.len().min(answer.len() + room)];
         let stored = hub
-            .bounded(hub.store.read(database, version, portion))
+            .bounded(hub.store.read(database.id, version, portion))
             .await?;
         if stored.len() != portion.len() {
             return Err(Reason::Internal.status("the store answered another number of pages"));
         }
         for (&number, page) in portion.iter().zip(stored) {
-            bytes += page.content.len();
-            answer.push(
-                Page {
-                    number,
-                    content: page.content,
-                    version: page.version,
-                }
-                .to_wire(),
-            );
-        }
-        // All pages of a version have one size.
-        if let Some(page) = answer.iter().find(|page| !page.content.is_empty()) {
-            largest = page.content.len();
+            let page_bytes = page.content.len();
+            if bytes + page_bytes > MAX_READ_BYTES {
+                // The version has larger pages than the head had.
+                return Ok(answer);
+            }
+            bytes += page_bytes;
+            likely_bytes = likely_bytes.max(page_bytes);
+            let page = Page {
+                number,
+                content: page.content,
+                version: page.version,
+            };
+            answer.push(page.to_wire());
         }
     }
     Ok(answer)

@@ -245,7 +245,8 @@ fn receive(
             }
         }
         Message::CloseDatabase(close) => {
-            hub.close_database(session, DatabaseId::try_from(&close.database_id[..])?);
+            let database = DatabaseId::try_from(&close.database_id[..])?;
+            hub.close_database(session, database, close.open_sequence);
         }
         Message::Goodbye(pb::Goodbye {}) => {
             hub.end_session(session, End::Goodbye);

@@ -3,6 +3,7 @@
 //! Whatever ends an upload early drops what it staged.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitChecksum, CommitHeader, Invalid, Page, StagingId, pb};
@@ -13,6 +14,9 @@ use crate::store::PageWrite;
 
 /// Bytes of pages that one upload keeps in memory: a commit of 1 GiB needs no more than this and a message.
 const KEEP_BYTES: usize = 4 << 20;
+
+/// The same for all uploads together: beyond it each stages what it has at once.
+const KEEP_BYTES_IN_TOTAL: usize = 256 << 20;
 
 /// The next message of an upload, or an error where the client is too slow.
 pub(super) async fn next<T>(hub: &Hub, inbound: &mut Streaming<T>) -> Result<Option<T>, Status> {
@@ -100,6 +104,7 @@ impl Upload {
             )
             .into());
         };
+        let mut added = 0;
         for wire in batch.pages {
             self.checksum.add(wire.crc32);
             let page = Page::from_wire(wire, Some(database.page_size))?;
@@ -114,16 +119,23 @@ impl Upload {
                 )
                 .into());
             }
-            self.kept_bytes += page.content.len() + size_of::<PageWrite>();
+            added += page.content.len() + size_of::<PageWrite>();
             part.pages.push(PageWrite {
                 number: page.number,
                 content: page.content,
             });
         }
-        if self.kept_bytes > KEEP_BYTES {
+        let before = self.hub.upload_bytes.fetch_add(added, Ordering::Relaxed);
+        self.kept_bytes += added;
+        if self.kept_bytes > KEEP_BYTES || before + added > KEEP_BYTES_IN_TOTAL {
             self.stage_all().await?;
         }
         Ok(())
+    }
+
+    fn forget_kept_bytes(&mut self) {
+        let kept = std::mem::take(&mut self.kept_bytes);
+        self.hub.upload_bytes.fetch_sub(kept, Ordering::Relaxed);
     }
 
     async fn stage_all(&mut self) -> Result<(), Status> {
@@ -141,13 +153,14 @@ impl Upload {
                 .bounded(store.stage(database.database, staging, database.page_size, pages))
                 .await?;
         }
-        self.kept_bytes = 0;
+        self.forget_kept_bytes();
         Ok(())
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        self.forget_kept_bytes();
         let staged = self.parts.iter().filter_map(|part| part.staged).collect();
         self.hub.discard(staged);
     }

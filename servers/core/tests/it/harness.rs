@@ -26,10 +26,19 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PAGE_SIZE: u32 = 512;
 
 pub struct TestServer {
-    pub address: SocketAddr,
-    pub store: Arc<MemoryStore>,
-    stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<()>,
+    server: Server,
+    place: Place,
+}
+
+/// Where clients connect.
+enum Place {
+    Loopback {
+        address: SocketAddr,
+        stop: Option<oneshot::Sender<()>>,
+        serving: JoinHandle<()>,
+    },
+    /// Through pipes in memory: time can be paused, for nothing is outside of the runtime.
+    InProcess,
 }
 
 impl TestServer {
@@ -42,47 +51,85 @@ impl TestServer {
     }
 
     pub async fn with(settings: Settings) -> Self {
-        let store = Arc::new(MemoryStore::new().unwrap());
-        let server = Server::builder(Arc::clone(&store) as Arc<dyn PageStore>)
+        let server = Server::builder(memory())
             .settings(settings)
             .build()
             .await
             .unwrap();
         let (listener, address) = pagewire_server::bind_tcp("127.0.0.1:0").await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(async move {
-            server
-                .serve_tcp(listener, async {
-                    let _ = stopped.await;
-                })
-                .await
-                .unwrap();
+        let serving = server.clone().serve_tcp(listener, async {
+            let _ = stopped.await;
         });
-        Self {
+        let place = Place::Loopback {
             address,
-            store,
             stop: Some(stop),
-            serving,
+            serving: tokio::spawn(async move { serving.await.unwrap() }),
+        };
+        Self { server, place }
+    }
+
+    /// For tests with paused time.
+    pub async fn in_process(lease_ttl: Duration) -> Self {
+        Self::in_process_over(memory(), lease_ttl).await
+    }
+
+    pub async fn in_process_over(store: Arc<dyn PageStore>, lease_ttl: Duration) -> Self {
+        let server = Server::builder(store)
+            .lease_ttl(lease_ttl)
+            .build()
+            .await
+            .unwrap();
+        Self {
+            server,
+            place: Place::InProcess,
         }
     }
 
+    /// What a shutdown does, without a listener.
+    pub async fn close(&self) {
+        self.server.close().await.unwrap();
+    }
+
     pub fn begin_shutdown(&mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
+        let Place::Loopback { stop, .. } = &mut self.place else {
+            panic!("serves no listener");
+        };
+        stop.take().unwrap().send(()).unwrap();
     }
 
     pub async fn stopped(self) {
-        tokio::time::timeout(PATIENCE, self.serving)
+        let Place::Loopback { serving, .. } = self.place else {
+            panic!("serves no listener");
+        };
+        tokio::time::timeout(PATIENCE, serving)
             .await
             .expect("the server does not stop")
             .unwrap();
     }
 
+    pub async fn channel(&self) -> Channel {
+        match &self.place {
+            Place::Loopback { address, .. } => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+                endpoint.connect().await.unwrap()
+            }
+            Place::InProcess => {
+                let server = self.server.clone();
+                Endpoint::from_static("http://in-process")
+                    .connect_with_connector(tower::service_fn(move |_| {
+                        let (near, far) = tokio::io::duplex(1 << 20);
+                        tokio::spawn(server.clone().serve_stream(far));
+                        async { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(near)) }
+                    }))
+                    .await
+                    .unwrap()
+            }
+        }
+    }
+
     pub async fn calls(&self) -> PageServiceClient<Channel> {
-        let channel = Endpoint::from_shared(format!("http://{}", self.address))
-            .unwrap()
-            .connect()
-            .await
-            .unwrap();
+        let channel = self.channel().await;
         PageServiceClient::new(channel)
             .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(usize::MAX)
@@ -105,6 +152,10 @@ impl TestServer {
         assert!(!welcome.resumed);
         client
     }
+}
+
+pub fn memory() -> Arc<dyn PageStore> {
+    Arc::new(MemoryStore::new().unwrap())
 }
 
 /// A stream with its two directions.
@@ -180,9 +231,29 @@ impl Client {
         welcome
     }
 
+    /// Sends heartbeats until the stream ends; nobody may wait for their answers.
+    pub fn keep_alive(&self, every: Duration) {
+        let outbound = self.stream.as_ref().unwrap().outbound.clone();
+        tokio::spawn(async move {
+            let heartbeat = pb::SessionRequest {
+                message: Some(Request::Heartbeat(pb::Heartbeat::default())),
+            };
+            while outbound.send(heartbeat.clone()).is_ok() {
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+
     /// Ends the stream without a word, as a broken connection does.
     pub fn break_stream(&mut self) {
         self.stream = None;
+    }
+
+    /// Ends the session, and waits until the server has taken it.
+    pub async fn goodbye(&mut self) {
+        self.send(Request::Goodbye(pb::Goodbye {}));
+        let mut stream = self.stream.take().unwrap();
+        while stream.next().await.unwrap().is_some() {}
     }
 
     pub fn send(&self, message: Request) {
@@ -222,6 +293,7 @@ impl Client {
             mode: mode.into(),
             want_lease: false,
             want_page_bytes: 0,
+            open_sequence: 0,
         }
     }
 

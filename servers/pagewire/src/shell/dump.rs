@@ -256,9 +256,11 @@ pub(super) fn schema_line(sql: &str) -> String {
     }
 }
 
-/// A CREATE TABLE or INDEX with one column a line.
+/// A CREATE TABLE with one column a line.
 pub(super) fn indented(sql: &str) -> String {
-    if sql.starts_with("CREATE VIEW") || sql.starts_with("CREATE TRIG") {
+    // A comment ends with its line, so a statement with one keeps its lines.
+    let has_comment = sql.contains("--") || sql.contains("/*");
+    if has_comment || !sql.starts_with("CREATE TABLE") && !sql.starts_with("CREATE VIRTUAL TABLE") {
         return format!("{sql};\n");
     }
     let text = schema_line(sql);

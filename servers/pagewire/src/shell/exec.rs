@@ -122,11 +122,16 @@ fn run_query(
         Explain::QueryPlan => output::print_query_plan(query, &mut session.out),
         Explain::No => output::print_rows(query, &mut session.format, &mut session.out),
     };
-    if session.out.is_broken() {
-        connection.get_interrupt_handle().interrupt();
-    }
     print_stats(session, connection, query);
-    outcome
+    outcome?;
+    if session.out.is_broken() {
+        return Err(SqlFailure {
+            code: ffi::SQLITE_IOERR,
+            message: "nobody reads the output".to_owned(),
+            offset: None,
+        });
+    }
+    Ok(())
 }
 
 /// Runs all statements of `sql` and drops their rows.

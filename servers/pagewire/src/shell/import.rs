@@ -83,7 +83,8 @@ fn parse(session: &Session, arguments: &[String], help: &str) -> Result<Request,
             None if table.is_none() => table = Some(word.clone()),
             None => {
                 return Err(format!(
-                    "ERROR: extra argument: \"{word}\".  Usage:\n{help}"
+                    "ERROR: extra argument: \"{word}\".  Usage:\n{}",
+                    help.trim_end()
                 ));
             }
             Some("v") => verbose = true,
@@ -96,9 +97,10 @@ fn parse(session: &Session, arguments: &[String], help: &str) -> Result<Request,
                     .and_then(|number| number.parse().ok())
                     .unwrap_or(0)
             }
-            Some(_) => {
+            Some(name) => {
                 return Err(format!(
-                    "ERROR: unknown option: \"{word}\".  Usage:\n{help}"
+                    "ERROR: unknown option: \"-{name}\".  Usage:\n{}",
+                    help.trim_end()
                 ));
             }
         }
@@ -116,14 +118,10 @@ fn parse(session: &Session, arguments: &[String], help: &str) -> Result<Request,
     } else if ascii {
         (UNIT_SEPARATOR, RECORD_SEPARATOR)
     } else {
-        // What `.mode csv` writes is read with either line end.
-        let row = &format.row_separator;
-        let row = if format.mode == Mode::Csv && row == "\r\n" {
-            "\n"
-        } else {
-            row
-        };
-        (format.column_separator.as_str(), row)
+        (
+            format.column_separator.as_str(),
+            format.row_separator.as_str(),
+        )
     };
     let one_byte = |separator: &str, which: &str| match separator.as_bytes() {
         [byte] => Ok(*byte),
@@ -185,7 +183,7 @@ fn create_table(
     let renamed: Vec<String> = names
         .iter()
         .zip(&unique)
-        .filter(|(name, unique)| name != unique)
+        .filter(|(name, unique)| name != unique && !name.is_empty())
         .map(|(name, unique)| format!("\"{name}\" to \"{unique}\""))
         .collect();
     if !renamed.is_empty() {
@@ -200,23 +198,29 @@ fn create_table(
             session.complain(&message);
         }
     }
-    let columns: Vec<String> = unique
-        .iter()
-        .map(|name| format!("\"{}\" TEXT", name.replace('"', "\"\"")))
-        .collect();
+    let mut columns = String::new();
+    for (position, name) in unique.iter().enumerate() {
+        columns.push_str(match position {
+            0 => "",
+            // Four a line, as sqlite3 stores it.
+            position if position % 4 == 0 => ",\n ",
+            _ => ", ",
+        });
+        columns.push_str(&format!("\"{}\" TEXT", escape(name)));
+    }
     // The name is quoted always, so that `.dump` says IF NOT EXISTS, as sqlite3 does.
     let target = match &request.schema {
         Some(schema) => format!("\"{}\".\"{}\"", escape(schema), escape(&request.table)),
         None => format!("\"{}\"", escape(&request.table)),
     };
-    let sql = format!("CREATE TABLE {target}(\n{})", columns.join(", "));
+    let sql = format!("CREATE TABLE {target}(\n{columns})");
     if request.verbose {
         session.print(&format!("{sql}\n"));
     }
     connection
         .execute_batch(&sql)
         .map_err(|error| format!("{sql} failed:\n{}", reason(&error)).replace(&target, table))?;
-    Ok(columns.len())
+    Ok(unique.len())
 }
 
 fn escape(name: &str) -> String {

@@ -19,10 +19,10 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Starts to listen for Ctrl-C.
-    pub(super) fn listen() -> anyhow::Result<Arc<Self>> {
-        let interrupts = Arc::new(Self::default());
-        let shared = Arc::clone(&interrupts);
+    /// Starts to listen for Ctrl-C. With a line editor, call it after the editor was made: the
+    /// editor replaces the handler that it finds, this one calls it as well.
+    pub(super) fn listen(self: &Arc<Self>) -> anyhow::Result<()> {
+        let shared = Arc::clone(self);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -43,7 +43,7 @@ impl Interrupts {
                 });
             })
             .context("cannot start the thread that waits for Ctrl-C")?;
-        Ok(interrupts)
+        Ok(())
     }
 
     /// Names the connection whose statement a Ctrl-C interrupts.

@@ -83,7 +83,8 @@ impl Lines for Terminal {
                 }
                 Line::Text(line.into_bytes())
             }
-            Err(ReadlineError::Interrupted) => Line::Interrupted,
+            // A signal that came while a statement ran is told at the next prompt.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Line::Interrupted,
             Err(_) => Line::End,
         }
     }
@@ -93,6 +94,7 @@ impl Lines for Terminal {
 pub(super) fn run_terminal(session: &mut Session) -> anyhow::Result<usize> {
     print_banner(session)?;
     if !io::IsTerminal::is_terminal(&io::stdin()) {
+        session.interrupts.listen()?;
         let mut lines = Stream {
             reader: Box::new(io::stdin().lock()),
             prompts: true,
@@ -105,6 +107,7 @@ pub(super) fn run_terminal(session: &mut Session) -> anyhow::Result<usize> {
         .context("cannot set up line editing")?
         .build();
     let mut editor = Editor::with_config(config).context("cannot set up line editing")?;
+    session.interrupts.listen()?;
     editor.set_helper(Some(SqlCompleter::new(session.slot.clone())));
     let history = history_file(session);
     if let Some(history) = &history {

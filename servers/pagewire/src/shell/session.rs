@@ -53,12 +53,16 @@ impl Session {
             endpoint: args.endpoint.clone(),
             guard: None,
         });
+        let interrupts = Arc::new(Interrupts::default());
+        if !interactive {
+            interrupts.listen()?;
+        }
         Ok(Self {
             args,
             format: Format::default(),
             switches: Switches::default(),
             out: Sink::stdout(),
-            interrupts: Interrupts::listen()?,
+            interrupts,
             interactive,
             exit_code: None,
             depth: 0,

@@ -1,6 +1,7 @@
 //! Commands that read or write files, databases and other programs.
 
 use std::io::BufReader;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command as Process, Stdio};
 
 use rusqlite::Connection;
@@ -9,6 +10,7 @@ use rusqlite::backup::{Backup, StepResult};
 use super::{Flow, Outcome, Session, sql_error, table::COMMANDS, usage};
 use crate::shell::dump::{self, DumpOptions};
 use crate::shell::session::connect_uri;
+use crate::shell::settings::Mode;
 use crate::shell::{exec, open as names, repl};
 
 /// How deep `.read` may go: a file that reads itself ends here.
@@ -141,12 +143,24 @@ pub(super) fn dump(session: &mut Session, arguments: &[String]) -> Outcome {
 }
 
 pub(super) fn import(session: &mut Session, arguments: &[String]) -> Outcome {
+    // sqlite3 changes the output to bare line feeds as well.
+    let format = &mut session.format;
+    if format.mode == Mode::Csv && format.row_separator == "\r\n" {
+        "\n".clone_into(&mut format.row_separator);
+    }
     let help = COMMANDS
         .iter()
         .find(|command| command.name == "import")
         .map(super::Command::help);
-    crate::shell::import::import(session, arguments, &help.unwrap_or_default())?;
-    Ok(Flow::Continue)
+    match crate::shell::import::import(session, arguments, &help.unwrap_or_default()) {
+        Ok(()) => Ok(Flow::Continue),
+        // Mistakes in the command go to the output, as in sqlite3.
+        Err(message) if message.starts_with("ERROR:") => {
+            session.print(&message);
+            Err(String::new())
+        }
+        Err(message) => Err(message),
+    }
 }
 
 pub(super) fn output(session: &mut Session, arguments: &[String]) -> Outcome {
@@ -246,8 +260,9 @@ pub(super) fn shell(session: &mut Session, arguments: &[String]) -> Outcome {
         .args(["-c", &quoted.join(" ")])
         .status()
         .map_err(|error| format!("Error: cannot start sh: {error}"))?;
-    if let Some(code) = status.code().filter(|code| *code != 0) {
-        session.complain(&format!("System command returns {code}"));
+    // The whole wait status, as sqlite3 prints it.
+    if !status.success() {
+        session.complain(&format!("System command returns {}", status.into_raw()));
     }
     Ok(Flow::Continue)
 }

@@ -30,14 +30,15 @@ pub(super) fn mode(session: &mut Session, arguments: &[String]) -> Outcome {
             },
             Some("quote") => wrapping.quote = true,
             Some("noquote") => wrapping.quote = false,
+            // Like sqlite3, which takes any word that is no option of its own for a name first.
+            _ if name.is_none() => name = Some(word.as_str()),
+            _ if table.is_none() => table = Some(word.as_str()),
             Some(_) => {
                 return Err(format!(
                     "unknown option: {word}\noptions:\n  --noquote\n  --quote\n  --wordwrap on/off\n  \
                      --wrap N\n  --ww"
                 ));
             }
-            None if name.is_none() => name = Some(word.as_str()),
-            None if table.is_none() => table = Some(word.as_str()),
             None => return Err(format!("extra argument: \"{word}\"")),
         }
         has_options |= option.is_some();
@@ -45,11 +46,11 @@ pub(super) fn mode(session: &mut Session, arguments: &[String]) -> Outcome {
     let Some(name) = name else {
         let format = &session.format;
         if has_options || format.mode.is_columnar() {
+            let text = format!("current output mode: {}", mode_text(session));
+            session.print(&text);
             if has_options {
                 session.format.wrapping = wrapping;
             }
-            let text = format!("current output mode: {}", mode_text(session));
-            session.print(&text);
         } else {
             let text = format!("current output mode: {}", format.mode.name());
             session.print(&text);

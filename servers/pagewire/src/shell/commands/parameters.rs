@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
 use super::{Flow, Outcome, Session, sql_error, table::COMMANDS};
@@ -35,7 +36,7 @@ pub(super) fn parameter(session: &mut Session, arguments: &[String]) -> Outcome 
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["clear"] => connection.execute_batch("DROP TABLE IF EXISTS temp.sqlite_parameters"),
-        ["init"] => connection.execute_batch(CREATE_BINDINGS),
+        ["init"] => create_bindings(&connection),
         ["list"] => {
             let lines = bindings(&connection);
             let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -56,7 +57,7 @@ pub(super) fn parameter(session: &mut Session, arguments: &[String]) -> Outcome 
                 .find(|command| command.name == "parameter")
                 .map(super::Command::help);
             session.print_bytes(help.unwrap_or_default().as_bytes());
-            return Err(String::new());
+            Ok(())
         }
     };
     outcome
@@ -74,9 +75,19 @@ fn bindings(connection: &rusqlite::Connection) -> Vec<(String, String)> {
         .unwrap_or_default()
 }
 
+/// The name is reserved for SQLite itself, which makes way for a writable schema.
+fn create_bindings(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    let writable = DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA;
+    let before = connection.db_config(writable)?;
+    connection.set_db_config(writable, true)?;
+    let outcome = connection.execute_batch(CREATE_BINDINGS);
+    connection.set_db_config(writable, before)?;
+    outcome
+}
+
 /// The value is an SQL expression, or else text.
 fn set(connection: &rusqlite::Connection, key: &str, value: &str) -> rusqlite::Result<()> {
-    connection.execute_batch(CREATE_BINDINGS)?;
+    create_bindings(connection)?;
     let insert = format!("REPLACE INTO temp.sqlite_parameters(key,value) VALUES(?1,{value})");
     if let Ok(mut statement) = connection.prepare(&insert)
         && statement.parameter_count() == 1

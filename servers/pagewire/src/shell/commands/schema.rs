@@ -222,10 +222,11 @@ fn with_context(connection: &Connection, database: &str, sql: &str, name: &str) 
         let Some(object) = rest.strip_prefix(kind) else {
             continue;
         };
-        let prefix = if database == "main" {
-            String::new()
-        } else {
-            format!("{}.", identifier(database))
+        let prefix = match database {
+            "main" => String::new(),
+            // A keyword, but nobody quotes it.
+            "temp" => "temp.".to_owned(),
+            database => format!("{}.", identifier(database)),
         };
         text = format!("CREATE {kind}{prefix}{object}");
         if kind.starts_with('V')

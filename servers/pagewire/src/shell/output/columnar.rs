@@ -4,7 +4,7 @@
 
 use super::literal::sql_literal;
 use super::{RowSink, width, write};
-use crate::shell::raw::{Query, SqlFailure};
+use crate::shell::raw::{Class, Query, SqlFailure};
 use crate::shell::settings::{Format, Mode};
 
 /// Lines of text that share a row of the table.
@@ -72,7 +72,7 @@ impl Grid {
         let mut rest: Vec<Option<Vec<u8>>> = (0..limits.len())
             .map(|column| {
                 Some(if format.wrapping.quote {
-                    sql_literal(query, column)
+                    lowercase_blob(query, column)
                 } else {
                     query
                         .text(column)
@@ -93,6 +93,15 @@ impl Grid {
             self.ends_row.push(rest.iter().all(Option::is_none));
         }
     }
+}
+
+/// A literal as the columnar modes quote it: blobs begin with a small x.
+fn lowercase_blob(query: &mut Query<'_>, column: usize) -> Vec<u8> {
+    let mut literal = sql_literal(query, column);
+    if query.class(column) == Class::Blob {
+        literal[0] = b'x';
+    }
+    literal
 }
 
 /// The first display line of `text` within `limit` code points (0: no limit) with its tabs
@@ -120,7 +129,7 @@ fn next_line(text: &[u8], limit: usize, at_words: bool) -> (Vec<u8>, Option<usiz
         }
     }
     let mut cut = end;
-    if columns >= limit && at_words && end < text.len() && text[end] > b' ' {
+    if columns >= limit && at_words {
         cut = word_break(text, end);
         if cut < end {
             end = cut;
@@ -150,7 +159,7 @@ fn word_break(text: &[u8], end: usize) -> usize {
         .find(|at| text[at - 1].is_ascii_whitespace())
         .or_else(|| {
             candidates().find(|at| {
-                let (left, right) = (text[at - 1], text[*at]);
+                let (left, right) = (text[at - 1], text.get(*at).copied().unwrap_or(0));
                 left.is_ascii_alphanumeric() != right.is_ascii_alphanumeric()
                     && right & 0xc0 != 0x80
             })
@@ -302,7 +311,7 @@ mod tests {
     #[test]
     fn long_text_wraps_at_the_limit_or_between_words() {
         assert_eq!(lines("abcdefgh", 3, false), ["abc", "def", "gh"]);
-        assert_eq!(lines("ab cdef gh", 6, true), ["ab ", "cdef ", "gh"]);
+        assert_eq!(lines("ab cdef gh", 6, true), ["ab cde", "f gh"]);
         assert_eq!(lines("ééé", 2, false), ["éé", "é"]);
     }
 

@@ -38,8 +38,11 @@ pub(super) fn print_rows(
     let mut row = 0;
     let mut json_open = false;
     while query.step()? {
-        if query.column_count() == 0 || out.is_broken() {
+        if query.column_count() == 0 {
             continue;
+        }
+        if out.is_broken() {
+            break;
         }
         match format.mode {
             Mode::List | Mode::Csv | Mode::Tcl | Mode::Quote | Mode::Ascii => {

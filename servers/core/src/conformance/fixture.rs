@@ -1,0 +1,308 @@
+//! What the rules are written with: databases of a trial, commits in one line, pages whose content says what they are.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pagewire_proto::{
+    CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
+};
+
+use super::{Context, Violation};
+use crate::store::{Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite, StoreError};
+
+/// Ends a rule with what the store did, unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err($crate::conformance::Violation(format!($($message)+)));
+        }
+    };
+}
+pub(super) use ensure;
+
+/// The page size of trials that are not about page sizes: the smallest.
+pub(super) const SIZE: PageSize = PageSize::MIN;
+
+/// A store with a name space of its own.
+pub(super) struct Bench {
+    pub(super) store: Arc<dyn PageStore>,
+    prefix: String,
+}
+
+/// A database of a trial, with the epoch that may commit to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Db {
+    pub(super) id: DatabaseId,
+    pub(super) epoch: Epoch,
+}
+
+impl Bench {
+    pub(super) async fn open(context: Context<'_>) -> Result<Self, Violation> {
+        Ok(Self {
+            store: context.store.open().await?,
+            prefix: format!("conformance/{}/", DatabaseId::random()?),
+        })
+    }
+
+    /// As after the death of the process; call only where `can_restart`.
+    pub(super) async fn reopen(self, context: Context<'_>) -> Result<Self, Violation> {
+        Ok(Self {
+            store: context.store.reopen(self.store).await?,
+            prefix: self.prefix,
+        })
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(super) fn name(&self, label: &str) -> Result<DatabaseName, Violation> {
+        Ok(DatabaseName::try_from(
+            format!("{}{label}", self.prefix).as_str(),
+        )?)
+    }
+
+    /// A new database, fenced.
+    pub(super) async fn database(&self, label: &str) -> Result<Db, Violation> {
+        let id = self.store.lookup(&self.name(label)?, true).await?;
+        let epoch = self.store.fence(id).await?;
+        Ok(Db { id, epoch })
+    }
+
+    /// Commits under a new id, which has to succeed with the next versions.
+    pub(super) async fn commit(&self, parts: Vec<DatabaseCommit>) -> Result<CommitId, Violation> {
+        let id = CommitId::random()?;
+        self.commit_as(id, parts).await?;
+        Ok(id)
+    }
+
+    /// As [`Bench::commit`], under a given id.
+    pub(super) async fn commit_as(
+        &self,
+        id: CommitId,
+        parts: Vec<DatabaseCommit>,
+    ) -> Result<(), Violation> {
+        let expected: Vec<_> = parts.iter().map(|part| part.base.next()).collect();
+        let ids: Vec<_> = parts.iter().map(|part| part.database).collect();
+        let outcome = self.outcome(id, parts).await?;
+        ensure!(
+            outcome == CommitOutcome::Committed(expected.clone()),
+            "a commit that has to succeed with versions {expected:?} answered {outcome:?}"
+        );
+        for (id, version) in ids.into_iter().zip(expected) {
+            let head = self.store.head(id).await?.version;
+            ensure!(
+                head >= version,
+                "version {version} was acknowledged, and then the head was {head}"
+            );
+        }
+        Ok(())
+    }
+
+    /// What a commit answers.
+    pub(super) async fn outcome(
+        &self,
+        id: CommitId,
+        databases: Vec<DatabaseCommit>,
+    ) -> Result<CommitOutcome, Violation> {
+        Ok(self.store.commit(Commit { id, databases }).await?)
+    }
+
+    /// A commit that has to change nothing, and what it answered.
+    pub(super) async fn refused(
+        &self,
+        parts: Vec<DatabaseCommit>,
+    ) -> Result<CommitOutcome, Violation> {
+        let mut before = Vec::new();
+        for part in &parts {
+            before.push((part.database, self.store.head(part.database).await?));
+        }
+        let outcome = self.outcome(CommitId::random()?, parts).await?;
+        ensure!(
+            !matches!(outcome, CommitOutcome::Committed(_)),
+            "a commit that has to be refused answered {outcome:?}"
+        );
+        for (id, head) in before {
+            let after = self.store.head(id).await?;
+            ensure!(
+                after == head,
+                "a refused commit took a head from {head:?} to {after:?}"
+            );
+        }
+        Ok(outcome)
+    }
+
+    /// A page has to have the content made by [`page`] with this stamp, written by this version; `None`: never written.
+    pub(super) async fn expect(
+        &self,
+        db: Db,
+        version: u64,
+        pages: &[(u32, Option<(u64, u64)>)],
+    ) -> Result<(), Violation> {
+        let numbers = numbers(pages.iter().map(|(number, _)| *number))?;
+        let read = self.store.read(db.id, Version::new(version), &numbers);
+        let read = read.await?;
+        ensure!(
+            read.len() == pages.len(),
+            "{} pages asked for, {} answered",
+            pages.len(),
+            read.len()
+        );
+        for ((number, expected), got) in pages.iter().zip(read) {
+            let (content, written) = match expected {
+                Some((stamp, written)) => (content(SIZE, *number, *stamp), *written),
+                None => (Bytes::new(), 0),
+            };
+            ensure!(
+                got.content == content && got.version.get() == written,
+                "page {number} at version {version}: has {} of version {}, must have {} of version {written}",
+                describe(&got.content),
+                got.version,
+                describe(&content),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The commit of a database, of pages (number, stamp) of the smallest size.
+pub(super) fn part(db: Db, base: u64, count: u32, pages: &[(u32, u64)]) -> DatabaseCommit {
+    DatabaseCommit {
+        database: db.id,
+        base: Version::new(base),
+        epoch: db.epoch,
+        page_size: SIZE,
+        page_count: page_count(count),
+        stagings: Vec::new(),
+        pages: writes(SIZE, pages),
+    }
+}
+
+/// As [`part`], with stagings.
+pub(super) fn staged(
+    db: Db,
+    base: u64,
+    count: u32,
+    stagings: &[StagingId],
+    pages: &[(u32, u64)],
+) -> DatabaseCommit {
+    DatabaseCommit {
+        stagings: stagings.to_vec(),
+        ..part(db, base, count, pages)
+    }
+}
+
+pub(super) fn writes(size: PageSize, pages: &[(u32, u64)]) -> Vec<PageWrite> {
+    let write = |(number, stamp): &(u32, u64)| PageWrite {
+        number: number_of(*number),
+        content: content(size, *number, *stamp),
+    };
+    pages.iter().map(write).collect()
+}
+
+/// The content of a page that carries its number and a stamp in every 16 bytes.
+pub(super) fn content(size: PageSize, number: u32, stamp: u64) -> Bytes {
+    let mut pattern = [0; 16];
+    pattern[..8].copy_from_slice(&stamp.to_le_bytes());
+    pattern[8..12].copy_from_slice(&number.to_le_bytes());
+    pattern[12..].copy_from_slice(b"page");
+    Bytes::from(pattern.repeat(size.bytes() / pattern.len()))
+}
+
+/// What a content made by [`content`] is.
+pub(super) fn describe(content: &[u8]) -> String {
+    match content {
+        [] => "nothing".to_owned(),
+        [
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            h,
+            i,
+            j,
+            k,
+            l,
+            b'p',
+            b'a',
+            b'g',
+            b'e',
+            ..,
+        ] => format!(
+            "{} bytes of page {} with stamp {}",
+            content.len(),
+            u32::from_le_bytes([*i, *j, *k, *l]),
+            u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h])
+        ),
+        _ if content.iter().all(|byte| *byte == 0) => format!("{} zeros", content.len()),
+        _ => format!("{} other bytes", content.len()),
+    }
+}
+
+pub(super) fn number_of(number: u32) -> PageNumber {
+    PageNumber::try_from(number).unwrap_or(PageNumber::FIRST)
+}
+
+pub(super) fn numbers(numbers: impl Iterator<Item = u32>) -> Result<Vec<PageNumber>, Violation> {
+    Ok(numbers
+        .map(PageNumber::try_from)
+        .collect::<Result<_, _>>()?)
+}
+
+pub(super) fn page_count(count: u32) -> PageCount {
+    PageCount::try_from(count).unwrap_or_default()
+}
+
+/// The call has to fail because the database does not exist.
+pub(super) fn ensure_not_found<T: std::fmt::Debug>(
+    call: &str,
+    result: Result<T, StoreError>,
+) -> Result<(), Violation> {
+    ensure!(
+        matches!(result, Err(StoreError::DatabaseNotFound)),
+        "{call} on a database that does not exist answered {result:?}"
+    );
+    Ok(())
+}
+
+/// A seed that nobody chose.
+pub(super) fn random_seed() -> Result<u64, Violation> {
+    let id = DatabaseId::random()?;
+    let (half, _) = id.as_bytes().split_at(8);
+    // Short enough to be typed.
+    Ok(half
+        .iter()
+        .fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+        & 0xffff_ffff)
+}
+
+/// The same numbers for the same seed, for ever (SplitMix64).
+#[derive(Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to `bound`, exclusive.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    /// With a probability in percent.
+    pub(super) fn percent(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}

@@ -1,0 +1,458 @@
+//! Random histories of several databases against the model of `oracle.rs`, everything checked after every step.
+//!
+//! One task, so that the model always knows the only right answer. What runs at the same time is tried in the rules.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use pagewire_proto::{
+    Changes, CommitId, DatabaseId, Epoch, PageNumber, PageSize, StagingId, Version,
+};
+
+use super::fixture::{Bench, Random, content, describe, ensure, number_of, page_count};
+use super::oracle::{Model, Staged, Stagings, was_applied};
+use super::{Context, Outcome, Verdict, Violation};
+use crate::store::{
+    Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
+};
+
+/// Steps of a history.
+const STEPS: usize = 500;
+/// Databases of a history.
+const DATABASES: usize = 3;
+/// Page numbers that a history uses.
+const PAGES: u32 = 12;
+
+struct History<'a> {
+    bench: Bench,
+    context: Context<'a>,
+    random: Random,
+    models: Vec<Model>,
+    stagings: Stagings,
+    /// Commits that were sent, applied or not.
+    sent: Vec<Commit>,
+    stamp: u64,
+}
+
+pub(super) async fn random(context: Context<'_>) -> Outcome {
+    let mut history = History {
+        bench: Bench::open(context).await?,
+        context,
+        random: Random::new(context.seed),
+        models: Vec::new(),
+        stagings: Stagings::new(),
+        sent: Vec::new(),
+        stamp: 0,
+    };
+    for index in 0..DATABASES {
+        let name = history.bench.name(&index.to_string())?;
+        let id = history.bench.store.lookup(&name, true).await?;
+        history.models.push(Model::new(id));
+    }
+    let restarts = context.store.can_restart() && history.bench.store.capabilities().durable;
+    for step in 0..STEPS {
+        if restarts && history.random.percent(2) {
+            history = history.restart().await?;
+        }
+        let what = history.step().await;
+        what.map_err(|Violation(what)| Violation(format!("step {step}: {what}")))?;
+    }
+    Ok(Verdict::Kept)
+}
+
+impl History<'_> {
+    async fn step(&mut self) -> Result<(), Violation> {
+        match self.random.below(100) {
+            0..40 => self.commit().await?,
+            40..46 => self.wrong_commit().await?,
+            46..54 => self.repeat().await?,
+            54..60 => self.fence().await?,
+            60..66 => self.resolve().await?,
+            66..80 => self.stage().await?,
+            80..83 => self.discard().await?,
+            83..92 => self.protect().await?,
+            92..95 => self.remove().await?,
+            _ => {}
+        }
+        for index in 0..self.models.len() {
+            self.check_head(index).await?;
+            self.check_versions(index).await?;
+            self.check_changes(index).await?;
+        }
+        Ok(())
+    }
+
+    /// Stagings that a commit of this database and page size may name, oldest first.
+    fn fitting(&self, database: DatabaseId, size: PageSize) -> Vec<StagingId> {
+        let fits = |staged: &Staged| (staged.database, staged.page_size) == (database, size);
+        let fitting = self.stagings.iter().filter(|(_, staged)| fits(staged));
+        fitting.map(|(id, _)| *id).collect()
+    }
+
+    fn page(&mut self) -> PageNumber {
+        number_of(self.random.below(PAGES as usize) as u32 + 1)
+    }
+
+    fn write(&mut self, size: PageSize) -> (PageNumber, Bytes) {
+        let number = self.page();
+        self.stamp += 1;
+        let content = match self.random.percent(8) {
+            true => Bytes::new(),
+            false => content(size, number.get(), self.stamp),
+        };
+        (number, content)
+    }
+
+    /// Which databases a commit changes: mostly one, each once, in any order.
+    fn choose(&mut self) -> Vec<usize> {
+        let mut order: Vec<_> = (0..self.models.len()).collect();
+        for index in (1..order.len()).rev() {
+            order.swap(index, self.random.below(index + 1));
+        }
+        let count = match self.random.below(10) {
+            0..6 => 1,
+            6..9 => 2,
+            _ => 3,
+        };
+        order.truncate(count);
+        order
+    }
+
+    async fn draft(&mut self) -> Result<Commit, Violation> {
+        let mut databases = Vec::new();
+        for index in self.choose() {
+            if self.models[index].epoch.is_none() {
+                self.fence_one(index).await?;
+            }
+            let newest = self.models[index].newest();
+            let size = match newest.page_size {
+                Some(size) if !self.random.percent(10) => size,
+                _ => PageSize::try_from(512 << self.random.below(3))?,
+            };
+            let count = match self.random.below(10) {
+                0..5 => newest.page_count.get().max(1),
+                _ => self.random.below(PAGES as usize) as u32 + 1,
+            };
+            let id = self.models[index].id;
+            let mut stagings = self.fitting(id, size);
+            if self.random.percent(40) {
+                stagings.clear();
+            }
+            let writes = self.random.below(6);
+            let pages = (0..writes).map(|_| self.write(size)).collect::<Vec<_>>();
+            let pages = pages.into_iter();
+            databases.push(DatabaseCommit {
+                database: id,
+                base: Version::new(self.models[index].head()),
+                epoch: self.models[index].epoch.unwrap_or(Epoch::NONE),
+                page_size: size,
+                page_count: page_count(count),
+                stagings,
+                pages: pages
+                    .map(|(number, content)| PageWrite { number, content })
+                    .collect(),
+            });
+        }
+        let id = CommitId::random()?;
+        Ok(Commit { id, databases })
+    }
+
+    async fn commit(&mut self) -> Result<(), Violation> {
+        let commit = self.draft().await?;
+        let versions = commit.databases.iter().map(|part| part.base.next());
+        let expected = CommitOutcome::Committed(versions.collect());
+        let outcome = self.bench.store.commit(commit.clone()).await?;
+        ensure!(outcome == expected, "{outcome:?} instead of {expected:?}");
+        for part in &commit.databases {
+            let model = self.models.iter_mut().find(|m| m.id == part.database);
+            let model = model.ok_or_else(|| Violation("no such model".to_owned()))?;
+            model.apply(commit.id, part, &self.stagings);
+        }
+        let named = |id: &StagingId| {
+            commit
+                .databases
+                .iter()
+                .any(|part| part.stagings.contains(id))
+        };
+        self.stagings.retain(|(id, _)| !named(id));
+        self.sent.push(commit);
+        Ok(())
+    }
+
+    /// One database of the commit is at fault.
+    async fn wrong_commit(&mut self) -> Result<(), Violation> {
+        let mut commit = self.draft().await?;
+        let index = self.random.below(commit.databases.len());
+        let fault = self.random.below(3);
+        let part = &mut commit.databases[index];
+        let head = part.base;
+        let current = part.epoch;
+        match fault {
+            0 => part.base = Version::new(head.get() + 1),
+            1 if head > Version::ZERO => part.base = Version::new(head.get() - 1),
+            _ => part.epoch = Epoch::new(current.get() ^ 1),
+        }
+        let expected = match part.epoch == current {
+            true => CommitOutcome::Conflict { index, head },
+            false => CommitOutcome::LeaseLost { index, current },
+        };
+        let outcome = self.bench.store.commit(commit.clone()).await?;
+        ensure!(outcome == expected, "{outcome:?} instead of {expected:?}");
+        self.sent.push(commit);
+        Ok(())
+    }
+
+    /// A commit that was sent before: answered as then if it was applied, refused for ever if not.
+    async fn repeat(&mut self) -> Result<(), Violation> {
+        if self.sent.is_empty() {
+            return Ok(());
+        }
+        let recent = self.sent.len().min(40);
+        let index = self.sent.len() - 1 - self.random.below(recent);
+        let commit = self.sent[index].clone();
+        let exists = |part: &DatabaseCommit| self.models.iter().any(|m| m.id == part.database);
+        let all_exist = commit.databases.iter().all(exists);
+        let applied = was_applied(&commit, &self.models);
+        if !applied && !commit.databases.iter().any(|part| self.is_stale(part)) {
+            // It was refused for another part: it could succeed by now, and would be a commit like any other.
+            return Ok(());
+        }
+        let versions = commit.databases.iter().map(|part| part.base.next());
+        let committed = CommitOutcome::Committed(versions.collect());
+        let answer = self.bench.store.commit(commit).await;
+        let right = match &answer {
+            Ok(outcome) if applied => *outcome == committed,
+            Ok(CommitOutcome::Conflict { .. } | CommitOutcome::LeaseLost { .. }) => all_exist,
+            Err(StoreError::DatabaseNotFound) => !all_exist,
+            Ok(CommitOutcome::Committed(_)) | Err(_) => false,
+        };
+        ensure!(
+            right,
+            "a repeated commit, {}, answered {answer:?}",
+            if applied {
+                "applied before"
+            } else {
+                "not applied before"
+            }
+        );
+        Ok(())
+    }
+
+    fn is_stale(&self, part: &DatabaseCommit) -> bool {
+        let model = self.models.iter().find(|model| model.id == part.database);
+        model.is_none_or(|m| m.head() != part.base.get() || m.epoch != Some(part.epoch))
+    }
+
+    async fn fence(&mut self) -> Result<(), Violation> {
+        let index = self.random.below(self.models.len());
+        self.fence_one(index).await
+    }
+
+    async fn fence_one(&mut self, index: usize) -> Result<(), Violation> {
+        let model = &mut self.models[index];
+        let epoch = self.bench.store.fence(model.id).await?;
+        ensure!(
+            epoch > model.largest_epoch,
+            "after epoch {} came {epoch}",
+            model.largest_epoch
+        );
+        model.fenced(epoch);
+        Ok(())
+    }
+
+    async fn resolve(&mut self) -> Result<(), Violation> {
+        let commit = match self.sent.is_empty() || self.random.percent(50) {
+            true => self.draft().await?,
+            false => self.sent[self.random.below(self.sent.len())].clone(),
+        };
+        let participants = commit.databases.iter();
+        let participants = participants.map(|part| (part.database, part.base, part.epoch));
+        let resolve = Resolve {
+            id: commit.id,
+            participants: participants.collect(),
+        };
+        let first = &commit.databases[0];
+        let Some(index) = self.models.iter().position(|m| m.id == first.database) else {
+            return Ok(());
+        };
+        let answer = self.bench.store.resolve(resolve).await?;
+        let model = &mut self.models[index];
+        let maker = model.makers.get(first.base.get() as usize).copied();
+        match &answer {
+            Resolution::Committed(versions) => {
+                let made = commit.databases.iter().map(|part| part.base.next());
+                ensure!(
+                    maker == Some(commit.id) && made.eq(versions.iter().copied()),
+                    "{answer:?}, made by {maker:?}"
+                );
+            }
+            Resolution::Aborted { current } => {
+                ensure!(
+                    maker != Some(commit.id) && current.len() == commit.databases.len(),
+                    "{answer:?}, made by {maker:?}"
+                );
+                let advanced = maker.is_none() && model.epoch == Some(first.epoch);
+                let right = match model.epoch {
+                    Some(epoch) => (current[0] > epoch) == advanced && current[0] >= epoch,
+                    None => true,
+                };
+                ensure!(right, "{answer:?}, the epoch was {:?}", model.epoch);
+                model.fenced(current[0]);
+                self.sent.push(commit);
+            }
+            Resolution::Unknown(why) => {
+                return Err(Violation(format!("resolve does not know: {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn stage(&mut self) -> Result<(), Violation> {
+        let model = &self.models[self.random.below(self.models.len())];
+        let database = model.id;
+        let size = model.newest().page_size.unwrap_or(PageSize::MIN);
+        let id = match self.fitting(database, size).first() {
+            Some(id) if self.random.percent(50) => *id,
+            _ => StagingId::random()?,
+        };
+        let count = self.random.below(5) + 1;
+        let pages: Vec<_> = (0..count).map(|_| self.write(size)).collect();
+        let writes = pages.iter().map(|(number, content)| PageWrite {
+            number: *number,
+            content: content.clone(),
+        });
+        let stage = self.bench.store.stage(database, id, size, writes.collect());
+        stage.await?;
+        match self.stagings.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, staged)) => staged.pages.extend(pages),
+            None => self.stagings.push((
+                id,
+                Staged {
+                    database,
+                    page_size: size,
+                    pages,
+                },
+            )),
+        }
+        Ok(())
+    }
+
+    async fn discard(&mut self) -> Result<(), Violation> {
+        if !self.stagings.is_empty() {
+            let index = self.random.below(self.stagings.len());
+            let (id, _) = self.stagings.remove(index);
+            self.bench.store.discard(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn protect(&mut self) -> Result<(), Violation> {
+        let index = self.random.below(self.models.len());
+        let head = self.models[index].head();
+        let floor = match self.random.below(4) {
+            0 => None,
+            1 => Some(head),
+            _ => Some(head.saturating_sub(self.random.below(6) as u64)),
+        };
+        let id = self.models[index].id;
+        self.bench
+            .store
+            .protect(id, floor.map(Version::new))
+            .await?;
+        self.models[index].protect(floor);
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> Result<(), Violation> {
+        let index = self.random.below(self.models.len());
+        let name = self.bench.name(&index.to_string())?;
+        let old = self.models[index].id;
+        let removed = self.bench.store.remove(&name).await?;
+        ensure!(removed == old, "removed {removed} instead of {old}");
+        let id = self.bench.store.lookup(&name, true).await?;
+        let known = self.models.iter().any(|model| model.id == id);
+        ensure!(!known, "a database created again has the id {id}");
+        self.models[index] = Model::new(id);
+        self.stagings.retain(|(_, staged)| staged.database != old);
+        Ok(())
+    }
+
+    /// Takes itself apart, since nobody may hold the store while it is opened anew.
+    async fn restart(mut self) -> Result<Self, Violation> {
+        let bench = self.bench.reopen(self.context).await?;
+        self.models.iter_mut().for_each(Model::restart);
+        self.stagings.clear();
+        Ok(Self { bench, ..self })
+    }
+
+    async fn check_head(&self, index: usize) -> Result<(), Violation> {
+        let model = &self.models[index];
+        let head = self.bench.store.head(model.id).await?;
+        let right = model.newest();
+        ensure!(head == right, "the head is {head:?} instead of {right:?}");
+        Ok(())
+    }
+
+    /// Every version reads as the model has it; what need not be kept may be gone.
+    async fn check_versions(&self, index: usize) -> Result<(), Violation> {
+        let model = &self.models[index];
+        let pages: Vec<_> = (1..=PAGES + 1).map(number_of).collect();
+        // Older ones were checked often enough.
+        for version in model.oldest.min(model.head().saturating_sub(6))..=model.head() {
+            let read = self
+                .bench
+                .store
+                .read(model.id, Version::new(version), &pages);
+            let read = match read.await {
+                Err(StoreError::VersionGone { .. }) if version < model.oldest => continue,
+                read => read?,
+            };
+            ensure!(read.len() == pages.len(), "{} pages", read.len());
+            for (number, page) in pages.iter().zip(read) {
+                let right = model.versions[version as usize].page(*number);
+                ensure!(
+                    page == right,
+                    "page {number} of database {index} at version {version} of {}: {} of version {}, must be {} of version {}",
+                    model.head(),
+                    describe(&page.content),
+                    page.version,
+                    describe(&right.content),
+                    right.version
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_changes(&mut self, index: usize) -> Result<(), Violation> {
+        let model = &self.models[index];
+        let since = self.random.below(model.head() as usize + 1);
+        let answer = self
+            .bench
+            .store
+            .changes(model.id, Version::new(since as u64));
+        let (head, changes) = answer.await?;
+        ensure!(head == model.newest(), "changes answered {head:?}");
+        let Changes::Pages(changed) = changes else {
+            return Ok(());
+        };
+        let (old, new) = (
+            &model.versions[since],
+            &model.versions[model.head() as usize],
+        );
+        let counts: BTreeMap<_, usize> =
+            changed.iter().fold(BTreeMap::new(), |mut counts, page| {
+                *counts.entry(*page).or_default() += 1;
+                counts
+            });
+        ensure!(counts.values().all(|n| *n == 1), "changes: {changed:?}");
+        for number in (1..=PAGES).map(number_of) {
+            ensure!(
+                old.page(number) == new.page(number) || counts.contains_key(&number),
+                "page {number} of database {index} differs between versions {since} and {}, changes: {changed:?}",
+                model.head()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! The memory store with a gate before each commit, and with an earlier server whose leases may still be trusted.
+//! Everything else is the memory store's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_memory::MemoryStore;
+use pagewire_proto::{
+    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
+    StagingId, Version,
+};
+use pagewire_server::store::{
+    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
+    StoreError, StoredPage,
+};
+use tokio::sync::Semaphore;
+
+#[derive(Debug)]
+pub struct GatedStore {
+    pub inner: Arc<MemoryStore>,
+    /// What `begin_service` answers.
+    pub quarantine: Duration,
+    /// A commit passes with each permit.
+    pub gate: Semaphore,
+    /// A permit for each commit that has arrived at the gate.
+    pub arrived: Semaphore,
+    /// Whether `end_service` was called.
+    pub ended: Semaphore,
+}
+
+impl GatedStore {
+    pub fn new(quarantine: Duration, open: bool) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Arc::new(MemoryStore::new().unwrap()),
+            quarantine,
+            gate: Semaphore::new(if open { 1000 } else { 0 }),
+            arrived: Semaphore::new(0),
+            ended: Semaphore::new(0),
+        })
+    }
+}
+
+#[tonic::async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl PageStore for GatedStore {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation()
+    }
+
+    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
+        self.inner.begin_service(lease_ttl).await?;
+        Ok(self.quarantine)
+    }
+
+    async fn end_service(&self) -> Result<(), StoreError> {
+        self.ended.add_permits(1);
+        self.inner.end_service().await
+    }
+
+    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
+        self.inner.lookup(name, create).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<DatabaseEntry>, StoreError> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        self.inner.remove(name).await
+    }
+
+    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        self.inner.head(database).await
+    }
+
+    async fn changes(
+        &self,
+        database: DatabaseId,
+        since: Version,
+    ) -> Result<(Snapshot, Changes), StoreError> {
+        self.inner.changes(database, since).await
+    }
+
+    async fn read(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        self.inner.read(database, version, pages).await
+    }
+
+    async fn protect(
+        &self,
+        database: DatabaseId,
+        floor: Option<Version>,
+    ) -> Result<(), StoreError> {
+        self.inner.protect(database, floor).await
+    }
+
+    async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
+        self.inner.fence(database).await
+    }
+
+    async fn stage(
+        &self,
+        database: DatabaseId,
+        staging: StagingId,
+        page_size: PageSize,
+        pages: Vec<PageWrite>,
+    ) -> Result<(), StoreError> {
+        self.inner.stage(database, staging, page_size, pages).await
+    }
+
+    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
+        self.inner.discard(staging).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
+        self.arrived.add_permits(1);
+        self.gate.acquire().await.unwrap().forget();
+        self.inner.commit(commit).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
+        self.inner.resolve(resolve).await
+    }
+}

@@ -1,0 +1,452 @@
+//! The write lease through the protocol: hand-over, recall, tickets, and how a broken stream differs from a dead process.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pagewire_proto::pb;
+use pagewire_proto::pb::session_request::Message as Request;
+use pagewire_proto::pb::session_response::Message as News;
+use tokio::time::Instant;
+
+use crate::harness::{
+    Client, CommitAnswer, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, reason,
+};
+
+const TTL: Duration = Duration::from_secs(5);
+
+fn recall(database: &Opened, epoch: u64) -> News {
+    News::LeaseRecall(pb::LeaseRecall {
+        database_id: database.id.clone(),
+        epoch,
+    })
+}
+
+/// The epoch of a grant that came on the stream.
+async fn granted(client: &mut Client, database: &Opened) -> u64 {
+    match client.news().await {
+        News::LeaseGranted(granted) => {
+            assert_eq!(granted.database_id, database.id);
+            granted.grant.unwrap().epoch
+        }
+        other => panic!("no grant but {other:?}"),
+    }
+}
+
+/// Two clients with the database open; the first has the lease.
+async fn two(server: &TestServer) -> (Client, Client, Opened, u64) {
+    let mut holder = server.client().await;
+    let mut other = server.client().await;
+    let database = holder.open("a.db").await;
+    assert_eq!(other.open("a.db").await.id, database.id);
+    let epoch = holder.acquire(&database).await;
+    (holder, other, database, epoch)
+}
+
+fn waiting_acquire(
+    client: &Client,
+    database: &Opened,
+) -> tokio::task::JoinHandle<Result<pb::LeaseGrant, u32>> {
+    let request = client.acquire_request(database, 1000);
+    let mut calls = client.calls.clone();
+    tokio::spawn(async move { acquired(calls.acquire_lease(request).await.unwrap().into_inner()) })
+}
+
+#[tokio::test]
+async fn the_holder_gets_the_same_epoch_again() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    assert!(epoch > 0);
+    assert_eq!(client.acquire(&database).await, epoch);
+}
+
+#[tokio::test]
+async fn a_waiting_call_is_answered_when_the_holder_gives_the_lease_back() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, other, database, epoch) = two(&server).await;
+    let waiting = waiting_acquire(&other, &database);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, false);
+    let grant = waiting.await.unwrap().unwrap();
+    assert!(grant.epoch > epoch);
+    assert_eq!(grant.head.unwrap().version, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_answers_waiters_at_once_and_the_holder_is_not_asked_again() {
+    let server = TestServer::in_process(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let begun = Instant::now();
+    let waiting = waiting_acquire(&other, &database);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.send(Request::KeepLease(pb::KeepLease {
+        database_id: database.id.clone(),
+        epoch,
+    }));
+    assert_eq!(waiting.await.unwrap(), Err(1));
+    assert_eq!(other.try_acquire(&database, 1000).await, Err(1));
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    // Its next news is the answer to this, not another recall.
+    holder.heartbeat(Vec::new()).await;
+    holder.release(&database, epoch, false);
+    assert!(granted(&mut other, &database).await > epoch);
+}
+
+#[tokio::test]
+async fn the_lease_goes_round_in_the_order_of_the_tickets() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut second, database, epoch) = two(&server).await;
+    let mut third = server.client().await;
+    third.open("a.db").await;
+    assert_eq!(second.try_acquire(&database, 0).await, Err(1));
+    assert_eq!(third.try_acquire(&database, 0).await, Err(2));
+    assert_eq!(
+        second.try_acquire(&database, 0).await,
+        Err(1),
+        "keeps its place"
+    );
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, true);
+    let epoch = granted(&mut second, &database).await;
+    // The third waits already: the second gives it back at the end of its transaction.
+    assert_eq!(second.news().await, recall(&database, epoch));
+    second.release(&database, epoch, false);
+    let epoch = granted(&mut third, &database).await;
+    assert_eq!(
+        third.news().await,
+        recall(&database, epoch),
+        "the first wanted it back"
+    );
+    third.release(&database, epoch, false);
+    assert!(granted(&mut holder, &database).await > epoch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_that_is_not_renewed_is_passed_over() {
+    let server = TestServer::in_process(LONG_TTL).await;
+    let (mut holder, mut second, database, epoch) = two(&server).await;
+    let mut third = server.client().await;
+    third.open("a.db").await;
+    assert_eq!(second.try_acquire(&database, 0).await, Err(1));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    tokio::time::advance(Duration::from_millis(1500)).await;
+    assert_eq!(third.try_acquire(&database, 0).await, Err(2));
+    tokio::time::advance(Duration::from_millis(600)).await;
+    holder.release(&database, epoch, false);
+    granted(&mut third, &database).await;
+    second.heartbeat(Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_grant_whose_waiting_call_went_away_comes_on_the_stream() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let waiting = waiting_acquire(&other, &database);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    holder.release(&database, epoch, false);
+    assert!(granted(&mut other, &database).await > epoch);
+}
+
+#[tokio::test]
+async fn a_released_epoch_counts_although_its_message_is_still_under_way() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let old = client.acquire(&database).await;
+    let mut request = client.acquire_request(&database, 0);
+    request.released_epoch = old;
+    let answer = client.calls.acquire_lease(request).await.unwrap();
+    let new = acquired(answer.into_inner()).unwrap().epoch;
+    assert!(new > old);
+    // The late message is about another epoch.
+    client.release(&database, old, true);
+    client.heartbeat(Vec::new()).await;
+    assert_eq!(client.acquire(&database).await, new);
+}
+
+#[tokio::test]
+async fn an_open_takes_a_free_lease_along_and_no_place_in_the_queue() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut first = server.client().await;
+    let mut request = first.open_request("a.db", pb::OpenMode::Create);
+    request.want_lease = true;
+    let opened = first.open_with(request).await.unwrap();
+    let grant = opened.answer.lease.clone().unwrap();
+    let commit = TestCommit::new(&opened, 0, grant.epoch, 1);
+    assert_eq!(first.commit(&commit).await.unwrap(), committed(&[1]));
+
+    let mut second = server.client().await;
+    let mut request = second.open_request("a.db", pb::OpenMode::ReadWrite);
+    request.want_lease = true;
+    let opened = second.open_with(request).await.unwrap();
+    assert_eq!(opened.answer.lease, None);
+    assert_eq!(opened.head, 1);
+    first.heartbeat(Vec::new()).await;
+
+    let mut reader = server.client().await;
+    let mut request = reader.open_request("a.db", pb::OpenMode::ReadOnly);
+    request.want_lease = true;
+    assert_eq!(reader.open_with(request).await.unwrap().answer.lease, None);
+}
+
+#[tokio::test]
+async fn a_lone_session_resumes_with_its_lease() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    client.break_stream();
+    let welcome = client.connect().await;
+    assert!(welcome.resumed);
+    assert_eq!(
+        welcome.leases,
+        [pb::HeldLease {
+            database_id: database.id.clone(),
+            epoch
+        }]
+    );
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    assert_eq!(client.commit(&commit).await.unwrap(), committed(&[1]));
+}
+
+#[tokio::test]
+async fn a_recall_that_was_lost_with_the_stream_is_sent_on_the_next() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    assert_eq!(other.try_acquire(&database, 0).await, Err(1));
+    // The second stream replaces the first, which never broke: nothing is taken.
+    let first = holder.stream.take();
+    assert_eq!(holder.connect().await.leases.len(), 1);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    drop(first);
+}
+
+/// A broken stream proves nothing about the process behind it.
+#[tokio::test(start_paused = true)]
+async fn a_broken_stream_moves_the_lease_at_once_but_no_commit_before_the_old_trust_has_passed() {
+    let server = TestServer::in_process(TTL).await;
+    let (mut holder, mut other, database, old) = two(&server).await;
+    let commit = TestCommit::new(&database, 0, old, 1);
+    assert_eq!(holder.commit(&commit).await.unwrap(), committed(&[1]));
+    tokio::time::advance(Duration::from_millis(1000)).await;
+    holder.heartbeat(Vec::new()).await;
+    other.heartbeat(Vec::new()).await;
+    let trusted_until = Instant::now() + TTL;
+    tokio::time::advance(Duration::from_millis(700)).await;
+    holder.break_stream();
+
+    let new = other.acquire(&database).await;
+    assert!(new > old);
+    assert!(
+        Instant::now() < trusted_until - Duration::from_secs(3),
+        "it moved at once"
+    );
+    let attempt = TestCommit::new(&database, 1, new, 2);
+    let mut writer = other.calls.clone();
+    let messages = attempt.messages(other.session);
+    let committing = tokio::spawn(async move {
+        let answer = writer.commit(tokio_stream::iter(messages)).await.unwrap();
+        (answer.into_inner().outcome.unwrap(), Instant::now())
+    });
+    while Instant::now() < trusted_until - Duration::from_millis(10) {
+        assert_eq!(other.head(&database).await.unwrap(), 1, "not visible yet");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        other.heartbeat(Vec::new()).await;
+    }
+    let (answer, at) = committing.await.unwrap();
+    assert_eq!(answer, committed(&[2]));
+    assert!(at >= trusted_until, "{:?} too early", trusted_until - at);
+    assert!(at < trusted_until + Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_resumes_learns_that_its_lease_moved_and_cannot_commit_with_it() {
+    let server = TestServer::in_process(TTL).await;
+    let (mut holder, mut other, database, old) = two(&server).await;
+    holder.break_stream();
+    let new = other.acquire(&database).await;
+    let welcome = holder.connect().await;
+    assert!(welcome.resumed);
+    assert_eq!(welcome.leases, []);
+    let commit = TestCommit::new(&database, 0, old, 1);
+    assert_eq!(
+        holder.commit(&commit).await.unwrap(),
+        CommitAnswer::LeaseLost(pb::CommitLeaseLost {
+            database_index: 0,
+            current_epoch: new
+        })
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn goodbye_close_and_release_leave_no_barrier() {
+    let server = TestServer::in_process(TTL).await;
+    let mut head = 0;
+    for how in ["goodbye", "close", "release"] {
+        let (holder, mut other, database, epoch) = two(&server).await;
+        let begun = Instant::now();
+        match how {
+            "goodbye" => holder.send(Request::Goodbye(pb::Goodbye {})),
+            "close" => holder.send(Request::CloseDatabase(pb::CloseDatabase {
+                database_id: database.id.clone(),
+                open_sequence: 0,
+            })),
+            _ => holder.release(&database, epoch, false),
+        }
+        let new = other.acquire(&database).await;
+        let commit = TestCommit::new(&database, head, new, 1);
+        head += 1;
+        assert_eq!(
+            other.commit(&commit).await.unwrap(),
+            committed(&[head]),
+            "{how}"
+        );
+        assert!(begun.elapsed() < Duration::from_millis(100), "{how}");
+        other.goodbye().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn goodbye_after_a_broken_stream_lifts_the_barrier() {
+    let server = TestServer::in_process(TTL).await;
+    let (mut holder, mut other, database, _) = two(&server).await;
+    holder.break_stream();
+    let new = other.acquire(&database).await;
+    let begun = Instant::now();
+    holder.connect().await;
+    holder.send(Request::Goodbye(pb::Goodbye {}));
+    let commit = TestCommit::new(&database, 0, new, 1);
+    assert_eq!(other.commit(&commit).await.unwrap(), committed(&[1]));
+    assert!(begun.elapsed() < Duration::from_millis(100));
+}
+
+fn identity_of(pid: u32) -> pb::ProcessIdentity {
+    use std::os::unix::fs::MetadataExt as _;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    pb::ProcessIdentity {
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap(),
+        pid_namespace: std::fs::metadata("/proc/self/ns/pid").unwrap().ino(),
+        pid,
+        start_time_ticks: fields
+            .split_ascii_whitespace()
+            .nth(19)
+            .unwrap()
+            .parse()
+            .unwrap(),
+    }
+}
+
+/// With a TTL longer than the patience of the test: L6, after kill -9 the TTL does not have to pass.
+#[tokio::test]
+async fn a_dead_process_of_this_host_leaves_no_barrier() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut child = Command::new("sleep")
+        .arg("600")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut holder = server.client_with(Some(identity_of(child.id()))).await;
+    let mut other = server.client().await;
+    let database = holder.open("a.db").await;
+    other.open("a.db").await;
+    let old = holder.acquire(&database).await;
+    holder.break_stream();
+    let new = other.acquire(&database).await;
+    assert!(new > old);
+    let commit = TestCommit::new(&database, 0, new, 1);
+    // Killed while the lease has moved already, and not reaped: a zombie is dead.
+    child.kill().unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(10), other.commit(&commit)).await;
+    assert_eq!(
+        answer.expect("waits for the dead").unwrap(),
+        committed(&[1])
+    );
+    child.wait().unwrap();
+    let refused = holder.head(&database).await;
+    assert_eq!(
+        reason(refused),
+        pagewire_proto::status::Reason::SessionUnknown
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_living_process_with_a_broken_stream_keeps_its_barrier() {
+    let server = TestServer::in_process(TTL).await;
+    let mut holder = server
+        .client_with(Some(identity_of(std::process::id())))
+        .await;
+    let heard = Instant::now();
+    let mut other = server.client().await;
+    let database = holder.open("a.db").await;
+    other.open("a.db").await;
+    holder.acquire(&database).await;
+    tokio::time::advance(Duration::from_millis(1000)).await;
+    other.heartbeat(Vec::new()).await;
+    holder.break_stream();
+    let new = other.acquire(&database).await;
+    let commit = TestCommit::new(&database, 0, new, 1);
+    assert_eq!(other.commit(&commit).await.unwrap(), committed(&[1]));
+    assert!(heard.elapsed() >= TTL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_is_silent_on_a_living_stream_loses_the_lease_with_its_window() {
+    let server = TestServer::in_process(TTL).await;
+    let (mut holder, mut other, database, old) = two(&server).await;
+    let heard = Instant::now();
+    let new = loop {
+        // Its answer may come after a grant: nobody reads it.
+        other.send(Request::Heartbeat(pb::Heartbeat::default()));
+        match other.try_acquire(&database, 1000).await {
+            Ok(grant) => break grant.epoch,
+            Err(ahead) => assert_eq!(ahead, 1),
+        }
+    };
+    assert!(new > old);
+    assert!(heard.elapsed() >= TTL - Duration::from_millis(1));
+    assert!(heard.elapsed() < TTL + Duration::from_millis(300));
+    // Nobody trusts anything: no barrier.
+    let begun = Instant::now();
+    let commit = TestCommit::new(&database, 0, new, 1);
+    assert_eq!(other.commit(&commit).await.unwrap(), committed(&[1]));
+    assert!(begun.elapsed() < Duration::from_millis(100));
+    assert_eq!(holder.news().await, recall(&database, old));
+    let stream = holder.stream.as_mut().unwrap();
+    assert_eq!(
+        reason(stream.next().await),
+        pagewire_proto::status::Reason::SessionUnknown
+    );
+}
+
+#[tokio::test]
+async fn a_read_only_open_gets_no_lease() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut writer = server.client().await;
+    let database = writer.open("a.db").await;
+    let epoch = writer.acquire(&database).await;
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    writer.commit(&commit).await.unwrap();
+    let mut reader = server.client().await;
+    let request = reader.open_request("a.db", pb::OpenMode::ReadOnly);
+    let database = reader.open_with(request).await.unwrap();
+    let request = reader.acquire_request(&database, 0);
+    let refused = reader.calls.acquire_lease(request).await;
+    assert_eq!(
+        reason(refused),
+        pagewire_proto::status::Reason::DatabaseNotOpen
+    );
+    let commit = TestCommit::new(&database, 1, epoch, 2);
+    let refused = reader.commit(&commit).await;
+    assert_eq!(
+        reason(refused),
+        pagewire_proto::status::Reason::DatabaseNotOpen
+    );
+}

@@ -1,0 +1,19 @@
+//! The memory store keeps the store contract.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pagewire_memory::MemoryStore;
+use pagewire_server::conformance::StoreUnderTest;
+use pagewire_server::store::{PageStore, StoreError};
+
+struct Memory;
+
+#[async_trait]
+impl StoreUnderTest for Memory {
+    async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+        Ok(Arc::new(MemoryStore::new()?))
+    }
+}
+
+pagewire_server::conformance_tests!(Memory);

@@ -1,0 +1,5 @@
+//! Tests of the memory store, and of the conformance suite by stores that are wrong.
+
+mod conformance;
+mod limits;
+mod wrong_stores;
