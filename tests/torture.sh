@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests/setup.sh
-cargo build --quiet -p pagewire -p pagewire-vfs -p pagewire-tests
+cargo build --quiet --workspace
 if [ "${1:-}" = --long ]; then
     shift
     set -- --kills 1000 "$@"

@@ -69,7 +69,7 @@ fn w12_begin_immediate_never_succeeds_twice() {
     }
     guests[0].ok("main", "CREATE TABLE t(who INT)");
     let (mut both_tried, mut committed) = (0, 0);
-    for turn in 0..300 {
+    for turn in 0..100 {
         for guest in &mut guests {
             guest.begin_sql("main", "BEGIN IMMEDIATE");
         }
