@@ -26,7 +26,7 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Opens a database in an interactive SQL shell.
     #[command(disable_version_flag = true)]
-    Shell(shell::ShellArgs),
+    Shell(Box<shell::ShellArgs>),
     /// Lists and deletes databases.
     Db(db::DbArguments),
 }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         .init();
     let done = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Shell(arguments) => shell::run(arguments, embedded::prepare),
+        Command::Shell(arguments) => shell::run(*arguments, embedded::prepare),
         Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {
