@@ -1,1 +1,12 @@
-//! End-to-end tests.
+//! End-to-end tests: the built server in a process of its own, the built VFS in this one and in others.
+//!
+//! Counts are per process, so these tests want a process each: `cargo nextest run`. Tests that are named after a letter
+//! and a number (`w5_...`) keep a failure out that was seen in systems of this kind: W silently wrong data, L leases and
+//! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
+
+mod commit_faults;
+mod concurrency;
+mod leases;
+mod outages;
+mod round_trips;
+mod silent_wrong_data;

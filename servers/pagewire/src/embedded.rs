@@ -44,7 +44,7 @@ pub fn prepare(args: &ShellArgs) -> anyhow::Result<ShellEnvironment> {
     unsafe_code,
     reason = "SQLite calls an extension through a C function pointer"
 )]
-fn register_vfs() -> rusqlite::Result<()> {
+pub fn register_vfs() -> rusqlite::Result<()> {
     // SAFETY: the two signatures differ only in the Rust names of SQLite's opaque types.
     let init: rusqlite::auto_extension::RawAutoExtension =
         unsafe { std::mem::transmute(pagewire::AUTO_EXTENSION) };

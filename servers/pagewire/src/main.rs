@@ -7,6 +7,7 @@ mod db;
 mod embedded;
 mod serve;
 mod shell;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,10 @@ enum Command {
     Shell(Box<shell::ShellArgs>),
     /// Lists and deletes databases.
     Db(db::DbArguments),
+    /// Copies a local SQLite file into a new database.
+    Import(transfer::ImportArguments),
+    /// Copies a database into a new local SQLite file.
+    Export(transfer::ExportArguments),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +56,8 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Shell(arguments) => shell::run(*arguments, embedded::prepare),
         Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,

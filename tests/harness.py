@@ -1,0 +1,102 @@
+"""What the end-to-end scripts share: where things are built, and a page server that can be started, killed and
+started again on the same port.
+
+Never mends anything: a server that does not come up, or stops by itself, is an error of the test.
+"""
+
+import os
+import pathlib
+import queue
+import re
+import signal
+import socket
+import subprocess
+import threading
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+TARGET = TOP / "target" / "debug"
+LIBRARY = TARGET / "libpagewire.so"
+COMMAND = TARGET / "pagewire"
+GUEST = TARGET / "pagewire-guest"
+STATIC_SHELL = TOP / ".test-tools" / "static-shell" / "sqlite3"
+DEBIAN_SHELL = pathlib.Path("/usr/bin/sqlite3")
+DEBIAN_PYTHON = pathlib.Path("/usr/bin/python3")
+VENV_PYTHON = TOP / ".test-tools" / "venv" / "bin" / "python"
+
+READY = re.compile(r"^pagewire listening on (\S+):(\d+)")
+START_SECONDS = 30
+
+
+def free_port():
+    """A port that nobody listens on now. Servers that are restarted on their port need to know it beforehand."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def guest_environment(endpoint=None, **settings):
+    """The environment of a host program: nothing of Pagewire's but what is named here."""
+    environment = {key: text for key, text in os.environ.items() if not key.startswith("PAGEWIRE_")}
+    if endpoint is not None:
+        environment["PAGEWIRE_ENDPOINT"] = endpoint
+    environment.update(settings)
+    return environment
+
+
+class Server:
+    """A `pagewire serve` process."""
+
+    def __init__(self, store, log, port=None, lease_ttl_ms=None):
+        self.store = store
+        self.log = log
+        self.port = port or free_port()
+        self.lease_ttl_ms = lease_ttl_ms
+        self.process = None
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        command = [COMMAND, "serve", "--store", self.store, "--listen", f"127.0.0.1:{self.port}"]
+        if self.lease_ttl_ms is not None:
+            command += ["--lease-ttl-ms", str(self.lease_ttl_ms)]
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=guest_environment()
+            )
+        lines = queue.Queue()
+        threading.Thread(target=self._read, args=(self.process.stdout, lines), daemon=True).start()
+        try:
+            line = lines.get(timeout=START_SECONDS)
+        except queue.Empty:
+            self.kill()
+            raise RuntimeError(f"the server said nothing within {START_SECONDS} s, see {self.log}") from None
+        if not READY.match(line):
+            self.kill()
+            raise RuntimeError(f"the server did not come up (it said {line!r}), see {self.log}")
+        return self
+
+    @staticmethod
+    def _read(stream, lines):
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+
+    def alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self):
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self):
+        """SIGTERM, and how it ended."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None

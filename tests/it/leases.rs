@@ -1,0 +1,206 @@
+//! Leases: one writer, fenced; they move when the holder dies, closes or sleeps too long, and their loss is told.
+
+use std::time::{Duration, Instant};
+
+use pagewire_tests::connection::{assert_sound, number, open, rows, uri};
+use pagewire_tests::process::Guest;
+use pagewire_tests::server::PageServer;
+
+const BUSY: i32 = 5;
+
+/// Two processes at one database, the first one with the lease.
+fn two_processes(server: &PageServer) -> (Guest, Guest) {
+    let uri = uri(&server.endpoint(), "t.db", &[]);
+    let mut first = Guest::start(&[]);
+    first.open("main", &uri).expect("open");
+    first.ok("main", "CREATE TABLE t(who TEXT)");
+    let mut second = Guest::start(&[]);
+    second.open("main", &uri).expect("open");
+    second.ok("main", "PRAGMA busy_timeout = 15000");
+    (first, second)
+}
+
+#[test]
+fn l5_a_database_that_another_process_writes_to_opens_and_waits_its_turn() {
+    let server = PageServer::memory();
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "BEGIN IMMEDIATE");
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    assert_eq!(
+        second.ok("main", "SELECT count(*) FROM t"),
+        ["0"],
+        "readers never wait"
+    );
+    second.begin_sql("main", "INSERT INTO t VALUES('second')");
+    first.ok("main", "COMMIT");
+    second.answer().expect("its turn came");
+    assert_eq!(first.ok("main", "SELECT who FROM t"), ["first", "second"]);
+}
+
+#[test]
+fn l6_after_a_kill_on_the_same_host_the_lease_moves_before_its_ttl_is_over() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "20000"]);
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "BEGIN IMMEDIATE");
+    first.ok("main", "INSERT INTO t VALUES('never committed')");
+    first.kill();
+    let began = Instant::now();
+    second.ok("main", "INSERT INTO t VALUES('second')");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "it took {:?}",
+        began.elapsed()
+    );
+    assert_eq!(second.ok("main", "SELECT who FROM t"), ["second"]);
+}
+
+#[test]
+fn a_process_that_closed_its_database_is_not_waited_for() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "20000"]);
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    first.close("main").expect("close");
+    let began = Instant::now();
+    second.ok("main", "INSERT INTO t VALUES('second')");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        began.elapsed()
+    );
+}
+
+/// A holder that slept past its lease in mid-transaction while another one wrote.
+fn sleeper(server: &PageServer) -> (Guest, Guest) {
+    let (mut first, mut second) = two_processes(server);
+    first.ok("main", "BEGIN IMMEDIATE");
+    first.ok("main", "INSERT INTO t VALUES('the sleeper')");
+    first.pause();
+    second.ok("main", "INSERT INTO t VALUES('meanwhile')");
+    first.resume();
+    (first, second)
+}
+
+#[test]
+fn l4_a_lease_lost_while_the_process_slept_is_told_and_nothing_of_it_is_committed() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "1000"]);
+    let (mut first, mut second) = sleeper(&server);
+    let told = first
+        .sql("main", "COMMIT")
+        .expect_err("the lease is another's");
+    // W16: a plain BUSY here would leave the transaction open, and the COMMIT repeated.
+    assert_ne!(told.code, BUSY, "{told:?}");
+    assert_eq!(second.ok("main", "SELECT who FROM t"), ["meanwhile"]);
+    // The connection is none the worse for it.
+    first.sql("main", "ROLLBACK").ok();
+    first.ok("main", "PRAGMA busy_timeout = 15000");
+    first.ok("main", "INSERT INTO t VALUES('the sleeper again')");
+    assert_eq!(
+        first.ok("main", "SELECT who FROM t"),
+        ["meanwhile", "the sleeper again"]
+    );
+    assert_eq!(first.ok("main", "PRAGMA integrity_check"), ["ok"]);
+}
+
+#[test]
+fn w16_a_commit_that_failed_for_a_lost_lease_never_says_ok_when_it_is_repeated() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "1000"]);
+    let (mut first, mut second) = sleeper(&server);
+    for _ in 0..3 {
+        first
+            .sql("main", "COMMIT")
+            .expect_err("it can't be committed");
+    }
+    assert_eq!(second.ok("main", "SELECT who FROM t"), ["meanwhile"]);
+    assert_eq!(first.ok("main", "SELECT who FROM t"), ["meanwhile"]);
+}
+
+#[test]
+fn a_reader_that_slept_past_the_ttl_sees_what_was_committed_meanwhile() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "1000"]);
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    first.pause();
+    second.ok("main", "INSERT INTO t VALUES('second')");
+    first.resume();
+    assert_eq!(first.ok("main", "SELECT who FROM t"), ["first", "second"]);
+}
+
+#[test]
+fn l3_the_first_statement_after_a_long_pause_succeeds() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "500"]);
+    let connection = open(&server.endpoint(), "t.db");
+    connection
+        .execute_batch("CREATE TABLE t(i)")
+        .expect("create");
+    #[expect(clippy::disallowed_methods, reason = "idling is what is under test")]
+    std::thread::sleep(Duration::from_secs(4));
+    connection
+        .execute("INSERT INTO t VALUES(1)", [])
+        .expect("insert after idling");
+    assert_eq!(number(&connection, "SELECT count(*) FROM t"), 1);
+}
+
+#[test]
+fn an_exclusive_locking_mode_keeps_others_out_until_close_and_not_longer() {
+    let server = PageServer::memory();
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "PRAGMA locking_mode = EXCLUSIVE");
+    for turn in 0..3 {
+        first.ok("main", &format!("INSERT INTO t VALUES('{turn}')"));
+    }
+    second.ok("main", "PRAGMA busy_timeout = 300");
+    let refused = second
+        .sql("main", "INSERT INTO t VALUES('second')")
+        .expect_err("the other is exclusive");
+    assert_eq!(refused.code & 0xff, BUSY, "{refused:?}");
+    first.close("main").expect("close");
+    second.ok("main", "PRAGMA busy_timeout = 10000");
+    second.ok("main", "INSERT INTO t VALUES('second')");
+    assert_eq!(second.ok("main", "SELECT count(*) FROM t"), ["4"]);
+}
+
+#[test]
+fn two_transactions_that_wait_for_each_other_do_not_hang() {
+    let server = PageServer::memory();
+    let (mut first, mut second) = two_processes(&server);
+    for (guest, name) in [(&mut first, "other"), (&mut second, "other")] {
+        guest.ok("main", "PRAGMA busy_timeout = 2000");
+        guest
+            .open(name, &uri(&server.endpoint(), "other.db", &[]))
+            .expect("open");
+        guest.ok(name, "PRAGMA busy_timeout = 2000");
+    }
+    first.ok("other", "CREATE TABLE t(who TEXT)");
+    first.ok("main", "BEGIN IMMEDIATE");
+    second.ok("other", "BEGIN IMMEDIATE");
+    first.begin_sql("other", "INSERT INTO t VALUES('first')");
+    second.begin_sql("main", "INSERT INTO t VALUES('second')");
+    let answers = [first.answer(), second.answer()];
+    for failure in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        assert_eq!(failure.code & 0xff, BUSY, "{failure:?}");
+    }
+    assert!(answers.iter().any(Result::is_err), "both can't have it");
+    first.ok("main", "ROLLBACK");
+    second.ok("other", "ROLLBACK");
+    first.ok("other", "INSERT INTO t VALUES('first')");
+    second.ok("main", "INSERT INTO t VALUES('second')");
+}
+
+#[test]
+fn one_server_keeps_many_databases_apart_while_one_of_them_is_locked() {
+    let server = PageServer::memory();
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "BEGIN IMMEDIATE");
+    second
+        .open("other", &uri(&server.endpoint(), "other.db", &[]))
+        .expect("open");
+    second.ok("other", "PRAGMA busy_timeout = 0");
+    second.ok("other", "CREATE TABLE mine(x)");
+    first.ok("main", "COMMIT");
+    let own = open(&server.endpoint(), "other.db");
+    assert_eq!(
+        rows(&own, "SELECT name FROM sqlite_schema").expect("schema"),
+        ["mine"]
+    );
+    assert_sound(&own);
+}

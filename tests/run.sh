@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and runs all of them; the last line says how many passed and failed.
+# One build in the dev profile serves everything. PAGEWIRE_TORTURE_KILLS makes the torture run longer or shorter.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+tests/setup.sh || { echo "0 passed, 1 failed"; exit 1; }
+export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+logs=.test-tools/logs
+rm -rf "$logs"
+mkdir -p "$logs"
+passed=0
+failed=0
+
+# step NAME COMMAND...: a check that passes or fails as a whole.
+step() {
+    local name=$1
+    shift
+    echo "== $name"
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED $name"
+    fi
+}
+
+# suite NAME SED_PATTERN COMMAND...: something that counts its own tests; the pattern turns its last count into
+# "PASSED FAILED". One that fails without such a count, or with none failed, counts as one failure.
+suite() {
+    local name=$1 pattern=$2 status counts
+    shift 2
+    echo "== $name"
+    "$@" 2>&1 | tee "$logs/$name"
+    status=${PIPESTATUS[0]}
+    counts=$(sed 's/\x1b\[[0-9;]*m//g' "$logs/$name" | sed -nE "$pattern" | tail -n 1)
+    if [ -z "$counts" ]; then
+        failed=$((failed + 1))
+        echo "FAILED $name: it did not get as far as counting its tests"
+        return
+    fi
+    set -- $counts
+    passed=$((passed + $1))
+    failed=$((failed + ${2:-0}))
+    if [ "$status" != 0 ] && [ "${2:-0}" = 0 ]; then
+        failed=$((failed + 1))
+        echo "FAILED $name: exit status $status"
+    fi
+}
+
+script_counts='s/^[a-z]+: ([0-9]+) passed, ([0-9]+) failed$/\1 \2/p'
+
+step "format" cargo fmt --all --check
+step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+step "build" cargo build --workspace --quiet
+step "static-shell" tests/static_shell.sh .test-tools/static-shell target/debug/libpagewire.a sqlite_vfs/include
+suite "nextest" 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed)?.*$/\1 \4/p' \
+    cargo nextest run --workspace --no-fail-fast --status-level fail --final-status-level fail --hide-progress-bar
+step "doctests" cargo test --workspace --doc --quiet
+suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
+suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
+suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs what the tests need on a Debian machine that has Rust, gcc and apt: Debian's own sqlite3 and Python, apsw in a
+# private venv, and cargo-nextest. Says nothing and changes nothing where all of it is there.
+set -euo pipefail
+top=$(cd "$(dirname "$0")/.." && pwd)
+tools=$top/.test-tools
+mkdir -p "$tools"
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        echo "setup: '$*' has to be run as root, and there is no sudo" >&2
+        return 1
+    fi
+}
+
+missing=()
+for package in gcc libc6-dev make sqlite3 python3 python3-venv; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "setup: installing ${missing[*]}"
+    as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$tools/apt.log"
+fi
+
+# Debian's own Python: others are often built without loadable extensions.
+if ! "$tools/venv/bin/python" -c 'import apsw' 2>/dev/null; then
+    echo "setup: making .test-tools/venv with apsw"
+    rm -rf "$tools/venv"
+    /usr/bin/python3 -m venv "$tools/venv"
+    "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary apsw apsw
+fi
+
+if ! cargo nextest --version >/dev/null 2>&1; then
+    echo "setup: building cargo-nextest (some minutes)"
+    cargo install --quiet --locked cargo-nextest
+fi

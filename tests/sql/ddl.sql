@@ -1,0 +1,48 @@
+-- Tables, indexes, views, ALTER TABLE in all its forms, generated columns, partial and expression indexes.
+-- @open ddl
+CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT NOT NULL, c REAL DEFAULT 1.5, d BLOB, e ANY);
+CREATE INDEX t_b ON t(b COLLATE NOCASE DESC);
+CREATE INDEX t_part ON t(c) WHERE c > 10;
+CREATE INDEX t_expr ON t(length(b), a % 3);
+INSERT INTO t(b, c) VALUES('one', 1), ('Two', 20), ('three', 300);
+INSERT INTO t(b) VALUES(NULL);
+WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO t(b, c) SELECT 'row ' || i, i * 1.25 FROM n;
+SELECT count(*), sum(a), sum(c) FROM t;
+SELECT a, b FROM t WHERE c > 10 ORDER BY c LIMIT 5;
+EXPLAIN QUERY PLAN SELECT a FROM t WHERE length(b) = 5 AND a % 3 = 1;
+ALTER TABLE t ADD COLUMN f TEXT DEFAULT 'added';
+ALTER TABLE t RENAME COLUMN b TO name;
+ALTER TABLE t RENAME TO people;
+ALTER TABLE people DROP COLUMN e;
+SELECT name, sql FROM sqlite_schema ORDER BY name;
+CREATE VIEW v AS SELECT name, c * 2 AS twice FROM people WHERE a <= 3;
+SELECT * FROM v;
+CREATE TABLE g(a INT, b INT GENERATED ALWAYS AS (a * 2) VIRTUAL, c INT GENERATED ALWAYS AS (a || '!') STORED, CHECK(a < 100));
+CREATE INDEX g_b ON g(b);
+INSERT INTO g(a) VALUES(1), (2), (3);
+INSERT INTO g(a) VALUES(100);
+INSERT INTO g(a, b) VALUES(1, 1);
+SELECT * FROM g WHERE b = 4;
+CREATE TABLE strict_one(i INTEGER, t TEXT, x ANY) STRICT;
+INSERT INTO strict_one VALUES('not a number', 't', 1);
+INSERT INTO strict_one VALUES(1, 't', x'00ff');
+SELECT i, t, hex(x), typeof(x) FROM strict_one;
+DROP INDEX t_b;
+DROP VIEW v;
+CREATE TABLE copy AS SELECT a, name FROM people WHERE a < 10;
+DROP TABLE people;
+SELECT name FROM sqlite_schema ORDER BY name;
+SELECT * FROM people;
+-- @reopen
+SELECT count(*) FROM copy;
+PRAGMA user_version = 42;
+PRAGMA application_id = 1234567;
+PRAGMA user_version;
+PRAGMA encoding;
+ANALYZE;
+SELECT tbl, idx IS NULL FROM sqlite_stat1 ORDER BY tbl, idx;
+REINDEX;
+PRAGMA foreign_key_check;
+PRAGMA page_count;
+PRAGMA freelist_count;
+PRAGMA integrity_check;

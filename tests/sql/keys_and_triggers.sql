@@ -1,0 +1,46 @@
+-- WITHOUT ROWID, foreign keys with their actions, triggers of all kinds, upsert, RETURNING, conflicts.
+-- @open keys
+PRAGMA foreign_keys = ON;
+CREATE TABLE w(k TEXT, n INT, v BLOB, PRIMARY KEY(k, n)) WITHOUT ROWID;
+WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 800) INSERT INTO w SELECT 'k' || (i % 20), i, zeroblob(i % 90) FROM n;
+SELECT k, count(*), sum(length(v)) FROM w GROUP BY k ORDER BY k LIMIT 6;
+INSERT INTO w VALUES('k1', 1, NULL);
+DELETE FROM w WHERE n BETWEEN 100 AND 700;
+SELECT count(*), min(n), max(n) FROM w;
+CREATE TABLE parent(id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+CREATE TABLE child(id INTEGER PRIMARY KEY, p INT REFERENCES parent(id) ON DELETE CASCADE ON UPDATE CASCADE, q INT REFERENCES parent(id) ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO parent VALUES(1, 'a'), (2, 'b'), (3, 'c');
+INSERT INTO child VALUES(1, 1, 2), (2, 2, 3), (3, 3, 1);
+INSERT INTO child VALUES(4, 99, 1);
+BEGIN;
+INSERT INTO child VALUES(5, 1, 77);
+COMMIT;
+INSERT INTO parent VALUES(77, 'late');
+COMMIT;
+DELETE FROM parent WHERE id = 1;
+UPDATE parent SET id = 20 WHERE id = 2;
+SELECT * FROM child ORDER BY id;
+CREATE TABLE log(what TEXT);
+CREATE TRIGGER p_ins AFTER INSERT ON parent WHEN new.id > 100 BEGIN INSERT INTO log VALUES('inserted ' || new.name); END;
+CREATE TRIGGER p_upd BEFORE UPDATE OF name ON parent BEGIN
+  INSERT INTO log VALUES(old.name || ' -> ' || new.name);
+  SELECT RAISE(ABORT, 'not that name') WHERE new.name = 'forbidden';
+END;
+CREATE VIEW pv AS SELECT name FROM parent;
+CREATE TRIGGER pv_ins INSTEAD OF INSERT ON pv BEGIN INSERT INTO parent(name) VALUES(upper(new.name)); END;
+INSERT INTO parent VALUES(101, 'x');
+INSERT INTO pv VALUES('through the view');
+UPDATE parent SET name = 'forbidden' WHERE id = 3;
+UPDATE parent SET name = 'cc' WHERE id = 3;
+SELECT * FROM log;
+SELECT * FROM parent ORDER BY id;
+INSERT INTO parent VALUES(3, 'dd') ON CONFLICT(id) DO UPDATE SET name = excluded.name || '!' RETURNING id, name;
+INSERT INTO parent VALUES(500, 'dd!') ON CONFLICT DO NOTHING RETURNING id;
+INSERT OR REPLACE INTO parent VALUES(600, 'cc');
+INSERT OR ROLLBACK INTO parent VALUES(601, 'cc');
+INSERT OR FAIL INTO parent SELECT 700 + id, CASE id WHEN 3 THEN 'cc' ELSE 'n' || id END FROM parent WHERE id < 100 ORDER BY id;
+DELETE FROM parent WHERE id > 600 RETURNING name;
+UPDATE parent SET name = name || '?' WHERE id IN (3, 20) RETURNING id, name;
+SELECT * FROM parent ORDER BY id;
+PRAGMA foreign_key_check;
+PRAGMA integrity_check;

@@ -1,0 +1,47 @@
+-- VACUUM in place, with another page size, in all auto_vacuum modes, and incremental vacuum.
+-- @open vacuum
+PRAGMA page_size = 1024;
+CREATE TABLE t(i INTEGER PRIMARY KEY, s TEXT);
+WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 2000) INSERT INTO t SELECT i, printf('%0300d', i) FROM n;
+DELETE FROM t WHERE i % 4 <> 0;
+PRAGMA page_count;
+PRAGMA freelist_count;
+VACUUM;
+PRAGMA page_count;
+PRAGMA freelist_count;
+PRAGMA page_size = 8192;
+VACUUM;
+PRAGMA page_size;
+PRAGMA page_count;
+SELECT count(*), sum(i), sum(length(s)) FROM t;
+PRAGMA integrity_check;
+-- @reopen
+PRAGMA page_size;
+SELECT count(*), sum(i), sum(length(s)) FROM t;
+PRAGMA page_size = 512;
+VACUUM;
+PRAGMA page_count;
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA page_size = 65536;
+VACUUM;
+PRAGMA auto_vacuum;
+PRAGMA page_size;
+PRAGMA page_size = 4096;
+VACUUM;
+WITH RECURSIVE n(i) AS (VALUES(10001) UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO t SELECT i, printf('%0300d', i) FROM n;
+DELETE FROM t WHERE i > 10100;
+PRAGMA freelist_count;
+PRAGMA incremental_vacuum(20);
+PRAGMA freelist_count;
+PRAGMA incremental_vacuum;
+PRAGMA page_count;
+PRAGMA auto_vacuum = FULL;
+VACUUM;
+DELETE FROM t WHERE i % 2 = 0;
+PRAGMA page_count;
+PRAGMA freelist_count;
+SELECT count(*), sum(i) FROM t;
+BEGIN;
+VACUUM;
+ROLLBACK;
+PRAGMA integrity_check;

@@ -1,0 +1,411 @@
+//! A page service that passes every call on to the real server and loses single requests or answers on purpose.
+//!
+//! A fault is armed by name and strikes once. "After it was applied" is a moment of its own. The proxy never makes an
+//! answer up, apart from the ones that a test arms as nonsense.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use pagewire_proto::pb;
+use pagewire_proto::pb::page_service_client::PageServiceClient;
+use pagewire_proto::pb::page_service_server::{PageService, PageServiceServer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+const MESSAGE_BYTES: usize = 64 << 20;
+
+/// Which call a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// OpenDatabase
+    Open,
+    /// BeginSnapshot
+    Begin,
+    /// ReadPages
+    Read,
+    /// AcquireLease
+    Acquire,
+    /// StagePages
+    Stage,
+    /// Commit
+    Commit,
+    /// ResolveCommit
+    Resolve,
+}
+
+/// What happens to the call.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The server carries it out; the caller gets the error of a broken connection.
+    AnswerBroken,
+    /// The server carries it out; the caller never hears of it.
+    AnswerSilent,
+    /// The server never sees it; the caller gets the error of a broken connection.
+    RequestBroken,
+    /// The server never sees it, and the caller never hears of it.
+    RequestSilent,
+    /// The caller gets the error of a broken connection at once, and the server sees the call so much later.
+    RequestLate(Duration),
+    /// Passed on so much later.
+    Delay(Duration),
+    /// ReadPages: one bit of the first page's content is another.
+    FlippedBit,
+    /// ReadPages: pages that nobody asked for, in the place of the right ones.
+    WrongPages,
+    /// Any: an answer with nothing in it.
+    Empty,
+}
+
+/// A proxy on a port of its own.
+#[derive(Debug)]
+pub struct Proxy {
+    address: String,
+    faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
+    struck: mpsc::Receiver<Call>,
+    gate: watch::Sender<bool>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Proxy {
+    /// In front of `upstream` (`http://127.0.0.1:PORT`).
+    pub fn new(upstream: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .expect("bind");
+        let address = listener.local_addr().expect("address").to_string();
+        let channel = {
+            let _inside = runtime.enter();
+            Endpoint::from_shared(upstream.to_owned())
+                .expect("endpoint")
+                .connect_lazy()
+        };
+        let faults = Arc::new(Mutex::new(VecDeque::new()));
+        let (strike, struck) = mpsc::channel();
+        let (gate, open) = watch::channel(true);
+        let relay = CallRelay {
+            channel,
+            faults: Arc::clone(&faults),
+            strike,
+            open,
+        };
+        let service = PageServiceServer::new(relay)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        runtime.spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        Self {
+            address,
+            faults,
+            struck,
+            gate,
+            runtime: Some(runtime),
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Lets `fault` strike the next `call`, once.
+    pub fn arm(&self, call: Call, fault: Fault) {
+        self.faults.lock().expect("faults").push_back((call, fault));
+    }
+
+    /// Waits until an armed fault has struck. After `AnswerBroken` and `AnswerSilent` the server has answered by then.
+    pub fn wait_for_strike(&self, call: Call) {
+        let struck = self
+            .struck
+            .recv_timeout(Duration::from_secs(30))
+            .expect("the fault never struck");
+        assert_eq!(struck, call);
+    }
+
+    /// Whether every armed fault has struck.
+    pub fn is_disarmed(&self) -> bool {
+        self.faults.lock().expect("faults").is_empty()
+    }
+
+    /// From now on nothing passes, in either direction, heartbeats included; nothing is lost either.
+    pub fn black_out(&self) {
+        self.gate.send_replace(false);
+    }
+
+    /// Ends a black-out.
+    pub fn lift(&self) {
+        self.gate.send_replace(true);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct CallRelay {
+    channel: Channel,
+    faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
+    strike: mpsc::Sender<Call>,
+    open: watch::Receiver<bool>,
+}
+
+fn broken() -> Status {
+    // No `pagewire-reason`: as the transport says it.
+    Status::unavailable("the proxy broke the connection")
+}
+
+async fn passes(mut open: watch::Receiver<bool>) {
+    // The sender lives as long as the runtime that drives this.
+    let _ = open.wait_for(|open| *open).await;
+}
+
+impl CallRelay {
+    fn client(&self) -> PageServiceClient<Channel> {
+        PageServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    fn armed(&self, call: Call) -> Option<Fault> {
+        let mut faults = self.faults.lock().expect("faults");
+        let index = faults.iter().position(|(armed, _)| *armed == call)?;
+        faults.remove(index).map(|(_, fault)| fault)
+    }
+
+    fn strikes(&self, call: Call) {
+        // The test may have stopped listening.
+        let _ = self.strike.send(call);
+    }
+
+    /// One call with whatever is armed for it; `forward` makes the real one.
+    async fn relay<A, F>(
+        &self,
+        call: Call,
+        forward: F,
+        spoil: fn(&mut A, &Fault),
+    ) -> Result<Response<A>, Status>
+    where
+        A: Default + Send + 'static,
+        F: Future<Output = Result<Response<A>, Status>> + Send + 'static,
+    {
+        passes(self.open.clone()).await;
+        let fault = self.armed(call);
+        match &fault {
+            None => {}
+            Some(Fault::RequestBroken) => {
+                self.strikes(call);
+                return Err(broken());
+            }
+            Some(Fault::RequestSilent) => {
+                self.strikes(call);
+                return std::future::pending().await;
+            }
+            Some(Fault::RequestLate(delay)) => {
+                let delay = *delay;
+                let late = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    let _ = forward.await;
+                    late.strikes(call);
+                });
+                return Err(broken());
+            }
+            Some(Fault::Empty) => {
+                self.strikes(call);
+                return Ok(Response::new(A::default()));
+            }
+            Some(Fault::Delay(delay)) => {
+                self.strikes(call);
+                tokio::time::sleep(*delay).await;
+            }
+            Some(
+                Fault::AnswerBroken | Fault::AnswerSilent | Fault::FlippedBit | Fault::WrongPages,
+            ) => {}
+        }
+        let mut answer = forward.await;
+        passes(self.open.clone()).await;
+        match &fault {
+            Some(Fault::AnswerBroken) => {
+                self.strikes(call);
+                return Err(broken());
+            }
+            Some(Fault::AnswerSilent) => {
+                self.strikes(call);
+                return std::future::pending().await;
+            }
+            Some(fault @ (Fault::FlippedBit | Fault::WrongPages)) => {
+                if let Ok(answer) = &mut answer {
+                    spoil(answer.get_mut(), fault);
+                }
+                self.strikes(call);
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+fn leave<A>(_: &mut A, fault: &Fault) {
+    panic!("{fault:?} is for ReadPages");
+}
+
+fn spoil_pages(answer: &mut pb::ReadPagesResponse, fault: &Fault) {
+    for page in &mut answer.pages {
+        match fault {
+            Fault::WrongPages => page.number += 1,
+            _ => {
+                let mut content = page.content.to_vec();
+                if let Some(byte) = content.last_mut() {
+                    *byte ^= 1;
+                }
+                page.content = content.into();
+            }
+        }
+    }
+}
+
+/// All messages of a client stream; a stream that breaks off is passed on as one that does.
+async fn collect<M>(mut stream: Streaming<M>) -> Result<Vec<M>, Status> {
+    let mut messages = Vec::new();
+    while let Some(message) = stream.next().await {
+        messages.push(message?);
+    }
+    Ok(messages)
+}
+
+macro_rules! unary {
+    ($self:ident, $call:expr, $method:ident, $request:ident, $spoil:expr) => {{
+        let mut client = $self.client();
+        $self
+            .relay($call, async move { client.$method($request).await }, $spoil)
+            .await
+    }};
+}
+
+#[tonic::async_trait]
+impl PageService for CallRelay {
+    type SessionStream = ReceiverStream<Result<pb::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        passes(self.open.clone()).await;
+        let (metadata, extensions, mut inbound) = request.into_parts();
+        let (up, upstream) = tokio::sync::mpsc::channel(16);
+        let open = self.open.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = inbound.next().await {
+                passes(open.clone()).await;
+                if up.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let request = Request::from_parts(metadata, extensions, ReceiverStream::new(upstream));
+        let mut answers = self.client().session(request).await?.into_inner();
+        let (down, downstream) = tokio::sync::mpsc::channel(16);
+        let open = self.open.clone();
+        tokio::spawn(async move {
+            loop {
+                let answer = tokio::select! {
+                    answer = answers.next() => answer,
+                    // The client went away: so does its stream to the server.
+                    () = down.closed() => None,
+                };
+                let Some(answer) = answer else { return };
+                passes(open.clone()).await;
+                if down.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(downstream)))
+    }
+
+    async fn open_database(
+        &self,
+        request: Request<pb::OpenDatabaseRequest>,
+    ) -> Result<Response<pb::OpenDatabaseResponse>, Status> {
+        unary!(self, Call::Open, open_database, request, leave)
+    }
+
+    async fn begin_snapshot(
+        &self,
+        request: Request<pb::BeginSnapshotRequest>,
+    ) -> Result<Response<pb::BeginSnapshotResponse>, Status> {
+        unary!(self, Call::Begin, begin_snapshot, request, leave)
+    }
+
+    async fn read_pages(
+        &self,
+        request: Request<pb::ReadPagesRequest>,
+    ) -> Result<Response<pb::ReadPagesResponse>, Status> {
+        unary!(self, Call::Read, read_pages, request, spoil_pages)
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
+        unary!(self, Call::Acquire, acquire_lease, request, leave)
+    }
+
+    async fn stage_pages(
+        &self,
+        request: Request<Streaming<pb::StagePagesRequest>>,
+    ) -> Result<Response<pb::StagePagesResponse>, Status> {
+        let messages = collect(request.into_inner()).await?;
+        let mut client = self.client();
+        let forward = async move { client.stage_pages(tokio_stream::iter(messages)).await };
+        self.relay(Call::Stage, forward, leave).await
+    }
+
+    async fn commit(
+        &self,
+        request: Request<Streaming<pb::CommitRequest>>,
+    ) -> Result<Response<pb::CommitResponse>, Status> {
+        let messages = collect(request.into_inner()).await?;
+        let mut client = self.client();
+        let forward = async move { client.commit(tokio_stream::iter(messages)).await };
+        self.relay(Call::Commit, forward, leave).await
+    }
+
+    async fn resolve_commit(
+        &self,
+        request: Request<pb::ResolveCommitRequest>,
+    ) -> Result<Response<pb::ResolveCommitResponse>, Status> {
+        unary!(self, Call::Resolve, resolve_commit, request, leave)
+    }
+
+    async fn list_databases(
+        &self,
+        request: Request<pb::ListDatabasesRequest>,
+    ) -> Result<Response<pb::ListDatabasesResponse>, Status> {
+        self.client().list_databases(request).await
+    }
+
+    async fn delete_database(
+        &self,
+        request: Request<pb::DeleteDatabaseRequest>,
+    ) -> Result<Response<pb::DeleteDatabaseResponse>, Status> {
+        self.client().delete_database(request).await
+    }
+}
