@@ -176,9 +176,8 @@ impl Committer {
         after: Place,
     ) -> Result<(), WriteError> {
         self.pass(before)?;
-        // Whatever it is, at this point it is the medium: part of it may be written.
-        let committed = txn.commit();
-        committed.map_err(|error| WriteError::Medium(error.to_string()))?;
+        // A full map is found before anything is written; whatever else it is may have been written in part.
+        txn.commit()?;
         self.pass(after)
     }
 

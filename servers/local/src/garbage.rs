@@ -129,3 +129,109 @@ impl Committer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pagewire_proto::{
+        CommitId, DatabaseName, PageCount, PageNumber, PageSize, StagingId, Version,
+    };
+    use pagewire_server::store::{Commit, DatabaseCommit, PageStore, PageWrite};
+
+    use super::*;
+    use crate::{LocalOptions, LocalStore};
+
+    fn keys(store: &LocalStore) -> Vec<Key> {
+        let txn = store.engine.read().unwrap();
+        let mut keys = Vec::new();
+        let all = store.engine.scan(&txn, Bound::Unbounded, &[], |key, _| {
+            keys.push(Key::decode(key).unwrap());
+            Ok(true)
+        });
+        all.unwrap();
+        keys
+    }
+
+    fn open(directory: &std::path::Path) -> LocalStore {
+        let options = LocalOptions {
+            staging_buffer_bytes: 0,
+            ..LocalOptions::default()
+        };
+        LocalStore::open_with(directory, options).unwrap()
+    }
+
+    async fn stage(store: &LocalStore, id: DatabaseId, pages: u32) -> StagingId {
+        let staging = StagingId::random().unwrap();
+        let pages = (1..=pages).map(|number| PageWrite {
+            number: PageNumber::try_from(number).unwrap(),
+            content: Bytes::from(vec![number as u8 | 1; 512]),
+        });
+        let stage = store.stage(id, staging, PageSize::MIN, pages.collect());
+        stage.await.unwrap();
+        staging
+    }
+
+    /// Asks until nothing is left but what every store has.
+    async fn until_clean(store: &LocalStore) {
+        let mine = [Key::Format, Key::Incarnation, Key::Generation];
+        let clean = async {
+            while keys(store) != mine {
+                let nobody = StagingId::random().unwrap();
+                store.discard(nobody).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(20);
+        let cleaned = tokio::time::timeout(limit, clean).await;
+        assert!(cleaned.is_ok(), "left: {:?}", &keys(store)[3..]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_the_dead_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(directory.path());
+        let name = DatabaseName::try_from("a").unwrap();
+        let id = store.lookup(&name, true).await.unwrap();
+        let epoch = store.fence(id).await.unwrap();
+        // More rows than one transaction drops; overlapping, so that some are not used.
+        let stagings = vec![stage(&store, id, 3000).await, stage(&store, id, 2000).await];
+        let part = DatabaseCommit {
+            database: id,
+            base: Version::ZERO,
+            epoch,
+            page_size: PageSize::MIN,
+            page_count: PageCount::try_from(2500).unwrap(),
+            stagings,
+            pages: Vec::new(),
+        };
+        let commit = Commit {
+            id: CommitId::random().unwrap(),
+            databases: vec![part],
+        };
+        store.commit(commit).await.unwrap();
+        let staged = |keys: Vec<Key>| {
+            let staged = keys.iter().filter(|key| matches!(key, Key::Staged(..)));
+            staged.count()
+        };
+        assert_eq!(staged(keys(&store)), 2500, "each page of the version, once");
+        let dead = stage(&store, id, 3000).await;
+        stage(&store, id, 10).await;
+        store.discard(dead).await.unwrap();
+        store.remove(&name).await.unwrap();
+        drop(store);
+        until_clean(&open(directory.path())).await;
+    }
+
+    #[tokio::test]
+    async fn what_dies_while_the_store_is_open_is_dropped_without_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(directory.path());
+        let name = DatabaseName::try_from("a").unwrap();
+        let id = store.lookup(&name, true).await.unwrap();
+        let dead = stage(&store, id, 300).await;
+        stage(&store, id, 300).await;
+        store.discard(dead).await.unwrap();
+        store.remove(&name).await.unwrap();
+        until_clean(&store).await;
+    }
+}

@@ -63,7 +63,7 @@ impl Default for LocalOptions {
     fn default() -> Self {
         Self {
             map_bytes: 1 << 40,
-            staging_buffer_bytes: 16 << 20,
+            staging_buffer_bytes: 8 << 20,
             clock: wall_clock,
             faults: None,
         }

@@ -27,7 +27,7 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Opens a database in an interactive SQL shell.
     #[command(disable_version_flag = true)]
-    Shell(shell::ShellArgs),
+    Shell(Box<shell::ShellArgs>),
     /// Lists and deletes databases.
     Db(db::DbArguments),
     /// Copies a local SQLite file into a new database.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         .init();
     let done = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Shell(arguments) => shell::run(arguments, embedded::prepare),
+        Command::Shell(arguments) => shell::run(*arguments, embedded::prepare),
         Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),

@@ -262,6 +262,16 @@ impl Core {
         self.databases.lock().get(&id).and_then(Weak::upgrade)
     }
 
+    /// Gives back a lease of a database that is not open here, or not yet: the answer to an open that brings the lease may have
+    /// been overtaken by its recall, and must not be believed any more.
+    fn refuse_lease(&self, id: DatabaseId, epoch: Epoch) {
+        let mut released = self.released.lock();
+        let newest = released.entry(id).or_default();
+        *newest = epoch.max(*newest);
+        drop(released);
+        self.session.release_lease(id, epoch, false);
+    }
+
     pub(crate) fn all_databases(&self) -> Vec<(DatabaseId, Arc<DatabaseState>)> {
         let databases = self.databases.lock();
         databases

@@ -397,16 +397,14 @@ fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallErro
             let grant = LeaseGrant::try_from(grant).map_err(invalid)?;
             match core.database(id) {
                 Some(database) => database.lease_granted(grant, core),
-                None => core.session.release_lease(id, grant.epoch, false),
+                None => core.refuse_lease(id, grant.epoch),
             }
         }
         Incoming::LeaseRecall(recall) => {
             let id = DatabaseId::try_from(&recall.database_id[..]).map_err(invalid)?;
             match core.database(id) {
                 Some(database) => database.lease_recalled(Epoch::new(recall.epoch), core),
-                None => core
-                    .session
-                    .release_lease(id, Epoch::new(recall.epoch), false),
+                None => core.refuse_lease(id, Epoch::new(recall.epoch)),
             }
         }
         Incoming::LeaseLost(lost) => {

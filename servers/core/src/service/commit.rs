@@ -76,6 +76,7 @@ async fn apply(
     let _order = lock_in_order(databases).await;
     hub.pass_barriers(databases).await;
     let (header, parts) = upload.take();
+    let epochs: Vec<_> = header.databases.iter().map(|named| named.epoch).collect();
     let stagings: Vec<_> = parts.iter().filter_map(|part| part.staged).collect();
     let commit = match to_store(session, databases, header, parts) {
         Ok(commit) => commit,
@@ -98,6 +99,12 @@ async fn apply(
             }
         }
         Err(_) => {}
+    }
+    if let Ok(CommitOutcome::LeaseLost { index, .. }) = outcome
+        && let (Some(database), Some(&epoch)) = (databases.get(index), epochs.get(index))
+    {
+        // Does nothing unless the table still believed in it: then the store knows of another server.
+        hub.release(database, session, epoch, false);
     }
     outcome.map_err(status::of_store)
 }

@@ -59,6 +59,15 @@ async fn settle(
         .map(|named| (named.database, named.base, named.epoch))
         .collect();
     let named_epoch = participants.first().map_or(Epoch::NONE, |first| first.2);
+    if let Some((holder, epoch)) = first.lease.lock().holder()
+        && holder != session.id
+        && epoch == named_epoch
+    {
+        // To advance it would take the lease from a session that did nothing; it can be settled when that one has ended.
+        return Err(Reason::Unavailable.status(
+            "another session holds the lease with this epoch: ask again when it has ended",
+        ));
+    }
     let resolution = hub
         .store
         .resolve(Resolve {

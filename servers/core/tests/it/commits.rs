@@ -7,6 +7,7 @@ use pagewire_proto::pb;
 use pagewire_proto::pb::resolve_commit_response::Outcome as Resolved;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::status::Reason;
+use pagewire_server::store::PageStore as _;
 use tokio::time::Instant;
 
 use crate::gate::GatedStore;
@@ -424,6 +425,29 @@ async fn a_staging_is_for_one_database_and_page_size() {
         .stage_pages(tokio_stream::iter([request]))
         .await;
     assert_eq!(reason(refused), Reason::Invalid);
+}
+
+/// Otherwise its holder would be given the dead epoch again and again.
+#[tokio::test]
+async fn a_lease_that_the_store_gave_to_another_server_is_lost_here_too() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let (mut client, database, epoch) = writer(&server, "a.db").await;
+    let id = pagewire_proto::DatabaseId::try_from(&database.id[..]).unwrap();
+    let elsewhere = store.inner.fence(id).await.unwrap().get();
+    let lost = pb::CommitLeaseLost {
+        database_index: 0,
+        current_epoch: elsewhere,
+    };
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    assert_eq!(
+        client.commit(&commit).await.unwrap(),
+        CommitAnswer::LeaseLost(lost)
+    );
+    let epoch = client.acquire(&database).await;
+    assert!(epoch > elsewhere);
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    assert_eq!(client.commit(&commit).await.unwrap(), committed(&[1]));
 }
 
 /// Holders of leases of the server before may still trust them.

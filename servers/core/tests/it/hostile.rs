@@ -293,3 +293,25 @@ async fn bad_messages_on_the_session_stream_break_only_the_stream() {
         assert!(client.connect().await.resumed);
     }
 }
+
+/// Epochs are small numbers: asking about a commit with a guessed one must not advance it under its holder.
+#[tokio::test]
+async fn n4_a_question_with_the_epoch_of_another_session_takes_no_lease() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut owner, database, epoch) = victim(&server).await;
+    let mut thief = server.client().await;
+    thief.open("tenant/a.db").await;
+    let request = pb::ResolveCommitRequest {
+        session_id: thief.session.to_wire(),
+        commit_id: thief.session.to_wire(),
+        participants: vec![pb::CommitParticipant {
+            database_id: database.id.clone(),
+            base_version: 1,
+            epoch,
+        }],
+    };
+    let refused = thief.calls.resolve_commit(request).await;
+    assert_eq!(reason(refused), Reason::Unavailable);
+    let commit = TestCommit::new(&database, 1, epoch, 2);
+    assert_eq!(owner.commit(&commit).await.unwrap(), committed(&[2]));
+}

@@ -12,7 +12,7 @@ use pagewire_server::store::{CommitOutcome, PageStore};
 use crate::scene::{WRITERS, check, commit, database, open};
 
 /// Kills in the short form that every run of the tests has.
-const KILLS: usize = 8;
+const KILLS: usize = 6;
 const PLACES: [Place; 6] = [
     Place::BeforeCommit,
     Place::AfterCommit,
@@ -88,7 +88,12 @@ async fn a_process_that_dies_at_a_named_place_loses_nothing() {
     let directory = tempfile::tempdir().unwrap();
     for (index, place) in PLACES.iter().enumerate() {
         println!("dies at {place:?}");
-        let acknowledged = run(directory.path(), None, Some((index, 7)));
+        // Rows are collected in a transaction of their own only when nobody commits, which is rare here.
+        let after = match place {
+            Place::BeforeCollect | Place::AfterCollect => 0,
+            _ => 7,
+        };
+        let acknowledged = run(directory.path(), None, Some((index, after)));
         nothing_acknowledged_is_lost(directory.path(), acknowledged).await;
     }
 }
@@ -106,11 +111,11 @@ async fn child() {
         faults.arm(PLACES[place], Fault::Die, after);
     }
     let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..WRITERS.len() {
+    for (writer, indexes) in WRITERS.into_iter().enumerate() {
         let store = Arc::clone(&store);
         writers.spawn(async move {
             let mut databases = Vec::new();
-            for index in WRITERS[writer] {
+            for index in indexes {
                 let id = database(&store, *index).await;
                 databases.push((*index, id, store.fence(id).await.unwrap()));
             }

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod crash;
+mod measure;
 mod opening;
 mod places;
 mod scene;
