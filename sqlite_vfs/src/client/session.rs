@@ -115,7 +115,7 @@ impl Session {
     /// How long a commit has to be waited for: longer than any lease of another may be trusted.
     pub fn commit_patience(&self) -> Duration {
         self.current_welcome().map_or(Duration::ZERO, |welcome| {
-            welcome.lease_ttl + Duration::from_secs(2)
+            welcome.lease_ttl + Duration::from_secs(1)
         })
     }
 

@@ -34,6 +34,8 @@ pub struct CommitMember {
 
 /// Slowest transfer that is waited for, in bytes per second.
 const SLOWEST_TRANSFER: u64 = 1 << 20;
+/// How long it is asked at least what became of a commit.
+const SHORTEST_QUESTION: Duration = Duration::from_secs(1);
 /// How often a commit that was resolved as aborted is sent again.
 const MAX_RESENDS: usize = 3;
 
@@ -76,7 +78,7 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         database.state.commit_begins();
     }
     let transfer = Duration::from_secs(attempt.byte_size() / SLOWEST_TRANSFER);
-    let outcome = settle_attempt(&databases, &mut attempt, patience, transfer, timeout);
+    let outcome = settle_attempt(&databases, &mut attempt, patience + transfer);
     match outcome {
         Ok(()) => Ok(applied(&databases, &bases, &attempt.parts)),
         Err(Failure::NotApplied(error)) => {
@@ -108,12 +110,11 @@ fn settle_attempt(
     databases: &[Arc<Database>],
     attempt: &mut CommitAttempt,
     patience: Duration,
-    transfer: Duration,
-    timeout: Duration,
 ) -> std::result::Result<(), Failure> {
     let client = &databases[0].client;
+    // One deadline for the commit and for the question what became of it; the question gets a second of its own.
+    let deadline = Instant::now() + patience;
     for _ in 0..=MAX_RESENDS {
-        let deadline = Instant::now() + patience + transfer;
         let error = match client.wait(client.core.commit(attempt, deadline)) {
             Ok(CommitResult::Committed(_)) => return Ok(()),
             Ok(CommitResult::Conflict { index, head }) => {
@@ -140,7 +141,11 @@ fn settle_attempt(
             ));
         }
         // The request, or its answer, was lost.
-        match resolve(databases, attempt, Instant::now() + timeout.max(patience)) {
+        match resolve(
+            databases,
+            attempt,
+            deadline.max(Instant::now() + SHORTEST_QUESTION),
+        ) {
             Ok(Settled::Committed(_)) => return Ok(()),
             Ok(Settled::Aborted(epochs)) => {
                 for (database, epoch) in databases.iter().zip(&epochs) {
@@ -148,6 +153,13 @@ fn settle_attempt(
                 }
                 if epochs.contains(&Epoch::NONE) {
                     return Err(Failure::NotApplied(lease_lost(&databases[0])));
+                }
+                if Instant::now() >= deadline {
+                    return Err(Failure::NotApplied(Error::io(format!(
+                        "{}: no answer within the deadline ({}); the commit was not applied",
+                        databases[0].describe(),
+                        error.message
+                    ))));
                 }
                 attempt.epochs = epochs;
                 attempt.id = new_id().map_err(Failure::NotApplied)?;

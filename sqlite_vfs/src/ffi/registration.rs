@@ -43,7 +43,7 @@ impl Registration {
         unsafe { &*self.api }
     }
 
-    /// Makes the VFS known to the SQLite library of the table, once; again after `sqlite3_shutdown`.
+    /// Makes the VFS known to the SQLite library of the table, once.
     ///
     /// # Safety
     /// `api` is null, or the table that SQLite handed to an entry point.
@@ -104,9 +104,9 @@ impl Registration {
         };
         // SAFETY: the name is a C string.
         let present = unsafe { table.vfs_find.ok_or_else(missing)?(VFS_NAME.as_ptr()) };
-        let make_default = ProcessSettings::default_vfs_wanted();
-        if present.is_null() || (make_default && present == registration.vfs && default != present)
-        {
+        // Only once: an application that has chosen another default since then keeps its choice.
+        if present.is_null() {
+            let make_default = ProcessSettings::default_vfs_wanted();
             // SAFETY: the object is complete and lives for ever.
             let rc = unsafe {
                 table.vfs_register.ok_or_else(missing)?(registration.vfs, c_int::from(make_default))
