@@ -15,8 +15,8 @@ const TIMEOUT_MS: u64 = 1500;
 const TTL_MS: u64 = 1000;
 const SHORT_TTL: &[&str] = &["--lease-ttl-ms", "1000"];
 /// What a statement may take on a loaded machine. A COMMIT waits for its answer until its lease is surely over (the TTL and
-/// two seconds), and as long again for what became of it; everything else waits to the deadline that was set.
-const PATIENCE: Duration = Duration::from_millis(2 * (TTL_MS + 2000) + TIMEOUT_MS + 1500);
+/// a second), and a second for what became of it; everything else waits to the deadline that was set.
+const PATIENCE: Duration = Duration::from_millis(TTL_MS + 1000 + 1000 + TIMEOUT_MS + 1500);
 const IOERR: i32 = 10;
 const BUSY: i32 = 5;
 const CANTOPEN: i32 = 14;
