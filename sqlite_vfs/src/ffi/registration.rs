@@ -105,8 +105,10 @@ impl Registration {
         // SAFETY: the name is a C string.
         let present = unsafe { table.vfs_find.ok_or_else(missing)?(VFS_NAME.as_ptr()) };
         let make_default = ProcessSettings::default_vfs_wanted();
-        if present.is_null() || (make_default && present == registration.vfs && default != present)
-        {
+        // `sqlite3_shutdown` makes the operating system's VFS the default again. A default that is neither that one nor ours
+        // was chosen by the application: this runs with every new connection and must not take its choice back.
+        let was_shut_down = present == registration.vfs && default == registration.os_vfs;
+        if present.is_null() || (make_default && was_shut_down) {
             // SAFETY: the object is complete and lives for ever.
             let rc = unsafe {
                 table.vfs_register.ok_or_else(missing)?(registration.vfs, c_int::from(make_default))
