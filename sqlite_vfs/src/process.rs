@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Weak};
 
+use pagewire_proto::DatabaseName;
 use parking_lot::Mutex;
 
 use crate::client::Client;
@@ -78,7 +79,7 @@ impl Process {
     /// Opens a connection.
     pub fn open(&self, settings: ConnectionSettings) -> Result<Connection> {
         use pagewire_proto::pb::OpenMode;
-        let client = self.client(&settings)?;
+        let client = self.client(&settings.endpoint, settings.token.as_deref())?;
         let mode = match (settings.read_only, settings.create) {
             (true, _) => OpenMode::ReadOnly,
             (false, false) => OpenMode::ReadWrite,
@@ -88,19 +89,22 @@ impl Process {
         Ok(Connection::new(database, settings))
     }
 
-    fn client(&self, settings: &ConnectionSettings) -> Result<Arc<Client>> {
+    /// Removes a database of the process's endpoint and all of its versions; `false` if there is none.
+    pub fn delete_database(&self, name: &DatabaseName) -> Result<bool> {
+        let settings = self.settings.as_ref().map_err(Clone::clone)?;
+        self.client(&settings.endpoint, settings.token.as_deref())?
+            .delete_database(name, settings.timeout)
+    }
+
+    fn client(&self, endpoint: &str, token: Option<&str>) -> Result<Arc<Client>> {
         let process_settings = self.settings.as_ref().map_err(Clone::clone)?;
         let mut clients = self.clients.lock();
-        let key = (settings.endpoint.clone(), settings.token.clone());
+        let key = (endpoint.to_owned(), token.map(str::to_owned));
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
             return Ok(client);
         }
         clients.retain(|_, client| client.strong_count() > 0);
-        let client = Arc::new(Client::new(
-            &settings.endpoint,
-            settings.token.as_deref(),
-            process_settings.cache_bytes,
-        )?);
+        let client = Arc::new(Client::new(endpoint, token, process_settings.cache_bytes)?);
         clients.insert(key, Arc::downgrade(&client));
         Ok(client)
     }

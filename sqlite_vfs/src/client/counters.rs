@@ -41,6 +41,8 @@ kinds! {
     Resolve = "resolve";
     /// CloseDatabase, where somebody waited until it was taken.
     Close = "close";
+    /// DeleteDatabase.
+    Delete = "delete";
     /// Heartbeat.
     Heartbeat = "heartbeat";
     /// ReleaseLease and KeepLease.

@@ -40,6 +40,8 @@ use crate::error::{CallError, Error, Kind, Result};
 
 /// Largest pause between two attempts of a call.
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
+/// How long a DeleteDatabase waits for the CloseDatabase that this process sent before it.
+const CLOSE_ARRIVES_WITHIN: Duration = Duration::from_millis(250);
 /// Pages wanted along with an open: a small database comes whole, without another round trip.
 const OPEN_PAGE_BYTES: u32 = 256 << 10;
 
@@ -166,6 +168,20 @@ impl Client {
         let database = Database::open(Arc::clone(self), name, mode, timeout)?;
         *open = Arc::downgrade(&database);
         Ok(database)
+    }
+
+    /// Removes a database and all of its versions; `false` if there is none. Refused while anybody has it open.
+    pub fn delete_database(&self, name: &DatabaseName, timeout: Duration) -> Result<bool> {
+        let slot = self.slots.lock().get(name).cloned();
+        if slot.is_some_and(|slot| slot.lock().strong_count() > 0) {
+            return Err(Error::io(format!(
+                "{name} at {}: a connection of this process has it open; close it before deleting",
+                self.core.endpoint
+            )));
+        }
+        let begun = Instant::now();
+        self.wait(self.core.delete_database(name, begun, begun + timeout))
+            .map_err(|error| Error::from(error).within(name.as_str()))
     }
 
     /// Runs a call of [`Core`] to its end.
@@ -379,6 +395,41 @@ impl Core {
         .map_err(OpenError::Call)?;
         Opened::from_wire(answer, open_sequence)
             .map_err(|error| OpenError::Refused(error.within(name.as_str())))
+    }
+
+    /// Removes a database; `false` if there is none, which is also what a repeated call finds.
+    async fn delete_database(
+        &self,
+        name: &DatabaseName,
+        begun: Instant,
+        deadline: Instant,
+    ) -> std::result::Result<bool, CallError> {
+        use pagewire_proto::status::Reason;
+        loop {
+            let request = pb::DeleteDatabaseRequest {
+                name: name.as_str().to_owned(),
+            };
+            let answer = self
+                .repeat(
+                    CallKind::Delete,
+                    deadline,
+                    request,
+                    |mut stub, request| async move { stub.delete_database(request).await },
+                )
+                .await;
+            match answer {
+                Ok(_) => return Ok(true),
+                Err(error) if error.reason == Reason::DatabaseNotFound => return Ok(false),
+                // It may have been this process that had it open: CloseDatabase goes by the stream of the session and can
+                // arrive after this call.
+                Err(error)
+                    if error.reason == Reason::Limit && begun.elapsed() < CLOSE_ARRIVES_WITHIN =>
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The newest version, and what changed since one that is known.

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int};
 
 use super::api::ApiRoutines;
-use super::registration::Registration;
+use super::registration::{Caller, Registration};
 use super::types::{Sqlite3, code};
 use super::{functions, table};
 use crate::error::Result;
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn pagewire_auto_init(
     // SAFETY: promised by the caller.
     unsafe {
         run(message, api, || {
-            let registration = Registration::ensure(api)?;
+            let registration = Registration::ensure(api, Caller::EachConnection)?;
             functions::register(registration, db)?;
             table::register(registration, db)?;
             Ok(code::OK)
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn pagewire_auto_init(
 unsafe fn load(db: *mut Sqlite3, api: *const ApiRoutines) -> Result<c_int> {
     // SAFETY: promised by the caller.
     unsafe {
-        let registration = Registration::ensure(api)?;
+        let registration = Registration::ensure(api, Caller::Load)?;
         functions::register(registration, db)?;
         table::register(registration, db)?;
         if let Some(auto_extension) = registration.api().auto_extension {

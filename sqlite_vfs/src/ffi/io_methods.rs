@@ -314,6 +314,13 @@ unsafe fn main_control(
                 *argument.cast::<*mut c_char>() = handle.registration.allocate_text("pagewire");
                 Ok(code::OK)
             }
+            fcntl::LOCKSTATE => {
+                // What `PRAGMA lock_status` of a debug build shows.
+                argument
+                    .cast::<c_int>()
+                    .write(connection.lock().level() as c_int);
+                Ok(code::OK)
+            }
             fcntl::HAS_MOVED => {
                 argument.cast::<c_int>().write(0);
                 Ok(code::OK)

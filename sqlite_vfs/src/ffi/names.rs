@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 pub const MAX_PATHNAME: usize = 512;
 
 /// Checks a name as SQLite got it from the application.
-pub fn check(name: &str) -> Result<()> {
+pub fn check(name: &str) -> Result<DatabaseName> {
     let is_path = ["/", "./", "../"]
         .iter()
         .any(|start| name.starts_with(start));
@@ -24,7 +24,7 @@ pub fn check(name: &str) -> Result<()> {
             ),
         ));
     }
-    DatabaseName::try_from(name).map(|_| ()).map_err(|invalid| {
+    DatabaseName::try_from(name).map_err(|invalid| {
         Error::new(
             Kind::CantOpen,
             format!("the database name {name:?} {}", invalid.problem),
@@ -32,9 +32,30 @@ pub fn check(name: &str) -> Result<()> {
     })
 }
 
+/// Whether SQLite gives this name to what it keeps beside a database: a journal, a WAL or a super-journal.
+pub fn is_beside_a_database(name: &str) -> bool {
+    let is_super_journal = name.rsplit_once("-mj").is_some_and(|(_, number)| {
+        number.len() == 9 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
+    });
+    is_super_journal
+        || ["-journal", "-wal", "-shm"]
+            .iter()
+            .any(|end| name.ends_with(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sqlite_keeps_beside_a_database_is_told_from_databases() {
+        for name in ["a.db-journal", "a.db-wal", "a.db-shm", "t/a.db-mj00A1B2C9F"] {
+            assert!(is_beside_a_database(name), "{name}");
+        }
+        for name in ["a.db", "a-journal.db", "a-mj", "a-mjxyz", "journal"] {
+            assert!(!is_beside_a_database(name), "{name}");
+        }
+    }
 
     #[test]
     fn local_paths_are_refused_with_the_way_out() {

@@ -28,6 +28,15 @@ pub struct Registration {
     last_error: Mutex<Option<String>>,
 }
 
+/// Who wants the VFS to be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Somebody loads the extension.
+    Load,
+    /// SQLite runs the automatic extension for a new connection.
+    EachConnection,
+}
+
 // SAFETY: the API table and the VFS objects are written once, before they are shared; SQLite itself calls them from any
 // thread.
 unsafe impl Send for Registration {}
@@ -47,7 +56,7 @@ impl Registration {
     ///
     /// # Safety
     /// `api` is null, or the table that SQLite handed to an entry point.
-    pub unsafe fn ensure(api: *const ApiRoutines) -> Result<&'static Registration> {
+    pub unsafe fn ensure(api: *const ApiRoutines, by: Caller) -> Result<&'static Registration> {
         let no_table = || {
             Error::new(
                 Kind::CantOpen,
@@ -104,9 +113,12 @@ impl Registration {
         };
         // SAFETY: the name is a C string.
         let present = unsafe { table.vfs_find.ok_or_else(missing)?(VFS_NAME.as_ptr()) };
-        // Only once: an application that has chosen another default since then keeps its choice.
-        if present.is_null() {
-            let make_default = ProcessSettings::default_vfs_wanted();
+        // An automatic extension runs with every connection: it must not take back the default that the application has
+        // chosen since. Loading the extension is a wish of its own.
+        let make_default = ProcessSettings::default_vfs_wanted();
+        let loaded_again =
+            by == Caller::Load && make_default && present == registration.vfs && default != present;
+        if present.is_null() || loaded_again {
             // SAFETY: the object is complete and lives for ever.
             let rc = unsafe {
                 table.vfs_register.ok_or_else(missing)?(registration.vfs, c_int::from(make_default))

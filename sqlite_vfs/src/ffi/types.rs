@@ -207,6 +207,7 @@ pub mod open_flag {
 /// `SQLITE_FCNTL_*`
 pub mod fcntl {
     use super::c_int;
+    pub const LOCKSTATE: c_int = 1;
     pub const LAST_ERRNO: c_int = 4;
     pub const SIZE_HINT: c_int = 5;
     pub const CHUNK_SIZE: c_int = 6;

@@ -251,8 +251,16 @@ unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: 
                     code::IOERR_DELETE_NOENT
                 });
             }
-            let Some(journal) = process.journals.lock().super_journal(text) else {
-                return Ok(code::IOERR_DELETE_NOENT);
+            let journal = process.journals.lock().super_journal(text);
+            let Some(journal) = journal else {
+                // SQLite itself deletes only what it has made beside a database, and that never leaves the process.
+                let existed = !names::is_beside_a_database(text)
+                    && process.delete_database(&names::check(text)?)?;
+                return Ok(if existed {
+                    code::OK
+                } else {
+                    code::IOERR_DELETE_NOENT
+                });
             };
             if sync_directory != 0 {
                 // The commit point of a transaction over several databases. If it fails the super-journal stays, or SQLite would
