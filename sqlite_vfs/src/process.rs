@@ -86,7 +86,7 @@ impl Process {
             (false, true) => OpenMode::Create,
         };
         let database = client.database_named(&settings.name, mode, settings.timeout)?;
-        Ok(Connection::new(database, settings))
+        Connection::new(database, settings)
     }
 
     /// Removes a database of the process's endpoint and all of its versions; `false` if there is none.

@@ -72,6 +72,9 @@ impl PageCache {
     }
 
     /// Remembers a page that was read at `upto` and written at `from`. What is known of a later version stays.
+    ///
+    /// A page that was never written (version 0) may have had content in an older version, before the database was cut off and
+    /// grew again: what was read holds for the version read, and says nothing of earlier ones.
     pub fn put(
         &self,
         key: CacheKey,
@@ -80,6 +83,7 @@ impl PageCache {
         upto: Version,
         content: Bytes,
     ) {
+        let from = if from == Version::ZERO { upto } else { from };
         if self
             .entries
             .peek(&(key, page))
@@ -190,6 +194,15 @@ mod tests {
             Bytes::from_static(b"x"),
         );
         assert!(cache.get(KEY, page(1), version(9), &log).is_some());
+    }
+
+    #[test]
+    fn a_hole_of_a_later_version_says_nothing_of_an_earlier_one() {
+        let cache = PageCache::new(1 << 20);
+        let log = ChangeLog::new(version(6));
+        cache.put(KEY, page(10), Version::ZERO, version(6), Bytes::new());
+        assert!(cache.get(KEY, page(10), version(6), &log).is_some());
+        assert!(cache.get(KEY, page(10), version(4), &log).is_none());
     }
 
     #[test]

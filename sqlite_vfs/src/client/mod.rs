@@ -82,11 +82,25 @@ pub struct Core {
     stub: Stub,
     /// The session of this process with the endpoint.
     pub session: Session,
-    databases: Mutex<HashMap<DatabaseId, Weak<DatabaseState>>>,
+    known: Mutex<Known>,
+    opens: AtomicU64,
+}
+
+/// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
+/// has overtaken.
+#[derive(Default)]
+struct Known {
+    open: HashMap<DatabaseId, Weak<DatabaseState>>,
     /// The newest epoch released of each database that was ever open: its message may still be under way when the database is
     /// opened again.
-    released: Mutex<HashMap<DatabaseId, Epoch>>,
-    opens: AtomicU64,
+    released: HashMap<DatabaseId, Epoch>,
+}
+
+impl Known {
+    fn release(&mut self, id: DatabaseId, epoch: Epoch) {
+        let newest = self.released.entry(id).or_default();
+        *newest = epoch.max(*newest);
+    }
 }
 
 /// What an open gives.
@@ -132,8 +146,7 @@ impl Client {
             endpoint: endpoint.to_owned(),
             stub,
             session: Session::new()?,
-            databases: Mutex::new(HashMap::new()),
-            released: Mutex::new(HashMap::new()),
+            known: Mutex::new(Known::default()),
             opens: AtomicU64::new(0),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
@@ -155,10 +168,24 @@ impl Client {
     ) -> Result<Arc<Database>> {
         let slot = {
             let mut slots = self.slots.lock();
-            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
+            // A slot that only this map has is not locked by anybody.
+            slots.retain(|_, slot| {
+                Arc::strong_count(slot) > 1
+                    || slot.try_lock().is_none_or(|open| open.strong_count() > 0)
+            });
             Arc::clone(slots.entry(name.clone()).or_default())
         };
-        let mut open = slot.lock();
+        let deadline = std::time::Instant::now() + timeout;
+        let Some(mut open) = slot.try_lock_for(timeout) else {
+            return Err(Error::new(
+                Kind::CantOpen,
+                format!(
+                    "{name} at {}: another thread is still opening it",
+                    self.core.endpoint
+                ),
+            ));
+        };
+        let timeout = deadline.saturating_duration_since(std::time::Instant::now());
         if let Some(database) = open.upgrade()
             && database.state.check().is_ok()
         {
@@ -200,13 +227,10 @@ impl Client {
 
     /// Makes pushes for a database reach it. Returns the newest epoch of it that this client has released.
     pub fn subscribe(&self, database: &Arc<DatabaseState>) -> Epoch {
-        self.core
-            .databases
-            .lock()
-            .insert(database.id, Arc::downgrade(database));
-        self.core
+        let mut known = self.core.known.lock();
+        known.open.insert(database.id, Arc::downgrade(database));
+        known
             .released
-            .lock()
             .get(&database.id)
             .copied()
             .unwrap_or_default()
@@ -214,19 +238,22 @@ impl Client {
 
     /// The opposite of [`Client::subscribe`]; tells the server that nobody here has the database open.
     pub fn unsubscribe(&self, database: &Arc<DatabaseState>, open_sequence: u64) {
-        self.core
-            .released
-            .lock()
-            .insert(database.id, database.released());
-        let mut databases = self.core.databases.lock();
-        if databases
-            .get(&database.id)
-            .is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(database)))
-        {
-            databases.remove(&database.id);
+        let mut known = self.core.known.lock();
+        known.release(database.id, database.released());
+        let is_ours =
+            |open: &Weak<DatabaseState>| std::ptr::eq(open.as_ptr(), Arc::as_ptr(database));
+        if known.open.get(&database.id).is_some_and(is_ours) {
+            known.open.remove(&database.id);
         }
-        drop(databases);
+        drop(known);
         self.core.session.close_database(database.id, open_sequence);
+    }
+
+    /// The database of the name, if a connection of this process has it open.
+    pub fn database_if_open(&self, name: &DatabaseName) -> Option<Arc<Database>> {
+        let slot = self.slots.lock().get(name).cloned()?;
+        // Locked while it is being opened: then it is not open yet.
+        slot.try_lock()?.upgrade()
     }
 }
 
@@ -273,24 +300,27 @@ fn connect_lazily(endpoint: &str) -> Result<Channel> {
 }
 
 impl Core {
-    /// The databases that pushes may be for.
-    pub(crate) fn database(&self, id: DatabaseId) -> Option<Arc<DatabaseState>> {
-        self.databases.lock().get(&id).and_then(Weak::upgrade)
-    }
-
-    /// Gives back a lease of a database that is not open here, or not yet: the answer to an open that brings the lease may have
-    /// been overtaken by its recall, and must not be believed any more.
-    fn refuse_lease(&self, id: DatabaseId, epoch: Epoch) {
-        let mut released = self.released.lock();
-        let newest = released.entry(id).or_default();
-        *newest = epoch.max(*newest);
-        drop(released);
-        self.session.release_lease(id, epoch, false);
+    /// The database that a push is for. If it is not open here, or not yet, its lease up to the epoch is given back: the answer to
+    /// an open that brings the lease may have been overtaken by the recall, and must not be believed any more.
+    pub(crate) fn database_or_release(
+        &self,
+        id: DatabaseId,
+        epoch: Epoch,
+    ) -> Option<Arc<DatabaseState>> {
+        let mut known = self.known.lock();
+        let open = known.open.get(&id).and_then(Weak::upgrade);
+        if open.is_none() {
+            known.release(id, epoch);
+            drop(known);
+            self.session.release_lease(id, epoch, false);
+        }
+        open
     }
 
     pub(crate) fn all_databases(&self) -> Vec<(DatabaseId, Arc<DatabaseState>)> {
-        let databases = self.databases.lock();
-        databases
+        let known = self.known.lock();
+        known
+            .open
             .iter()
             .filter_map(|(id, weak)| Some((*id, weak.upgrade()?)))
             .collect()

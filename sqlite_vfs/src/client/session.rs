@@ -6,8 +6,8 @@
 //! ```
 //! * **S1** What the process believes about leases holds only while `now < trusted_until`, which is the sending of the last
 //!   acknowledged heartbeat plus the TTL less a margin. The server counts from receipt, so it forgets later.
-//! * **S2** A session that the server does not resume has lost its leases, opens and floors: `generation` rises, and every
-//!   database is told before `Up` is announced.
+//! * **S2** A session that the server does not resume has lost its leases, opens and floors: every database is told before `Up` is
+//!   announced, and is opened anew by its next call.
 //! * **S3** A lease that Welcome does not list is lost.
 //! * **S4** Another incarnation ends every database of the old one: its versions mean something else now.
 
@@ -61,7 +61,12 @@ pub struct Session {
     id: SessionId,
     phase: watch::Sender<Phase>,
     trusted_until: AtomicU64,
-    generation: AtomicU64,
+    /// Welcomes so far: a grant of a call that began under an earlier stream says nothing any more.
+    streams: AtomicU64,
+    /// Heartbeats sent so far.
+    beats: AtomicU64,
+    /// Closes of which it is not known that the server has them: open sequence, and the heartbeats sent before.
+    closes: Mutex<HashMap<DatabaseId, (u64, u64)>>,
     incarnation: Mutex<Option<Incarnation>>,
     outbox: Mutex<Option<mpsc::Sender<pb::SessionRequest>>>,
     goodbye: AtomicBool,
@@ -76,7 +81,9 @@ impl Session {
             id,
             phase: watch::Sender::new(Phase::Connecting { last_failure: None }),
             trusted_until: AtomicU64::new(0),
-            generation: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            beats: AtomicU64::new(0),
+            closes: Mutex::new(HashMap::new()),
             incarnation: Mutex::new(None),
             outbox: Mutex::new(None),
             goodbye: AtomicBool::new(false),
@@ -94,9 +101,9 @@ impl Session {
         Moment::now().0 < self.trusted_until.load(Ordering::Acquire)
     }
 
-    /// Rises whenever the server has forgotten the session (S2).
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// How often the session was welcomed.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Acquire)
     }
 
     /// Whether the stream stands.
@@ -166,12 +173,42 @@ impl Session {
         self.send(CallKind::Release, Outgoing::KeepLease(message));
     }
 
-    pub(super) fn close_database(&self, id: DatabaseId, open_sequence: u64) {
+    pub(crate) fn close_database(&self, id: DatabaseId, open_sequence: u64) {
+        let before = self.beats.load(Ordering::Acquire);
+        self.closes.lock().insert(id, (open_sequence, before));
+        self.send_close(id, open_sequence);
+    }
+
+    fn send_close(&self, id: DatabaseId, open_sequence: u64) {
         let message = pb::CloseDatabase {
             database_id: id.to_wire(),
             open_sequence,
         };
         self.send(CallKind::Close, Outgoing::CloseDatabase(message));
+    }
+
+    /// The heartbeat with this number was taken, and so was everything sent before it.
+    fn beat_taken(&self, sequence: u64) {
+        self.closes
+            .lock()
+            .retain(|_, (_, before)| *before >= sequence);
+    }
+
+    /// A new stream stands: what was sent on the old one may be lost. A session that was not resumed has nothing open.
+    fn repeat_closes(&self, resumed: bool) {
+        if !resumed {
+            self.closes.lock().clear();
+            return;
+        }
+        let closes: Vec<_> = self
+            .closes
+            .lock()
+            .iter()
+            .map(|(id, (open, _))| (*id, *open))
+            .collect();
+        for (id, open_sequence) in closes {
+            self.send_close(id, open_sequence);
+        }
     }
 
     pub(super) fn say_goodbye(&self) {
@@ -204,12 +241,6 @@ pub(super) async fn run(weak: Weak<Core>) {
     let mut backoff = Duration::from_millis(10);
     loop {
         let Some(core) = weak.upgrade() else { return };
-        if core.databases.lock().is_empty()
-            && core.session.generation() > 0
-            && core.session.goodbye.load(Ordering::SeqCst)
-        {
-            return;
-        }
         let begun = Instant::now();
         let outcome = one_stream(&core).await;
         *core.session.outbox.lock() = None;
@@ -259,13 +290,15 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let _ = sender.try_send(hello);
     let sent_at = Moment::now();
     let mut stub = core.stub.clone();
+    let patience = Duration::from_secs(10);
     let mut stream = tokio::select! {
         response = stub.session(ReceiverStream::new(receiver)) => {
             response.map_err(|status| CallError::from_status(&status))?.into_inner()
         }
+        // A proxy may take the stream and never answer.
+        () = tokio::time::sleep(patience) => return Err(CallError::timeout(patience)),
         () = session.goodbye_wanted.notified() => return Ok(()),
     };
-    let patience = Duration::from_secs(10);
     let first = tokio::select! {
         first = next(&mut stream) => first?,
         () = tokio::time::sleep(patience) => return Err(CallError::timeout(patience)),
@@ -275,9 +308,20 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
         return Err(nonsense("the server did not begin with a Welcome"));
     };
     COUNTERS.bytes(CallKind::Session, 0, wire.encoded_len());
-    let welcome = Arc::new(accept(core, wire)?);
+    let Accepted {
+        welcome,
+        resumed,
+        unwanted,
+    } = accept(core, wire)?;
     let ttl = welcome.lease_ttl;
     *session.outbox.lock() = Some(sender.clone());
+    for (id, epoch) in unwanted {
+        // Also remembered as released, unless the database is open and has asked for it again meanwhile.
+        if let Some(database) = core.database_or_release(id, epoch) {
+            database.refuse(epoch, session);
+        }
+    }
+    session.repeat_closes(resumed);
     trust(session, sent_at, ttl);
     session.phase.send_replace(Phase::Up(welcome));
     up(core, stream, sender, ttl).await
@@ -293,7 +337,6 @@ async fn up(
     let session = &core.session;
     let mut beat = tokio::time::interval(ttl / 4);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut sequence = 0;
     let mut under_way: HashMap<u64, Moment> = HashMap::new();
     let mut last_heard = Instant::now();
     loop {
@@ -305,6 +348,7 @@ async fn up(
                     Some(Incoming::HeartbeatAck(ack)) => {
                         if let Some(sent_at) = under_way.remove(&ack.sequence) {
                             trust(session, sent_at, ttl);
+                            session.beat_taken(ack.sequence);
                         }
                         under_way.retain(|sequence, _| *sequence > ack.sequence);
                     }
@@ -316,7 +360,7 @@ async fn up(
                     // A peer that is silent for so long is gone, whatever TCP says.
                     return Err(CallError::timeout(last_heard.elapsed()));
                 }
-                sequence += 1;
+                let sequence = session.beats.fetch_add(1, Ordering::AcqRel) + 1;
                 let message = pb::SessionRequest { message: Some(Outgoing::Heartbeat(heartbeat(core, sequence))) };
                 COUNTERS.background(CallKind::Heartbeat);
                 COUNTERS.bytes(CallKind::Heartbeat, message.encoded_len(), 0);
@@ -344,7 +388,7 @@ fn trust(session: &Session, sent_at: Moment, ttl: Duration) {
 }
 
 /// S2, S3 and S4.
-fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Welcome, CallError> {
+fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, CallError> {
     version::check("server", wire.protocol_major, wire.protocol_minor).map_err(|invalid| {
         CallError {
             reason: pagewire_proto::status::Reason::ProtocolVersion,
@@ -357,13 +401,6 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Welcome, C
     if wire.lease_ttl_ms < 50 {
         return Err(nonsense("a lease TTL below 50 ms can't be kept"));
     }
-    let session = &core.session;
-    let before = session.incarnation.lock().replace(incarnation);
-    let other = before.is_some_and(|before| before != incarnation);
-    if !wire.resumed {
-        session.trusted_until.store(0, Ordering::Release);
-        session.generation.fetch_add(1, Ordering::AcqRel);
-    }
     let mut held: HashMap<DatabaseId, Epoch> = HashMap::new();
     for lease in &wire.leases {
         held.insert(
@@ -371,19 +408,44 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Welcome, C
             Epoch::new(lease.epoch),
         );
     }
+    // Everything is valid: now it counts.
+    let session = &core.session;
+    let before = session.incarnation.lock().replace(incarnation);
+    let other = before.is_some_and(|before| before != incarnation);
+    if !wire.resumed {
+        session.trusted_until.store(0, Ordering::Release);
+    }
+    session.streams.fetch_add(1, Ordering::AcqRel);
+    let mut unwanted = Vec::new();
     for (id, database) in core.all_databases() {
         if other {
             database.store_was_replaced();
-        } else {
-            database.session_says(held.get(&id).copied());
+        } else if let Some(epoch) = database.session_says(held.remove(&id)) {
+            unwanted.push((id, epoch));
         }
     }
-    Ok(Welcome {
+    // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
+    unwanted.extend(held);
+    let resumed = wire.resumed;
+    let welcome = Arc::new(Welcome {
         lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
         incarnation,
         server_name: wire.server_name,
         store_name: wire.store.map(|store| store.store_name).unwrap_or_default(),
+    });
+    Ok(Accepted {
+        welcome,
+        resumed,
+        unwanted,
     })
+}
+
+/// What follows from a Welcome.
+struct Accepted {
+    welcome: Arc<Welcome>,
+    resumed: bool,
+    /// Leases to be given back as soon as something can be sent.
+    unwanted: Vec<(DatabaseId, Epoch)>,
 }
 
 fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallError> {
@@ -395,22 +457,22 @@ fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallErro
                 .grant
                 .ok_or_else(|| nonsense("a grant is missing"))?;
             let grant = LeaseGrant::try_from(grant).map_err(invalid)?;
-            match core.database(id) {
-                Some(database) => database.lease_granted(grant, core),
-                None => core.refuse_lease(id, grant.epoch),
+            if let Some(database) = core.database_or_release(id, grant.epoch) {
+                database.lease_granted(grant, core);
             }
         }
         Incoming::LeaseRecall(recall) => {
             let id = DatabaseId::try_from(&recall.database_id[..]).map_err(invalid)?;
-            match core.database(id) {
-                Some(database) => database.lease_recalled(Epoch::new(recall.epoch), core),
-                None => core.refuse_lease(id, Epoch::new(recall.epoch)),
+            let epoch = Epoch::new(recall.epoch);
+            if let Some(database) = core.database_or_release(id, epoch) {
+                database.lease_recalled(epoch, core);
             }
         }
         Incoming::LeaseLost(lost) => {
             let id = DatabaseId::try_from(&lost.database_id[..]).map_err(invalid)?;
-            if let Some(database) = core.database(id) {
-                database.lease_lost(Epoch::new(lost.epoch));
+            let epoch = Epoch::new(lost.epoch);
+            if let Some(database) = core.database_or_release(id, epoch) {
+                database.lease_lost(epoch);
             }
         }
         Incoming::Draining(_) | Incoming::HeartbeatAck(_) => {}

@@ -266,22 +266,48 @@ impl Connection {
         };
     }
 
-    /// FCNTL_SYNC of the rollback after a failed commit (K4): what comes now belongs to another transaction.
-    fn rollback_ends(&mut self) -> Result<()> {
-        let epoch = self.database.state.writer_epoch(self.writer);
+    /// SQLite looks whether its cache is still right: it does so only when no transaction is open. In exclusive locking mode,
+    /// where nothing is ever unlocked, this is how an abandoned transaction ends: SQLite's pager may give one up after an
+    /// error without playing its journal back.
+    pub(super) fn transaction_begins(&mut self) {
+        match &self.state {
+            State::Writing { .. } => self.forget_writes(),
+            State::Failed { .. } => self.failure_is_over(),
+            State::Idle | State::Reading { .. } => {}
+        }
+    }
+
+    /// FCNTL_BEGIN_ATOMIC_WRITE: SQLite is about to write a commit.
+    pub fn batch_begins(&mut self) {
+        self.batch_began_clean = !self.has_written();
+        if matches!(self.state, State::Failed { .. }) {
+            self.failure_is_over();
+        }
+    }
+
+    /// FCNTL_ROLLBACK_ATOMIC_WRITE: nothing of the batch counts. Without a spill before it that is everything; with one SQLite
+    /// writes the same pages again by way of its journal, or plays that back.
+    pub fn batch_is_rolled_back(&mut self) {
+        if self.batch_began_clean {
+            self.forget_writes();
+        }
+    }
+
+    /// What comes now belongs to another transaction than the one that failed (K4). It may go on if the lease is still there
+    /// and the outcome is known; if not, it is refused until the connection unlocks.
+    pub(super) fn failure_is_over(&mut self) {
+        let lease_is_there = self.database.state.writer_epoch(self.writer).is_some();
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
             State::Failed {
                 base,
                 level,
                 error,
-                rolled_back: false,
                 counter,
+                ..
             } => {
-                if epoch.is_some()
-                    && error.kind != Kind::OutcomeUnknown
-                    && error.kind != Kind::BusySnapshot
-                {
-                    // In exclusive locking mode the connection goes on without ever unlocking.
+                let is_settled =
+                    error.kind != Kind::OutcomeUnknown && error.kind != Kind::BusySnapshot;
+                if lease_is_there && is_settled {
                     let overlay = self.overlay_on(&base.snapshot());
                     State::Writing {
                         base,
@@ -300,25 +326,21 @@ impl Connection {
                     }
                 }
             }
-            State::Failed {
-                base,
-                level,
-                error,
-                rolled_back: true,
-                counter,
-            } => {
-                let again = error.clone();
-                self.state = State::Failed {
-                    base,
-                    level,
-                    error,
-                    rolled_back: true,
-                    counter,
-                };
-                return Err(again);
-            }
             other => other,
         };
+    }
+
+    /// FCNTL_SYNC after a failed commit: the end of SQLite's rollback, once. A second one would be a commit of what was dropped.
+    fn rollback_ends(&mut self) -> Result<()> {
+        if let State::Failed {
+            error,
+            rolled_back: true,
+            ..
+        } = &self.state
+        {
+            return Err(error.clone());
+        }
+        self.failure_is_over();
         Ok(())
     }
 }
@@ -335,9 +357,13 @@ fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
     let mut members = Vec::with_capacity(connections.len());
     let mut who = Vec::with_capacity(connections.len());
     let mut timeout = std::time::Duration::ZERO;
+    let is_alone = connections.len() == 1;
     let outcome = (|| {
         for (index, connection) in connections.iter_mut().enumerate() {
-            if matches!(connection.state, State::Failed { .. }) {
+            if let State::Failed { error, .. } = &connection.state {
+                if !is_alone {
+                    return Err(error.clone());
+                }
                 connection.rollback_ends()?;
                 continue;
             }

@@ -64,6 +64,8 @@ pub struct Connection {
     ahead: ReadAhead,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it.
     cache_is_stale: bool,
+    /// Whether nothing had been written when SQLite began its batch.
+    batch_began_clean: bool,
     /// What `PRAGMA journal_mode` answers when a change is refused.
     pub journal_mode: &'static str,
     last_error: Option<Error>,
@@ -99,10 +101,14 @@ struct Journal {
 
 impl Connection {
     /// A connection to an open database.
-    pub fn new(database: Arc<Database>, settings: ConnectionSettings) -> Self {
+    pub fn new(database: Arc<Database>, settings: ConnectionSettings) -> Result<Self> {
         static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
-        let fixed = settings.unlocked.then(|| database.state.pin_known_head());
-        Self {
+        // It will never ask again, so it asks now (P4).
+        let fixed = match settings.unlocked {
+            true => Some(database.begin_read(settings.timeout)?),
+            false => None,
+        };
+        Ok(Self {
             writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
             database,
             settings,
@@ -112,9 +118,10 @@ impl Connection {
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead: ReadAhead::default(),
             cache_is_stale: false,
+            batch_began_clean: false,
             journal_mode: "delete",
             last_error: None,
-        }
+        })
     }
 
     /// The database.
@@ -398,12 +405,23 @@ impl Connection {
 
     /// xOpen of the journal.
     pub fn open_journal(&mut self) {
-        if let State::Failed { rolled_back, .. } = &mut self.state {
+        if matches!(self.state, State::Failed { .. }) {
             // A new journal is a new transaction: from here on nothing may be dropped in silence (K4).
-            *rolled_back = true;
+            self.failure_is_over();
         }
         self.journal.get_or_insert_default().open_handles += 1;
         self.journal_exists.store(true, Ordering::SeqCst);
+    }
+
+    /// xOpen of an existing journal for reading, when SQLite cleans up a super-journal. `false` if there is none.
+    pub fn open_journal_for_reading(&mut self) -> bool {
+        match &mut self.journal {
+            Some(journal) => {
+                journal.open_handles += 1;
+                true
+            }
+            None => false,
+        }
     }
 
     /// xClose of the journal: its content stays until it is deleted.

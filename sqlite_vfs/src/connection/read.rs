@@ -52,8 +52,12 @@ pub enum ReadOutcome {
 impl Connection {
     /// xRead: any range, aligned or not.
     pub fn read(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
+        let is_cache_check = header::is_cache_check(offset, out.len());
+        if is_cache_check {
+            self.transaction_begins();
+        }
         let outcome = self.read_as_it_is(out, offset)?;
-        if self.cache_is_stale && header::is_cache_check(offset, out.len()) {
+        if self.cache_is_stale && is_cache_check {
             // Any other counter makes SQLite drop its cache; the page itself it then reads with the true one.
             self.cache_is_stale = false;
             out[0] ^= 0xff;

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{Changes, CommitId, Epoch, PageNumber, Snapshot};
+use pagewire_proto::{Changes, CommitId, DatabaseId, Epoch, PageNumber, Snapshot};
 use tokio::time::Instant;
 
-use super::Database;
 use super::state::{Unsettled, WriterId};
+use super::{Database, REOPEN_PAUSE, open_for_question, tokio_sleep};
 use crate::client::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
 use crate::error::{CallError, Error, Kind, Result};
 
@@ -91,6 +91,10 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
             let unsettled = may_be_settled.then(|| Unsettled {
                 id: attempt.id,
                 participants: attempt.participants(),
+                names: databases
+                    .iter()
+                    .map(|database| database.state.name.clone())
+                    .collect(),
             });
             for database in &databases {
                 database.state.commit_failed(unsettled.clone());
@@ -189,15 +193,21 @@ fn resolve(
     attempt: &CommitAttempt,
     deadline: Instant,
 ) -> Result<Settled> {
+    let client = &databases[0].client;
     let participants = attempt.participants();
-    let core = &databases[0].client.core;
-    // The other participants are opened anew by their own calls; here the first one is enough to begin with.
-    for database in &databases[1..] {
-        database.state.check()?;
+    loop {
+        match client.wait(client.core.resolve(attempt.id, &participants, deadline)) {
+            Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
+                // The question is answered only where all of them are open.
+                for database in databases {
+                    database.reopen_as_before(deadline)?;
+                }
+                client.wait(tokio_sleep(REOPEN_PAUSE));
+            }
+            Err(error) => return Err(Error::from(error).within(&databases[0].describe())),
+            Ok(settled) => return Ok(settled),
+        }
     }
-    databases[0].call(deadline, || {
-        core.resolve(attempt.id, &participants, deadline)
-    })
 }
 
 impl Database {
@@ -208,21 +218,61 @@ impl Database {
             .participants
             .iter()
             .position(|part| part.database == self.state.id);
-        let settled = self
-            .call(deadline, || {
-                core.resolve(unsettled.id, &unsettled.participants, deadline)
-            })
-            .map_err(|error| {
-                Error::new(
-                    Kind::OutcomeUnknown,
-                    format!("{error}; it is still not known whether an earlier commit was applied"),
-                )
-            })?;
+        let mut borrowed = Vec::new();
+        let settled = loop {
+            match self
+                .client
+                .wait(core.resolve(unsettled.id, &unsettled.participants, deadline))
+            {
+                Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
+                    self.reopen_as_before(deadline)?;
+                    self.open_participants(unsettled, deadline, &mut borrowed)?;
+                    self.client.wait(tokio_sleep(REOPEN_PAUSE));
+                }
+                other => break other,
+            }
+        };
+        for (id, open_sequence) in borrowed {
+            core.session.close_database(id, open_sequence);
+        }
+        let settled = settled.map_err(|error| {
+            Error::new(
+                Kind::OutcomeUnknown,
+                format!(
+                    "{}: {}; it is still not known whether an earlier commit was applied",
+                    self.describe(),
+                    error.message
+                ),
+            )
+        })?;
         let epoch = match (&settled, own) {
             (Settled::Aborted(epochs), Some(own)) => Some(epochs[own]),
             _ => None,
         };
         self.state.settled(unsettled.id, epoch);
+        Ok(())
+    }
+
+    /// The other databases of an unsettled commit have to be open too. One that no connection of this process has any more is
+    /// opened for the question alone.
+    fn open_participants(
+        &self,
+        unsettled: &Unsettled,
+        deadline: Instant,
+        borrowed: &mut Vec<(DatabaseId, u64)>,
+    ) -> Result<()> {
+        for (part, name) in unsettled.participants.iter().zip(&unsettled.names) {
+            if part.database == self.state.id {
+                continue;
+            }
+            match self.client.database_if_open(name) {
+                Some(open) if open.state.id == part.database => open.reopen_as_before(deadline)?,
+                _ => {
+                    let opened = open_for_question(&self.client, name, deadline)?;
+                    borrowed.push((opened.id, opened.open_sequence));
+                }
+            }
+        }
         Ok(())
     }
 }

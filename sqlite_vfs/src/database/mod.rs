@@ -44,6 +44,7 @@ impl Database {
         timeout: Duration,
     ) -> Result<Arc<Self>> {
         let deadline = Instant::now() + timeout;
+        let streams = client.core.session.streams();
         let opened = open_call(&client, name, mode, deadline)?;
         let state = Arc::new(DatabaseState::new(name.clone(), opened.id, opened.head));
         state.remember_released(client.subscribe(&state));
@@ -56,8 +57,10 @@ impl Database {
                 page.content,
             );
         }
-        if let Some(grant) = &opened.lease {
-            state.lease_acquired(grant)?;
+        // The first Welcome may come while the first open is under way; any later one makes the lease worth nothing (S3).
+        let same_stream = streams == client.core.session.streams() || streams == 0;
+        if let Some(grant) = opened.lease.as_ref().filter(|_| same_stream) {
+            state.lease_acquired(grant, state.doubts())?;
         }
         Ok(Arc::new(Self {
             state,
@@ -110,12 +113,22 @@ impl Database {
             OpenMode::Create if self.state.head().version > Version::ZERO => OpenMode::ReadWrite,
             other => other,
         };
+        let doubts = self.state.doubts();
         let opened = open_call(&self.client, &self.state.name, wanted, deadline);
         match opened {
             Ok(opened) if opened.id == self.state.id => {
-                *self.opened.lock() = (mode, opened.open_sequence);
+                let mut now = self.opened.lock();
+                let (had, sequence) = *now;
+                let strongest = if strength(mode) > strength(had) {
+                    mode
+                } else {
+                    had
+                };
+                *now = (strongest, sequence.max(opened.open_sequence));
+                drop(now);
                 if let Some(grant) = &opened.lease {
-                    self.state.lease_acquired(grant)?;
+                    // Not taken where a new stream overtook it: it is asked for when it is needed.
+                    self.state.lease_acquired(grant, doubts)?;
                 }
                 Ok(())
             }
@@ -128,6 +141,11 @@ impl Database {
         }
     }
 
+    fn reopen_as_before(&self, deadline: Instant) -> Result<()> {
+        let (mode, _) = *self.opened.lock();
+        self.reopen(mode, deadline)
+    }
+
     /// Makes a call, opening the database anew where the server has forgotten the session.
     fn call<T: Send, F, Fut>(&self, deadline: Instant, call: F) -> Result<T>
     where
@@ -138,8 +156,7 @@ impl Database {
             match self.client.wait(call()) {
                 Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
                     self.client.wait(tokio_sleep(REOPEN_PAUSE));
-                    let mode = self.opened.lock().0;
-                    self.reopen(mode, deadline)?;
+                    self.reopen_as_before(deadline)?;
                 }
                 Err(error) => return Err(Error::from(error).within(&self.describe())),
                 Ok(answer) => return Ok(answer),
@@ -154,12 +171,12 @@ impl Database {
             match self.state.begin(&self.client.core.session)? {
                 Begin::Ready(pin) => return Ok(pin),
                 Begin::Settle(unsettled) => self.settle(&unsettled, deadline)?,
-                Begin::Ask(known) => {
+                Begin::Ask(known, doubts) => {
                     let core = &self.client.core;
                     let (head, changes) = self.call(deadline, || {
                         core.begin_snapshot(self.state.id, known, deadline)
                     })?;
-                    return self.state.begin_with(head, &changes);
+                    return self.state.begin_with(head, &changes, doubts);
                 }
             }
         }
@@ -229,15 +246,20 @@ impl Database {
     ) -> Result<Acquired> {
         let core = &self.client.core;
         self.state.acquire_begins();
-        let outcome = self.call(deadline, || {
-            core.acquire_lease(self.state.id, known, released, ACQUIRE_WAIT, deadline)
-        });
-        let outcome = match outcome {
-            Ok(Acquired::Granted(grant)) => self
-                .state
-                .lease_acquired(&grant)
-                .map(|()| Acquired::Granted(grant)),
-            other => other,
+        let outcome = loop {
+            let doubts = self.state.doubts();
+            let outcome = self.call(deadline, || {
+                core.acquire_lease(self.state.id, known, released, ACQUIRE_WAIT, deadline)
+            });
+            match outcome {
+                Ok(Acquired::Granted(grant)) => match self.state.lease_acquired(&grant, doubts) {
+                    Ok(true) => break Ok(Acquired::Granted(grant)),
+                    Ok(false) if Instant::now() < deadline => {}
+                    Ok(false) => break Ok(Acquired::Pending),
+                    Err(error) => break Err(error),
+                },
+                other => break other,
+            }
         };
         self.state.acquire_ends(&core.session);
         outcome
@@ -319,6 +341,16 @@ fn strength(mode: OpenMode) -> u8 {
         OpenMode::ReadOnly => 1,
         OpenMode::ReadWrite => 2,
         OpenMode::Create => 3,
+    }
+}
+
+/// Opens a database that no connection of this process has, without its lease.
+fn open_for_question(client: &Client, name: &DatabaseName, deadline: Instant) -> Result<Opened> {
+    let core = &client.core;
+    match client.wait(core.open_database(name, OpenMode::ReadWrite, false, deadline)) {
+        Ok(opened) => Ok(opened),
+        Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
+        Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
     }
 }
 

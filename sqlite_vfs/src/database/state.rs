@@ -59,6 +59,8 @@ struct Inner {
     gone: Option<String>,
     head: Snapshot,
     head_is_certain: bool,
+    /// Rises whenever the head becomes uncertain: an answer to an earlier question does not make it certain again.
+    doubts: u64,
     lease: Lease,
     released: Epoch,
     /// Acquire calls under way, and the newest epoch recalled meanwhile (D7).
@@ -94,14 +96,16 @@ pub struct Unsettled {
     pub id: CommitId,
     /// All of its databases.
     pub participants: Vec<CommitParticipant>,
+    /// Their names, in the same order.
+    pub names: Vec<DatabaseName>,
 }
 
 /// What a connection that wants to begin has to do.
 pub enum Begin {
     /// Nothing: the snapshot is pinned.
     Ready(Pin),
-    /// Ask the server what is new since this version.
-    Ask(Version),
+    /// Ask the server what is new since this version; the doubts say whether the answer is certain.
+    Ask(Version, u64),
     /// Settle this commit first.
     Settle(Unsettled),
 }
@@ -130,6 +134,7 @@ impl DatabaseState {
                 gone: None,
                 head,
                 head_is_certain: true,
+                doubts: 0,
                 lease: Lease::None,
                 released: Epoch::NONE,
                 acquiring: 0,
@@ -149,6 +154,11 @@ impl DatabaseState {
         let inner = self.inner.lock();
         let oldest = inner.pins.keys().next().copied();
         oldest.map_or(inner.head.version, |oldest| oldest.min(inner.head.version))
+    }
+
+    /// How often the head became uncertain: to be read before a question whose answer may make it certain.
+    pub fn doubts(&self) -> u64 {
+        self.inner.lock().doubts
     }
 
     /// The newest epoch given back; one at or below it is never taken for held (D6).
@@ -189,16 +199,21 @@ impl DatabaseState {
         if may_trust && session.is_trusted() {
             Ok(Begin::Ready(self.pin_head(&mut inner)))
         } else {
-            Ok(Begin::Ask(inner.head.version))
+            Ok(Begin::Ask(inner.head.version, inner.doubts))
         }
     }
 
     /// Takes over the answer to [`Begin::Ask`] and pins the newest version.
-    pub fn begin_with(self: &Arc<Self>, head: Snapshot, changes: &Changes) -> Result<Pin> {
+    pub fn begin_with(
+        self: &Arc<Self>,
+        head: Snapshot,
+        changes: &Changes,
+        doubts: u64,
+    ) -> Result<Pin> {
         let mut inner = self.inner.lock();
         inner.check(&self.name)?;
         self.advance(&mut inner, head, changes);
-        inner.head_is_certain = true;
+        inner.become_certain(doubts);
         Ok(self.pin_head(&mut inner))
     }
 
@@ -297,13 +312,17 @@ impl DatabaseState {
         }
     }
 
-    /// Takes over a lease that the server granted to a call.
-    pub fn lease_acquired(&self, grant: &LeaseGrant) -> Result<()> {
+    /// Takes over a lease that the server granted to a call. `false` if something has happened since the call began that makes
+    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain.
+    pub fn lease_acquired(&self, grant: &LeaseGrant, doubts: u64) -> Result<bool> {
         let mut inner = self.inner.lock();
         inner.check(&self.name)?;
+        if inner.doubts != doubts {
+            return Ok(false);
+        }
         self.take_lease(&mut inner, grant, None);
-        inner.head_is_certain = true;
-        Ok(())
+        inner.become_certain(doubts);
+        Ok(true)
     }
 
     /// Makes the connection the writer with a lease that a call has just granted, trusted or not: the commit checks the
@@ -410,7 +429,7 @@ impl DatabaseState {
     pub fn commit_failed(&self, unsettled: Option<Unsettled>) {
         let mut inner = self.inner.lock();
         inner.committing = false;
-        inner.head_is_certain = false;
+        inner.doubt();
         inner.unsettled = unsettled;
     }
 
@@ -423,7 +442,7 @@ impl DatabaseState {
             .is_some_and(|unsettled| unsettled.id == id)
         {
             inner.unsettled = None;
-            inner.head_is_certain = false;
+            inner.doubt();
         }
         if let Some(epoch) = epoch {
             Self::take_epoch(&mut inner, epoch);
@@ -581,16 +600,30 @@ impl DatabaseState {
         }
     }
 
-    /// What the session says after its stream was made anew (S3).
-    pub(crate) fn session_says(&self, held: Option<Epoch>) {
+    /// What the session says after its stream was made anew (S3). Returns a lease that the server believes in and nobody here
+    /// does: its release was lost with the old stream.
+    pub(crate) fn session_says(&self, held: Option<Epoch>) -> Option<Epoch> {
         let mut inner = self.inner.lock();
-        if let Lease::Held { epoch, .. } = inner.lease
-            && held != Some(epoch)
-        {
-            inner.lease = Lease::None;
-            inner.released = inner.released.max(epoch);
+        inner.doubt();
+        match inner.lease {
+            Lease::Held { epoch, .. } if held == Some(epoch) => None,
+            Lease::Held { epoch, .. } => {
+                inner.lease = Lease::None;
+                inner.released = inner.released.max(epoch);
+                held.filter(|held| *held <= inner.released)
+            }
+            Lease::None => held.filter(|held| *held <= inner.released || inner.acquiring == 0),
         }
-        inner.head_is_certain = false;
+    }
+
+    /// Gives back a lease that nobody here believes in.
+    pub(crate) fn refuse(&self, epoch: Epoch, session: &Session) {
+        let mut inner = self.inner.lock();
+        let is_held = matches!(inner.lease, Lease::Held { epoch: held, .. } if held >= epoch);
+        if !is_held {
+            inner.released = inner.released.max(epoch);
+            session.release_lease(self.id, epoch, false);
+        }
     }
 
     /// The database behind the name is another one now, or the store lost its content (S4).
@@ -607,6 +640,15 @@ impl DatabaseState {
 }
 
 impl Inner {
+    fn doubt(&mut self) {
+        self.head_is_certain = false;
+        self.doubts += 1;
+    }
+
+    fn become_certain(&mut self, doubts: u64) {
+        self.head_is_certain |= self.doubts == doubts;
+    }
+
     fn check(&self, name: &DatabaseName) -> Result<()> {
         match &self.gone {
             None => Ok(()),

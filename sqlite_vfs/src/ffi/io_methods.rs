@@ -3,11 +3,14 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::boundary::{Op, guarded};
 use super::handle::{FileKind, Handle, PagewireFile};
 use super::types::{File, IoMethods, code, fcntl, iocap};
 use crate::connection::{Connection, LockLevel};
 use crate::error::{Error, Kind, Result};
+use crate::file::journal::SuperJournal;
 use crate::file::spool::Spool;
 
 /// The methods of every file of ours.
@@ -137,7 +140,7 @@ unsafe extern "C" fn write(
                     }
                 }
                 FileKind::Super(journal) => {
-                    check_child(handle, buffer as usize, &mut journal.lock())?;
+                    add_child(handle, buffer as usize, journal)?;
                     journal.lock().content.write(bytes, offset)?;
                 }
             }
@@ -148,24 +151,28 @@ unsafe extern "C" fn write(
 
 /// SQLite writes the names of the child journals from where its pagers keep them. One that is not ours would be left out of
 /// the atomic commit, and after a kill its own rollback would be skipped: refuse the transaction instead.
-fn check_child(
-    handle: &Handle,
-    address: usize,
-    journal: &mut crate::file::journal::SuperJournal,
-) -> Result<()> {
-    let Some(child) = handle.process.journals.lock().owner(address) else {
+fn add_child(handle: &Handle, address: usize, journal: &Mutex<SuperJournal>) -> Result<()> {
+    let Some(child) = handle.process.journals.lock().child(address) else {
         return Err(Error::io(
             "a transaction over a Pagewire database and one of another VFS can't be atomic: \
              write to them in separate transactions",
         ));
     };
-    let endpoint = child.lock().database().endpoint().to_owned();
+    let Some(connection) = child.connection() else {
+        return Err(Error::new(
+            Kind::Bug,
+            "a journal of a closed connection takes part in a commit",
+        ));
+    };
+    let endpoint = connection.lock().database().endpoint().to_owned();
+    let mut journal = journal.lock();
     match &journal.endpoint {
         Some(known) if *known != endpoint => Err(Error::io(format!(
             "a transaction over {known} and {endpoint} can't be atomic: write to them in separate transactions"
         ))),
         _ => {
             journal.endpoint = Some(endpoint);
+            journal.children.push(child);
             Ok(())
         }
     }
@@ -289,7 +296,7 @@ unsafe extern "C" fn file_control(file: *mut File, op: c_int, argument: *mut c_v
 /// `argument` is what SQLite documents for the operation.
 unsafe fn main_control(
     handle: &Handle,
-    connection: &Arc<parking_lot::Mutex<Connection>>,
+    connection: &Arc<Mutex<Connection>>,
     op: c_int,
     argument: *mut c_void,
 ) -> Result<c_int> {
@@ -340,15 +347,20 @@ unsafe fn main_control(
                 *argument.cast::<*const Handle>() = std::ptr::from_ref(handle);
                 Ok(code::OK)
             }
-            // Hints. BEGIN, COMMIT and ROLLBACK_ATOMIC_WRITE are no commit points (contract, section 1): after a rollback of
-            // a batch SQLite writes the same pages again, by way of a journal.
+            // Hints. The end of a batch is no commit point (contract, section 1).
             fcntl::SIZE_HINT
             | fcntl::CHUNK_SIZE
             | fcntl::OVERWRITE
             | fcntl::COMMIT_PHASETWO
-            | fcntl::BEGIN_ATOMIC_WRITE
-            | fcntl::COMMIT_ATOMIC_WRITE
-            | fcntl::ROLLBACK_ATOMIC_WRITE => Ok(code::OK),
+            | fcntl::COMMIT_ATOMIC_WRITE => Ok(code::OK),
+            fcntl::BEGIN_ATOMIC_WRITE => {
+                connection.lock().batch_begins();
+                Ok(code::OK)
+            }
+            fcntl::ROLLBACK_ATOMIC_WRITE => {
+                connection.lock().batch_is_rolled_back();
+                Ok(code::OK)
+            }
             _ => Ok(code::NOTFOUND),
         }
     }
@@ -360,7 +372,7 @@ unsafe fn main_control(
 /// `arguments` points to the result, the name and the value.
 unsafe fn pragma(
     handle: &Handle,
-    connection: &Arc<parking_lot::Mutex<Connection>>,
+    connection: &Arc<Mutex<Connection>>,
     arguments: *mut *mut c_char,
 ) -> Result<c_int> {
     let text = |index: usize| {

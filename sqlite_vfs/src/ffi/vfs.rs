@@ -222,7 +222,12 @@ fn open_super_or_child(process: &Process, text: &str, flags: c_int) -> Result<Fi
     match journals.live_journal_named(text) {
         Some(connection) => {
             drop(journals);
-            connection.lock().open_journal();
+            if !connection.lock().open_journal_for_reading() {
+                return Err(Error::new(
+                    Kind::CantOpen,
+                    format!("there is no journal {text:?}"),
+                ));
+            }
             Ok(FileKind::Journal(connection))
         }
         None => Err(Error::new(

@@ -22,6 +22,8 @@ pub struct SuperJournal {
     pub members: Vec<Weak<Mutex<Connection>>>,
     /// The endpoint of all of them.
     pub endpoint: Option<String>,
+    /// The journals that it lists.
+    pub children: Vec<ChildJournal>,
 }
 
 /// Journals and super-journals of the process.
@@ -31,11 +33,24 @@ pub struct Journals {
     supers: HashMap<String, Arc<Mutex<SuperJournal>>>,
 }
 
-struct ChildJournal {
+/// The journal of a connection.
+#[derive(Clone)]
+pub struct ChildJournal {
     name: String,
     connection: Weak<Mutex<Connection>>,
     /// Whether it exists; asked without the connection's lock, which another thread may hold for as long as a call takes.
     exists: Arc<AtomicBool>,
+}
+
+impl ChildJournal {
+    /// Whose it is.
+    pub fn connection(&self) -> Option<Arc<Mutex<Connection>>> {
+        self.connection.upgrade()
+    }
+
+    fn is_live(&self, name: &str) -> bool {
+        self.name == name && self.exists.load(Ordering::SeqCst)
+    }
 }
 
 impl Journals {
@@ -62,9 +77,14 @@ impl Journals {
         self.by_address.remove(&address);
     }
 
+    /// The journal whose name lies at this address.
+    pub fn child(&self, address: usize) -> Option<ChildJournal> {
+        self.by_address.get(&address).cloned()
+    }
+
     /// Whose journal name lies at this address.
     pub fn owner(&self, address: usize) -> Option<Arc<Mutex<Connection>>> {
-        self.by_address.get(&address)?.connection.upgrade()
+        self.by_address.get(&address)?.connection()
     }
 
     /// Whether a journal exists: the one whose owner asks by its address, a super-journal, or a child journal that the
@@ -76,11 +96,17 @@ impl Journals {
         }
     }
 
-    /// The owner of an existing journal of this name.
+    /// The owner of an existing journal of this name that a super-journal lists. Other connections may have journals of the
+    /// same name, which have nothing to do with it.
     pub fn live_journal_named(&self, name: &str) -> Option<Arc<Mutex<Connection>>> {
-        let live =
-            |child: &&ChildJournal| child.name == name && child.exists.load(Ordering::SeqCst);
-        self.by_address.values().find(live)?.connection.upgrade()
+        self.supers.values().find_map(|journal| {
+            journal
+                .lock()
+                .children
+                .iter()
+                .find(|child| child.is_live(name))?
+                .connection()
+        })
     }
 
     /// The super-journal of the name.
