@@ -14,8 +14,8 @@ use crate::lease::Lease;
 
 /// One open database.
 ///
-/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session. The synchronous ones are never held
-/// over an await.
+/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `floors`. The synchronous ones are
+/// never held over an await.
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) id: DatabaseId,

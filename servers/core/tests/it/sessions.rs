@@ -1,5 +1,6 @@
 //! Sessions: beginning, resuming, lapsing, what ends with them, and the end of the server.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pagewire_proto::pb;
@@ -283,6 +284,26 @@ async fn a_version_stays_readable_until_the_floors_of_all_sessions_are_above_it(
         }
     };
     assert_eq!(gone.await, Reason::VersionGone);
+}
+
+/// The client was told that nothing is open, so it will never close it.
+#[tokio::test]
+async fn an_open_that_fails_after_it_was_noted_leaves_nothing_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    client.send(Request::CloseDatabase(pb::CloseDatabase {
+        database_id: database.id.clone(),
+        open_sequence: 0,
+    }));
+    client.heartbeat(Vec::new()).await;
+    store.protect_fails.store(true, Ordering::Release);
+    let request = client.open_request("a.db", pb::OpenMode::Create);
+    let refused = client.open_with(request).await.map(|_| ());
+    assert_eq!(reason(refused), Reason::Unavailable);
+    let refused = client.head(&database).await;
+    assert_eq!(reason(refused), Reason::DatabaseNotOpen);
 }
 
 #[tokio::test]
