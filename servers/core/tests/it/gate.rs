@@ -34,8 +34,10 @@ pub struct GatedStore {
     pub asked: Semaphore,
     /// Floors are refused.
     pub protect_fails: AtomicBool,
-    /// Stagings that were neither dropped nor consumed.
+    /// Stagings that were begun and not dropped; a commit that consumes one does not count.
     pub stagings: Mutex<HashSet<StagingId>>,
+    /// A permit for each staging that was dropped.
+    pub dropped: Semaphore,
 }
 
 impl GatedStore {
@@ -50,6 +52,7 @@ impl GatedStore {
             asked: Semaphore::new(0),
             protect_fails: AtomicBool::new(false),
             stagings: Mutex::default(),
+            dropped: Semaphore::new(0),
         })
     }
 }
@@ -143,8 +146,10 @@ impl PageStore for GatedStore {
     }
 
     async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
+        let answer = self.inner.discard(staging).await;
         self.stagings.lock().unwrap().remove(&staging);
-        self.inner.discard(staging).await
+        self.dropped.add_permits(1);
+        answer
     }
 
     async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
