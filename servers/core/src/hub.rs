@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseId, SessionId, StagingId, Version};
+use pagewire_proto::{DatabaseId, DatabaseName, SessionId, StagingId, Version};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -466,6 +466,35 @@ impl Hub {
         });
     }
 
+    /// Removes names that were given out and never committed to, unless somebody has opened them again.
+    pub(crate) fn drop_unborn(self: &Arc<Self>, unborn: Vec<(DatabaseName, DatabaseId)>) {
+        let hub = Arc::clone(self);
+        spawn_detached(async move {
+            for (name, id) in unborn {
+                if let Err(error) = hub.drop_if_unborn(&name, id).await {
+                    tracing::debug!(
+                        error = error.message(),
+                        "a name without a commit was not dropped"
+                    );
+                }
+            }
+        });
+    }
+
+    async fn drop_if_unborn(&self, name: &DatabaseName, id: DatabaseId) -> Result<(), Status> {
+        // An open has the lock from its lookup until the table knows of it, and a call under way keeps the table's entry.
+        let _names = self.names.write().await;
+        let in_use = self.databases.lock().contains_key(&id);
+        if in_use || self.bounded(self.store.lookup(name, false)).await? != id {
+            return Ok(());
+        }
+        let head = self.bounded(self.store.head(id)).await?;
+        if head.version == Version::ZERO {
+            self.store.remove(name).await.map_err(status::of_store)?;
+        }
+        Ok(())
+    }
+
     // --------------------------------------------------------------------------------------------------- sweep
 
     fn spawn_sweeper(self: &Arc<Self>) {
@@ -500,6 +529,7 @@ impl Hub {
                 self.end_session(&session, End::Dead);
             }
         }
+        let mut unborn = Vec::new();
         self.databases.lock().retain(|_, database| {
             // A session or a call that has it holds another reference.
             if Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now) {
@@ -513,8 +543,14 @@ impl Hub {
                 // The store did not take it the last time.
                 self.schedule_protect(database);
             }
+            if unprotected && let Some(name) = database.unborn.lock().take() {
+                unborn.push((name, database.id));
+            }
             !unprotected
         });
+        if !unborn.is_empty() {
+            self.drop_unborn(unborn);
+        }
     }
 }
 

@@ -72,7 +72,20 @@ async fn find(
         return Err(status::of_store(StoreError::DatabaseNotFound));
     }
     let writable = mode != pb::OpenMode::ReadOnly;
-    let open = hub.register_open(session, id, writable, sequence, head.version)?;
+    let unborn = head.version == Version::ZERO;
+    let open = match hub.register_open(session, id, writable, sequence, head.version) {
+        Ok(open) => open,
+        Err(error) => {
+            if unborn {
+                // The name came into being for nobody.
+                hub.drop_unborn(vec![(name.clone(), id)]);
+            }
+            return Err(error);
+        }
+    };
+    if unborn {
+        *open.database.unborn.lock() = Some(name.clone());
+    }
     // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
     if let Err(error) = hub.protect(&open.database).await {
         // The client hears that nothing is open, so it will never close it.

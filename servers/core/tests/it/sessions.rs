@@ -7,8 +7,9 @@ use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{SessionId, limits};
+use pagewire_proto::{DatabaseName, SessionId, limits};
 use pagewire_server::Settings;
+use pagewire_server::store::{PageStore as _, StoreError};
 use tokio::time::Instant;
 
 use crate::gate::GatedStore;
@@ -216,6 +217,35 @@ async fn a_database_without_a_commit_is_found_only_by_those_who_create() {
         .await
         .unwrap();
     assert_eq!(listed.into_inner().databases, []);
+}
+
+/// Whoever may open could fill the store with names for ever.
+#[tokio::test(start_paused = true)]
+async fn a_name_without_a_commit_is_dropped_with_the_last_session_that_has_it_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut first = server.client().await;
+    let mut second = server.client().await;
+    let empty = first.open("empty.db").await;
+    assert_eq!(second.open("empty.db").await.id, empty.id);
+    let full = first.open("full.db").await;
+    let epoch = first.acquire(&full).await;
+    let commit = TestCommit::new(&full, 0, epoch, 1);
+    first.commit(&commit).await.unwrap();
+    let name = |name: &str| DatabaseName::try_from(name).unwrap();
+    first.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let kept = store.inner.lookup(&name("empty.db"), false).await;
+    assert_eq!(kept.unwrap().to_wire(), empty.id, "somebody has it open");
+    second.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let gone = store.inner.lookup(&name("empty.db"), false).await;
+    assert!(
+        matches!(gone, Err(StoreError::DatabaseNotFound)),
+        "{gone:?}"
+    );
+    let kept = store.inner.lookup(&name("full.db"), false).await;
+    assert_eq!(kept.unwrap().to_wire(), full.id);
 }
 
 #[tokio::test]
