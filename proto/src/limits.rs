@@ -1,8 +1,10 @@
 //! Limits of the protocol. Each is checked by the receiver before anything is allocated.
 
-/// Largest gRPC message in either direction: a batch of pages plus its frame, small enough to be held for each call
-/// of many tenants at once.
+/// Largest gRPC message of a server: an answer to ReadPages plus its frame.
 pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Largest gRPC message of a client: a batch of pages plus one page, or the floors of [`MAX_OPEN_DATABASES`] databases (31
+/// bytes each). No larger, for an empty element of a list costs two bytes on the wire and up to 88 in memory.
+pub const MAX_REQUEST_BYTES: usize = 2 << 20;
 /// Sum of page contents that a sender puts into one message; leaves half of a message for everything else.
 pub const BATCH_BYTES: usize = 1 << 20;
 /// Largest number of pages in one ReadPages: 1,024 pages of 4 KiB are 4 MiB.

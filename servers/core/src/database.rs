@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use pagewire_proto::{DatabaseId, PageSize, SessionId, Snapshot, Version};
+use pagewire_proto::{DatabaseId, DatabaseName, PageSize, SessionId, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -14,8 +14,8 @@ use crate::lease::Lease;
 
 /// One open database.
 ///
-/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session. The synchronous ones are never held
-/// over an await.
+/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `floors`. The synchronous ones are
+/// never held over an await.
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) id: DatabaseId,
@@ -35,6 +35,8 @@ pub(crate) struct Database {
     pub(crate) sessions: AtomicUsize,
     /// The page size of the newest head that was seen; a guess at the one of a version. 0 for none.
     page_size: AtomicU32,
+    /// The name, where the database was opened before its first commit: with nobody left it is dropped.
+    pub(crate) unborn: Mutex<Option<DatabaseName>>,
     /// Changes with the lease: what waiting calls watch.
     pub(crate) changed: watch::Sender<()>,
 }
@@ -51,6 +53,7 @@ impl Database {
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),
+            unborn: Mutex::default(),
             changed: watch::Sender::new(()),
         }
     }

@@ -198,7 +198,8 @@ impl Hub {
                 return Ok(Step::Again);
             }
             let mut state = session.state.lock();
-            if state.ended {
+            // A lease of a database that is not open would never be given back.
+            if state.ended || !state.opens.contains_key(&database.id) {
                 lease.drop_ticket(session.id);
                 return Ok(Step::Again);
             }

@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseId, SessionId, StagingId};
+use pagewire_proto::{DatabaseId, DatabaseName, SessionId, StagingId, Version};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::lease::Lease;
 use crate::process::{Host, Process};
-use crate::session::{Open, Session};
+use crate::session::{Open, Session, SessionState};
 use crate::settings::Settings;
 use crate::status;
 use crate::store::{PageStore, StoreError};
@@ -204,7 +205,12 @@ impl Hub {
             (std::mem::take(&mut state.opens), state.take_stagings(None))
         };
         tracing::debug!(?end, databases = opens.len(), "a session ended");
+        for Open { database, .. } in opens.values() {
+            let mut lease = database.lease.lock();
+            forget(database, session.id, &mut lease, &mut session.state.lock());
+        }
         {
+            // After that: a new session with this id would lose what it is given meanwhile.
             let mut sessions = self.sessions.lock();
             if sessions
                 .get(&session.id)
@@ -213,8 +219,8 @@ impl Hub {
                 sessions.remove(&session.id);
             }
         }
-        for open in opens.into_values() {
-            self.forget_open(session, open);
+        for Open { database, .. } in opens.values() {
+            self.forgotten(database);
         }
         self.discard(stagings);
     }
@@ -234,38 +240,56 @@ impl Hub {
         id: DatabaseId,
         sequence: u64,
     ) {
-        let (open, stagings) = {
+        self.close_where(session, id, |open| open.sequence <= sequence);
+    }
+
+    /// Takes an open back that could not be answered, unless another open of the database came meanwhile.
+    pub(crate) fn undo_open(self: &Arc<Self>, session: &Arc<Session>, id: DatabaseId, opened: u64) {
+        self.close_where(session, id, |open| open.opened == Some(opened));
+    }
+
+    /// Closes the database where it is open and `closes` says so.
+    ///
+    /// One step under the locks of the lease and of the session: an open of the same database, which comes on another task,
+    /// finds all of the old one or nothing of it. Otherwise the close would take the lease and the floor of the new open,
+    /// whose client trusts them.
+    fn close_where(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        id: DatabaseId,
+        closes: impl FnOnce(&Open) -> bool,
+    ) {
+        let Some(Open { database, .. }) = session.open(id) else {
+            return;
+        };
+        let stagings = {
+            let mut lease = database.lease.lock();
             let mut state = session.state.lock();
-            if state
+            // Closed and opened in between it is another one, which `closes` judges; its lease is of the same database.
+            let same = |open: &Open| Arc::ptr_eq(&open.database, &database);
+            if !state
                 .opens
                 .get(&id)
-                .is_some_and(|open| open.sequence > sequence)
+                .is_some_and(|open| same(open) && closes(open))
             {
                 return;
             }
-            let Some(open) = state.opens.remove(&id) else {
-                return;
-            };
-            (open, state.take_stagings(Some(id)))
+            state.opens.remove(&id);
+            forget(&database, session.id, &mut lease, &mut state);
+            state.take_stagings(Some(id))
         };
-        self.forget_open(session, open);
+        self.forgotten(&database);
         self.discard(stagings);
     }
 
-    fn forget_open(self: &Arc<Self>, session: &Arc<Session>, open: Open) {
-        let database = open.database;
-        {
-            let mut lease = database.lease.lock();
-            lease.remove(session.id);
-            session.state.lock().leases.remove(&database.id);
-        }
-        database.floors.lock().remove(&session.id);
+    /// After a session has forgotten the database: others may go on.
+    fn forgotten(self: &Arc<Self>, database: &Arc<Database>) {
         database.sessions.fetch_sub(1, Ordering::AcqRel);
         self.open_count.fetch_sub(1, Ordering::AcqRel);
         self.barriers.send_replace(());
         database.notify();
-        self.schedule_protect(&database);
-        self.settle(&database);
+        self.schedule_protect(database);
+        self.settle(database);
     }
 
     /// A message came on the stream with this number. False where the session has ended, or another stream replaced it.
@@ -331,23 +355,27 @@ impl Hub {
 
     // ------------------------------------------------------------------------------------------------ databases
 
-    /// Notes that the session has the database open, and what it may do with it.
+    /// Notes that the session has the database open, what it may do with it, and that it reads this version.
     pub(crate) fn register_open(
         &self,
         session: &Session,
         id: DatabaseId,
         writable: bool,
         sequence: u64,
-    ) -> Result<Arc<Database>, Status> {
+        floor: Version,
+    ) -> Result<Open, Status> {
         let mut databases = self.databases.lock();
         let mut state = session.state.lock();
         if state.ended {
             return Err(status::session_unknown());
         }
+        state.opens_so_far += 1;
+        let opened = state.opens_so_far;
         if let Some(open) = state.opens.get_mut(&id) {
             open.writable |= writable;
             open.sequence = open.sequence.max(sequence);
-            return Ok(Arc::clone(&open.database));
+            open.opened = None;
+            return Ok(open.clone());
         }
         for (count, most, whose) in [
             (
@@ -374,11 +402,13 @@ impl Hub {
             database: Arc::clone(database),
             writable,
             sequence,
+            opened: Some(opened),
         };
-        state.opens.insert(id, open);
+        state.opens.insert(id, open.clone());
+        database.floors.lock().insert(session.id, floor);
         database.sessions.fetch_add(1, Ordering::AcqRel);
         self.open_count.fetch_add(1, Ordering::AcqRel);
-        Ok(Arc::clone(database))
+        Ok(open)
     }
 
     /// Sessions that have the database open.
@@ -436,6 +466,35 @@ impl Hub {
         });
     }
 
+    /// Removes names that were given out and never committed to, unless somebody has opened them again.
+    pub(crate) fn drop_unborn(self: &Arc<Self>, unborn: Vec<(DatabaseName, DatabaseId)>) {
+        let hub = Arc::clone(self);
+        spawn_detached(async move {
+            for (name, id) in unborn {
+                if let Err(error) = hub.drop_if_unborn(&name, id).await {
+                    tracing::debug!(
+                        error = error.message(),
+                        "a name without a commit was not dropped"
+                    );
+                }
+            }
+        });
+    }
+
+    async fn drop_if_unborn(&self, name: &DatabaseName, id: DatabaseId) -> Result<(), Status> {
+        // An open has the lock from its lookup until the table knows of it, and a call under way keeps the table's entry.
+        let _names = self.names.write().await;
+        let in_use = self.databases.lock().contains_key(&id);
+        if in_use || self.bounded(self.store.lookup(name, false)).await? != id {
+            return Ok(());
+        }
+        let head = self.bounded(self.store.head(id)).await?;
+        if head.version == Version::ZERO {
+            self.store.remove(name).await.map_err(status::of_store)?;
+        }
+        Ok(())
+    }
+
     // --------------------------------------------------------------------------------------------------- sweep
 
     fn spawn_sweeper(self: &Arc<Self>) {
@@ -470,6 +529,7 @@ impl Hub {
                 self.end_session(&session, End::Dead);
             }
         }
+        let mut unborn = Vec::new();
         self.databases.lock().retain(|_, database| {
             // A session or a call that has it holds another reference.
             if Arc::strong_count(database) > 1 || !database.lease.lock().is_idle(now) {
@@ -483,7 +543,23 @@ impl Hub {
                 // The store did not take it the last time.
                 self.schedule_protect(database);
             }
+            if unprotected && let Some(name) = database.unborn.lock().take() {
+                unborn.push((name, database.id));
+            }
             !unprotected
         });
+        if !unborn.is_empty() {
+            self.drop_unborn(unborn);
+        }
     }
 }
+
+/// The session has nothing to do with the database any more: its lease, ticket, barrier and floor go.
+fn forget(database: &Database, session: SessionId, lease: &mut Lease, state: &mut SessionState) {
+    lease.remove(session);
+    state.leases.remove(&database.id);
+    database.floors.lock().remove(&session);
+}
+
+#[cfg(test)]
+mod tests;

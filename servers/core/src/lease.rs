@@ -17,7 +17,7 @@
 //! * **L-3** A session has at most one ticket, and the holder has none.
 //! * **L-4** Tickets are served in the order in which they were filed; renewing keeps the place.
 //! * **L-5** A ticket that was not renewed for its TTL is never served; one with a waiting call does not age.
-//! * **L-6** A holding is recalled at most once, and only while somebody waits.
+//! * **L-6** A holding is recalled at most once on each stream of its session, and only while somebody waits.
 //! * **L-7** A lease taken from a session that may still trust it leaves a barrier; one given back leaves none.
 //! * **L-8** A barrier of a session falls with its time or when the session is known to trust nothing, never otherwise.
 //! * **L-9** A message about an epoch that is not the present one changes nothing.
@@ -240,11 +240,13 @@ impl Lease {
         Some((holder.session, holder.epoch))
     }
 
-    /// The recall of an earlier stream may not have arrived: ask again on the new one.
+    /// The recall of an earlier stream, or what the holder answered after it, may not have arrived: ask again on the new one.
+    ///
+    /// Also where the lease was kept: the release at the end of the transaction may be lost, and no other recall would ever
+    /// bring it. A holder that still writes says again that it keeps it.
     pub(crate) fn forget_recall(&mut self, session: SessionId) {
         if let Some(holder) = &mut self.holder
             && holder.session == session
-            && holder.recall == Recall::Sent
         {
             holder.recall = Recall::NotSent;
         }

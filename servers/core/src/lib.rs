@@ -5,6 +5,7 @@
 //! Nothing here knows SQLite, and nothing here knows how a store keeps its pages.
 
 pub mod conformance;
+mod connections;
 mod database;
 mod handover;
 mod hub;

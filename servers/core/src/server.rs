@@ -15,11 +15,12 @@ use std::time::Duration;
 use pagewire_proto::{FILE_DESCRIPTOR_SET, pb};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{OnceCell, Semaphore, oneshot};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::server::{Connected, Router};
 
+use crate::connections::Counted;
 use crate::hub::{End, Hub};
 use crate::service::Service;
 use crate::settings::Settings;
@@ -94,6 +95,8 @@ impl ServerBuilder {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .build_v1()?;
+        let places = self.settings.max_connections.min(Semaphore::MAX_PERMITS);
+        let places = Arc::new(Semaphore::new(places));
         let hub = Hub::new(self.store, self.settings, quarantine);
         let router = tonic::transport::Server::builder()
             .initial_stream_window_size(WINDOW_BYTES)
@@ -109,6 +112,7 @@ impl ServerBuilder {
             hub,
             router,
             health,
+            places,
             closed: Arc::default(),
         })
     }
@@ -120,6 +124,8 @@ pub struct Server {
     hub: Arc<Hub>,
     router: Router,
     health: tonic_health::server::HealthReporter,
+    /// For one connection each.
+    places: Arc<Semaphore>,
     closed: Arc<OnceCell<()>>,
 }
 
@@ -207,6 +213,11 @@ impl Server {
     where
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
+        let places = Arc::clone(&self.places);
+        let incoming = incoming.filter_map(move |accepted| match accepted {
+            Ok(io) => Counted::admit(io, &places).map(Ok),
+            Err(error) => Some(Err(error)),
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = self
             .router

@@ -40,6 +40,7 @@ pub(crate) struct SessionState {
     pub(crate) stream: Option<Stream>,
     pub(crate) streams_so_far: u64,
     pub(crate) opens: HashMap<DatabaseId, Open>,
+    pub(crate) opens_so_far: u64,
     /// Mirror of the lease table, changed under the lock of the lease.
     pub(crate) leases: HashMap<DatabaseId, Epoch>,
     /// By the id that the client chose.
@@ -54,6 +55,8 @@ pub(crate) struct Open {
     pub(crate) writable: bool,
     /// Of the newest open that was seen: a close that it overtook is ignored.
     pub(crate) sequence: u64,
+    /// The number of the call that opened it, as long as no other call relies on it.
+    pub(crate) opened: Option<u64>,
 }
 
 /// Pages uploaded ahead. The store knows them under an id of the server, so that no session can name another's.
@@ -84,6 +87,7 @@ impl Session {
                 stream: None,
                 streams_so_far: 0,
                 opens: HashMap::new(),
+                opens_so_far: 0,
                 leases: HashMap::new(),
                 stagings: HashMap::new(),
                 stagings_so_far: 0,

@@ -8,6 +8,9 @@ pub struct Settings {
     /// How long a session and its leases live without a heartbeat. Five seconds: longer than a pause of a busy machine, short
     /// enough that a vanished writer is noticed while a user still waits.
     pub lease_ttl: Duration,
+    /// Connections that may be open at a time on all listeners: one more is closed at once. With the calls of a connection and
+    /// the largest request it bounds what clients that did not say who they are can make the server hold.
+    pub max_connections: usize,
     /// Sessions that may live at a time: each is a process, not a connection.
     pub max_sessions: usize,
     /// Databases that one session may have open.
@@ -26,6 +29,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             lease_ttl: Duration::from_secs(5),
+            max_connections: 4096,
             max_sessions: 10_000,
             max_open_databases: pagewire_proto::limits::MAX_OPEN_DATABASES,
             max_open_databases_in_total: 1_000_000,
@@ -54,6 +58,7 @@ impl Settings {
             ));
         }
         for (name, value) in [
+            ("max_connections", self.max_connections),
             ("max_sessions", self.max_sessions),
             ("max_open_databases", self.max_open_databases),
             (

@@ -6,21 +6,49 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{
-    Changes, CommitId, Epoch, PageCount, PageNumber, PageSize, Snapshot, Version,
+    Changes, CommitId, DatabaseId, Epoch, PageCount, PageNumber, PageSize, Snapshot, Version,
 };
 use pagewire_server::store::{COMMIT_RECORD_TTL, StoreError, StoredPage};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::MemoryLimits;
 
-/// Bytes of pre-images in all databases of a store.
+/// Bytes of pre-images in all databases of a store, and which database has the most.
 #[derive(Debug, Default)]
-pub(crate) struct Usage(AtomicU64);
+pub(crate) struct Usage(Mutex<Sizes>);
+
+#[derive(Debug, Default)]
+struct Sizes {
+    total: u64,
+    /// Of the databases that have any.
+    by_size: BTreeSet<(u64, DatabaseId)>,
+}
+
+impl Usage {
+    fn change(&self, id: DatabaseId, from: u64, to: u64) {
+        if from == to {
+            return;
+        }
+        let mut sizes = self.0.lock();
+        sizes.total = sizes.total - from + to;
+        sizes.by_size.remove(&(from, id));
+        if to > 0 {
+            sizes.by_size.insert((to, id));
+        }
+    }
+
+    /// The database with the most pre-images, where all together are more than this.
+    pub(crate) fn largest_beyond(&self, limit: u64) -> Option<DatabaseId> {
+        let sizes = self.0.lock();
+        let largest = sizes.by_size.last().map(|(_, id)| *id);
+        largest.filter(|_| sizes.total > limit)
+    }
+}
 
 /// A version that is about to be made.
 #[derive(Debug)]
@@ -35,6 +63,7 @@ pub(crate) struct NextVersion {
 /// See the top of this file.
 #[derive(Debug)]
 pub(crate) struct Database {
+    id: DatabaseId,
     limits: MemoryLimits,
     usage: Arc<Usage>,
     removed: bool,
@@ -46,6 +75,8 @@ pub(crate) struct Database {
     pages: BTreeMap<(PageNumber, Version), Option<Bytes>>,
     replaced: VecDeque<Replaced>,
     pre_image_bytes: u64,
+    /// What the store was told of `pre_image_bytes` last.
+    counted_bytes: u64,
     /// Of consecutive versions up to the head.
     records: VecDeque<Record>,
 }
@@ -67,8 +98,9 @@ struct Record {
 }
 
 impl Database {
-    pub(crate) fn new(limits: MemoryLimits, usage: Arc<Usage>) -> Self {
+    pub(crate) fn new(id: DatabaseId, limits: MemoryLimits, usage: Arc<Usage>) -> Self {
         Self {
+            id,
             limits,
             usage,
             removed: false,
@@ -79,16 +111,18 @@ impl Database {
             pages: BTreeMap::new(),
             replaced: VecDeque::new(),
             pre_image_bytes: 0,
+            counted_bytes: 0,
             records: VecDeque::new(),
         }
     }
 
     /// Frees everything; whoever still holds the database finds that it does not exist.
     pub(crate) fn remove(&mut self) {
-        self.release(self.pre_image_bytes);
+        self.pre_image_bytes = 0;
+        self.count();
         *self = Self {
             removed: true,
-            ..Self::new(self.limits, Arc::clone(&self.usage))
+            ..Self::new(self.id, self.limits, Arc::clone(&self.usage))
         };
     }
 
@@ -200,7 +234,6 @@ impl Database {
             changed,
         });
         self.drop_unprotected();
-        self.keep_to_limit();
     }
 
     /// Pages of the head beyond a count.
@@ -234,7 +267,6 @@ impl Database {
             // A page that goes and comes back in one commit (another page size) replaces only once.
             if !self.pages.contains_key(&(number, version)) {
                 self.pre_image_bytes += bytes;
-                self.usage.0.fetch_add(bytes, Ordering::Relaxed);
                 self.replaced.push_back(replaced);
             }
         }
@@ -255,24 +287,23 @@ impl Database {
                 self.pages.remove(&(replaced.number, replaced.by));
             }
             self.replaced.pop_front();
-            self.release(bytes);
+            self.pre_image_bytes -= bytes;
         }
+        self.count();
     }
 
-    /// Gives up the oldest versions until the store is within its limit, or none but the head is left.
-    fn keep_to_limit(&mut self) {
-        while self.usage.0.load(Ordering::Relaxed) > self.limits.pre_image_bytes {
-            let Some(oldest) = self.replaced.front() else {
-                break;
-            };
+    /// Gives up the oldest version that is kept only for its readers.
+    pub(crate) fn give_up_oldest(&mut self) {
+        if let Some(oldest) = self.replaced.front() {
             self.oldest_readable = self.oldest_readable.max(oldest.by);
             self.drop_unprotected();
         }
     }
 
-    fn release(&mut self, bytes: u64) {
-        self.pre_image_bytes -= bytes;
-        self.usage.0.fetch_sub(bytes, Ordering::Relaxed);
+    fn count(&mut self) {
+        self.usage
+            .change(self.id, self.counted_bytes, self.pre_image_bytes);
+        self.counted_bytes = self.pre_image_bytes;
     }
 
     fn record(&self, version: Version) -> Option<&Record> {

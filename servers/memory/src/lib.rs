@@ -32,8 +32,8 @@ use staging::Stagings;
 /// How much a [`MemoryStore`] keeps beside the heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimits {
-    /// Bytes of pre-images that all databases keep for protected versions. A database whose commit goes beyond it gives
-    /// up its oldest versions: their readers get `VersionGone`.
+    /// Bytes of pre-images that all databases keep for protected versions. Beyond it the database that has the most of them
+    /// gives up its oldest versions, whoever commits: their readers get `VersionGone`.
     pub pre_image_bytes: u64,
     /// Records of versions that a database keeps although they are younger than the time that C14 promises: a bound
     /// for a database with very many commits. What is beyond is answered as unknown.
@@ -90,6 +90,17 @@ impl MemoryStore {
         let directory = self.directory.read();
         let found = directory.databases.get(&id).cloned();
         found.ok_or(StoreError::DatabaseNotFound)
+    }
+
+    /// The one who keeps much gives up: a commit elsewhere must not pay for it. Takes one lock at a time.
+    fn keep_to_limit(&self) {
+        while let Some(largest) = self.usage.largest_beyond(self.limits.pre_image_bytes) {
+            // Removed at this moment: what it had is about to be free.
+            let Ok(database) = self.database(largest) else {
+                return;
+            };
+            database.write().give_up_oldest();
+        }
     }
 
     /// All pages that the commit writes to each database: the last one holds, none is beyond the page count (C8).
@@ -162,7 +173,7 @@ impl PageStore for MemoryStore {
         if let Some((_, id)) = directory.names.get(name.as_str()) {
             return Ok(*id);
         }
-        let database = Database::new(self.limits, Arc::clone(&self.usage));
+        let database = Database::new(id, self.limits, Arc::clone(&self.usage));
         directory
             .names
             .insert(name.as_str().to_owned(), (name.clone(), id));
@@ -341,6 +352,8 @@ impl PageStore for MemoryStore {
                 database.apply(next);
             }
         }
+        drop(locked);
+        self.keep_to_limit();
         Ok(CommitOutcome::Committed(versions))
     }
 

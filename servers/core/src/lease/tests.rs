@@ -209,10 +209,24 @@ fn l6_a_kept_lease_is_not_recalled_again_and_waiters_are_told() {
             kept: true
         }
     );
-    world.lease.forget_recall(A);
     assert_eq!(world.lease.recall(world.now), None);
     world.lease.release(A, epoch, false, world.now);
     assert_eq!(world.request(B), Request::Turn);
+}
+
+/// The holder of a kept lease gives it back unasked, but only once: a release that was lost with its stream left the lease
+/// with a session that did not have it, and everybody else waiting for as long as that session lived.
+#[test]
+fn l6_a_kept_lease_is_recalled_again_on_the_next_stream() {
+    let mut world = World::held_by(A);
+    world.request(B);
+    world.lease.recall(world.now);
+    let epoch = world.epoch();
+    assert!(world.lease.keep(A, epoch));
+    world.lease.forget_recall(A);
+    assert_eq!(world.lease.recall(world.now), Some((A, epoch)));
+    assert!(world.lease.keep(A, epoch), "still writing: says so again");
+    assert_eq!(world.lease.recall(world.now), None);
 }
 
 #[test]

@@ -86,9 +86,8 @@ async fn apply(
         }
     };
     let outcome = hub.store.commit(commit).await;
-    if !matches!(outcome, Ok(CommitOutcome::Committed(_))) {
-        hub.discard(stagings);
-    }
+    // Also after "committed": a repetition is answered so and consumes nothing. Consumed ones are not known any more.
+    hub.discard(stagings);
     match &outcome {
         // Whatever else was staged belongs to a transaction that has been rolled back.
         Ok(CommitOutcome::Committed(_))

@@ -69,8 +69,15 @@ pub(super) async fn acquire(
         changed.mark_unchanged();
         let answer = {
             let mut lease = database.lease.lock();
-            if session.state.lock().ended {
-                return Err(status::session_unknown());
+            {
+                let state = session.state.lock();
+                if state.ended {
+                    return Err(status::session_unknown());
+                }
+                // Closed since the call began: it gets no lease that nothing would give back.
+                if !state.opens.contains_key(&database.id) {
+                    return Err(status::not_open());
+                }
             }
             let answer = lease.request(session.id, known, Instant::now());
             if waiting.is_none() && !matches!(answer, Request::Held { .. }) {
@@ -88,6 +95,10 @@ pub(super) async fn acquire(
         match answer {
             Request::Held { epoch } => {
                 let grant = hub.grant_for(database, epoch, known).await?;
+                // Given back or taken while the store was asked: the answer would be trusted beside the next holder's.
+                if database.lease.lock().epoch_of(session.id) != Some(epoch) {
+                    continue;
+                }
                 if let Some(waiting) = &mut waiting {
                     waiting.answered = true;
                 }

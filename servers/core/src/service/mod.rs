@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_core::Stream;
-use pagewire_proto::limits::MAX_MESSAGE_BYTES;
+use pagewire_proto::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use pagewire_proto::pb;
 use pagewire_proto::pb::page_service_server::{PageService, PageServiceServer};
 use pagewire_proto::{DatabaseId, limits};
@@ -36,7 +36,7 @@ impl Service {
     /// The service as tonic serves it, with the limits of the protocol.
     pub(crate) fn grpc(hub: Arc<Hub>) -> PageServiceServer<Self> {
         PageServiceServer::new(Self { hub })
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
@@ -66,6 +66,7 @@ fn wire_limits(hub: &Hub) -> pb::Limits {
         max_commit_databases: small(limits::MAX_COMMIT_DATABASES),
         max_name_bytes: small(limits::MAX_NAME_BYTES),
         max_open_databases: small(hub.settings.max_open_databases),
+        max_request_bytes: small(MAX_REQUEST_BYTES),
     }
 }
 

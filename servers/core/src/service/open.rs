@@ -71,20 +71,30 @@ async fn find(
         // A name without a commit is nobody's business but its maker's.
         return Err(status::of_store(StoreError::DatabaseNotFound));
     }
-    let database = hub.register_open(session, id, mode != pb::OpenMode::ReadOnly, sequence)?;
-    database
-        .floors
-        .lock()
-        .entry(session.id)
-        .or_insert(head.version);
-    if session.open(id).is_none() {
-        // The session ended or closed it between the two steps, and took only the first back.
-        database.floors.lock().remove(&session.id);
-        return Err(status::not_open());
+    let writable = mode != pb::OpenMode::ReadOnly;
+    let unborn = head.version == Version::ZERO;
+    let open = match hub.register_open(session, id, writable, sequence, head.version) {
+        Ok(open) => open,
+        Err(error) => {
+            if unborn {
+                // The name came into being for nobody.
+                hub.drop_unborn(vec![(name.clone(), id)]);
+            }
+            return Err(error);
+        }
+    };
+    if unborn {
+        *open.database.unborn.lock() = Some(name.clone());
     }
     // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
-    hub.protect(&database).await?;
-    Ok(database)
+    if let Err(error) = hub.protect(&open.database).await {
+        // The client hears that nothing is open, so it will never close it.
+        if let Some(opened) = open.opened {
+            hub.undo_open(session, id, opened);
+        }
+        return Err(error);
+    }
+    Ok(open.database)
 }
 
 /// The lease, if nobody has it and nobody waits; never a place in the queue.

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use crate::gate::GatedStore;
 use crate::harness::{
-    Client, CommitAnswer, LONG_TTL, Opened, PAGE_SIZE, TestCommit, TestServer, committed, page,
-    page_of, reason,
+    Client, CommitAnswer, LONG_TTL, Opened, PAGE_SIZE, PATIENCE, TestCommit, TestServer, committed,
+    page, page_of, reason,
 };
 
 /// A client with a database open and its lease.
@@ -267,6 +267,31 @@ async fn a_commit_larger_than_the_memory_of_an_upload_is_whole() {
             assert_eq!(page.content, content(if seen == 1 { 99 } else { seen }));
         }
     }
+}
+
+/// A repetition is answered like the first time and consumes nothing: pages that it uploaded stayed in the store for ever.
+#[tokio::test]
+async fn a_repeated_large_commit_leaves_no_staged_pages() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let (mut client, database, epoch) = writer(&server, "a.db").await;
+    let mut commit = TestCommit::new(&database, 0, epoch, 1);
+    let batch = pb::PageBatch {
+        database_index: 0,
+        pages: vec![page(1, 1); 1024],
+    };
+    // More than one upload keeps in memory.
+    commit.batches = vec![batch; 10];
+    for _ in 0..2 {
+        assert_eq!(client.commit(&commit).await.unwrap(), committed(&[1]));
+    }
+    let dropped = tokio::time::timeout(PATIENCE, store.dropped.acquire_many(2));
+    dropped
+        .await
+        .expect("staged pages are left")
+        .unwrap()
+        .forget();
+    assert!(store.stagings.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

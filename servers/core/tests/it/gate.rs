@@ -1,7 +1,9 @@
-//! The memory store with a gate before each commit, and with an earlier server whose leases may still be trusted.
+//! The memory store with gates before commits and after questions about changes, with floors that fail, and with an earlier server whose leases may still be trusted.
 //! Everything else is the memory store's.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pagewire_memory::MemoryStore;
@@ -26,6 +28,16 @@ pub struct GatedStore {
     pub arrived: Semaphore,
     /// Whether `end_service` was called.
     pub ended: Semaphore,
+    /// A question about changes is answered with each permit; the answer is from before the wait.
+    pub changes: Semaphore,
+    /// A permit for each question about changes that has been answered and waits.
+    pub asked: Semaphore,
+    /// Floors are refused.
+    pub protect_fails: AtomicBool,
+    /// Stagings that were begun and not dropped; a commit that consumes one does not count.
+    pub stagings: Mutex<HashSet<StagingId>>,
+    /// A permit for each staging that was dropped.
+    pub dropped: Semaphore,
 }
 
 impl GatedStore {
@@ -36,6 +48,11 @@ impl GatedStore {
             gate: Semaphore::new(if open { 1000 } else { 0 }),
             arrived: Semaphore::new(0),
             ended: Semaphore::new(0),
+            changes: Semaphore::new(1000),
+            asked: Semaphore::new(0),
+            protect_fails: AtomicBool::new(false),
+            stagings: Mutex::default(),
+            dropped: Semaphore::new(0),
         })
     }
 }
@@ -87,7 +104,10 @@ impl PageStore for GatedStore {
         database: DatabaseId,
         since: Version,
     ) -> Result<(Snapshot, Changes), StoreError> {
-        self.inner.changes(database, since).await
+        let answer = self.inner.changes(database, since).await;
+        self.asked.add_permits(1);
+        self.changes.acquire().await.unwrap().forget();
+        answer
     }
 
     async fn read(
@@ -104,6 +124,9 @@ impl PageStore for GatedStore {
         database: DatabaseId,
         floor: Option<Version>,
     ) -> Result<(), StoreError> {
+        if self.protect_fails.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("the gate is closed".to_owned()));
+        }
         self.inner.protect(database, floor).await
     }
 
@@ -118,11 +141,15 @@ impl PageStore for GatedStore {
         page_size: PageSize,
         pages: Vec<PageWrite>,
     ) -> Result<(), StoreError> {
+        self.stagings.lock().unwrap().insert(staging);
         self.inner.stage(database, staging, page_size, pages).await
     }
 
     async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
-        self.inner.discard(staging).await
+        let answer = self.inner.discard(staging).await;
+        self.stagings.lock().unwrap().remove(&staging);
+        self.dropped.add_permits(1);
+        answer
     }
 
     async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {

@@ -108,12 +108,18 @@ impl TestServer {
             .unwrap();
     }
 
+    /// A connection that the server may refuse.
+    pub async fn try_channel(&self) -> Result<Channel, tonic::transport::Error> {
+        let Place::Loopback { address, .. } = &self.place else {
+            panic!("serves no listener");
+        };
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        endpoint.connect().await
+    }
+
     pub async fn channel(&self) -> Channel {
         match &self.place {
-            Place::Loopback { address, .. } => {
-                let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-                endpoint.connect().await.unwrap()
-            }
+            Place::Loopback { .. } => self.try_channel().await.unwrap(),
             Place::InProcess => {
                 let server = self.server.clone();
                 Endpoint::from_static("http://in-process")

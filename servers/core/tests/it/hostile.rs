@@ -2,10 +2,14 @@
 
 use bytes::Bytes;
 use pagewire_proto::pb;
+use pagewire_proto::pb::page_service_client::PageServiceClient;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::status::Reason;
+use pagewire_server::Settings;
 
-use crate::harness::{Client, LONG_TTL, Opened, TestCommit, TestServer, committed, page, reason};
+use crate::harness::{
+    Client, LONG_TTL, Opened, PATIENCE, TestCommit, TestServer, committed, page, reason,
+};
 
 async fn victim(server: &TestServer) -> (Client, Opened, u64) {
     let mut client = server.client().await;
@@ -220,10 +224,78 @@ async fn a_message_larger_than_the_limit_is_refused_and_the_connection_lives() {
     let server = TestServer::start(LONG_TTL).await;
     let (mut client, database, epoch) = victim(&server).await;
     let mut commit = TestCommit::new(&database, 1, epoch, 2);
-    commit.batches[0].pages = vec![page(1, 1); (8 << 20) / 512 + 1];
+    commit.batches[0].pages = vec![page(1, 1); (2 << 20) / 512 + 1];
     assert!(client.commit(&commit).await.is_err());
     assert_eq!(client.head(&database).await.unwrap(), 1);
     client.heartbeat(Vec::new()).await;
+}
+
+/// An empty element costs two bytes on the wire and forty times as much in memory, before anything is checked.
+#[tokio::test]
+async fn a_list_of_millions_of_empty_elements_is_not_even_decoded() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut client, database, _) = victim(&server).await;
+    let request = pb::ResolveCommitRequest {
+        session_id: client.session.to_wire(),
+        commit_id: client.session.to_wire(),
+        participants: vec![pb::CommitParticipant::default(); 1 << 20],
+    };
+    let refused = client.calls.resolve_commit(request).await.unwrap_err();
+    // By the transport: with a reason it would have been decoded.
+    assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused:?}");
+    assert_eq!(client.head(&database).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_floors_of_as_many_databases_as_a_session_may_open_fit_into_a_heartbeat() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut client, database, _) = victim(&server).await;
+    let floor = pb::DatabaseFloor {
+        database_id: database.id.clone(),
+        oldest_open_version: u64::MAX,
+    };
+    client.heartbeat(vec![floor; 65_536]).await;
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_is_closed_and_its_place_is_free_again_later() {
+    let server = TestServer::with(Settings {
+        max_connections: 2,
+        ..Settings::default()
+    })
+    .await;
+    let mut first = server.client().await;
+    let second = server.client().await;
+    let listing = || pb::ListDatabasesRequest {
+        limit: 1,
+        ..Default::default()
+    };
+    let refused = match server.try_channel().await {
+        Ok(channel) => PageServiceClient::new(channel)
+            .list_databases(listing())
+            .await
+            .is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a third connection");
+    first.heartbeat(Vec::new()).await;
+    drop(second);
+    let served = async {
+        loop {
+            if let Ok(channel) = server.try_channel().await
+                && PageServiceClient::new(channel)
+                    .list_databases(listing())
+                    .await
+                    .is_ok()
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("the place is not free again");
 }
 
 /// N4: no message of one session changes what another has.

@@ -9,6 +9,7 @@ use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
 use tokio::time::Instant;
 
+use crate::gate::GatedStore;
 use crate::harness::{
     Client, CommitAnswer, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, reason,
 };
@@ -227,6 +228,64 @@ async fn a_recall_that_was_lost_with_the_stream_is_sent_on_the_next() {
     assert_eq!(holder.connect().await.leases.len(), 1);
     assert_eq!(holder.news().await, recall(&database, epoch));
     drop(first);
+}
+
+/// The release at the end of the transaction may have been in the stream that broke.
+#[tokio::test]
+async fn a_lease_that_was_kept_is_asked_for_again_on_the_next_stream() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    assert_eq!(other.try_acquire(&database, 0).await, Err(1));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.send(Request::KeepLease(pb::KeepLease {
+        database_id: database.id.clone(),
+        epoch,
+    }));
+    holder.heartbeat(Vec::new()).await;
+    let first = holder.stream.take();
+    assert_eq!(holder.connect().await.leases.len(), 1);
+    assert_eq!(other.try_acquire(&database, 0).await, Err(1));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    drop(first);
+}
+
+/// A second call of the session gave the lease back while the first was still being answered.
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_was_given_back_meanwhile_is_not_answered() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    store.changes.forget_permits(usize::MAX);
+    store.asked.forget_permits(usize::MAX);
+    let waiting = waiting_acquire(&client, &database);
+    store.asked.acquire().await.unwrap().forget();
+    client.release(&database, epoch, false);
+    client.heartbeat(Vec::new()).await;
+    store.changes.add_permits(1000);
+    let grant = waiting.await.unwrap().unwrap();
+    assert!(grant.epoch > epoch, "{} after {epoch}", grant.epoch);
+}
+
+/// A lease of a database that the session has closed would never be asked back or given back.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_closed_while_a_call_waits_for_its_lease_gets_none() {
+    let server = TestServer::in_process(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let request = other.acquire_request(&database, 1000);
+    let mut calls = other.calls.clone();
+    let waiting = tokio::spawn(async move { calls.acquire_lease(request).await });
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    other.send(Request::CloseDatabase(pb::CloseDatabase {
+        database_id: database.id.clone(),
+        open_sequence: 0,
+    }));
+    other.heartbeat(Vec::new()).await;
+    holder.release(&database, epoch, false);
+    assert_eq!(reason(waiting.await.unwrap()), Reason::DatabaseNotOpen);
+    let again = holder.try_acquire(&database, 0).await;
+    assert!(again.is_ok(), "somebody has the lease: {again:?}");
 }
 
 /// A broken stream proves nothing about the process behind it.

@@ -1,13 +1,15 @@
 //! Sessions: beginning, resuming, lapsing, what ends with them, and the end of the server.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{SessionId, limits};
+use pagewire_proto::{DatabaseName, SessionId, limits};
 use pagewire_server::Settings;
+use pagewire_server::store::{PageStore as _, StoreError};
 use tokio::time::Instant;
 
 use crate::gate::GatedStore;
@@ -217,6 +219,35 @@ async fn a_database_without_a_commit_is_found_only_by_those_who_create() {
     assert_eq!(listed.into_inner().databases, []);
 }
 
+/// Whoever may open could fill the store with names for ever.
+#[tokio::test(start_paused = true)]
+async fn a_name_without_a_commit_is_dropped_with_the_last_session_that_has_it_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut first = server.client().await;
+    let mut second = server.client().await;
+    let empty = first.open("empty.db").await;
+    assert_eq!(second.open("empty.db").await.id, empty.id);
+    let full = first.open("full.db").await;
+    let epoch = first.acquire(&full).await;
+    let commit = TestCommit::new(&full, 0, epoch, 1);
+    first.commit(&commit).await.unwrap();
+    let name = |name: &str| DatabaseName::try_from(name).unwrap();
+    first.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let kept = store.inner.lookup(&name("empty.db"), false).await;
+    assert_eq!(kept.unwrap().to_wire(), empty.id, "somebody has it open");
+    second.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let gone = store.inner.lookup(&name("empty.db"), false).await;
+    assert!(
+        matches!(gone, Err(StoreError::DatabaseNotFound)),
+        "{gone:?}"
+    );
+    let kept = store.inner.lookup(&name("full.db"), false).await;
+    assert_eq!(kept.unwrap().to_wire(), full.id);
+}
+
 #[tokio::test]
 async fn a_close_that_was_overtaken_by_an_open_is_ignored() {
     let server = TestServer::start(LONG_TTL).await;
@@ -283,6 +314,26 @@ async fn a_version_stays_readable_until_the_floors_of_all_sessions_are_above_it(
         }
     };
     assert_eq!(gone.await, Reason::VersionGone);
+}
+
+/// The client was told that nothing is open, so it will never close it.
+#[tokio::test]
+async fn an_open_that_fails_after_it_was_noted_leaves_nothing_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    client.send(Request::CloseDatabase(pb::CloseDatabase {
+        database_id: database.id.clone(),
+        open_sequence: 0,
+    }));
+    client.heartbeat(Vec::new()).await;
+    store.protect_fails.store(true, Ordering::Release);
+    let request = client.open_request("a.db", pb::OpenMode::Create);
+    let refused = client.open_with(request).await.map(|_| ());
+    assert_eq!(reason(refused), Reason::Unavailable);
+    let refused = client.head(&database).await;
+    assert_eq!(reason(refused), Reason::DatabaseNotOpen);
 }
 
 #[tokio::test]

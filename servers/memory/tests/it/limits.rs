@@ -83,6 +83,32 @@ async fn beyond_the_pre_image_limit_the_oldest_protected_versions_are_gone() {
     assert_eq!(read(&store, db.0, 10).await.unwrap(), 10);
 }
 
+/// One tenant's reader that stays for long must not cost the readers of another their versions.
+#[tokio::test]
+async fn the_database_that_keeps_the_most_pays_for_the_limit_whoever_commits() {
+    let limits = MemoryLimits {
+        pre_image_bytes: 8 * 512,
+        ..MemoryLimits::default()
+    };
+    let store = MemoryStore::with_limits(limits).unwrap();
+    let greedy = database(&store, "greedy").await;
+    let modest = database(&store, "modest").await;
+    for db in [greedy, modest] {
+        commit(&store, db, 0).await;
+        store.protect(db.0, Some(Version::new(1))).await.unwrap();
+    }
+    for base in 1..9 {
+        commit(&store, greedy, base).await;
+    }
+    for base in 1..4 {
+        commit(&store, modest, base).await;
+    }
+    assert_eq!(read(&store, modest.0, 1).await.unwrap(), 1);
+    let gone = read(&store, greedy.0, 1).await;
+    assert!(matches!(gone, Err(StoreError::VersionGone { .. })));
+    assert_eq!(read(&store, greedy.0, 9).await.unwrap(), 9);
+}
+
 #[tokio::test]
 async fn beyond_the_record_limits_the_answer_is_unknown_or_all() {
     let limits = MemoryLimits {
