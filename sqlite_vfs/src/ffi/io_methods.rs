@@ -137,7 +137,7 @@ unsafe extern "C" fn write(
                     }
                 }
                 FileKind::Super(journal) => {
-                    check_child(handle, buffer as usize, &mut journal.lock())?;
+                    check_child(handle, buffer as usize, bytes, &mut journal.lock())?;
                     journal.lock().content.write(bytes, offset)?;
                 }
             }
@@ -148,12 +148,23 @@ unsafe extern "C" fn write(
 
 /// SQLite writes the names of the child journals from where its pagers keep them. One that is not ours would be left out of
 /// the atomic commit, and after a kill its own rollback would be skipped: refuse the transaction instead.
+///
+/// A VFS above this one may pass on a copy of the name. Its text is as good: the names of local files are absolute paths,
+/// which no database of ours has, and members of different endpoints are refused once more when they commit.
 fn check_child(
     handle: &Handle,
     address: usize,
+    name: &[u8],
     journal: &mut crate::file::journal::SuperJournal,
 ) -> Result<()> {
-    let Some(child) = handle.process.journals.lock().owner(address) else {
+    let text = || std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok();
+    let child = {
+        let journals = handle.process.journals.lock();
+        journals
+            .owner(address)
+            .or_else(|| journals.live_journal_named(text()?))
+    };
+    let Some(child) = child else {
         return Err(Error::io(
             "a transaction over a Pagewire database and one of another VFS can't be atomic: \
              write to them in separate transactions",
