@@ -140,7 +140,7 @@ unsafe extern "C" fn write(
                     }
                 }
                 FileKind::Super(journal) => {
-                    add_child(handle, buffer as usize, journal)?;
+                    add_child(handle, buffer as usize, bytes, journal)?;
                     journal.lock().content.write(bytes, offset)?;
                 }
             }
@@ -151,8 +151,23 @@ unsafe extern "C" fn write(
 
 /// SQLite writes the names of the child journals from where its pagers keep them. One that is not ours would be left out of
 /// the atomic commit, and after a kill its own rollback would be skipped: refuse the transaction instead.
-fn add_child(handle: &Handle, address: usize, journal: &Mutex<SuperJournal>) -> Result<()> {
-    let Some(child) = handle.process.journals.lock().child(address) else {
+///
+/// A VFS above this one may pass on a copy of the name. Its text is as good as long as one connection alone is writing under
+/// it: the names of local files are absolute paths, which no database of ours has.
+fn add_child(
+    handle: &Handle,
+    address: usize,
+    name: &[u8],
+    journal: &Mutex<SuperJournal>,
+) -> Result<()> {
+    let text = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).unwrap_or_default();
+    let child = {
+        let journals = handle.process.journals.lock();
+        journals
+            .child(address)
+            .or_else(|| journals.writing_child_named(text))
+    };
+    let Some(child) = child else {
         return Err(Error::io(
             "a transaction over a Pagewire database and one of another VFS can't be atomic: \
              write to them in separate transactions",

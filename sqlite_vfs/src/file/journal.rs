@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::spool::Spool;
-use crate::connection::Connection;
+use crate::connection::{Connection, LockLevel};
 
 /// A super-journal: the list of journals of a transaction over several databases.
 #[derive(Default)]
@@ -80,6 +80,20 @@ impl Journals {
     /// The journal whose name lies at this address.
     pub fn child(&self, address: usize) -> Option<ChildJournal> {
         self.by_address.get(&address).cloned()
+    }
+
+    /// The existing journal of this name whose connection is writing.
+    pub fn writing_child_named(&self, name: &str) -> Option<ChildJournal> {
+        let is_writing = |child: &&ChildJournal| {
+            // One that is locked is in a call of another thread: it is not about to commit together with the caller.
+            child.is_live(name)
+                && child.connection().is_some_and(|connection| {
+                    connection
+                        .try_lock()
+                        .is_some_and(|connection| connection.level() >= LockLevel::Reserved)
+                })
+        };
+        self.by_address.values().find(is_writing).cloned()
     }
 
     /// Whose journal name lies at this address.
