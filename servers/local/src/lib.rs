@@ -1,1 +1,379 @@
-//! The local page store.
+//! The local page store: durable on one disk, every version kept.
+//!
+//! `keys.rs` and `values.rs` say what is on disk, `engine.rs` how it gets there, `committer.rs` in which order. Reads take a
+//! transaction of the engine in the thread that asks: they never wait for the committer, and see only what is durable.
+//! README.md says what is promised, what is not, and why.
+
+mod apply;
+mod committer;
+mod engine;
+pub mod faults;
+mod garbage;
+pub mod keys;
+mod operations;
+mod rows;
+mod stagings;
+pub mod values;
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use pagewire_proto::{
+    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
+    StagingId, Version,
+};
+use pagewire_server::store::{
+    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
+    StoreError, StoredPage,
+};
+use tokio::sync::oneshot;
+
+use committer::{Command, Committer, EncodedCommit, Reply};
+use engine::{Engine, FORMAT, check, corrupt, senseless};
+use faults::Faults;
+use garbage::Garbage;
+use keys::Key;
+use stagings::{Stagings, encode};
+
+/// Bytes from which on work with pages leaves the thread of the caller: below, going elsewhere costs more than the work.
+const HEAVY_BYTES: usize = 256 << 10;
+/// Pages of a read from which on it leaves the thread of the caller, since each may have to come from the disk.
+const HEAVY_PAGES: usize = 64;
+
+/// How a [`LocalStore`] is opened.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// Largest size of the file. Address space, not memory; the file grows as it is used.
+    pub map_bytes: usize,
+    /// Staged pages kept in memory before they are written to the disk.
+    pub staging_buffer_bytes: usize,
+    /// Milliseconds since 1970, for the times of versions.
+    pub clock: fn() -> u64,
+    /// For tests.
+    pub faults: Option<Arc<Faults>>,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            map_bytes: 1 << 40,
+            staging_buffer_bytes: 16 << 20,
+            clock: wall_clock,
+            faults: None,
+        }
+    }
+}
+
+/// A store in a directory. See the top of this file.
+#[derive(Debug)]
+pub struct LocalStore {
+    incarnation: Incarnation,
+    commands: Option<Sender<Command>>,
+    committer: Option<JoinHandle<()>>,
+    engine: Arc<Engine>,
+}
+
+impl LocalStore {
+    /// Opens the store in a directory, and makes one where there is none.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_with(directory, LocalOptions::default())
+    }
+
+    /// As [`LocalStore::open`], with other options.
+    pub fn open_with(directory: &Path, options: LocalOptions) -> Result<Self, StoreError> {
+        let engine = Arc::new(Engine::open(directory, options.map_bytes)?);
+        let (incarnation, generation) = begin(&engine, directory)?;
+        let garbage = Garbage::find(&engine, &*engine.read()?)?;
+        let committer = Committer {
+            engine: Arc::clone(&engine),
+            options,
+            generation,
+            fences: HashMap::new(),
+            stagings: Stagings::default(),
+            serials: 0,
+            garbage,
+            consumed: Vec::new(),
+            doomed: Vec::new(),
+            dirty: false,
+            service: None,
+            dead: None,
+        };
+        let (commands, received) = channel();
+        let thread = std::thread::Builder::new()
+            .name("pagewire-commit".to_owned())
+            .spawn(move || committer.run(&received))
+            .map_err(|e| StoreError::Unavailable(format!("cannot start a thread: {e}")))?;
+        Ok(Self {
+            incarnation,
+            commands: Some(commands),
+            committer: Some(thread),
+            engine,
+        })
+    }
+
+    /// Sends a command to the committer and waits for the answer.
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || StoreError::Internal("the committer is gone: open the store anew".to_owned());
+        let commands = self.commands.as_ref().ok_or_else(gone)?;
+        commands.send(command(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Drop for LocalStore {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(committer) = self.committer.take()
+            && committer.join().is_err()
+        {
+            tracing::error!("the committer panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl PageStore for LocalStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: "local".to_owned(),
+            durable: true,
+            versions: true,
+            branches: false,
+        }
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
+        self.ask(|reply| Command::BeginService(lease_ttl, reply))
+            .await
+    }
+
+    async fn end_service(&self) -> Result<(), StoreError> {
+        self.ask(Command::EndService).await
+    }
+
+    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
+        let found = self.engine.named(&*self.engine.read()?, name)?;
+        match found {
+            Some(id) => Ok(id),
+            None if create => self.ask(|reply| Command::Create(name.clone(), reply)).await,
+            None => Err(StoreError::DatabaseNotFound),
+        }
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<DatabaseEntry>, StoreError> {
+        let under = Key::names(prefix);
+        let after = Key::names(after);
+        let from = match after >= under {
+            true => Bound::Excluded(&after[..]),
+            false => Bound::Included(&under[..]),
+        };
+        let mut entries = Vec::new();
+        let txn = self.engine.read()?;
+        self.engine.scan(&txn, from, &under, |key, row| {
+            if entries.len() >= limit {
+                return Ok(false);
+            }
+            let Some(Key::Name(name)) = Key::decode(key) else {
+                return Err(corrupt(key, "not a key of this store"));
+            };
+            let id = DatabaseId::try_from(check(key, row)?);
+            let database = id.map_err(|_| corrupt(key, "not a database id"))?;
+            let head = self.engine.head(&txn, database)?.snapshot;
+            if head.version > Version::ZERO {
+                entries.push(DatabaseEntry {
+                    name,
+                    database,
+                    head,
+                });
+            }
+            Ok(true)
+        })?;
+        Ok(entries)
+    }
+
+    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        self.ask(|reply| Command::Remove(name.clone(), reply)).await
+    }
+
+    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        Ok(self.engine.head(&*self.engine.read()?, database)?.snapshot)
+    }
+
+    async fn changes(
+        &self,
+        database: DatabaseId,
+        since: Version,
+    ) -> Result<(Snapshot, Changes), StoreError> {
+        // One transaction, so that both are of one moment.
+        let txn = self.engine.read()?;
+        let head = self.engine.head(&txn, database)?.snapshot;
+        let changes = self.engine.changes(&txn, database, head.version, since)?;
+        Ok((head, changes))
+    }
+
+    async fn read(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        if pages.len() < HEAVY_PAGES {
+            return read(&self.engine, database, version, pages);
+        }
+        let (engine, pages) = (Arc::clone(&self.engine), pages.to_vec());
+        elsewhere(move || read(&engine, database, version, &pages)).await?
+    }
+
+    async fn protect(
+        &self,
+        database: DatabaseId,
+        _floor: Option<Version>,
+    ) -> Result<(), StoreError> {
+        // Every version is kept.
+        self.engine.head(&*self.engine.read()?, database)?;
+        Ok(())
+    }
+
+    async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
+        self.ask(|reply| Command::Fence(database, reply)).await
+    }
+
+    async fn stage(
+        &self,
+        database: DatabaseId,
+        staging: StagingId,
+        page_size: PageSize,
+        pages: Vec<PageWrite>,
+    ) -> Result<(), StoreError> {
+        let pages = match weight(&pages) < HEAVY_BYTES {
+            true => encode(pages, page_size),
+            false => elsewhere(move || encode(pages, page_size)).await?,
+        };
+        self.ask(|reply| Command::Stage(database, staging, page_size, pages, reply))
+            .await
+    }
+
+    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Discard(staging, reply)).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
+        let bytes: usize = commit
+            .databases
+            .iter()
+            .map(|part| weight(&part.pages))
+            .sum();
+        let encode_all = move || EncodedCommit {
+            id: commit.id,
+            databases: commit
+                .databases
+                .into_iter()
+                .map(|mut part| {
+                    let pages = encode(std::mem::take(&mut part.pages), part.page_size);
+                    (part, pages)
+                })
+                .collect(),
+        };
+        let encoded = match bytes < HEAVY_BYTES {
+            true => encode_all(),
+            false => elsewhere(encode_all).await?,
+        };
+        self.ask(|reply| Command::Commit(encoded, reply)).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
+        self.ask(|reply| Command::Resolve(resolve, reply)).await
+    }
+}
+
+/// Checks the format, and begins a new generation durably: everything of it is above everything of earlier ones.
+fn begin(engine: &Engine, directory: &Path) -> Result<(Incarnation, u32), StoreError> {
+    let number = |key: Key| -> Result<Option<u32>, StoreError> {
+        let txn = engine.read()?;
+        let body = engine.get(&txn, &key)?;
+        let bytes = body.map(|body| body.try_into().map_err(|_| senseless(&key)));
+        Ok(bytes.transpose()?.map(u32::from_be_bytes))
+    };
+    match number(Key::Format)? {
+        None | Some(FORMAT) => {}
+        Some(format) => {
+            return Err(StoreError::Unavailable(format!(
+                "{} has format {format}, this program reads format {FORMAT}: use the program that wrote it",
+                directory.display()
+            )));
+        }
+    }
+    let incarnation = match engine.get(&*engine.read()?, &Key::Incarnation)? {
+        Some(body) => Incarnation::try_from(body).map_err(|_| senseless(&Key::Incarnation))?,
+        None => Incarnation::random().map_err(|e| StoreError::Unavailable(e.to_string()))?,
+    };
+    let generation = number(Key::Generation)?.unwrap_or(0).checked_add(1);
+    let exhausted = || StoreError::Limit("the store was opened too often".to_owned());
+    let generation = generation.ok_or_else(exhausted)?;
+    let begun = (|| {
+        let mut txn = engine.write()?;
+        engine.put(&mut txn, &Key::Format, &FORMAT.to_be_bytes())?;
+        engine.put(&mut txn, &Key::Incarnation, incarnation.as_bytes())?;
+        engine.put(&mut txn, &Key::Generation, &generation.to_be_bytes())?;
+        txn.commit().map_err(engine::WriteError::from)
+    })();
+    match begun {
+        Ok(()) => Ok((incarnation, generation)),
+        Err(engine::WriteError::Refused(error)) => Err(error),
+        Err(engine::WriteError::Medium(why)) => Err(StoreError::Unavailable(format!(
+            "cannot write to {}: {why}",
+            directory.display()
+        ))),
+    }
+}
+
+fn read(
+    engine: &Engine,
+    database: DatabaseId,
+    version: Version,
+    pages: &[PageNumber],
+) -> Result<Vec<StoredPage>, StoreError> {
+    let txn = engine.read()?;
+    let at = engine.version(&txn, database, version)?;
+    pages
+        .iter()
+        .map(|number| engine.page(&txn, database, &at, *number))
+        .collect()
+}
+
+fn weight(pages: &[PageWrite]) -> usize {
+    pages.iter().map(|page| page.content.len()).sum()
+}
+
+/// Does work that takes long where it keeps nobody else waiting.
+async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| StoreError::Internal(format!("work in another thread was lost: {e}")))
+}
+
+fn wall_clock() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the default of the option")]
+    let now = SystemTime::now();
+    let since = now.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,318 @@
+//! The committer: one thread that does everything that changes the store, in one order.
+//!
+//! It takes what waits (commits of many databases, and names, epochs, stagings, questions after lost commits), does it in one
+//! transaction of the engine, one after another, each against what those before it left, makes that durable with one sync, and
+//! only then answers all: group commit. Readers never come here.
+//!
+//! Nothing is answered before it is durable, and an operation looks at everything it needs before it writes anything: a
+//! refused one leaves no trace in the transaction of the others. Where a write fails in the middle the whole transaction is
+//! dropped. After a failure of the medium nothing is written any more (C17).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+
+use heed::RwTxn;
+use pagewire_proto::{CommitId, DatabaseId, DatabaseName, Epoch, PageSize, StagingId};
+use pagewire_server::store::{CommitOutcome, DatabaseCommit, Resolution, Resolve, StoreError};
+use tokio::sync::oneshot;
+
+use crate::LocalOptions;
+use crate::engine::{Engine, WriteError};
+use crate::faults::Place;
+use crate::garbage::Garbage;
+use crate::stagings::{Pages, Staging, Stagings, bytes_of};
+
+/// Operations in one transaction.
+const MAX_GROUP: usize = 1024;
+/// Bytes of pages at which a transaction takes no more operations.
+const MAX_GROUP_BYTES: usize = 16 << 20;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the committer does.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Create(DatabaseName, Reply<DatabaseId>),
+    Remove(DatabaseName, Reply<DatabaseId>),
+    Fence(DatabaseId, Reply<Epoch>),
+    Stage(DatabaseId, StagingId, PageSize, Pages, Reply<()>),
+    Discard(StagingId, Reply<()>),
+    Commit(EncodedCommit, Reply<CommitOutcome>),
+    Resolve(Resolve, Reply<Resolution>),
+    BeginService(Duration, Reply<Duration>),
+    EndService(Reply<()>),
+}
+
+/// A commit whose pages are encoded.
+#[derive(Debug)]
+pub(crate) struct EncodedCommit {
+    pub(crate) id: CommitId,
+    /// Without their pages, which are beside them.
+    pub(crate) databases: Vec<(DatabaseCommit, Pages)>,
+}
+
+/// The state of the thread.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) options: LocalOptions,
+    /// Of this opening of the store: the upper half of epochs and serial numbers.
+    pub(crate) generation: u32,
+    /// How often databases were fenced since the opening.
+    pub(crate) fences: HashMap<DatabaseId, u32>,
+    pub(crate) stagings: Stagings,
+    pub(crate) serials: u32,
+    pub(crate) garbage: VecDeque<Garbage>,
+    /// Stagings that the current transaction consumes.
+    pub(crate) consumed: Vec<(StagingId, Staging)>,
+    /// What the current transaction makes garbage of.
+    pub(crate) doomed: Vec<Garbage>,
+    /// Whether the current transaction has anything to make durable.
+    pub(crate) dirty: bool,
+    /// Since when service began, and how long earlier leases may be trusted from then on.
+    pub(crate) service: Option<(tokio::time::Instant, Duration)>,
+    /// Why nothing is written any more.
+    pub(crate) dead: Option<String>,
+}
+
+/// An answer that waits for the transaction: sent as it is, or replaced by the error.
+type Held = Box<dyn FnOnce(Option<StoreError>)>;
+
+impl Committer {
+    /// Works until nobody can send any more.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let first = match commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) if self.garbage.is_empty() || self.dead.is_some() => {
+                    match commands.recv() {
+                        Ok(command) => Some(command),
+                        Err(_) => return,
+                    }
+                }
+                Err(TryRecvError::Empty) => None,
+            };
+            let Some(first) = first else {
+                self.collect_when_idle();
+                continue;
+            };
+            let mut bytes = first.bytes();
+            let mut group = vec![first];
+            while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
+                let Ok(next) = commands.try_recv() else {
+                    break;
+                };
+                bytes += next.bytes();
+                group.push(next);
+            }
+            self.do_group(group, bytes);
+            if self.stagings.buffered_bytes() > self.options.staging_buffer_bytes {
+                self.spill();
+            }
+        }
+    }
+
+    fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
+        if let Some(why) = &self.dead {
+            let error = dead(why);
+            group.into_iter().for_each(|c| c.refuse(error.clone()));
+            return;
+        }
+        let engine = Arc::clone(&self.engine);
+        let mut txn = match engine.write() {
+            Ok(txn) => txn,
+            Err(error) => {
+                group.into_iter().for_each(|c| c.refuse(error.clone()));
+                return;
+            }
+        };
+        let room = engine.check_room(bytes as u64).err();
+        self.dirty = false;
+        let mut answers: Vec<Held> = Vec::with_capacity(group.len());
+        let mut rest = group.into_iter();
+        for command in rest.by_ref() {
+            if let (Some(full), true) = (&room, command.bytes() > 0) {
+                command.refuse(full.clone());
+                continue;
+            }
+            let (held, broken) = self.execute(&mut txn, command);
+            answers.push(held);
+            if let Some(error) = broken {
+                drop(txn);
+                self.fail(error, answers);
+                rest.for_each(|c| c.refuse(interrupted()));
+                return;
+            }
+        }
+        match self.finish(txn) {
+            Ok(()) => {
+                self.consumed.clear();
+                self.garbage.extend(self.doomed.drain(..));
+                answers.into_iter().for_each(|answer| answer(None));
+            }
+            Err(error) => self.fail(error, answers),
+        }
+    }
+
+    /// Makes the transaction durable, if it has anything.
+    fn finish(&mut self, mut txn: RwTxn<'_>) -> Result<(), WriteError> {
+        if !self.dirty {
+            return Ok(());
+        }
+        // A little in each transaction, so that the dead are buried under constant load too.
+        self.collect_some(&mut txn)?;
+        self.commit_txn(txn, Place::BeforeCommit, Place::AfterCommit)
+    }
+
+    /// The only place where a transaction of the committer becomes durable.
+    pub(crate) fn commit_txn(
+        &self,
+        txn: RwTxn<'_>,
+        before: Place,
+        after: Place,
+    ) -> Result<(), WriteError> {
+        self.pass(before)?;
+        // Whatever it is, at this point it is the medium: part of it may be written.
+        let committed = txn.commit();
+        committed.map_err(|error| WriteError::Medium(error.to_string()))?;
+        self.pass(after)
+    }
+
+    fn pass(&self, place: Place) -> Result<(), WriteError> {
+        match &self.options.faults {
+            Some(faults) => faults.pass(place).map_err(WriteError::Medium),
+            None => Ok(()),
+        }
+    }
+
+    /// The transaction is gone: nothing of it was applied, or, where the medium failed, nobody knows.
+    fn fail(&mut self, error: WriteError, answers: Vec<Held>) {
+        for (id, staging) in std::mem::take(&mut self.consumed) {
+            self.stagings.put_back(id, staging);
+        }
+        self.doomed.clear();
+        let error = self.note(error);
+        let others = match &error {
+            StoreError::Internal(_) | StoreError::Full(_) => error.clone(),
+            _ => interrupted(),
+        };
+        let mut answers = answers.into_iter().rev();
+        if let Some(culprit) = answers.next() {
+            culprit(Some(error));
+        }
+        answers.for_each(|answer| answer(Some(others.clone())));
+    }
+
+    /// Remembers a failure of the medium, and says what to answer.
+    pub(crate) fn note(&mut self, error: WriteError) -> StoreError {
+        match error {
+            WriteError::Refused(error) => error,
+            WriteError::Medium(why) => {
+                tracing::error!(
+                    why,
+                    "the medium failed: nothing is written until the store is opened anew"
+                );
+                let error = dead(&why);
+                self.dead = Some(why);
+                error
+            }
+        }
+    }
+
+    /// Does one operation in the transaction. An error beside the answer means that the transaction cannot be used.
+    fn execute(&mut self, txn: &mut RwTxn<'_>, command: Command) -> (Held, Option<WriteError>) {
+        match command {
+            Command::Create(name, reply) => held(reply, self.create(txn, name)),
+            Command::Remove(name, reply) => held(reply, self.remove(txn, name)),
+            Command::Fence(database, reply) => held(reply, self.fence(txn, database)),
+            Command::Stage(database, id, size, pages, reply) => {
+                held(reply, self.stage(txn, database, id, size, pages))
+            }
+            Command::Discard(id, reply) => {
+                self.discard(id);
+                held(reply, Ok(Ok(())))
+            }
+            Command::Commit(commit, reply) => held(reply, self.commit(txn, commit)),
+            Command::Resolve(resolve, reply) => held(reply, self.resolve(txn, &resolve)),
+            Command::BeginService(ttl, reply) => held(reply, self.begin_service(txn, ttl)),
+            Command::EndService(reply) => held(reply, self.end_service(txn)),
+        }
+    }
+
+    /// Writes all buffered pages of stagings to the engine. If that fails they stay where they are.
+    fn spill(&mut self) {
+        let engine = Arc::clone(&self.engine);
+        let spilled = (|| {
+            engine.check_room(self.stagings.buffered_bytes() as u64)?;
+            let mut txn = engine.write()?;
+            self.write_buffered(&mut txn)?;
+            self.commit_txn(txn, Place::BeforeSpill, Place::AfterSpill)
+        })();
+        match spilled {
+            Ok(()) => self.stagings.spilled(),
+            Err(error) => {
+                let error = self.note(error);
+                tracing::warn!(%error, "staged pages stay in memory");
+            }
+        }
+    }
+}
+
+/// What an operation of the committer comes to: the inner error left no trace, the outer one spoils the transaction.
+pub(crate) type Done<T> = Result<Result<T, StoreError>, WriteError>;
+
+fn held<T: 'static>(reply: Reply<T>, done: Done<T>) -> (Held, Option<WriteError>) {
+    let (answer, broken) = match done {
+        Ok(answer) => (answer, None),
+        Err(error) => (Err(interrupted()), Some(error)),
+    };
+    let send = move |failure: Option<StoreError>| {
+        // Nobody may be waiting any more: what was done stays done.
+        let _ = reply.send(failure.map_or(answer, Err));
+    };
+    (Box::new(send), broken)
+}
+
+fn interrupted() -> StoreError {
+    StoreError::Unavailable("the transaction was given up, nothing was applied".to_owned())
+}
+
+fn dead(why: &str) -> StoreError {
+    StoreError::Internal(format!(
+        "the medium failed ({why}): open the store anew when it is repaired"
+    ))
+}
+
+impl Command {
+    /// Bytes that it writes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Commit(commit, _) => {
+                let pages = commit.databases.iter();
+                256 + pages.map(|(_, pages)| bytes_of(pages)).sum::<usize>()
+            }
+            Self::Stage(.., pages, _) => bytes_of(pages),
+            Self::Create(..) => 256,
+            _ => 0,
+        }
+    }
+
+    /// Answers with an error, nothing done.
+    fn refuse(self, error: StoreError) {
+        // Nobody may be waiting any more.
+        let _ = match self {
+            Self::Create(_, reply) | Self::Remove(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Fence(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Stage(.., reply) | Self::Discard(_, reply) | Self::EndService(reply) => {
+                reply.send(Err(error)).is_ok()
+            }
+            Self::Commit(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Resolve(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::BeginService(_, reply) => reply.send(Err(error)).is_ok(),
+        };
+    }
+}

@@ -1,0 +1,281 @@
+//! The engine: LMDB through `heed`, rows with checksums, and the directory that only one process may have open.
+//!
+//! The only file of the store that opens the engine (unsafe, because it maps a file into memory). A row is crc32 (4 bytes,
+//! big-endian) over the body and then the key, and the body: a row that was moved to another key differs too (C16).
+//!
+//! Every write transaction ends in two syncs of LMDB (data, then its root), in that order; a reader sees a transaction
+//! only after both.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::ops::Bound;
+use std::path::Path;
+
+use heed::types::Bytes as Raw;
+use heed::{EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use pagewire_server::store::StoreError;
+
+use crate::keys::Key;
+
+/// The format that this program writes. It reads this one only.
+pub(crate) const FORMAT: u32 = 1;
+/// Read transactions at the same time: more than there are threads that read.
+const MAX_READERS: u32 = 2048;
+/// Free space of the file system below which nothing more is written: LMDB must not meet a full disk in mid-commit.
+const DISK_RESERVE: u64 = 32 << 20;
+
+type Rows = heed::Database<Raw, Raw>;
+
+/// The open engine. Dropped last of all that uses it, since it holds the directory.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    env: heed::Env<WithoutTls>,
+    rows: Rows,
+    directory: File,
+    /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
+    _lock: File,
+}
+
+/// A key and its row, checksum and all.
+pub(crate) type Row<'t> = (&'t [u8], &'t [u8]);
+
+/// A transaction that reads.
+pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
+
+impl Engine {
+    /// Opens the engine in a directory, which is made where it does not exist.
+    pub(crate) fn open(directory: &Path, map_bytes: usize) -> Result<Self, StoreError> {
+        let failed = |what: &'static str| {
+            move |error: std::io::Error| {
+                StoreError::Unavailable(format!("{what} {}: {error}", directory.display()))
+            }
+        };
+        std::fs::create_dir_all(directory).map_err(failed("cannot make the directory"))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("LOCK"))
+            .map_err(failed("cannot write to the directory"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Unavailable(format!(
+                    "{} is open in another process: stop that one, or name another directory",
+                    directory.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("cannot lock")(error)),
+        }
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options.map_size(map_bytes).max_readers(MAX_READERS);
+        // SAFETY: the files are changed by nobody else while they are mapped: the lock above is exclusive among processes of
+        // this program, heed refuses a second opening in this one, and the directory belongs to the store.
+        #[expect(unsafe_code, reason = "the one place where the engine maps its file")]
+        let env =
+            unsafe { options.open(directory) }.map_err(|error| open_failed(directory, &error))?;
+        let mut txn = env.write_txn().map_err(|e| open_failed(directory, &e))?;
+        let rows = env
+            .create_database(&mut txn, None)
+            .map_err(|e| open_failed(directory, &e))?;
+        txn.commit().map_err(|e| open_failed(directory, &e))?;
+        let held = File::open(directory).map_err(failed("cannot open"))?;
+        // The names of the files have to be as durable as what is in them.
+        held.sync_all().map_err(failed("cannot sync"))?;
+        if let Some(parent) = directory
+            .canonicalize()
+            .ok()
+            .as_deref()
+            .and_then(Path::parent)
+        {
+            File::open(parent)
+                .and_then(|parent| parent.sync_all())
+                .map_err(failed("cannot sync the parent of"))?;
+        }
+        Ok(Self {
+            env,
+            rows,
+            directory: held,
+            _lock: lock,
+        })
+    }
+
+    /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
+    pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
+        self.env.read_txn().map_err(read_failed)
+    }
+
+    /// The one transaction that writes; waits for another.
+    pub(crate) fn write(&self) -> Result<RwTxn<'_>, StoreError> {
+        self.env.write_txn().map_err(read_failed)
+    }
+
+    /// Whether the medium has room for as many bytes, some more, and what the engine adds.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
+        // Overflow pages and copies of inner pages: at most twice, and some for the list of free pages.
+        let needed = bytes * 2 + (1 << 20);
+        match rustix::fs::fstatvfs(&self.directory) {
+            Ok(fs) if fs.f_bavail * fs.f_frsize < needed + DISK_RESERVE => {
+                Err(StoreError::Full(format!(
+                    "{} bytes are free on the disk, {} are kept for safety",
+                    fs.f_bavail * fs.f_frsize,
+                    DISK_RESERVE
+                )))
+            }
+            // A file system that does not tell is written to until it refuses.
+            _ => Ok(()),
+        }
+    }
+
+    /// The body of a row, if there is one.
+    pub(crate) fn get<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        key: &Key,
+    ) -> Result<Option<&'t [u8]>, StoreError> {
+        let bytes = key.encode();
+        match self.rows.get(txn, &bytes).map_err(read_failed)? {
+            Some(row) => check(&bytes, row).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The newest row at or before a key that begins with a prefix, with its key. Its checksum is not looked at.
+    pub(crate) fn seek<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        key: &[u8],
+        prefix: &[u8],
+    ) -> Result<Option<Row<'t>>, StoreError> {
+        let found = self.rows.get_lower_than_or_equal_to(txn, key);
+        let found = found.map_err(read_failed)?;
+        Ok(found.filter(|(key, _)| key.starts_with(prefix)))
+    }
+
+    /// Keys and rows from a bound on that begin with a prefix, until the function says `false`.
+    pub(crate) fn scan<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        from: Bound<&[u8]>,
+        prefix: &[u8],
+        mut each: impl FnMut(&'t [u8], &'t [u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let range = (from, Bound::Unbounded);
+        let rows = self.rows.range(txn, &range).map_err(read_failed)?;
+        for row in rows {
+            let (key, row) = row.map_err(read_failed)?;
+            if !key.starts_with(prefix) || !each(key, row)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a row.
+    pub(crate) fn put(
+        &self,
+        txn: &mut RwTxn<'_>,
+        key: &Key,
+        body: &[u8],
+    ) -> Result<(), WriteError> {
+        self.put_summed(txn, key, body, crc32fast::hash(body))
+    }
+
+    /// Writes a row whose crc32, of the body alone, is known.
+    pub(crate) fn put_summed(
+        &self,
+        txn: &mut RwTxn<'_>,
+        key: &Key,
+        body: &[u8],
+        body_crc: u32,
+    ) -> Result<(), WriteError> {
+        let key = key.encode();
+        let sum = sum(&key, body_crc, body.len());
+        let put = self.rows.put_reserved(txn, &key, body.len() + 4, |row| {
+            row.write_all(&sum.to_be_bytes())?;
+            row.write_all(body)
+        });
+        put.map_err(WriteError::from)
+    }
+
+    /// Drops a row, if it is there.
+    pub(crate) fn delete(&self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), WriteError> {
+        self.rows.delete(txn, key).map_err(WriteError::from)?;
+        Ok(())
+    }
+}
+
+/// Why a write was not done.
+#[derive(Debug)]
+pub(crate) enum WriteError {
+    /// The store is at fault, or the request; the transaction is as good as never begun once it is aborted.
+    Refused(StoreError),
+    /// The medium failed: nothing may be written any more (C17).
+    Medium(String),
+}
+
+impl From<StoreError> for WriteError {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<heed::Error> for WriteError {
+    fn from(error: heed::Error) -> Self {
+        match error {
+            heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull) => Self::Refused(
+                StoreError::Full("the file has its largest size, nothing was applied".to_owned()),
+            ),
+            error => Self::Medium(error.to_string()),
+        }
+    }
+}
+
+/// The body of a row whose checksum is right.
+pub(crate) fn check<'t>(key: &[u8], row: &'t [u8]) -> Result<&'t [u8], StoreError> {
+    if let Some((stored, body)) = row.split_first_chunk()
+        && u32::from_be_bytes(*stored) == sum(key, crc32fast::hash(body), body.len())
+    {
+        return Ok(body);
+    }
+    Err(corrupt(key, "checksum differs"))
+}
+
+/// Says that the row of a key is damaged.
+pub(crate) fn corrupt(key: &[u8], problem: &str) -> StoreError {
+    let what = Key::decode(key).map_or_else(|| format!("a row {key:02x?}"), |key| key.to_string());
+    StoreError::Corrupt(format!("{what}: {problem}"))
+}
+
+/// A body that has its checksum and still makes no sense.
+pub(crate) fn senseless(key: &Key) -> StoreError {
+    StoreError::Corrupt(format!("{key}: not in the format of this store"))
+}
+
+fn sum(key: &[u8], body_crc: u32, body_len: usize) -> u32 {
+    let mut sum = crc32fast::Hasher::new_with_initial_len(body_crc, body_len as u64);
+    sum.update(key);
+    sum.finalize()
+}
+
+fn open_failed(directory: &Path, error: &heed::Error) -> StoreError {
+    let why = format!("cannot open the store in {}: {error}", directory.display());
+    match error {
+        heed::Error::Mdb(MdbError::Invalid | MdbError::VersionMismatch | MdbError::Corrupted) => {
+            StoreError::Corrupt(why)
+        }
+        _ => StoreError::Unavailable(why),
+    }
+}
+
+fn read_failed(error: heed::Error) -> StoreError {
+    match error {
+        heed::Error::Mdb(MdbError::ReadersFull) => {
+            StoreError::Unavailable("too many reads at the same time".to_owned())
+        }
+        heed::Error::Mdb(MdbError::Corrupted | MdbError::PageNotFound) => {
+            StoreError::Corrupt(format!("the tree of the store is damaged: {error}"))
+        }
+        error => StoreError::Internal(format!("the store cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,131 @@
+//! Rows that nobody can reach any more: of removed databases, and of stagings that were never committed.
+//!
+//! They are dropped a few at a time. What is left after a crash is found again by the rows `Staging` and `Removed`, which go
+//! last.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use heed::{RoTxn, RwTxn};
+use pagewire_proto::DatabaseId;
+use pagewire_server::store::StoreError;
+
+use crate::committer::Committer;
+use crate::engine::{Engine, WriteError};
+use crate::faults::Place;
+use crate::keys::Key;
+
+/// Rows that a transaction of something else drops beside.
+const ROWS_BESIDE: usize = 64;
+/// Rows that a transaction drops when nothing else is to be done.
+const ROWS_IDLE: usize = 2048;
+
+/// Something dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Garbage {
+    Staging(u64),
+    Database(DatabaseId),
+}
+
+impl Garbage {
+    /// What earlier processes left.
+    pub(crate) fn find(engine: &Engine, txn: &RoTxn<'_>) -> Result<VecDeque<Self>, StoreError> {
+        let mut found = VecDeque::new();
+        for prefix in [Key::stagings(), Key::removed()] {
+            engine.scan(txn, Bound::Included(&prefix), &prefix, |key, _| {
+                match Key::decode(key) {
+                    Some(Key::Staging(serial)) => found.push_back(Self::Staging(serial)),
+                    Some(Key::Removed(database)) => found.push_back(Self::Database(database)),
+                    _ => {}
+                }
+                Ok(true)
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// The row that says that this is dead.
+    fn mark(self) -> Key {
+        match self {
+            Self::Staging(serial) => Key::Staging(serial),
+            Self::Database(database) => Key::Removed(database),
+        }
+    }
+
+    /// Keys of rows of it, up to a limit; `None` where it is not dead after all.
+    fn keys(
+        self,
+        engine: &Engine,
+        txn: &RoTxn<'_>,
+        limit: usize,
+    ) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
+        if engine.get(txn, &self.mark())?.is_none() {
+            return Ok(None);
+        }
+        let mut keys = Vec::new();
+        let prefixes = match self {
+            Self::Staging(serial) => vec![Key::staged(serial)],
+            Self::Database(database) => Key::rows_of(database).to_vec(),
+        };
+        for prefix in prefixes {
+            engine.scan(txn, Bound::Included(&prefix), &prefix, |key, row| {
+                if keys.len() < limit {
+                    keys.extend(Engine::points_to(key, row).map(|staged| staged.encode()));
+                    keys.push(key.to_vec());
+                }
+                Ok(keys.len() < limit)
+            })?;
+        }
+        Ok(Some(keys))
+    }
+}
+
+impl Committer {
+    /// Drops a few rows in a transaction that is made anyway.
+    pub(crate) fn collect_some(&mut self, txn: &mut RwTxn<'_>) -> Result<(), WriteError> {
+        self.collect(txn, ROWS_BESIDE)
+    }
+
+    /// Drops many rows, since nothing else is to be done.
+    pub(crate) fn collect_when_idle(&mut self) {
+        let engine = Arc::clone(&self.engine);
+        let collected = (|| {
+            let mut txn = engine.write()?;
+            self.collect(&mut txn, ROWS_IDLE)?;
+            self.commit_txn(txn, Place::BeforeCollect, Place::AfterCollect)
+        })();
+        if let Err(error) = collected {
+            let error = self.note(error);
+            tracing::warn!(%error, "what is dead stays until the store is opened anew");
+            self.garbage.clear();
+        }
+    }
+
+    fn collect(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<(), WriteError> {
+        let Some(garbage) = self.garbage.front().copied() else {
+            return Ok(());
+        };
+        let keys = match garbage.keys(&self.engine, txn, limit) {
+            Ok(Some(keys)) => keys,
+            Ok(None) => {
+                self.garbage.pop_front();
+                return Ok(());
+            }
+            Err(error) => {
+                // Damage among the dead must not keep the living from committing.
+                tracing::warn!(%error, ?garbage, "cannot be dropped");
+                self.garbage.pop_front();
+                return Ok(());
+            }
+        };
+        for key in &keys {
+            self.engine.delete(txn, key)?;
+        }
+        if keys.len() < limit {
+            self.engine.delete(txn, &garbage.mark().encode())?;
+            self.garbage.pop_front();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+//! The keys of everything on disk. One ordered space: a tag byte, then the parts of the key, numbers big-endian, so that
+//! the order of bytes is the order of the parts.
+//!
+//! A change here is a new format: see `FORMAT` in `engine.rs`.
+
+use pagewire_proto::{DatabaseId, DatabaseName, PageNumber, Version};
+
+/// A key; the doc of each says what its row has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// The version of the format: u32.
+    Format,
+    /// The incarnation: 16 bytes.
+    Incarnation,
+    /// How often the store was opened, the upper half of every epoch: u32.
+    Generation,
+    /// The lease time that was begun and not ended, in milliseconds: u64; 0 after a clean end.
+    Service,
+    /// A name: the id of its database.
+    Name(DatabaseName),
+    /// The newest version of a database: [`crate::values::Head`].
+    Head(DatabaseId),
+    /// How a version was made: [`crate::values::Record`].
+    Record(DatabaseId, Version),
+    /// A chunk of the changed pages of a version, where the record has no room for them: u32 each.
+    Changed(DatabaseId, Version, u32),
+    /// A page as a version wrote it: [`crate::values::PageBody`].
+    Page(DatabaseId, PageNumber, Version),
+    /// A staging that no commit has named yet: the id of its database. Left by the dead, its pages are dropped.
+    Staging(u64),
+    /// A page of a staging, by the serial number of the staging: as in `Page`. Stays after the commit, which points to it.
+    Staged(u64, PageNumber),
+    /// A removed database of which rows may be left.
+    Removed(DatabaseId),
+}
+
+impl Key {
+    /// The bytes of the key.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(32);
+        match self {
+            Self::Format => out.push(0x01),
+            Self::Incarnation => out.push(0x02),
+            Self::Generation => out.push(0x03),
+            Self::Service => out.push(0x04),
+            Self::Name(name) => {
+                out.push(0x10);
+                out.extend(name.as_str().as_bytes());
+            }
+            Self::Head(database) => {
+                out.push(0x11);
+                out.extend(database.as_bytes());
+            }
+            Self::Record(database, version) => {
+                out.push(0x20);
+                out.extend(database.as_bytes());
+                out.extend(version.get().to_be_bytes());
+            }
+            Self::Changed(database, version, chunk) => {
+                out.push(0x21);
+                out.extend(database.as_bytes());
+                out.extend(version.get().to_be_bytes());
+                out.extend(chunk.to_be_bytes());
+            }
+            Self::Page(database, page, version) => {
+                out.push(0x30);
+                out.extend(database.as_bytes());
+                out.extend(page.get().to_be_bytes());
+                out.extend(version.get().to_be_bytes());
+            }
+            Self::Staging(serial) => {
+                out.push(0x40);
+                out.extend(serial.to_be_bytes());
+            }
+            Self::Staged(serial, page) => {
+                out.push(0x41);
+                out.extend(serial.to_be_bytes());
+                out.extend(page.get().to_be_bytes());
+            }
+            Self::Removed(database) => {
+                out.push(0x50);
+                out.extend(database.as_bytes());
+            }
+        }
+        out
+    }
+
+    /// The key with these bytes, if there is one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (tag, rest) = bytes.split_first()?;
+        let mut parts = Parts(rest);
+        let key = match tag {
+            0x01 => Self::Format,
+            0x02 => Self::Incarnation,
+            0x03 => Self::Generation,
+            0x04 => Self::Service,
+            0x10 => {
+                let name = std::str::from_utf8(parts.rest()).ok()?;
+                Self::Name(DatabaseName::try_from(name).ok()?)
+            }
+            0x11 => Self::Head(parts.database()?),
+            0x20 => Self::Record(parts.database()?, parts.version()?),
+            0x21 => Self::Changed(parts.database()?, parts.version()?, parts.u32()?),
+            0x30 => Self::Page(parts.database()?, parts.page()?, parts.version()?),
+            0x40 => Self::Staging(parts.u64()?),
+            0x41 => Self::Staged(parts.u64()?, parts.page()?),
+            0x50 => Self::Removed(parts.database()?),
+            _ => return None,
+        };
+        parts.0.is_empty().then_some(key)
+    }
+
+    /// What all names have that begin with a text.
+    pub fn names(prefix: &str) -> Vec<u8> {
+        [&[0x10], prefix.as_bytes()].concat()
+    }
+
+    /// What all keys of live stagings begin with.
+    pub fn stagings() -> Vec<u8> {
+        vec![0x40]
+    }
+
+    /// What all pages of a staging begin with.
+    pub fn staged(serial: u64) -> Vec<u8> {
+        [&[0x41], &serial.to_be_bytes()[..]].concat()
+    }
+
+    /// What all keys of removed databases begin with.
+    pub fn removed() -> Vec<u8> {
+        vec![0x50]
+    }
+
+    /// What the pages, the records and the lists of changed pages of a database begin with.
+    pub fn rows_of(database: DatabaseId) -> [Vec<u8>; 3] {
+        [0x30, 0x20, 0x21].map(|tag| [&[tag], &database.as_bytes()[..]].concat())
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Format => f.write_str("the format of the store"),
+            Self::Incarnation => f.write_str("the incarnation of the store"),
+            Self::Generation => f.write_str("the generation of the store"),
+            Self::Service => f.write_str("the lease time of the store"),
+            Self::Name(name) => write!(f, "the name {name}"),
+            Self::Head(database) => write!(f, "the head of database {database}"),
+            Self::Record(database, version) => {
+                write!(f, "the record of version {version} of database {database}")
+            }
+            Self::Changed(database, version, _) => write!(
+                f,
+                "the changed pages of version {version} of database {database}"
+            ),
+            Self::Page(database, page, version) => {
+                write!(f, "page {page} of database {database} at version {version}")
+            }
+            Self::Staging(serial) => write!(f, "staging {serial}"),
+            Self::Staged(serial, page) => write!(f, "page {page} of staging {serial}"),
+            Self::Removed(database) => write!(f, "the removed database {database}"),
+        }
+    }
+}
+
+struct Parts<'a>(&'a [u8]);
+
+impl<'a> Parts<'a> {
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*part)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    fn database(&mut self) -> Option<DatabaseId> {
+        self.take().map(DatabaseId::from_bytes)
+    }
+
+    fn version(&mut self) -> Option<Version> {
+        self.u64().map(Version::new)
+    }
+
+    fn page(&mut self) -> Option<PageNumber> {
+        PageNumber::try_from(self.u32()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn database() -> impl Strategy<Value = DatabaseId> {
+        any::<[u8; 16]>().prop_map(DatabaseId::from_bytes)
+    }
+
+    fn version() -> impl Strategy<Value = Version> {
+        any::<u64>().prop_map(Version::new)
+    }
+
+    fn page() -> impl Strategy<Value = PageNumber> {
+        (1..=PageNumber::MAX).prop_map(|number| PageNumber::try_from(number).unwrap())
+    }
+
+    fn name() -> impl Strategy<Value = DatabaseName> {
+        "[a-zé]{1,20}(/[a-z0-9.]{3,9}x)?".prop_map(|name| DatabaseName::try_from(&*name).unwrap())
+    }
+
+    fn key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            Just(Key::Format),
+            Just(Key::Incarnation),
+            Just(Key::Generation),
+            Just(Key::Service),
+            name().prop_map(Key::Name),
+            database().prop_map(Key::Head),
+            (database(), version()).prop_map(|(d, v)| Key::Record(d, v)),
+            (database(), version(), any::<u32>()).prop_map(|(d, v, c)| Key::Changed(d, v, c)),
+            (database(), page(), version()).prop_map(|(d, p, v)| Key::Page(d, p, v)),
+            any::<u64>().prop_map(Key::Staging),
+            (any::<u64>(), page()).prop_map(|(s, p)| Key::Staged(s, p)),
+            database().prop_map(Key::Removed),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_comes_back(key in key()) {
+            let bytes = key.encode();
+            prop_assert!(bytes.len() <= 511, "longer than the engine allows");
+            prop_assert_eq!(Key::decode(&bytes), Some(key));
+        }
+
+        #[test]
+        fn other_bytes_are_no_key_or_encode_to_themselves(bytes in any::<Vec<u8>>()) {
+            if let Some(key) = Key::decode(&bytes) {
+                prop_assert_eq!(key.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn pages_are_in_the_order_of_number_and_version(
+            d in database(), a in (page(), version()), b in (page(), version())
+        ) {
+            let (left, right) = (Key::Page(d, a.0, a.1).encode(), Key::Page(d, b.0, b.1).encode());
+            prop_assert_eq!(a.cmp(&b), left.cmp(&right));
+        }
+
+        #[test]
+        fn names_are_in_byte_order(a in name(), b in name()) {
+            let (left, right) = (Key::Name(a.clone()).encode(), Key::Name(b.clone()).encode());
+            prop_assert_eq!(a.as_str().cmp(b.as_str()), left.cmp(&right));
+        }
+
+        #[test]
+        fn prefixes_hold_what_they_say(d in database(), v in version(), p in page(), s in any::<u64>()) {
+            let [pages, records, changed] = Key::rows_of(d);
+            prop_assert!(Key::Page(d, p, v).encode().starts_with(&pages));
+            prop_assert!(Key::Record(d, v).encode().starts_with(&records));
+            prop_assert!(Key::Changed(d, v, 7).encode().starts_with(&changed));
+            prop_assert!(Key::Staged(s, p).encode().starts_with(&Key::staged(s)));
+            prop_assert!(Key::Staging(s).encode().starts_with(&Key::stagings()));
+            prop_assert!(Key::Removed(d).encode().starts_with(&Key::removed()));
+        }
+    }
+
+    /// A store written today has to be readable tomorrow.
+    #[test]
+    fn the_bytes_are_pinned() {
+        let database = DatabaseId::from_bytes(*b"0123456789abcdef");
+        let page = PageNumber::try_from(0x0102_0304).unwrap();
+        let key = Key::Page(database, page, Version::new(5));
+        let bytes = b"\x300123456789abcdef\x01\x02\x03\x04\0\0\0\0\0\0\0\x05";
+        assert_eq!(key.encode(), bytes);
+        let name = DatabaseName::try_from("a/b").unwrap();
+        assert_eq!(Key::Name(name).encode(), b"\x10a/b");
+    }
+}

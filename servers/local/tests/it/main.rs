@@ -1,0 +1,7 @@
+//! Tests of the local store: the contract, crashes, faults, and what is refused at opening.
+
+mod conformance;
+mod crash;
+mod opening;
+mod places;
+mod scene;
