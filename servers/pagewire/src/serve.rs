@@ -116,9 +116,7 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
 pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
     Ok(match store {
         StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
-        StoreSetting::Local(directory) => {
-            bail!("store local:{}: not in this build", directory.display())
-        }
+        StoreSetting::Local(directory) => Arc::new(pagewire_local::LocalStore::open(directory)?),
     })
 }
 
