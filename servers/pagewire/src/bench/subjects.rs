@@ -1,7 +1,7 @@
 //! The databases that are compared: one on a page server, and local files in each journal mode.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,24 +91,55 @@ impl Remote {
     }
 }
 
-/// The floor of a durable commit: the same bytes at the end of a file, and fdatasync.
+/// Bytes of a file that is written over.
+const PREALLOCATED_BYTES: u64 = 8 << 20;
+
+/// The floor of a durable commit: the same bytes into a file, and fdatasync.
 pub struct SyncedFile {
     file: File,
     record: Vec<u8>,
+    /// Where the next record goes; never beyond the end of a file that is written over.
+    offset: u64,
+    end: Option<u64>,
 }
 
 impl SyncedFile {
-    /// A new file in the directory.
-    pub fn create(directory: &Path, record_bytes: usize) -> anyhow::Result<Self> {
+    /// A file that grows: its size has to reach the disk with each record.
+    pub fn growing(directory: &Path, record_bytes: usize) -> anyhow::Result<Self> {
+        Self::create(directory, "growing", record_bytes, None)
+    }
+
+    /// A file whose place on the disk is there already, as that of a store or of a WAL in use is.
+    pub fn preallocated(directory: &Path, record_bytes: usize) -> anyhow::Result<Self> {
+        let end = PREALLOCATED_BYTES.max(record_bytes as u64);
+        let synced = Self::create(directory, "preallocated", record_bytes, Some(end))?;
+        synced.file.write_all_at(&vec![1; end as usize], 0)?;
+        synced.file.sync_all()?;
+        Ok(synced)
+    }
+
+    fn create(
+        directory: &Path,
+        name: &str,
+        record_bytes: usize,
+        end: Option<u64>,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
-            file: File::create_new(directory.join("append"))?,
+            file: File::create_new(directory.join(name))?,
             record: vec![0x3c; record_bytes],
+            offset: 0,
+            end,
         })
     }
 
-    /// Appends a record and waits for the disk.
-    pub fn append(&mut self) -> anyhow::Result<()> {
-        self.file.write_all(&self.record)?;
+    /// Writes a record and waits for the disk.
+    pub fn write(&mut self) -> anyhow::Result<()> {
+        let length = self.record.len() as u64;
+        if self.end.is_some_and(|end| self.offset + length > end) {
+            self.offset = 0;
+        }
+        self.file.write_all_at(&self.record, self.offset)?;
+        self.offset += length;
         self.file.sync_data()?;
         Ok(())
     }

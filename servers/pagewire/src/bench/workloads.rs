@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rusqlite::Connection;
@@ -15,6 +16,9 @@ use super::subjects::{Local, Remote, RowIds, SyncedFile, fill};
 const ROW_BYTES: u64 = 110;
 /// The text of a row of a commit.
 const COMMIT_TEXT: &str = "a row of one hundred bytes of text, as a small application would write it into a log or an event table.";
+
+/// Longer than the network runtime of the VFS waits for the next call.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +88,8 @@ impl Sizes {
 pub enum Workload {
     /// An autocommit INSERT with the lease held.
     Commit,
+    /// The same after a pause.
+    PausedCommit,
     /// A point read by the holder of the lease.
     WarmRead,
     /// A point read by a new client.
@@ -121,6 +127,7 @@ impl Scene<'_> {
     pub fn measure(&self, workload: Workload) -> anyhow::Result<Vec<Row>> {
         let rows = match workload {
             Workload::Commit => vec![self.commit()?],
+            Workload::PausedCommit => vec![self.commit_after_pause()?],
             Workload::WarmRead => self.warm_read()?,
             Workload::ColdRead => vec![self.cold_read()?],
             Workload::Open => vec![self.open()?],
@@ -188,11 +195,13 @@ impl Scene<'_> {
         let mut ours = Insert::new(self.remote.open("commit")?)?;
         let traffic = traffic_of(&mut ours, 8)?;
         let directory = tempfile::tempdir_in(self.directory)?;
-        let mut synced = SyncedFile::create(directory.path(), traffic.sent as usize)?;
+        let mut growing = SyncedFile::growing(directory.path(), traffic.sent as usize)?;
+        let mut preallocated = SyncedFile::preallocated(directory.path(), traffic.sent as usize)?;
         let mut contestants = vec![
             Contestant::new(self.ours(), ours),
             self.echo(traffic)?,
-            Contestant::new("append + fdatasync", move || synced.append()),
+            Contestant::new("append + fdatasync", move || growing.write()),
+            Contestant::new("overwrite + fdatasync", move || preallocated.write()),
         ];
         for local in [Local::WalNormal, Local::WalFull, Local::Delete] {
             let connection = local.open(directory.path(), "commit")?;
@@ -212,12 +221,52 @@ impl Scene<'_> {
         )?;
         row.calls_aim = Some(1.0);
         if self.durable {
-            row.floors.push(Floor {
-                name: "echo + append + fdatasync".to_owned(),
-                parts: vec![(1, 1.0), (2, 1.0)],
-                aim: Some(1.5),
-            });
+            for (name, index) in [
+                ("echo + append + fdatasync", 2),
+                ("echo + overwrite + fdatasync", 3),
+            ] {
+                row.floors.push(Floor {
+                    name: name.to_owned(),
+                    parts: vec![(1, 1.0), (index, 1.0)],
+                    aim: Some(1.5),
+                });
+            }
         }
+        Ok(row)
+    }
+
+    /// Commits of a process that does something else in between: its network runtime sleeps, and so does the server's.
+    fn commit_after_pause(&self) -> anyhow::Result<Row> {
+        let mut ours = Insert::new(self.remote.open("pause")?)?;
+        let traffic = traffic_of(&mut ours, 8)?;
+        let calls = traffic.calls.max(1);
+        let request = EchoRequest::new((traffic.sent / calls) as usize, traffic.received as usize);
+        let mut client = EchoClient::new(self.echo)?;
+        let directory = tempfile::tempdir_in(self.directory)?;
+        let local = Local::WalNormal;
+        let connection = local.open(directory.path(), "pause")?;
+        let contestants = vec![
+            Contestant::new(self.ours(), Paused(ours)),
+            Contestant::new("bare gRPC echo", Paused(move || client.call(&request))),
+            Contestant::new(local.name(), Paused(Insert::new(connection)?)),
+        ];
+        let shape = Shape {
+            warm_up: 1,
+            operations: 20,
+            ..self.sizes.short()
+        };
+        let mut row = self.row(
+            format!(
+                "commit after a pause of {} ms, {} store",
+                PAUSE.as_millis(),
+                self.remote.store
+            ),
+            Unit::Microseconds,
+            shape,
+            contestants,
+            &[("bare gRPC echo", 1.5)],
+        )?;
+        row.calls_aim = Some(1.0);
         Ok(row)
     }
 
@@ -523,6 +572,25 @@ impl Operation for Insert {
         let mut insert = self.0.prepare_cached("INSERT INTO t(v) VALUES(?1)")?;
         insert.execute([COMMIT_TEXT])?;
         Ok(())
+    }
+}
+
+/// An operation with a pause before it.
+struct Paused<T>(T);
+
+impl<T: Operation> Operation for Paused<T> {
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        self.0.prepare()?;
+        let begun = Instant::now();
+        while let Some(left) = PAUSE.checked_sub(begun.elapsed()) {
+            // Somebody's unpark may end it early.
+            std::thread::park_timeout(left);
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> anyhow::Result<()> {
+        self.0.run()
     }
 }
 
