@@ -3,6 +3,7 @@
 //! Reads the command line and the environment once; decides nothing else. Standard output is for what scripts read, logs go to
 //! standard error (`RUST_LOG`).
 
+mod bench;
 mod db;
 mod embedded;
 mod serve;
@@ -34,6 +35,8 @@ enum Command {
     Import(transfer::ImportArguments),
     /// Copies a database into a new local SQLite file.
     Export(transfer::ExportArguments),
+    /// Measures commits, reads and scans beside their floors.
+    Bench(bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,

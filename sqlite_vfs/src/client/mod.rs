@@ -3,6 +3,7 @@
 //! A call has a deadline. One that may be repeated is repeated while the transport fails and time is left. Everything that
 //! comes back is validated here; nothing behind this folder sees a protocol message.
 
+mod body;
 mod commit;
 pub mod counters;
 mod runtime;
@@ -29,6 +30,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+use body::PromptEnd;
 pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
 use counters::{COUNTERS, CallKind};
 pub use runtime::Runtime;
@@ -45,7 +47,7 @@ const CLOSE_ARRIVES_WITHIN: Duration = Duration::from_millis(250);
 /// Pages wanted along with an open: a small database comes whole, without another round trip.
 const OPEN_PAGE_BYTES: u32 = 256 << 10;
 
-type Stub = PageServiceClient<InterceptedService<Channel, Bearer>>;
+type Stub = PageServiceClient<InterceptedService<PromptEnd, Bearer>>;
 
 /// Adds the credential to each call.
 #[derive(Clone)]
@@ -139,7 +141,7 @@ impl Client {
                 )
             })?),
         };
-        let stub = PageServiceClient::with_interceptor(channel, Bearer(bearer))
+        let stub = PageServiceClient::with_interceptor(PromptEnd(channel), Bearer(bearer))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let core = Arc::new(Core {

@@ -1,10 +1,13 @@
-//! Commit: upload, then one task that passes the barriers and hands it to the store, whether or not the client still waits.
+//! Commit: upload, then one future that passes the barriers and hands it to the store, and goes on whether or not the client
+//! still waits.
 //!
 //! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
 //! the session does not have, is still passed on, with an epoch or a staging that cannot be: it may be the repetition
 //! of one that was applied, and only the store knows.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pagewire_proto::status::Reason;
@@ -15,7 +18,7 @@ use tonic::{Status, Streaming};
 use super::opened_for_writing;
 use super::upload::{Part, Upload, next};
 use crate::database::Database;
-use crate::hub::Hub;
+use crate::hub::{Hub, spawn_detached};
 use crate::session::Session;
 use crate::status;
 use crate::store::{Commit, CommitOutcome, DatabaseCommit};
@@ -49,20 +52,55 @@ pub(super) async fn commit(
     upload.receive(first, &mut inbound).await?;
 
     let under_way = UnderWay::begin(hub);
-    let task = {
+    let applied = {
         let hub = Arc::clone(hub);
-        tokio::spawn(async move {
+        GoesOn::new(async move {
             let _under_way = under_way;
             apply(&hub, &session, &databases, upload).await
         })
     };
     let patience = hub.settings.lease_ttl * 2 + STORE_COMMIT_WAIT;
-    match tokio::time::timeout(patience, task).await {
-        Ok(Ok(outcome)) => outcome.map(response),
-        Ok(Err(_)) => Err(Reason::Internal.status("the commit broke off: ask what became of it")),
+    match tokio::time::timeout(patience, applied).await {
+        Ok(outcome) => outcome.map(response),
         Err(_) => {
             Err(Reason::Internal
                 .status("the store takes very long to commit: ask what became of it"))
+        }
+    }
+}
+
+/// A future that whoever waits for it drives, and that goes on as a task of its own when nobody waits any more.
+///
+/// A task from the beginning would do as well, but is handed to another thread and back: longer than a commit in memory.
+struct GoesOn<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T: Send + 'static> GoesOn<T> {
+    fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+}
+
+impl<T: Send + 'static> Future for GoesOn<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(future) = &mut self.0 else {
+            // Ready was answered already; nobody asks again.
+            return Poll::Pending;
+        };
+        let output = std::task::ready!(future.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<T: Send + 'static> Drop for GoesOn<T> {
+    fn drop(&mut self) {
+        // What has panicked can't go on.
+        if let Some(future) = self.0.take()
+            && !std::thread::panicking()
+        {
+            spawn_detached(async move { drop(future.await) });
         }
     }
 }

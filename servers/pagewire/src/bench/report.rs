@@ -1,0 +1,188 @@
+//! What was measured, for people and as JSON.
+
+use std::fmt::Write as _;
+
+use super::rounds::{Ratio, Series};
+
+/// How a figure is read.
+#[derive(Clone, Copy, Debug)]
+pub enum Unit {
+    /// Microseconds of one operation.
+    Microseconds,
+    /// So many bytes are moved by one operation.
+    Throughput {
+        /// Bytes of table.
+        bytes: u64,
+    },
+}
+
+/// A floor: a sum of series of the row, each so many times.
+pub struct Floor {
+    /// For the report.
+    pub name: String,
+    /// Which series of the row, and how many times.
+    pub parts: Vec<(usize, f64)>,
+    /// Our figure should be at most this many times the floor.
+    pub aim: Option<f64>,
+}
+
+/// One workload.
+pub struct Row {
+    /// What was done.
+    pub operation: String,
+    /// How the figures are read.
+    pub unit: Unit,
+    /// Ours first.
+    pub series: Vec<Series>,
+    /// What ours is compared with.
+    pub floors: Vec<Floor>,
+    /// Round trips that one operation may cost, where the design says so.
+    pub calls_aim: Option<f64>,
+}
+
+impl Row {
+    fn figure(&self, microseconds: f64) -> String {
+        match self.unit {
+            Unit::Microseconds if microseconds < 100.0 => format!("{microseconds:.1} us"),
+            Unit::Microseconds => format!("{microseconds:.0} us"),
+            Unit::Throughput { bytes } => {
+                format!("{:.0} MB/s", bytes as f64 / microseconds)
+            }
+        }
+    }
+
+    fn ratio(&self, floor: &Floor) -> Ratio {
+        let parts: Vec<(&Series, f64)> = floor
+            .parts
+            .iter()
+            .map(|(index, times)| (&self.series[*index], *times))
+            .collect();
+        self.series[0].ratio_to(&parts)
+    }
+
+    /// The row as text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let ours = &self.series[0];
+        let [calls, sent, received] = ours.traffic_per_operation();
+        let calls_aim = match self.calls_aim {
+            Some(aim) => format!(" (aim {aim})"),
+            None => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "{}: {calls:.2} calls{calls_aim}, {sent:.0} bytes sent, {received:.0} received; {} operations",
+            self.operation,
+            ours.operations()
+        );
+        for (index, series) in self.series.iter().enumerate() {
+            let _ = write!(
+                text,
+                "  {:<34} p50 {:>10}  p99 {:>10}",
+                series.name,
+                self.figure(series.quantile_us(0.5)),
+                self.figure(series.quantile_us(0.99))
+            );
+            let alone = self.floors.iter().find(
+                |floor| matches!(floor.parts[..], [(part, times)] if part == index && times == 1.0),
+            );
+            if let Some(floor) = alone {
+                let _ = write!(text, "  {}", self.compared(floor));
+            }
+            text.push('\n');
+        }
+        for floor in &self.floors {
+            if !matches!(floor.parts[..], [(_, times)] if times == 1.0) {
+                let _ = writeln!(
+                    text,
+                    "  {:<34} {:>32}  {}",
+                    floor.name,
+                    "",
+                    self.compared(floor)
+                );
+            }
+        }
+        text
+    }
+
+    fn compared(&self, floor: &Floor) -> String {
+        let Ratio { median, low, high } = self.ratio(floor);
+        let mut text = format!("ours is {median:>6.2}x [{low:.2} .. {high:.2}]");
+        if let Some(aim) = floor.aim {
+            let word = if median <= aim { "reached" } else { "missed" };
+            let _ = write!(text, "  aim <= {aim:.2}x {word}");
+        }
+        text
+    }
+
+    /// The row as a JSON object.
+    pub fn json(&self) -> String {
+        let [calls, sent, received] = self.series[0].traffic_per_operation();
+        let bytes = match self.unit {
+            Unit::Microseconds => "null".to_owned(),
+            Unit::Throughput { bytes } => bytes.to_string(),
+        };
+        let series: Vec<String> = self
+            .series
+            .iter()
+            .map(|series| {
+                format!(
+                    "{{\"name\":{},\"p50_us\":{:.2},\"p99_us\":{:.2},\"operations\":{}}}",
+                    quoted(&series.name),
+                    series.quantile_us(0.5),
+                    series.quantile_us(0.99),
+                    series.operations()
+                )
+            })
+            .collect();
+        let ratios: Vec<String> = self
+            .floors
+            .iter()
+            .map(|floor| {
+                let Ratio { median, low, high } = self.ratio(floor);
+                let aim = floor
+                    .aim
+                    .map_or_else(|| "null".to_owned(), |aim| aim.to_string());
+                format!(
+                    "{{\"floor\":{},\"median\":{median:.3},\"first_quartile\":{low:.3},\"third_quartile\":{high:.3},\"aim\":{aim}}}",
+                    quoted(&floor.name)
+                )
+            })
+            .collect();
+        format!(
+            "{{\"operation\":{},\"bytes\":{bytes},\"calls\":{calls:.3},\"bytes_sent\":{sent:.0},\"bytes_received\":{received:.0},\"series\":[{}],\"ratios\":[{}]}}",
+            quoted(&self.operation),
+            series.join(","),
+            ratios.join(",")
+        )
+    }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => {
+                quoted.push('\\');
+                quoted.push(character);
+            }
+            control if control.is_control() => {
+                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_strings_are_escaped() {
+        assert_eq!(quoted("a\"b\\c\n"), r#""a\"b\\c\u000a""#);
+    }
+}
