@@ -1,0 +1,346 @@
+"""One transaction that is larger than any message and than the memory that may be taken for it (P7, P1, P2).
+
+big_transaction.py [--mib N] [--kills K] [--seed S] [--keep DIR]    the test
+big_transaction.py work TAG MIB URI LIBRARY                          its client: one transaction, then figures
+big_transaction.py check URI LIBRARY                                 what is in the database, as JSON
+
+Debian's Python with the loadable library writes N MiB of random bytes (default 1024) in one transaction to
+`pagewire serve --store local:DIR`. Asserted:
+ * the anonymous memory (RssAnon + RssShmem of /proc/PID/status) of client and server stays below 256 MiB all the time. VmRSS
+   less RssFile, that is: the local store maps its file, and the pages of that mapping are the kernel's page cache, which it
+   takes back as it likes. VmHWM, which has them, is printed beside it;
+ * the COMMIT is exactly one commit call;
+ * another process finds all of it, and integrity_check says ok.
+Then K times (default 6): the same transaction on top, and client or server killed with SIGKILL at a random moment before or
+during COMMIT. Afterwards the transaction is there whole or not at all: whole if COMMIT had returned, not at all if it had
+not begun or had failed without saying that its outcome is unknown. At last one more transaction without a kill. The file of
+the store never shrinks, so the space of the dead is seen to be used again: it may not have grown by more than the versions
+that were kept, and the space of two transactions for what was under way and not yet dropped.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from harness import DEBIAN_PYTHON, LIBRARY, Server, free_port, guest_environment
+
+MIB = 1 << 20
+MEMORY_LIMIT = 256 * MIB
+SAMPLE_SECONDS = 0.01
+LEASE_TTL_MS = 2000
+# Bytes of the random part of a row: some fit into a page with others, some take a chain of overflow pages.
+ROW_BYTES = (200, 16_000)
+# Nothing takes so long, on a loaded machine either: a test that hangs ends.
+CLIENT_SECONDS = 1500
+# The library's words, as in torture.py.
+OUTCOME_UNKNOWN = "not known whether the commit was applied"
+
+
+class Broken(Exception):
+    """A promise was not kept."""
+
+
+# ------------------------------------------------------------------------------------------------------- client
+
+
+def connect(uri, library):
+    """Returns the database, and a connection of the same process that can always be asked about the library."""
+    own = sqlite3.connect(":memory:")
+    own.enable_load_extension(True)
+    own.load_extension(library)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=60), own
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+def work(tag, mib, uri, library):
+    """Says how far it is, a line for each step, so that the controller knows what a kill has met."""
+    connection, own = connect(uri, library)
+
+    def commits():
+        return own.execute("SELECT count + background FROM pagewire_rpc WHERE kind = 'commit'").fetchone()[0]
+
+    try:
+        connection.executescript(
+            "CREATE TABLE IF NOT EXISTS big(tag TEXT, i INTEGER, body BLOB);"
+            "CREATE TABLE IF NOT EXISTS done(tag TEXT PRIMARY KEY, rows INTEGER);"
+        )
+        low, high = ROW_BYTES
+        rows = mib * MIB * 2 // (low + high)
+        say("begin", commits())
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < ?2)"
+            " INSERT INTO big SELECT ?1, i, randomblob(?3 + i * 7919 % ?4) FROM n",
+            (tag, rows, low, high - low),
+        )
+        connection.execute("INSERT INTO done VALUES(?, ?)", (tag, rows))
+        say("commit", commits())
+        connection.execute("COMMIT")
+        say("committed", commits())
+    except sqlite3.Error as error:
+        text = own.execute("SELECT pagewire_last_error()").fetchone()[0]
+        say("error", f"{error}: {text}".replace("\n", " "))
+        return 1
+    connection.close()
+    return 0
+
+
+def check(uri, library):
+    """Everything, under the write lock: what the dead had under way cannot come afterwards."""
+    connection, _own = connect(uri, library)
+    connection.execute("BEGIN IMMEDIATE")
+    found = {
+        "done": dict(connection.execute("SELECT tag, rows FROM done")),
+        # Of a tag with n rows the sum of i is n * (n + 1) / 2 only if each is there once.
+        "big": {tag: rest for tag, *rest in connection.execute("SELECT tag, count(*), sum(i) FROM big GROUP BY tag")},
+        "integrity": [row[0] for row in connection.execute("PRAGMA integrity_check")],
+    }
+    connection.execute("COMMIT")
+    json.dump(found, sys.stdout)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- controller
+
+
+class Memory(threading.Thread):
+    """Peaks of the memory of a process while it lives."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.path = pathlib.Path(f"/proc/{pid}/status")
+        self.over = threading.Event()
+        self.peak = 0
+        self.peak_with_files = 0
+        self.samples = 0
+        self.start()
+
+    def run(self):
+        while not self.over.wait(SAMPLE_SECONDS):
+            try:
+                status = dict(line.split(":", 1) for line in self.path.read_text().splitlines())
+                kib = {name: int(status[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmHWM")}
+            except (OSError, KeyError):
+                # It has ended; the state of a zombie has no memory.
+                return
+            self.peak = max(self.peak, (kib["RssAnon"] + kib["RssShmem"]) * 1024)
+            self.peak_with_files = kib["VmHWM"] * 1024
+            self.samples += 1
+
+    def end(self, who):
+        self.over.set()
+        self.join()
+        if self.samples < 10:
+            raise Broken(f"the memory of the {who} was looked at {self.samples} times only")
+        if self.peak >= MEMORY_LIMIT:
+            raise Broken(f"the {who} took {self.peak / MIB:.0f} MiB of memory")
+        return f"{who} {self.peak / MIB:.0f} MiB ({self.peak_with_files / MIB:.0f} with mapped files)"
+
+
+class Client:
+    """A client at work, and what it has said."""
+
+    def __init__(self, test, tag):
+        self.tag = tag
+        self.process = subprocess.Popen(
+            [DEBIAN_PYTHON, __file__, "work", tag, str(test.mib), test.uri, LIBRARY],
+            env=test.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=test.log,
+            text=True,
+        )
+        self.said = {}
+        self.at = {}
+        self.changed = threading.Condition()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            step, _, rest = line.strip().partition(" ")
+            with self.changed:
+                self.said[step] = rest
+                self.at[step] = time.monotonic()
+                self.changed.notify_all()
+        with self.changed:
+            self.said["end"] = ""
+            self.changed.notify_all()
+
+    def wait_for(self, *steps):
+        """Waits until it has said one of them, or has ended."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: {*steps, "end"} & self.said.keys(), CLIENT_SECONDS):
+                raise Broken(f"{self.tag} said {self.said} and then nothing for {CLIENT_SECONDS} s")
+
+    def end(self):
+        self.process.wait(CLIENT_SECONDS)
+        self.reader.join()
+
+
+class BigTransaction:
+    def __init__(self, options, scratch):
+        self.mib = options.mib
+        self.random = random.Random(options.seed)
+        self.scratch = pathlib.Path(scratch)
+        self.log = open(self.scratch / "clients.log", "a")
+        self.server = Server(f"local:{scratch}/store", f"{scratch}/server.log", free_port(), LEASE_TTL_MS).start()
+        self.uri = f"file:big.db?vfs=pagewire&endpoint={self.server.endpoint}"
+        self.environment = guest_environment(self.server.endpoint)
+        self.present = set()
+
+    def store_bytes(self):
+        return sum(path.stat().st_size for path in (self.scratch / "store").rglob("*") if path.is_file())
+
+    def check(self):
+        begun = time.monotonic()
+        done = subprocess.run(
+            [DEBIAN_PYTHON, __file__, "check", self.uri, LIBRARY],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=CLIENT_SECONDS,
+        )
+        if done.returncode != 0:
+            raise Broken(f"check failed:\n{done.stderr[-3000:]}")
+        found = json.loads(done.stdout)
+        if found["integrity"] != ["ok"]:
+            raise Broken(f"integrity_check says {found['integrity'][:5]}")
+        if found["done"].keys() != found["big"].keys():
+            raise Broken(f"half there: {found['done']} and {found['big']}")
+        for tag, rows in found["done"].items():
+            if found["big"][tag] != [rows, rows * (rows + 1) // 2]:
+                raise Broken(f"{tag} has {rows} rows, count and sum of them are {found['big'][tag]}")
+        lost = self.present - found["done"].keys()
+        if lost:
+            raise Broken(f"{lost} was there and is missing")
+        self.check_seconds = time.monotonic() - begun
+        return found["done"].keys()
+
+    def whole(self, tag):
+        """A transaction that nobody kills, with all figures."""
+        client = Client(self, tag)
+        memory = Memory(client.process.pid), Memory(self.server.process.pid)
+        client.wait_for("committed", "error")
+        client.end()
+        if "committed" not in client.said:
+            raise Broken(f"{tag} was not committed: {client.said}")
+        if not self.server.alive():
+            raise Broken("the server ended by itself")
+        figures = ", ".join(one.end(who) for one, who in zip(memory, ("client", "server")))
+        calls = int(client.said["committed"]) - int(client.said["begin"])
+        before = int(client.said["commit"]) - int(client.said["begin"])
+        if (before, calls) != (0, 1):
+            raise Broken(f"{before} commit calls before COMMIT and {calls} with it, not 0 and 1")
+        self.body_seconds = client.at["commit"] - client.at["begin"]
+        self.commit_seconds = client.at["committed"] - client.at["commit"]
+        self.present.add(tag)
+        if self.check() != self.present:
+            raise Broken(f"{tag} is not all there is: {self.present}")
+        print(
+            f"big transaction: {tag}: {self.mib} MiB; rows written in {self.body_seconds:.1f} s, COMMIT {self.commit_seconds:.1f} s"
+            f" in 1 commit call, looked at by another process in {self.check_seconds:.1f} s; memory: {figures};"
+            f" store {self.store_bytes() / MIB:.0f} MiB",
+            flush=True,
+        )
+
+    def killed(self, number):
+        """The same with a kill; which moment is by chance, which half and whom by turns."""
+        tag = f"killed-{number}"
+        whom = ("client", "server")[number % 2]
+        during = ("commit", "begin")[number // 2 % 2]
+        usual = self.commit_seconds if during == "commit" else self.body_seconds
+        delay = self.random.uniform(0, usual)
+        client = Client(self, tag)
+        client.wait_for(during, "error")
+        if during not in client.said:
+            raise Broken(f"{tag} was never begun: {client.said}")
+        # Whatever it says meanwhile, it is the moment that counts.
+        time.sleep(delay)
+        if not self.server.alive():
+            raise Broken("the server ended by itself")
+        if whom == "client":
+            client.process.kill()
+        else:
+            self.server.kill()
+            self.server.start()
+        client.end()
+        said = client.said
+        there = tag in self.check()
+        if "committed" in said and not there:
+            raise Broken(f"{tag} was acknowledged and is missing")
+        may_be_there = "commit" in said and ("error" not in said or OUTCOME_UNKNOWN in said["error"])
+        if there and not may_be_there:
+            raise Broken(f"{tag} is there although {said}")
+        if there:
+            self.present.add(tag)
+        print(
+            f"big transaction: {tag}: {whom} killed {delay:.2f} s after {during}: {'there' if there else 'not there'},"
+            f" it had said {[step for step in said if step != 'end']}{': ' + said['error'] if 'error' in said else ''};"
+            f" store {self.store_bytes() / MIB:.0f} MiB",
+            flush=True,
+        )
+
+    def run(self, kills):
+        self.whole("first")
+        one = self.store_bytes()
+        for number in range(kills):
+            self.killed(number)
+        self.whole("last")
+        most = one * (len(self.present) + 2)
+        if self.store_bytes() > most:
+            raise Broken(
+                f"{len(self.present)} transactions are there, one takes {one / MIB:.0f} MiB,"
+                f" and the store has {self.store_bytes() / MIB:.0f} MiB: the space of the dead is not used again"
+            )
+
+    def stop(self):
+        self.server.kill()
+        self.log.close()
+
+
+def main():
+    if sys.argv[1:2] == ["work"]:
+        tag, mib, uri, library = sys.argv[2:]
+        return work(tag, int(mib), uri, library)
+    if sys.argv[1:2] == ["check"]:
+        return check(*sys.argv[2:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--keep", help="a folder that stays afterwards, with the store and the logs")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(1 << 32)
+    print(f"big transaction: --mib {options.mib} --kills {options.kills} --seed {options.seed}", flush=True)
+    scratch = options.keep or tempfile.mkdtemp(prefix="pagewire-big-")
+    pathlib.Path(scratch).mkdir(parents=True, exist_ok=True)
+    test = BigTransaction(options, scratch)
+    failed = False
+    try:
+        test.run(options.kills)
+    except Broken as broken:
+        failed = True
+        print(f"FAILED big transaction --mib {options.mib} --seed {options.seed}: {broken}\nkept: {scratch}")
+    finally:
+        test.stop()
+    if not failed and not options.keep:
+        subprocess.run(["rm", "-rf", scratch], check=True)
+    print(f"big: {int(not failed)} passed, {int(failed)} failed")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
