@@ -106,13 +106,19 @@ async fn child() {
     let faults = Arc::new(Faults::default());
     let directory = given("PAGEWIRE_TEST_DIRECTORY");
     let store = Arc::new(open(directory.as_ref(), Some(Arc::clone(&faults))));
-    if let Ok(place) = given("PAGEWIRE_TEST_PLACE").parse::<usize>() {
-        let after = given("PAGEWIRE_TEST_AFTER").parse().unwrap();
-        faults.arm(PLACES[place], Fault::Die, after);
-    }
+    let mut death = given("PAGEWIRE_TEST_PLACE")
+        .parse::<usize>()
+        .ok()
+        .map(|place| {
+            let after = given("PAGEWIRE_TEST_AFTER").parse().unwrap();
+            move || faults.arm(PLACES[place], Fault::Die, after)
+        });
     let mut writers = tokio::task::JoinSet::new();
     for (writer, indexes) in WRITERS.into_iter().enumerate() {
         let store = Arc::clone(&store);
+        // What a dead process left is collected as soon as the store is open: armed before the first acknowledgement, the
+        // child could die without having done anything.
+        let mut death = if writer == 0 { death.take() } else { None };
         writers.spawn(async move {
             let mut databases = Vec::new();
             for index in indexes {
@@ -129,6 +135,9 @@ async fn child() {
                 base += 1;
                 let line = format!("acknowledged {writer} {base}\n");
                 std::io::stdout().write_all(line.as_bytes()).unwrap();
+                if let Some(arm) = death.take() {
+                    arm();
+                }
             }
         });
     }
