@@ -8,22 +8,9 @@ pub struct Moment(pub u64);
 
 impl Moment {
     /// Now. A laptop that was asleep finds its leases expired, which `CLOCK_MONOTONIC` would not tell it.
-    #[expect(
-        unsafe_code,
-        reason = "the standard library has no clock that counts suspended time"
-    )]
     pub fn now() -> Self {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: `time` is a valid place for the answer for the duration of the call.
-        let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) } != 0;
-        if failed {
-            // Far in the future: everything that could be trusted has expired.
-            return Self(u64::MAX);
-        }
-        Self(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+        // Without such a clock everything that could be trusted has expired.
+        Self(crate::ffi::boot_time_ns())
     }
 
     /// This moment and a duration.

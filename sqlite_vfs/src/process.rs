@@ -4,7 +4,6 @@
 //! the process id: a child gets a `Process` of its own, and the parent's is left alone, neither used nor dropped (T16).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Weak};
 
 use pagewire_proto::DatabaseName;
@@ -13,6 +12,7 @@ use parking_lot::Mutex;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::{Error, Kind, Result};
+use crate::ffi::ForkLocal;
 use crate::file::journal::Journals;
 use crate::settings::{ConnectionSettings, ProcessSettings};
 
@@ -29,40 +29,17 @@ pub struct Process {
 /// Endpoint and credential.
 type ClientKey = (String, Option<String>);
 
-static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+static CURRENT: ForkLocal<Process> = ForkLocal::new();
 
 impl Process {
     /// The process that is running now.
-    #[expect(
-        unsafe_code,
-        reason = "one leaked object for each process id, reachable without a lock that fork could hold"
-    )]
     pub fn current() -> &'static Process {
-        let pid = std::process::id();
-        let mut seen = CURRENT.load(Ordering::Acquire);
-        loop {
-            // SAFETY: a pointer in CURRENT is null or comes from `Box::leak` below and is never freed.
-            if let Some(process) = unsafe { seen.as_ref() }
-                && process.pid == pid
-            {
-                return process;
-            }
-            let fresh = Box::into_raw(Box::new(Process {
-                pid,
-                settings: ProcessSettings::from_environment(),
-                journals: Mutex::new(Journals::default()),
-                clients: Mutex::new(HashMap::new()),
-            }));
-            match CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
-                // SAFETY: it was just leaked, and is never freed.
-                Ok(_) => return unsafe { &*fresh },
-                Err(other) => {
-                    // SAFETY: nobody else has seen `fresh`.
-                    drop(unsafe { Box::from_raw(fresh) });
-                    seen = other;
-                }
-            }
-        }
+        CURRENT.get(|pid| Process {
+            pid,
+            settings: ProcessSettings::from_environment(),
+            journals: Mutex::new(Journals::default()),
+            clients: Mutex::new(HashMap::new()),
+        })
     }
 
     /// An error in a child that uses what its parent opened.

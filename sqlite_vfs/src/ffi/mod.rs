@@ -7,6 +7,7 @@ mod functions;
 mod handle;
 mod io_methods;
 mod names;
+mod os;
 mod registration;
 mod table;
 mod types;
@@ -14,4 +15,5 @@ mod vfs;
 
 pub use api::ApiRoutines;
 pub use entry::{pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
+pub use os::{ForkLocal, boot_time_ns};
 pub use types::Sqlite3;
