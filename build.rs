@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // `Bytes` fields are slices of the received frame: no copy between socket and cache.
         .bytes(".")
         .build_transport(false)
+        // Counts list elements before they are decoded.
+        .codec_path("crate::codec::BoundedCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }
