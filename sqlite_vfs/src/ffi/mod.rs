@@ -14,4 +14,6 @@ mod vfs;
 
 pub use api::ApiRoutines;
 pub use entry::{pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
+#[cfg(fuzzing)]
+pub use names::check as check_name;
 pub use types::Sqlite3;
