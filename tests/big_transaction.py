@@ -11,8 +11,8 @@ Debian's Python with the loadable library writes N MiB of random bytes (default 
    takes back as it likes. VmHWM, which has them, is printed beside it;
  * the COMMIT is exactly one commit call;
  * another process finds all of it, and integrity_check says ok.
-Then K times (default 6): the same transaction on top, and client or server killed with SIGKILL at a random moment before or
-during COMMIT. Afterwards the transaction is there whole or not at all: whole if COMMIT had returned, not at all if it had
+Then K times (default 4): the same transaction on top, and client or server killed with SIGKILL at a random moment before or
+during COMMIT (a kill that comes after its end is looked at in the same way, and does not count). Afterwards the transaction is there whole or not at all: whole if COMMIT had returned, not at all if it had
 not begun or had failed without saying that its outcome is unknown. At last one more transaction without a kill. The file of
 the store never shrinks, so the space of the dead is seen to be used again: it may not have grown by more than the versions
 that were kept, and the space of one transaction for what was under way and not yet dropped.
@@ -40,6 +40,8 @@ ROW_BYTES = "iif(i % 256 = 0, 16000, 200 + i * 7919 % 1600)"
 ROW_BYTES_MEAN = 16000 / 256 + 999.5 * 255 / 256
 # Nothing takes so long, on a loaded machine either: a test that hangs ends.
 CLIENT_SECONDS = 1500
+# A kill that comes after the end of the transaction is tried again, so often.
+ATTEMPTS = 8
 # Of the process that looks at everything afterwards, whose memory is not what is tried here.
 CHECK_CACHE_BYTES = 8 << 30
 # The library's words, as in torture.py.
@@ -262,9 +264,9 @@ class BigTransaction:
             flush=True,
         )
 
-    def killed(self, number):
-        """The same with a kill; which moment is by chance, which half and whom by turns."""
-        tag = f"killed-{number}"
+    def killed(self, number, attempt):
+        """The same with a kill; which moment is by chance, which half and whom by turns. Whether it came before the end."""
+        tag = f"killed-{number}-{attempt}"
         whom = ("client", "server")[number % 2]
         during = ("commit", "begin")[number // 2 % 2]
         usual = self.commit_seconds if during == "commit" else self.body_seconds
@@ -277,6 +279,7 @@ class BigTransaction:
         time.sleep(delay)
         if not self.server.alive():
             raise Broken("the server ended by itself")
+        killed_at = time.monotonic()
         if whom == "client":
             client.process.kill()
         else:
@@ -292,18 +295,29 @@ class BigTransaction:
             raise Broken(f"{tag} is there although {said}")
         if there:
             self.present.add(tag)
+        # A client whose server dies in mid-COMMIT asks the next one what became of it and sends it again: it says "committed"
+        # too, but later.
+        over = "committed" in said and client.at["committed"] < killed_at
+        # The first transaction may have been slower: a moment that lies behind the end is one that is not tried.
+        if "commit" in said:
+            self.body_seconds = min(self.body_seconds, client.at["commit"] - client.at["begin"])
+        if over:
+            self.commit_seconds = min(self.commit_seconds, client.at["committed"] - client.at["commit"])
         print(
             f"big transaction: {tag}: {whom} killed {delay:.2f} s after {during}: {'there' if there else 'not there'},"
+            f" {'after' if over else 'before'} its end,"
             f" it had said {[step for step in said if step != 'end']}{': ' + said['error'] if 'error' in said else ''};"
             f" store {self.store_bytes() / MIB:.0f} MiB",
             flush=True,
         )
+        return not over
 
     def run(self, kills):
         self.whole("first")
         one = self.store_bytes()
         for number in range(kills):
-            self.killed(number)
+            if not any(self.killed(number, attempt) for attempt in range(ATTEMPTS)):
+                raise Broken(f"the transaction was over {ATTEMPTS} times before the kill: this has shown nothing")
         self.whole("last")
         most = one * (len(self.present) + 1)
         if self.store_bytes() > most:
@@ -325,7 +339,7 @@ def main():
         return check(*sys.argv[2:])
     parser = argparse.ArgumentParser()
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store and the logs")
     options = parser.parse_args()
