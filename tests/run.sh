@@ -58,6 +58,7 @@ suite "nextest" 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed
 step "doctests" cargo test --workspace --doc --quiet
 suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
 suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
+suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2
 suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
 
 echo "$passed passed, $failed failed"

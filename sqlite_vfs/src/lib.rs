@@ -24,6 +24,15 @@ mod file;
 mod process;
 mod settings;
 
+/// What the fuzz targets in `proto/fuzz` reach; not there in any other build.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::connection::header;
+    pub use crate::error::{Error, Result};
+    pub use crate::ffi::check_name;
+    pub use crate::settings::{ConnectionSettings, ProcessSettings};
+}
+
 pub use client::counters::{CallCount, CallKind};
 pub use ffi::{ApiRoutines, pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
 

@@ -55,7 +55,8 @@ impl ProcessSettings {
             .unwrap_or(true)
     }
 
-    fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    /// The same from any other place.
+    pub fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let mut problems = Vec::new();
         let mut number = |name: &str, default: u64, least: u64, most: u64| match get(name) {
             None => default,

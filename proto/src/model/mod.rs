@@ -4,6 +4,8 @@ mod commit;
 mod id;
 mod name;
 mod page;
+#[cfg(test)]
+mod properties;
 mod snapshot;
 
 pub use commit::{CommitChecksum, CommitDatabase, CommitHeader, CommitParticipant, ResolveCommit};

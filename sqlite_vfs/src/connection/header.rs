@@ -69,9 +69,12 @@ pub fn derive_change_counter(page_1: &[u8], version: Version, within: usize, out
     };
     let counter = (version.get() as u32).to_be_bytes();
     overwrite(&counter, CHANGE_COUNTER, within, out);
-    // Where they differed, the page count of the header is not valid, and has to stay so.
+    // Where they differed, the page count of the header is not valid, and has to stay so, also where the version happens to
+    // be the number that stands there.
     if header.0[CHANGE_COUNTER] == header.0[VERSION_VALID_FOR] {
         overwrite(&counter, VERSION_VALID_FOR, within, out);
+    } else if header.0[VERSION_VALID_FOR] == counter {
+        overwrite(&counter.map(|byte| !byte), VERSION_VALID_FOR, within, out);
     }
 }
 
@@ -155,6 +158,22 @@ mod tests {
         let mut out = page.clone();
         derive_change_counter(&page, Version::new(9), 0, &mut out);
         assert_eq!(Header::of(&out).unwrap().page_count(), None);
+    }
+
+    /// Found by the fuzz target `database_header`. A SQLite before 3.7.0 leaves the page count and the number beside it as they
+    /// are; the version whose number that is made the old page count look valid, and SQLite took it for the size.
+    #[test]
+    fn an_invalid_page_count_stays_invalid_at_the_version_that_it_was_once_valid_for() {
+        let mut page = page();
+        page[VERSION_VALID_FOR].copy_from_slice(&5u32.to_be_bytes());
+        assert_eq!(Header::of(&page).unwrap().page_count(), None);
+        for version in [4, 5, 6, 0x1_0000_0005] {
+            let mut whole = page.clone();
+            derive_change_counter(&page, Version::new(version), 0, &mut whole);
+            let header = Header::of(&whole).unwrap();
+            assert_eq!(header.page_count(), None, "{version}");
+            assert_eq!(header.change_counter(), version as u32);
+        }
     }
 
     #[test]
