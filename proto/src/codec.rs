@@ -2,7 +2,10 @@
 //!
 //! An empty list element has two bytes on the wire and up to a hundred in memory, so the limit of a message's bytes alone would
 //! let a peer claim fifty times as much memory. The elements are counted over the whole message: a field that is given
-//! twice is merged.
+//! twice is merged. The bounds are a few times those of the protocol: what is wrong by little is told by the receiver, which names
+//! the field.
+//!
+//! An error here carries no reason of the protocol: where an answer can't be decoded, nothing is known about the call.
 
 use std::marker::PhantomData;
 
@@ -17,8 +20,9 @@ use crate::limits::{
     MAX_READ_PAGES, MAX_STAGINGS,
 };
 use crate::pb;
-use crate::status::Reason;
 
+/// How many times the limit of a request is decoded, so that the receiver can say what is wrong with it.
+const LENIENT: usize = 4;
 /// Longest list of names of capabilities.
 const MAX_CAPABILITIES: usize = 256;
 /// Most pages in one message: as many as fit into a batch, or an answer, with the smallest page size; empty ones count too.
@@ -79,24 +83,24 @@ const CHANGES: &[Field] = &[numbers(2, MAX_CHANGED_PAGES)];
 const GRANT: &[Field] = &[one(3, CHANGES)];
 
 bounded! {
-    SessionRequest: &[one(1, &[list(6, MAX_CAPABILITIES, &[])]), one(2, &[list(2, MAX_OPEN_DATABASES, &[])])];
+    SessionRequest: &[one(1, &[list(6, MAX_CAPABILITIES, &[])]), one(2, &[list(2, LENIENT * MAX_OPEN_DATABASES, &[])])];
     SessionResponse: &[one(1, &[list(6, MAX_OPEN_DATABASES, &[])]), one(3, &[one(2, GRANT)])];
     OpenDatabaseRequest: &[];
     OpenDatabaseResponse: &[one(3, GRANT), list(4, MAX_MESSAGE_PAGES, &[])];
     BeginSnapshotRequest: &[];
     BeginSnapshotResponse: &[one(2, CHANGES)];
-    ReadPagesRequest: &[numbers(4, MAX_READ_PAGES)];
+    ReadPagesRequest: &[numbers(4, LENIENT * MAX_READ_PAGES)];
     ReadPagesResponse: &[list(1, MAX_READ_PAGES, &[])];
     AcquireLeaseRequest: &[];
     AcquireLeaseResponse: &[one(1, GRANT)];
     StagePagesRequest: &[list(2, MAX_MESSAGE_PAGES, &[])];
     StagePagesResponse: &[];
     CommitRequest: &[
-        one(1, &[list(3, MAX_COMMIT_DATABASES, &[list(6, MAX_COMMIT_DATABASES * MAX_STAGINGS, &[])])]),
+        one(1, &[list(3, LENIENT * MAX_COMMIT_DATABASES, &[list(6, LENIENT * MAX_COMMIT_DATABASES * MAX_STAGINGS, &[])])]),
         list(2, MAX_MESSAGE_PAGES, &[list(2, MAX_MESSAGE_PAGES, &[])]),
     ];
     CommitResponse: &[one(1, &[numbers(1, 2 * MAX_COMMIT_DATABASES)])];
-    ResolveCommitRequest: &[list(3, MAX_COMMIT_DATABASES, &[])];
+    ResolveCommitRequest: &[list(3, LENIENT * MAX_COMMIT_DATABASES, &[])];
     ResolveCommitResponse: &[one(1, &[numbers(1, 2 * MAX_COMMIT_DATABASES)]), one(2, &[numbers(1, 2 * MAX_COMMIT_DATABASES)])];
     ListDatabasesRequest: &[];
     ListDatabasesResponse: &[list(1, MAX_LIST, &[])];
@@ -145,19 +149,19 @@ impl<U: Bounded> Decoder for BoundedDecoder<U> {
         if !U::FIELDS.is_empty() {
             check::<U>(source)?;
         }
-        U::decode(source).map(Some).map_err(|error| {
-            Reason::Invalid.status(format!("the message can't be decoded: {error}"))
-        })
+        U::decode(source)
+            .map(Some)
+            .map_err(|error| Status::internal(format!("the message can't be decoded: {error}")))
     }
 }
 
 fn check<U: Bounded>(source: &DecodeBuf<'_>) -> Result<(), Status> {
     let bytes = source.chunk();
     if bytes.len() != source.remaining() {
-        return Err(Reason::Internal.status("a message came in pieces"));
+        return Err(Status::internal("a message came in pieces"));
     }
     within_bounds(bytes, U::FIELDS).map_err(|field| {
-        Reason::Limit.status(format!(
+        Status::resource_exhausted(format!(
             "field {field} of the message has more elements than are allowed"
         ))
     })
@@ -257,7 +261,7 @@ mod tests {
         prost::encoding::encode_varint(elements.len() as u64, &mut message);
         message.extend(elements);
         assert_eq!(within_bounds(&message, pb::CommitRequest::FIELDS), Err(3));
-        let floors = [0x12, 0x00].repeat(MAX_OPEN_DATABASES + 1);
+        let floors = [0x12, 0x00].repeat(LENIENT * MAX_OPEN_DATABASES + 1);
         let mut message = vec![0x12];
         prost::encoding::encode_varint(floors.len() as u64, &mut message);
         message.extend(floors);
@@ -274,7 +278,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(check_message(&header(MAX_COMMIT_DATABASES)), Ok(()));
-        let half = header(MAX_COMMIT_DATABASES / 2 + 1).encode_to_vec();
+        let half = header(LENIENT * MAX_COMMIT_DATABASES / 2 + 1).encode_to_vec();
         assert_eq!(
             within_bounds(&half.repeat(2), pb::CommitRequest::FIELDS),
             Err(3)

@@ -394,6 +394,28 @@ impl Core {
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
         let open_sequence = self.opens.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open_as(name, mode, want_lease, open_sequence, deadline)
+            .await
+    }
+
+    /// Opens a database for one question, beside all other opens: its close leaves those alone.
+    pub async fn borrow_database(
+        &self,
+        name: &DatabaseName,
+        deadline: Instant,
+    ) -> std::result::Result<Opened, OpenError> {
+        self.open_as(name, pb::OpenMode::ReadWrite, false, 0, deadline)
+            .await
+    }
+
+    async fn open_as(
+        &self,
+        name: &DatabaseName,
+        mode: pb::OpenMode,
+        want_lease: bool,
+        open_sequence: u64,
+        deadline: Instant,
+    ) -> std::result::Result<Opened, OpenError> {
         let request = pb::OpenDatabaseRequest {
             session_id: self.session.id().to_wire(),
             name: name.as_str().to_owned(),

@@ -63,6 +63,8 @@ pub struct Session {
     trusted_until: AtomicU64,
     /// Welcomes so far: a grant of a call that began under an earlier stream says nothing any more.
     streams: AtomicU64,
+    /// Hellos so far, answered or not.
+    hellos: AtomicU64,
     /// Heartbeats sent so far.
     beats: AtomicU64,
     /// Closes of which it is not known that the server has them: open sequence, and the heartbeats sent before.
@@ -82,6 +84,7 @@ impl Session {
             phase: watch::Sender::new(Phase::Connecting { last_failure: None }),
             trusted_until: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            hellos: AtomicU64::new(0),
             beats: AtomicU64::new(0),
             closes: Mutex::new(HashMap::new()),
             incarnation: Mutex::new(None),
@@ -104,6 +107,13 @@ impl Session {
     /// How often the session was welcomed.
     pub fn streams(&self) -> u64 {
         self.streams.load(Ordering::Acquire)
+    }
+
+    /// Whether an answer to a call that began after so many Welcomes can be believed. The first Welcome may come while the first
+    /// open is under way; any other makes what was granted before it worth nothing (S3).
+    pub fn is_same_stream(&self, before: u64) -> bool {
+        let now = self.streams();
+        now == before || (before == 0 && now == 1 && self.hellos.load(Ordering::Acquire) == 1)
     }
 
     /// Whether the stream stands.
@@ -174,9 +184,20 @@ impl Session {
     }
 
     pub(crate) fn close_database(&self, id: DatabaseId, open_sequence: u64) {
-        let before = self.beats.load(Ordering::Acquire);
-        self.closes.lock().insert(id, (open_sequence, before));
+        // Until it is sent no heartbeat proves that it was taken.
+        self.closes.lock().insert(id, (open_sequence, u64::MAX));
         self.send_close(id, open_sequence);
+        let before = self.beats.load(Ordering::Acquire);
+        if let Some(close) = self.closes.lock().get_mut(&id)
+            && close.0 == open_sequence
+        {
+            close.1 = before;
+        }
+    }
+
+    /// Closes what was opened for one question.
+    pub(crate) fn close_borrowed(&self, id: DatabaseId) {
+        self.send_close(id, 0);
     }
 
     fn send_close(&self, id: DatabaseId, open_sequence: u64) {
@@ -287,6 +308,7 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
+    session.hellos.fetch_add(1, Ordering::AcqRel);
     let _ = sender.try_send(hello);
     let sent_at = Moment::now();
     let mut stub = core.stub.clone();

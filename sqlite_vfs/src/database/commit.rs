@@ -219,30 +219,14 @@ impl Database {
             .iter()
             .position(|part| part.database == self.state.id);
         let mut borrowed = Vec::new();
-        let settled = loop {
-            match self
-                .client
-                .wait(core.resolve(unsettled.id, &unsettled.participants, deadline))
-            {
-                Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
-                    self.reopen_as_before(deadline)?;
-                    self.open_participants(unsettled, deadline, &mut borrowed)?;
-                    self.client.wait(tokio_sleep(REOPEN_PAUSE));
-                }
-                other => break other,
-            }
-        };
-        for (id, open_sequence) in borrowed {
-            core.session.close_database(id, open_sequence);
+        let settled = self.ask_with_all_open(unsettled, deadline, &mut borrowed);
+        for id in borrowed {
+            core.session.close_borrowed(id);
         }
         let settled = settled.map_err(|error| {
             Error::new(
                 Kind::OutcomeUnknown,
-                format!(
-                    "{}: {}; it is still not known whether an earlier commit was applied",
-                    self.describe(),
-                    error.message
-                ),
+                format!("{error}; it is still not known whether an earlier commit was applied"),
             )
         })?;
         let epoch = match (&settled, own) {
@@ -253,13 +237,36 @@ impl Database {
         Ok(())
     }
 
+    fn ask_with_all_open(
+        &self,
+        unsettled: &Unsettled,
+        deadline: Instant,
+        borrowed: &mut Vec<DatabaseId>,
+    ) -> Result<Settled> {
+        let core = &self.client.core;
+        loop {
+            match self
+                .client
+                .wait(core.resolve(unsettled.id, &unsettled.participants, deadline))
+            {
+                Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
+                    self.reopen_as_before(deadline)?;
+                    self.open_participants(unsettled, deadline, borrowed)?;
+                    self.client.wait(tokio_sleep(REOPEN_PAUSE));
+                }
+                Err(error) => return Err(Error::from(error).within(&self.describe())),
+                Ok(settled) => return Ok(settled),
+            }
+        }
+    }
+
     /// The other databases of an unsettled commit have to be open too. One that no connection of this process has any more is
     /// opened for the question alone.
     fn open_participants(
         &self,
         unsettled: &Unsettled,
         deadline: Instant,
-        borrowed: &mut Vec<(DatabaseId, u64)>,
+        borrowed: &mut Vec<DatabaseId>,
     ) -> Result<()> {
         for (part, name) in unsettled.participants.iter().zip(&unsettled.names) {
             if part.database == self.state.id {
@@ -269,7 +276,7 @@ impl Database {
                 Some(open) if open.state.id == part.database => open.reopen_as_before(deadline)?,
                 _ => {
                     let opened = open_for_question(&self.client, name, deadline)?;
-                    borrowed.push((opened.id, opened.open_sequence));
+                    borrowed.push(opened.id);
                 }
             }
         }

@@ -57,10 +57,14 @@ impl Database {
                 page.content,
             );
         }
-        // The first Welcome may come while the first open is under way; any later one makes the lease worth nothing (S3).
-        let same_stream = streams == client.core.session.streams() || streams == 0;
-        if let Some(grant) = opened.lease.as_ref().filter(|_| same_stream) {
-            state.lease_acquired(grant, state.doubts())?;
+        // Read first: a Welcome that comes from here on is noticed by them.
+        let doubts = state.doubts();
+        if let Some(grant) = opened
+            .lease
+            .as_ref()
+            .filter(|_| client.core.session.is_same_stream(streams))
+        {
+            state.lease_acquired(grant, doubts)?;
         }
         Ok(Arc::new(Self {
             state,
@@ -347,7 +351,7 @@ fn strength(mode: OpenMode) -> u8 {
 /// Opens a database that no connection of this process has, without its lease.
 fn open_for_question(client: &Client, name: &DatabaseName, deadline: Instant) -> Result<Opened> {
     let core = &client.core;
-    match client.wait(core.open_database(name, OpenMode::ReadWrite, false, deadline)) {
+    match client.wait(core.borrow_database(name, deadline)) {
         Ok(opened) => Ok(opened),
         Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
         Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
