@@ -251,7 +251,8 @@ impl Session {
         COUNTERS.background(kind);
         COUNTERS.bytes(kind, message.encoded_len(), 0);
         if let Some(outbox) = &*self.outbox.lock() {
-            // Without a stream, or with a full one, everything is given back by the end of the session.
+            // What a stream does not take is made good by the next one: it tells which leases the server believes in, closes are
+            // repeated, and a lapsed session has nothing.
             let _ = outbox.try_send(message);
         }
     }
