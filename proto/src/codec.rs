@@ -16,8 +16,8 @@ use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstCodec;
 
 use crate::limits::{
-    BATCH_BYTES, MAX_CHANGED_PAGES, MAX_COMMIT_DATABASES, MAX_LIST, MAX_OPEN_DATABASES,
-    MAX_READ_PAGES, MAX_STAGINGS,
+    BATCH_BYTES, MAX_CHANGED_PAGES, MAX_COMMIT_DATABASES, MAX_DIFF_PAGES, MAX_LIST,
+    MAX_LIST_VERSIONS, MAX_OPEN_DATABASES, MAX_PINS, MAX_READ_PAGES, MAX_STAGINGS, MAX_TAGS,
 };
 use crate::pb;
 
@@ -81,12 +81,21 @@ macro_rules! bounded {
 
 const CHANGES: &[Field] = &[numbers(2, MAX_CHANGED_PAGES)];
 const GRANT: &[Field] = &[one(3, CHANGES)];
+/// The tags of a version.
+const ENTRY: &[Field] = &[list(4, MAX_TAGS, &[])];
+/// Versions are numbers of 64 bits: two of the bound for each.
+const PINS: &[Field] = &[numbers(3, 2 * LENIENT * MAX_PINS)];
 
 bounded! {
-    SessionRequest: &[one(1, &[list(6, MAX_CAPABILITIES, &[])]), one(2, &[list(2, LENIENT * MAX_OPEN_DATABASES, &[])])];
-    SessionResponse: &[one(1, &[list(6, MAX_OPEN_DATABASES, &[])]), one(3, &[one(2, GRANT)])];
+    SessionRequest: &[one(1, &[list(6, MAX_CAPABILITIES, &[])]), one(2, &[list(2, LENIENT * MAX_OPEN_DATABASES, PINS)])];
+    SessionResponse: &[
+        one(1, &[list(6, MAX_OPEN_DATABASES, &[])]),
+        one(3, &[one(2, GRANT)]),
+        one(7, &[one(4, CHANGES)]),
+        one(9, &[one(4, CHANGES)]),
+    ];
     OpenDatabaseRequest: &[];
-    OpenDatabaseResponse: &[one(3, GRANT), list(4, MAX_MESSAGE_PAGES, &[])];
+    OpenDatabaseResponse: &[one(3, GRANT), list(4, MAX_MESSAGE_PAGES, &[]), one(5, ENTRY)];
     BeginSnapshotRequest: &[];
     BeginSnapshotResponse: &[one(2, CHANGES)];
     ReadPagesRequest: &[numbers(4, LENIENT * MAX_READ_PAGES)];
@@ -102,6 +111,22 @@ bounded! {
     CommitResponse: &[one(1, &[numbers(1, 2 * MAX_COMMIT_DATABASES)])];
     ResolveCommitRequest: &[list(3, LENIENT * MAX_COMMIT_DATABASES, &[])];
     ResolveCommitResponse: &[one(1, &[numbers(1, 2 * MAX_COMMIT_DATABASES)]), one(2, &[numbers(1, 2 * MAX_COMMIT_DATABASES)])];
+    FindVersionRequest: &[];
+    FindVersionResponse: &[one(1, ENTRY)];
+    ListVersionsRequest: &[];
+    ListVersionsResponse: &[list(1, MAX_LIST_VERSIONS, ENTRY)];
+    DiffVersionsRequest: &[];
+    DiffVersionsResponse: &[numbers(1, MAX_DIFF_PAGES)];
+    SetTagRequest: &[];
+    SetTagResponse: &[one(1, ENTRY)];
+    DeleteTagRequest: &[];
+    DeleteTagResponse: &[];
+    CreateBranchRequest: &[];
+    CreateBranchResponse: &[one(2, ENTRY)];
+    DescribeDatabaseRequest: &[];
+    DescribeDatabaseResponse: &[];
+    CollectGarbageRequest: &[];
+    CollectGarbageResponse: &[];
     ListDatabasesRequest: &[];
     ListDatabasesResponse: &[list(1, MAX_LIST, &[])];
     DeleteDatabaseRequest: &[];

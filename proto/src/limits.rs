@@ -29,3 +29,13 @@ pub const MAX_ACQUIRE_WAIT_MS: u32 = 1000;
 pub const TICKET_TTL_MS: u64 = 2000;
 /// Databases listed by one ListDatabases.
 pub const MAX_LIST: usize = 1000;
+/// Versions listed by one ListVersions.
+pub const MAX_LIST_VERSIONS: usize = 1000;
+/// Pages listed by one DiffVersions: as many as one answer of changes may have.
+pub const MAX_DIFF_PAGES: usize = MAX_CHANGED_PAGES;
+/// Longest tag in bytes: a label, not a document.
+pub const MAX_TAG_BYTES: usize = 128;
+/// Tags that one database may have.
+pub const MAX_TAGS: usize = 4096;
+/// Versions that one session may have pinned apart from its floors.
+pub const MAX_PINS: usize = 1024;

@@ -55,6 +55,10 @@ reasons! {
     DatabaseNotOpen = "DATABASE_NOT_OPEN", FailedPrecondition;
     /// The version is not kept any more.
     VersionGone = "VERSION_GONE", OutOfRange;
+    /// The database has no such tag.
+    TagNotFound = "TAG_NOT_FOUND", NotFound;
+    /// Another database, or another version, has the name.
+    NameTaken = "NAME_TAKEN", AlreadyExists;
     /// The staging is not known, or was dropped.
     StagingUnknown = "STAGING_UNKNOWN", FailedPrecondition;
     /// A field is wrong.

@@ -136,7 +136,10 @@ impl CallError {
 impl From<CallError> for Error {
     fn from(error: CallError) -> Self {
         let kind = match error.reason {
-            Reason::DatabaseNotFound | Reason::ProtocolVersion => Kind::CantOpen,
+            Reason::DatabaseNotFound
+            | Reason::ProtocolVersion
+            | Reason::TagNotFound
+            | Reason::NameTaken => Kind::CantOpen,
             Reason::StoreFull => Kind::Full,
             Reason::Corrupt => Kind::Corrupt,
             Reason::SessionUnknown

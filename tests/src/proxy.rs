@@ -36,6 +36,8 @@ pub enum Call {
     Commit,
     /// ResolveCommit
     Resolve,
+    /// The calls about old versions, tags and branches.
+    History,
 }
 
 /// What happens to the call.
@@ -407,5 +409,61 @@ impl PageService for CallRelay {
         request: Request<pb::DeleteDatabaseRequest>,
     ) -> Result<Response<pb::DeleteDatabaseResponse>, Status> {
         self.client().delete_database(request).await
+    }
+
+    async fn find_version(
+        &self,
+        request: Request<pb::FindVersionRequest>,
+    ) -> Result<Response<pb::FindVersionResponse>, Status> {
+        unary!(self, Call::History, find_version, request, leave)
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsResponse>, Status> {
+        unary!(self, Call::History, list_versions, request, leave)
+    }
+
+    async fn diff_versions(
+        &self,
+        request: Request<pb::DiffVersionsRequest>,
+    ) -> Result<Response<pb::DiffVersionsResponse>, Status> {
+        unary!(self, Call::History, diff_versions, request, leave)
+    }
+
+    async fn set_tag(
+        &self,
+        request: Request<pb::SetTagRequest>,
+    ) -> Result<Response<pb::SetTagResponse>, Status> {
+        unary!(self, Call::History, set_tag, request, leave)
+    }
+
+    async fn delete_tag(
+        &self,
+        request: Request<pb::DeleteTagRequest>,
+    ) -> Result<Response<pb::DeleteTagResponse>, Status> {
+        unary!(self, Call::History, delete_tag, request, leave)
+    }
+
+    async fn create_branch(
+        &self,
+        request: Request<pb::CreateBranchRequest>,
+    ) -> Result<Response<pb::CreateBranchResponse>, Status> {
+        unary!(self, Call::History, create_branch, request, leave)
+    }
+
+    async fn describe_database(
+        &self,
+        request: Request<pb::DescribeDatabaseRequest>,
+    ) -> Result<Response<pb::DescribeDatabaseResponse>, Status> {
+        unary!(self, Call::History, describe_database, request, leave)
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<pb::CollectGarbageRequest>,
+    ) -> Result<Response<pb::CollectGarbageResponse>, Status> {
+        unary!(self, Call::History, collect_garbage, request, leave)
     }
 }

@@ -37,6 +37,7 @@ fn main() -> Result<()> {
         page_size: 512,
         page_count: 5,
         staging_ids: vec![id(4), id(5)],
+        restore_version: 0,
     };
     let commit = pb::CommitRequest {
         header: Some(pb::CommitHeader {
@@ -123,6 +124,7 @@ fn main() -> Result<()> {
         floors: vec![pb::DatabaseFloor {
             database_id: id(3),
             oldest_open_version: 5,
+            ..Default::default()
         }],
     };
     let request = pb::SessionRequest {

@@ -32,6 +32,8 @@ pub struct CommitDatabase {
     pub page_count: PageCount,
     /// Pages staged earlier, in the order in which they apply.
     pub stagings: Vec<StagingId>,
+    /// The version whose pages the new version has, in place of the base's. Such a commit brings no pages.
+    pub restore: Option<Version>,
 }
 
 impl From<&CommitHeader> for pb::CommitHeader {
@@ -49,6 +51,7 @@ impl From<&CommitHeader> for pb::CommitHeader {
                     page_size: database.page_size.get(),
                     page_count: database.page_count.get(),
                     staging_ids: database.stagings.iter().map(|id| id.to_wire()).collect(),
+                    restore_version: database.restore.map_or(0, Version::get),
                 })
                 .collect(),
         }
@@ -93,10 +96,20 @@ impl TryFrom<pb::CommitDatabase> for CommitDatabase {
                 ),
             ));
         }
+        if wire.restore_version != 0 && !wire.staging_ids.is_empty() {
+            return Err(Invalid::new(
+                "staging_ids",
+                "must be empty where restore_version is set",
+            ));
+        }
         Ok(Self {
             database: DatabaseId::try_from(&wire.database_id[..])?,
             base: Version::new(wire.base_version),
             epoch: Epoch::new(wire.epoch),
+            restore: match wire.restore_version {
+                0 => None,
+                version => Some(Version::new(version)),
+            },
             page_size: PageSize::try_from(wire.page_size)?,
             page_count: PageCount::try_from(wire.page_count)?,
             stagings: wire

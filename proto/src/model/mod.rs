@@ -1,6 +1,7 @@
 //! Strict types of the protocol. A value of one of these types is valid; `TryFrom<pb::...>` names the bad field.
 
 mod commit;
+mod history;
 mod id;
 mod name;
 mod page;
@@ -9,6 +10,7 @@ mod properties;
 mod snapshot;
 
 pub use commit::{CommitChecksum, CommitDatabase, CommitHeader, CommitParticipant, ResolveCommit};
+pub use history::{Moment, TagName, UnixMillis, VersionEntry};
 pub use id::{CommitId, DatabaseId, Incarnation, SessionId, StagingId};
 pub use name::DatabaseName;
 pub use page::{Page, PageCount, PageNumber, PageSize};

@@ -91,6 +91,7 @@ prop_compose! {
         power in 9u32..=16,
         count in 1..=PageNumber::MAX,
         stagings in vec(any::<[u8; 16]>(), 0..=MAX_STAGINGS),
+        restore in proptest::option::of(1..=u64::MAX),
     ) -> CommitDatabase {
         CommitDatabase {
             database: DatabaseId::from_bytes(id),
@@ -98,7 +99,11 @@ prop_compose! {
             epoch: Epoch::new(epoch),
             page_size: PageSize::try_from(1 << power).unwrap(),
             page_count: PageCount::try_from(count).unwrap(),
-            stagings: stagings.into_iter().map(StagingId::from_bytes).collect(),
+            stagings: match restore {
+                Some(_) => Vec::new(),
+                None => stagings.into_iter().map(StagingId::from_bytes).collect(),
+            },
+            restore: restore.map(Version::new),
         }
     }
 }

@@ -429,7 +429,8 @@ impl Hub {
         database.protect_scheduled.store(false, Ordering::Release);
         let floor = database.floor();
         if *told != floor {
-            self.bounded(self.store.protect(database.id, floor)).await?;
+            self.bounded(self.store.protect(database.id, floor, &[]))
+                .await?;
             *told = floor;
         }
         Ok(())

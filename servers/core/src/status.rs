@@ -12,6 +12,8 @@ pub(crate) fn of_store(error: StoreError) -> Status {
     let reason = match &error {
         StoreError::DatabaseNotFound => Reason::DatabaseNotFound,
         StoreError::VersionGone { .. } => Reason::VersionGone,
+        StoreError::TagNotFound(_) => Reason::TagNotFound,
+        StoreError::NameTaken(_) => Reason::NameTaken,
         StoreError::StagingUnknown(_) => Reason::StagingUnknown,
         StoreError::Limit(_) => Reason::Limit,
         StoreError::Full(_) => Reason::StoreFull,

@@ -19,8 +19,9 @@
 //!   Where a page is named more than once the last one holds: stagings in their order, then the pages of the commit.
 //! * **C9** `read` answers pages as of the version asked, in the order asked, with the version that wrote each. A page never
 //!   written, or beyond `page_count`, is empty with version 0. Its cost does not depend on the number of versions.
-//! * **C10** A version is readable while it is the head, and from the moment in which it was the head at some
-//!   `protect` floor or above. Any other may answer `VersionGone`, never other bytes.
+//! * **C10** A version is readable while it is the head; from the moment in which it was the head at some `protect` floor or
+//!   above; while it is pinned by `protect`, from a moment in which it was readable; and for as long as V2 says. Any other may
+//!   answer `VersionGone`, never other bytes.
 //! * **C11** `changes` answers the head and the pages that differ from `since`, in one moment. `Changes::All` is always allowed.
 //! * **C12** `fence` returns an epoch above every epoch ever returned for the database, also by earlier processes on the
 //!   same store, and from then on every other epoch is refused.
@@ -32,14 +33,34 @@
 //! * **C15** Staged pages are invisible until a commit names their staging, which consumes it. `discard` and a restart drop them.
 //! * **C16** Content that differs from its checksum is answered with `Corrupt`, never returned.
 //! * **C17** After an error of the medium (failed sync, failed write) the store refuses to commit until it is opened anew.
+//!
+//! A store with [`Capabilities::versions`] also has these, one with [`Capabilities::branches`] the ones on branches:
+//!
+//! * **V1** `find`, `versions` and `diff` tell of kept versions what the commits made: number, page size and count, times that never
+//!   fall, tags, how many pages changed. A time means the newest version at or before it, kept or not: where that one is not
+//!   kept any more the answer is `VersionGone`, never a neighbour.
+//! * **V2** Kept are: the head; every version that was the head at some time within the retention; every version with a tag;
+//!   every version that a branch, or a restored version, takes its pages from; every version protected. A kept version costs a read no more
+//!   than the head.
+//! * **V3** `set_tag` and `delete_tag` are durable as commits are, and repeatable. A tag names one version of its database.
+//! * **V4** `branch` makes a database with the id it was given whose version 1 has exactly the pages of the version it is made from, at a
+//!   cost that does not depend on their number. Commits to either, and the removal of either, do not show in the other, in whatever
+//!   order. Repeating it with the same id, name and source gives the same answer; a name that another database has is `NameTaken`.
+//! * **V5** A commit with `restore` makes version base+1 with exactly the pages of that version; C3 to C7 hold for it. In `read`, the
+//!   version that wrote a page is never below the restoring one where the content differs from that of its base. History
+//!   goes on: nothing older is lost by it.
+//! * **V6** `collect` drops only what V2 does not keep, in steps that take bounded time each; it may run beside anything and die at any
+//!   step. When it says that nothing is left to do, what is not kept takes no room, and its versions answer `VersionGone`.
+//! * **V7** Versions, times, tags and branches survive a restart where the store is durable. Versions that only `protect` kept may
+//!   go with the process.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, PageCount, PageNumber,
-    PageSize, Snapshot, StagingId, Version,
+    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
+    PageSize, Snapshot, StagingId, TagName, UnixMillis, Version, VersionEntry,
 };
 
 /// How long a store keeps the record that settles a commit (C14).
@@ -56,6 +77,8 @@ pub struct Capabilities {
     pub versions: bool,
     /// Branches can be made.
     pub branches: bool,
+    /// How long a version is kept after the next one was made, where `versions` is set; `None` for ever.
+    pub retention: Option<Duration>,
 }
 
 /// Why a store could not do it, named by what the caller does next.
@@ -70,6 +93,12 @@ pub enum StoreError {
         /// The version that was asked for.
         version: Version,
     },
+    /// No version of the database has the tag.
+    #[error("there is no tag {0}")]
+    TagNotFound(TagName),
+    /// Another database, or another version, has the name.
+    #[error("{0}")]
+    NameTaken(String),
     /// The staging was never begun, was consumed or dropped.
     #[error("staging {0} is not known")]
     StagingUnknown(StagingId),
@@ -137,6 +166,8 @@ pub struct DatabaseCommit {
     pub stagings: Vec<StagingId>,
     /// Pages that came with the commit; they apply last.
     pub pages: Vec<PageWrite>,
+    /// The version whose pages the new one has (V5). `page_size` and `page_count` are those of it, and there are no other pages.
+    pub restore: Option<Version>,
 }
 
 /// How a commit ended.
@@ -194,6 +225,49 @@ pub struct DatabaseEntry {
     pub head: Snapshot,
 }
 
+/// Where a database comes from, what is kept of it and what that takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The newest version.
+    pub head: Snapshot,
+    /// When version 1 was made.
+    pub created: UnixMillis,
+    /// For a branch.
+    pub parent: Option<Parent>,
+    /// The oldest version that is kept.
+    pub oldest: Version,
+    /// How many versions are kept.
+    pub versions: u64,
+    /// Pages kept under this database, over all of its versions; not those that it takes from its parent.
+    pub pages: u64,
+    /// Their bytes as stored.
+    pub bytes: u64,
+}
+
+/// What a branch was made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Which database.
+    pub database: DatabaseId,
+    /// Its name; `None` where it was removed.
+    pub name: Option<DatabaseName>,
+    /// The version.
+    pub version: Version,
+}
+
+/// What one step of a collection freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Versions that are not readable any more.
+    pub versions: u64,
+    /// Pages dropped.
+    pub pages: u64,
+    /// Their bytes as stored.
+    pub bytes: u64,
+    /// Another step would free more.
+    pub more: bool,
+}
+
 /// What keeps the pages. See the contract at the top of this file.
 #[async_trait]
 pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
@@ -244,9 +318,14 @@ pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError>;
 
-    /// Sets the oldest version that somebody still reads, `None` for nobody (C10).
-    async fn protect(&self, database: DatabaseId, floor: Option<Version>)
-    -> Result<(), StoreError>;
+    /// Sets the oldest version that somebody still reads, `None` for nobody, and single older ones (C10). Each call replaces the
+    /// one before. A pinned version that is not readable any more is `VersionGone`, and nothing is replaced.
+    async fn protect(
+        &self,
+        database: DatabaseId,
+        floor: Option<Version>,
+        pins: &[Version],
+    ) -> Result<(), StoreError>;
 
     /// Advances the epoch of the database and returns it (C12).
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError>;
@@ -268,4 +347,73 @@ pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Settles a commit whose answer was lost (C13).
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError>;
+
+    /// What is known of the version of a moment (V1).
+    async fn find(
+        &self,
+        _database: DatabaseId,
+        _moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        Err(StoreError::Unsupported("versions"))
+    }
+
+    /// Kept versions before `before`, or from the head on, newest first; at most `limit` (V1).
+    async fn versions(
+        &self,
+        _database: DatabaseId,
+        _before: Option<Version>,
+        _tagged_only: bool,
+        _limit: usize,
+    ) -> Result<Vec<VersionEntry>, StoreError> {
+        Err(StoreError::Unsupported("versions"))
+    }
+
+    /// Pages after `after` that differ between two kept versions, ascending; at most `limit` (V1).
+    async fn diff(
+        &self,
+        _database: DatabaseId,
+        _from: Version,
+        _to: Version,
+        _after: Option<PageNumber>,
+        _limit: usize,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        Err(StoreError::Unsupported("versions"))
+    }
+
+    /// Names the version of a moment, found in the same transaction (V3).
+    async fn set_tag(
+        &self,
+        _database: DatabaseId,
+        _tag: &TagName,
+        _moment: &Moment,
+        _replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        Err(StoreError::Unsupported("tags"))
+    }
+
+    /// Removes a tag; whether there was one (V3).
+    async fn delete_tag(&self, _database: DatabaseId, _tag: &TagName) -> Result<bool, StoreError> {
+        Err(StoreError::Unsupported("tags"))
+    }
+
+    /// Makes the database `branch` under `name` from the version of a moment of `source` (V4): what it was made from.
+    async fn branch(
+        &self,
+        _source: DatabaseId,
+        _moment: &Moment,
+        _branch: DatabaseId,
+        _name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        Err(StoreError::Unsupported("branches"))
+    }
+
+    /// Where a database comes from and what it takes.
+    async fn describe(&self, _database: DatabaseId) -> Result<Description, StoreError> {
+        Err(StoreError::Unsupported("versions"))
+    }
+
+    /// One bounded step of a collection, of one database or of all (V6).
+    async fn collect(&self, _database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        Err(StoreError::Unsupported("versions"))
+    }
 }

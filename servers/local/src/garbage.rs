@@ -202,6 +202,7 @@ mod tests {
             page_size: PageSize::MIN,
             page_count: PageCount::try_from(2500).unwrap(),
             stagings,
+            restore: None,
             pages: Vec::new(),
         };
         let commit = Commit {

@@ -146,6 +146,7 @@ impl PageStore for LocalStore {
             durable: true,
             versions: true,
             branches: false,
+            retention: None,
         }
     }
 
@@ -244,6 +245,7 @@ impl PageStore for LocalStore {
         &self,
         database: DatabaseId,
         _floor: Option<Version>,
+        _pins: &[Version],
     ) -> Result<(), StoreError> {
         // Every version is kept.
         self.engine.head(&*self.engine.read()?, database)?;

@@ -144,6 +144,7 @@ impl PageStore for MemoryStore {
             durable: false,
             versions: false,
             branches: false,
+            retention: None,
         }
     }
 
@@ -261,6 +262,7 @@ impl PageStore for MemoryStore {
         &self,
         database: DatabaseId,
         floor: Option<Version>,
+        _pins: &[Version],
     ) -> Result<(), StoreError> {
         let database = self.database(database)?;
         let mut database = database.write();

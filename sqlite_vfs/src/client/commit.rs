@@ -129,6 +129,7 @@ impl Core {
                     page_size: part.page_size,
                     page_count: part.page_count,
                     stagings: Vec::new(),
+                    restore: None,
                 })
                 .collect(),
         };

@@ -423,6 +423,8 @@ impl Core {
             want_lease,
             want_page_bytes: OPEN_PAGE_BYTES,
             open_sequence,
+            at: None,
+            pin_sequence: 0,
         };
         let open = self.repeat(
             CallKind::Open,

@@ -498,7 +498,13 @@ fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallErro
                 database.lease_lost(epoch);
             }
         }
-        Incoming::Draining(_) | Incoming::HeartbeatAck(_) => {}
+        Incoming::Draining(_)
+        | Incoming::HeartbeatAck(_)
+        // Nothing is subscribed to.
+        | Incoming::Subscribed(_)
+        | Incoming::Prepare(_)
+        | Incoming::Published(_)
+        | Incoming::PrepareAborted(_) => {}
         Incoming::Welcome(_) => return Err(nonsense("a second Welcome")),
     }
     Ok(())
@@ -511,6 +517,8 @@ fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
         .map(|(id, database)| pb::DatabaseFloor {
             database_id: id.to_wire(),
             oldest_open_version: database.floor().get(),
+            pinned_versions: Vec::new(),
+            pin_sequence: 0,
         })
         .collect();
     pb::Heartbeat { sequence, floors }

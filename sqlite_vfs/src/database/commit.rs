@@ -333,6 +333,8 @@ fn was_refused(error: &CallError) -> bool {
             | Reason::DatabaseNotFound
             | Reason::DatabaseNotOpen
             | Reason::VersionGone
+            | Reason::TagNotFound
+            | Reason::NameTaken
             | Reason::StagingUnknown
             | Reason::Invalid
             | Reason::Limit

@@ -18,7 +18,7 @@ pub(super) async fn c11(context: Context<'_>) -> Outcome {
     let bench = Bench::open(context).await?;
     let db = bench.database("a").await?;
     let store = &bench.store;
-    store.protect(db.id, Some(Version::ZERO)).await?;
+    store.protect(db.id, Some(Version::ZERO), &[]).await?;
     let history: &[(u32, &[u32])] = &[
         (6, &[1, 2, 3, 4, 5, 6]),
         (6, &[2]),
@@ -85,7 +85,7 @@ async fn names_every_difference(
 async fn while_commits_run(bench: &Bench) -> Result<(), Violation> {
     let db = bench.database("mirrored").await?;
     let done = Arc::new(AtomicBool::new(false));
-    bench.store.protect(db.id, Some(Version::ZERO)).await?;
+    bench.store.protect(db.id, Some(Version::ZERO), &[]).await?;
     let mirror = {
         let (store, done) = (Arc::clone(&bench.store), Arc::clone(&done));
         tokio::spawn(async move {

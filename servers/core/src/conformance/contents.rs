@@ -14,7 +14,7 @@ pub(super) async fn c08(context: Context<'_>) -> Outcome {
     let bench = Bench::open(context).await?;
     let db = bench.database("a").await?;
     let store = &bench.store;
-    store.protect(db.id, Some(Version::ZERO)).await?;
+    store.protect(db.id, Some(Version::ZERO), &[]).await?;
     // 1: four pages; the last of two writes holds; what is beyond the count is not kept.
     let pages = [(1, 9), (1, 1), (2, 1), (3, 1), (4, 1), (7, 1)];
     bench.commit(vec![part(db, 0, 4, &pages)]).await?;

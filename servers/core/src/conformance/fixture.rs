@@ -175,6 +175,7 @@ pub(super) fn part(db: Db, base: u64, count: u32, pages: &[(u32, u64)]) -> Datab
         page_count: page_count(count),
         stagings: Vec::new(),
         pages: writes(SIZE, pages),
+        restore: None,
     }
 }
 

@@ -151,6 +151,7 @@ impl History<'_> {
                 pages: pages
                     .map(|(number, content)| PageWrite { number, content })
                     .collect(),
+                restore: None,
             });
         }
         let id = CommitId::random()?;
@@ -357,7 +358,7 @@ impl History<'_> {
         let id = self.models[index].id;
         self.bench
             .store
-            .protect(id, floor.map(Version::new))
+            .protect(id, floor.map(Version::new), &[])
             .await?;
         self.models[index].protect(floor);
         Ok(())

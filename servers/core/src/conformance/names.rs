@@ -88,7 +88,7 @@ async fn nothing_works_by_the_id(bench: &Bench, db: super::fixture::Db) -> Resul
     ensure_not_found("read", store.read(db.id, Version::new(1), &[]).await)?;
     ensure_not_found("changes", store.changes(db.id, Version::ZERO).await)?;
     ensure_not_found("fence", store.fence(db.id).await)?;
-    ensure_not_found("protect", store.protect(db.id, None).await)?;
+    ensure_not_found("protect", store.protect(db.id, None, &[]).await)?;
     let id = StagingId::random()?;
     let pages = writes(SIZE, &[(1, 1)]);
     ensure_not_found("stage", store.stage(db.id, id, SIZE, pages).await)?;

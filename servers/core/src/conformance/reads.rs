@@ -12,7 +12,7 @@ pub(super) async fn c09(context: Context<'_>) -> Outcome {
     let bench = Bench::open(context).await?;
     let db = bench.database("a").await?;
     let store = &bench.store;
-    store.protect(db.id, Some(Version::ZERO)).await?;
+    store.protect(db.id, Some(Version::ZERO), &[]).await?;
     bench
         .expect(db, 0, &[(1, None), (PageNumber::MAX, None)])
         .await?;
@@ -79,7 +79,7 @@ pub(super) async fn c10(context: Context<'_>) -> Outcome {
     expect_gone(store, db, 6).await?;
     expect_gone(store, db, u64::MAX).await?;
     // From here on version 5 and everything above it stays.
-    store.protect(db.id, Some(Version::new(5))).await?;
+    store.protect(db.id, Some(Version::new(5)), &[]).await?;
     commit_up_to(&bench, db, 5, 9).await?;
     for version in 5..=9 {
         right(store, db, version, true).await?;
@@ -88,27 +88,27 @@ pub(super) async fn c10(context: Context<'_>) -> Outcome {
         right(store, db, version, false).await?;
     }
     // A floor below what is left promises nothing new, and takes nothing away.
-    store.protect(db.id, Some(Version::new(2))).await?;
+    store.protect(db.id, Some(Version::new(2)), &[]).await?;
     commit_up_to(&bench, db, 9, 10).await?;
     for version in 0..=10 {
         right(store, db, version, version >= 5).await?;
     }
-    store.protect(db.id, Some(Version::new(8))).await?;
+    store.protect(db.id, Some(Version::new(8)), &[]).await?;
     for version in 0..=10 {
         right(store, db, version, version >= 8).await?;
     }
     // A floor above the head protects what comes.
-    store.protect(db.id, Some(Version::new(12))).await?;
+    store.protect(db.id, Some(Version::new(12)), &[]).await?;
     commit_up_to(&bench, db, 10, 14).await?;
     for version in 0..=14 {
         right(store, db, version, version >= 12).await?;
     }
     // Without a floor the head is still there, and so it is with a floor that is only then set on it.
-    store.protect(db.id, None).await?;
+    store.protect(db.id, None, &[]).await?;
     right(store, db, 14, true).await?;
-    store.protect(db.id, Some(Version::new(14))).await?;
+    store.protect(db.id, Some(Version::new(14)), &[]).await?;
     commit_up_to(&bench, db, 14, 15).await?;
-    store.protect(db.id, None).await?;
+    store.protect(db.id, None, &[]).await?;
     commit_up_to(&bench, db, 15, 20).await?;
     for version in 0..=20 {
         right(store, db, version, version == 20).await?;

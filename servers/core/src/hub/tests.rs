@@ -32,6 +32,7 @@ impl PageStore for Unreachable {
             durable: false,
             versions: false,
             branches: false,
+            retention: None,
         }
     }
     fn incarnation(&self) -> Incarnation {
@@ -66,7 +67,12 @@ impl PageStore for Unreachable {
     ) -> Result<Vec<StoredPage>, StoreError> {
         unreachable()
     }
-    async fn protect(&self, _: DatabaseId, _: Option<Version>) -> Result<(), StoreError> {
+    async fn protect(
+        &self,
+        _: DatabaseId,
+        _: Option<Version>,
+        _: &[Version],
+    ) -> Result<(), StoreError> {
         unreachable()
     }
     async fn fence(&self, _: DatabaseId) -> Result<Epoch, StoreError> {

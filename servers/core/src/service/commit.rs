@@ -182,6 +182,7 @@ fn to_store(
             page_count: named.page_count,
             stagings,
             pages: part.pages,
+            restore: named.restore,
         });
     }
     Ok(Commit {

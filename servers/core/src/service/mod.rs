@@ -4,6 +4,7 @@
 
 mod admin;
 mod commit;
+mod history;
 mod lease;
 mod open;
 mod read;
@@ -162,6 +163,78 @@ impl PageService for Service {
         request: Request<pb::DeleteDatabaseRequest>,
     ) -> Result<Response<pb::DeleteDatabaseResponse>, Status> {
         admin::delete_database(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn find_version(
+        &self,
+        request: Request<pb::FindVersionRequest>,
+    ) -> Result<Response<pb::FindVersionResponse>, Status> {
+        history::find_version(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsResponse>, Status> {
+        history::list_versions(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn diff_versions(
+        &self,
+        request: Request<pb::DiffVersionsRequest>,
+    ) -> Result<Response<pb::DiffVersionsResponse>, Status> {
+        history::diff_versions(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn set_tag(
+        &self,
+        request: Request<pb::SetTagRequest>,
+    ) -> Result<Response<pb::SetTagResponse>, Status> {
+        history::set_tag(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn delete_tag(
+        &self,
+        request: Request<pb::DeleteTagRequest>,
+    ) -> Result<Response<pb::DeleteTagResponse>, Status> {
+        history::delete_tag(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn create_branch(
+        &self,
+        request: Request<pb::CreateBranchRequest>,
+    ) -> Result<Response<pb::CreateBranchResponse>, Status> {
+        history::create_branch(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn describe_database(
+        &self,
+        request: Request<pb::DescribeDatabaseRequest>,
+    ) -> Result<Response<pb::DescribeDatabaseResponse>, Status> {
+        history::describe_database(&self.hub, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<pb::CollectGarbageRequest>,
+    ) -> Result<Response<pb::CollectGarbageResponse>, Status> {
+        history::collect_garbage(&self.hub, request.into_inner())
             .await
             .map(Response::new)
     }

@@ -20,6 +20,9 @@ pub(super) async fn open_database(
 ) -> Result<pb::OpenDatabaseResponse, Status> {
     let name = DatabaseName::try_from(request.name.as_str())?;
     let mode = mode(request.mode)?;
+    if request.at.is_some() {
+        return Err(Reason::Unsupported.status("this server opens no old versions"));
+    }
     let session = hub.session(&request.session_id).await?;
     let writable = mode != pb::OpenMode::ReadOnly;
     let database = find(hub, &session, &name, mode, request.open_sequence).await?;
@@ -37,6 +40,7 @@ pub(super) async fn open_database(
         head: Some(head.into()),
         lease: lease.map(Into::into),
         pages,
+        found: None,
     })
 }
 

@@ -205,6 +205,9 @@ fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome 
             versions: store.versions,
             branches: store.branches,
             strict_push: false,
+            retention_ms: store.retention.map_or(0, |time| {
+                u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+            }),
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
@@ -248,6 +251,16 @@ fn receive(
             let database = DatabaseId::try_from(&close.database_id[..])?;
             hub.close_database(session, database, close.open_sequence);
         }
+        Message::Subscribe(subscribe) => {
+            session.push(pb::session_response::Message::Subscribed(pb::Subscribed {
+                database_id: subscribe.database_id,
+                subscription: subscribe.subscription,
+                accepted: false,
+                ..Default::default()
+            }));
+        }
+        // Nobody has subscribed.
+        Message::Unsubscribe(_) | Message::PrepareAck(_) => {}
         Message::Goodbye(pb::Goodbye {}) => {
             hub.end_session(session, End::Goodbye);
             return Ok(Next::End);

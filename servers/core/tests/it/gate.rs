@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
-    StagingId, Version,
+    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
+    StagingId, TagName, Version, VersionEntry,
 };
 use pagewire_server::store::{
-    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
-    StoreError, StoredPage,
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
+    PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use tokio::sync::Semaphore;
 
@@ -123,11 +123,12 @@ impl PageStore for GatedStore {
         &self,
         database: DatabaseId,
         floor: Option<Version>,
+        pins: &[Version],
     ) -> Result<(), StoreError> {
         if self.protect_fails.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the gate is closed".to_owned()));
         }
-        self.inner.protect(database, floor).await
+        self.inner.protect(database, floor, pins).await
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
@@ -160,5 +161,68 @@ impl PageStore for GatedStore {
 
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
         self.inner.resolve(resolve).await
+    }
+
+    async fn find(
+        &self,
+        database: DatabaseId,
+        moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        self.inner.find(database, moment).await
+    }
+
+    async fn versions(
+        &self,
+        database: DatabaseId,
+        before: Option<Version>,
+        tagged_only: bool,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, StoreError> {
+        self.inner
+            .versions(database, before, tagged_only, limit)
+            .await
+    }
+
+    async fn diff(
+        &self,
+        database: DatabaseId,
+        from: Version,
+        to: Version,
+        after: Option<PageNumber>,
+        limit: usize,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        self.inner.diff(database, from, to, after, limit).await
+    }
+
+    async fn set_tag(
+        &self,
+        database: DatabaseId,
+        tag: &TagName,
+        moment: &Moment,
+        replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        self.inner.set_tag(database, tag, moment, replace).await
+    }
+
+    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
+        self.inner.delete_tag(database, tag).await
+    }
+
+    async fn branch(
+        &self,
+        source: DatabaseId,
+        moment: &Moment,
+        branch: DatabaseId,
+        name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        self.inner.branch(source, moment, branch, name).await
+    }
+
+    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
+        self.inner.describe(database).await
+    }
+
+    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        self.inner.collect(database).await
     }
 }

@@ -300,6 +300,8 @@ impl Client {
             want_lease: false,
             want_page_bytes: 0,
             open_sequence: 0,
+            at: None,
+            pin_sequence: 0,
         }
     }
 
@@ -440,6 +442,7 @@ impl TestCommit {
                 page_size: PAGE_SIZE,
                 page_count: 1,
                 staging_ids: Vec::new(),
+                restore_version: 0,
             }],
             batches: vec![pb::PageBatch {
                 database_index: 0,

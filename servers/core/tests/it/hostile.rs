@@ -253,6 +253,7 @@ async fn the_floors_of_as_many_databases_as_a_session_may_open_fit_into_a_heartb
     let floor = pb::DatabaseFloor {
         database_id: database.id.clone(),
         oldest_open_version: u64::MAX,
+        ..Default::default()
     };
     client.heartbeat(vec![floor; 65_536]).await;
 }
@@ -316,6 +317,7 @@ async fn n4_messages_about_the_lease_of_another_session_change_nothing() {
         let floors = vec![pb::DatabaseFloor {
             database_id: database.id.clone(),
             oldest_open_version: u64::MAX,
+            ..Default::default()
         }];
         thief.heartbeat(floors).await;
         thief.send(Request::CloseDatabase(pb::CloseDatabase {
@@ -346,6 +348,7 @@ async fn bad_messages_on_the_session_stream_break_only_the_stream() {
             floors: vec![pb::DatabaseFloor {
                 database_id: short,
                 oldest_open_version: 1,
+                ..Default::default()
             }],
         })),
         None,

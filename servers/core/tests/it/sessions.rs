@@ -289,6 +289,7 @@ async fn a_version_stays_readable_until_the_floors_of_all_sessions_are_above_it(
         vec![pb::DatabaseFloor {
             database_id: database.id.clone(),
             oldest_open_version: version,
+            ..Default::default()
         }]
     };
     writer.heartbeat(floor(4)).await;

@@ -37,6 +37,7 @@ fn part(database: DatabaseId, epoch: Epoch, base: u64, count: u32) -> DatabaseCo
         page_size: PageSize::try_from(SIZE).unwrap(),
         page_count: PageCount::try_from(count).unwrap(),
         stagings: Vec::new(),
+        restore: None,
         pages: Vec::new(),
     }
 }

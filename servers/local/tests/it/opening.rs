@@ -120,6 +120,7 @@ async fn a_full_store_refuses_a_commit_and_works_on() {
             page_size: PageSize::MIN,
             page_count: PageCount::try_from(4096).unwrap(),
             stagings: Vec::new(),
+            restore: None,
             pages: (1..=pages)
                 .map(|number| PageWrite {
                     number: PageNumber::try_from(number).unwrap(),

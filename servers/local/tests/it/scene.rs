@@ -69,6 +69,7 @@ pub(crate) async fn commit(
             page_size: PageSize::MIN,
             page_count: PageCount::try_from(PAGES).unwrap(),
             stagings: Vec::new(),
+            restore: None,
             pages: writes(*index, base + 1),
         };
         if *index == STAGED {

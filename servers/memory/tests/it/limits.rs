@@ -29,6 +29,7 @@ async fn commit(store: &MemoryStore, db: (DatabaseId, Epoch), base: u64) -> Comm
         page_size: PageSize::MIN,
         page_count: PageCount::try_from(1).unwrap(),
         stagings: Vec::new(),
+        restore: None,
         pages: vec![page],
     };
     let databases = vec![part];
@@ -52,7 +53,10 @@ async fn beyond_the_pre_image_limit_the_oldest_protected_versions_are_gone() {
     let store = MemoryStore::with_limits(limits).unwrap();
     let db = database(&store, "a").await;
     commit(&store, db, 0).await;
-    store.protect(db.0, Some(Version::new(1))).await.unwrap();
+    store
+        .protect(db.0, Some(Version::new(1)), &[])
+        .await
+        .unwrap();
     for base in 1..10 {
         commit(&store, db, base).await;
     }
@@ -64,10 +68,13 @@ async fn beyond_the_pre_image_limit_the_oldest_protected_versions_are_gone() {
         }
     }
     // What is given back is there for others.
-    store.protect(db.0, None).await.unwrap();
+    store.protect(db.0, None, &[]).await.unwrap();
     let other = database(&store, "b").await;
     commit(&store, other, 0).await;
-    store.protect(other.0, Some(Version::new(1))).await.unwrap();
+    store
+        .protect(other.0, Some(Version::new(1)), &[])
+        .await
+        .unwrap();
     for base in 1..5 {
         commit(&store, other, base).await;
     }
@@ -76,7 +83,10 @@ async fn beyond_the_pre_image_limit_the_oldest_protected_versions_are_gone() {
         .remove(&DatabaseName::try_from("b").unwrap())
         .await
         .unwrap();
-    store.protect(db.0, Some(Version::new(10))).await.unwrap();
+    store
+        .protect(db.0, Some(Version::new(10)), &[])
+        .await
+        .unwrap();
     for base in 10..14 {
         commit(&store, db, base).await;
     }
@@ -95,7 +105,10 @@ async fn the_database_that_keeps_the_most_pays_for_the_limit_whoever_commits() {
     let modest = database(&store, "modest").await;
     for db in [greedy, modest] {
         commit(&store, db, 0).await;
-        store.protect(db.0, Some(Version::new(1))).await.unwrap();
+        store
+            .protect(db.0, Some(Version::new(1)), &[])
+            .await
+            .unwrap();
     }
     for base in 1..9 {
         commit(&store, greedy, base).await;

@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize,
-    Snapshot, StagingId, Version,
+    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
+    Snapshot, StagingId, TagName, Version, VersionEntry,
 };
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
 use pagewire_server::store::{
-    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
-    StoreError, StoredPage,
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
+    PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use parking_lot::Mutex;
 
@@ -220,8 +220,9 @@ impl PageStore for WrongStore {
         &self,
         database: DatabaseId,
         floor: Option<Version>,
+        pins: &[Version],
     ) -> Result<(), StoreError> {
-        self.right.protect(database, floor).await
+        self.right.protect(database, floor, pins).await
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
@@ -315,6 +316,69 @@ impl PageStore for WrongStore {
             _ => {}
         }
         self.right.resolve(resolve).await
+    }
+
+    async fn find(
+        &self,
+        database: DatabaseId,
+        moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        self.right.find(database, moment).await
+    }
+
+    async fn versions(
+        &self,
+        database: DatabaseId,
+        before: Option<Version>,
+        tagged_only: bool,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, StoreError> {
+        self.right
+            .versions(database, before, tagged_only, limit)
+            .await
+    }
+
+    async fn diff(
+        &self,
+        database: DatabaseId,
+        from: Version,
+        to: Version,
+        after: Option<PageNumber>,
+        limit: usize,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        self.right.diff(database, from, to, after, limit).await
+    }
+
+    async fn set_tag(
+        &self,
+        database: DatabaseId,
+        tag: &TagName,
+        moment: &Moment,
+        replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        self.right.set_tag(database, tag, moment, replace).await
+    }
+
+    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
+        self.right.delete_tag(database, tag).await
+    }
+
+    async fn branch(
+        &self,
+        source: DatabaseId,
+        moment: &Moment,
+        branch: DatabaseId,
+        name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        self.right.branch(source, moment, branch, name).await
+    }
+
+    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
+        self.right.describe(database).await
+    }
+
+    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        self.right.collect(database).await
     }
 }
 
