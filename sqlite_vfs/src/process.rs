@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::{Error, Kind, Result};
-use crate::ffi::ForkLocal;
+use crate::ffi::{ForkLocal, process_id};
 use crate::file::journal::Journals;
 use crate::settings::{ConnectionSettings, ProcessSettings};
 
@@ -44,7 +44,7 @@ impl Process {
 
     /// An error in a child that uses what its parent opened.
     pub fn check_not_forked(&self) -> Result<()> {
-        if std::process::id() == self.pid {
+        if process_id() == self.pid {
             return Ok(());
         }
         Err(Error::new(

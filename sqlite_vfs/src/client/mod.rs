@@ -6,6 +6,7 @@
 mod body;
 mod commit;
 pub mod counters;
+mod gather;
 mod runtime;
 mod session;
 
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use pagewire_proto::limits::MAX_MESSAGE_BYTES;
 use pagewire_proto::pb;
@@ -33,6 +35,7 @@ use tonic::{Request, Response, Status};
 use body::PromptEnd;
 pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
 use counters::{COUNTERS, CallKind};
+use gather::Gathering;
 pub use runtime::Runtime;
 pub use session::Session;
 
@@ -40,6 +43,8 @@ use crate::cache::PageCache;
 use crate::database::{Database, DatabaseState};
 use crate::error::{CallError, Error, Kind, Result};
 
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest pause between two attempts of a call.
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
 /// How long a DeleteDatabase waits for the CloseDatabase that this process sent before it.
@@ -277,7 +282,7 @@ fn connect_lazily(endpoint: &str) -> Result<Channel> {
     let tune = |endpoint: Endpoint| {
         endpoint
             .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(3))
+            .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(16 << 20)
             .initial_connection_window_size(16 << 20)
             .http2_keep_alive_interval(Duration::from_secs(5))
@@ -291,14 +296,28 @@ fn connect_lazily(endpoint: &str) -> Result<Channel> {
             async move {
                 tokio::net::UnixStream::connect(path)
                     .await
-                    .map(TokioIo::new)
+                    .map(|socket| TokioIo::new(Gathering::new(socket)))
             }
         });
         let named = Endpoint::from_static("http://pagewire.invalid");
         return Ok(tune(named).connect_with_connector_lazy(connector));
     }
     let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(wrong)?;
-    Ok(tune(parsed).connect_lazy())
+    let mut http = HttpConnector::new();
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // What the scheme means is decided by the endpoint.
+    http.enforce_http(false);
+    let connector = tower::service_fn(move |uri: http::Uri| {
+        let connecting = tower::Service::call(&mut http, uri);
+        async move {
+            let socket = connecting.await?.into_inner();
+            Ok::<_, <HttpConnector as tower::Service<http::Uri>>::Error>(TokioIo::new(
+                Gathering::new(socket),
+            ))
+        }
+    });
+    Ok(tune(parsed).connect_with_connector_lazy(connector))
 }
 
 impl Core {
