@@ -115,7 +115,8 @@ mod tests {
         let mut socket = Gathering::new(Counting(near, 0));
         for round in 0u8..3 {
             let mut turns = 0;
-            let write = socket.write_all(&[round; 100]);
+            let bytes = [round; 100];
+            let write = socket.write_all(&bytes);
             tokio::pin!(write);
             std::future::poll_fn(|context| {
                 turns += 1;
