@@ -1,19 +1,15 @@
-//! Sessions: beginning, resuming, lapsing, what ends with them, and the end of the server.
+//! Sessions: beginning, resuming, lapsing, and how many there may be.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
-use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseName, SessionId, limits};
+use pagewire_proto::{SessionId, limits};
 use pagewire_server::Settings;
-use pagewire_server::store::{PageStore as _, StoreError};
 use tokio::time::Instant;
 
-use crate::gate::GatedStore;
-use crate::harness::{LONG_TTL, Stream, TestCommit, TestServer, committed, reason};
+use crate::harness::{LONG_TTL, Stream, TestServer, reason};
 
 const TTL: Duration = Duration::from_secs(5);
 
@@ -161,6 +157,7 @@ async fn heartbeats_keep_a_session_and_other_calls_do_not() {
 }
 
 #[tokio::test]
+<<<<<<< HEAD
 async fn a_database_of_another_session_is_not_open_in_this_one() {
     let server = TestServer::start(LONG_TTL).await;
     let mut owner = server.client().await;
@@ -338,6 +335,8 @@ async fn an_open_that_fails_after_it_was_noted_leaves_nothing_open() {
 }
 
 #[tokio::test]
+=======
+>>>>>>> 6000541 (Server: hub.rs and the longest tests are split by table: sessions, opens, names, sweep)
 async fn sessions_and_open_databases_are_limited() {
     let server = TestServer::with(Settings {
         max_sessions: 2,
@@ -374,217 +373,4 @@ async fn sessions_and_open_databases_are_limited() {
     first.goodbye().await;
     second.open("d").await;
     server.client().await;
-}
-
-#[tokio::test]
-async fn a_database_that_is_open_is_not_deleted_and_one_made_anew_is_another() {
-    let server = TestServer::start(LONG_TTL).await;
-    let mut client = server.client().await;
-    let database = client.open("a.db").await;
-    let epoch = client.acquire(&database).await;
-    client
-        .commit(&TestCommit::new(&database, 0, epoch, 1))
-        .await
-        .unwrap();
-    let delete = pb::DeleteDatabaseRequest {
-        name: "a.db".into(),
-    };
-    let mut calls = server.calls().await;
-    let refused = calls.delete_database(delete.clone()).await.unwrap_err();
-    assert_eq!(Reason::of(&refused), Reason::Limit);
-    assert!(
-        refused.message().contains("open in 1 session"),
-        "{}",
-        refused.message()
-    );
-    client.goodbye().await;
-    let deleted = calls.delete_database(delete.clone()).await.unwrap();
-    assert_eq!(deleted.into_inner().database_id, database.id);
-    assert_eq!(
-        reason(calls.delete_database(delete).await),
-        Reason::DatabaseNotFound
-    );
-    client.connect().await;
-    let again = client.open("a.db").await;
-    assert_ne!(again.id, database.id);
-    assert_eq!(again.head, 0);
-}
-
-#[tokio::test]
-async fn listing_goes_on_after_the_last_name_in_byte_order() {
-    let server = TestServer::start(LONG_TTL).await;
-    let mut client = server.client().await;
-    for name in ["b/2", "a/1", "b/1", "b/10"] {
-        let database = client.open(name).await;
-        let epoch = client.acquire(&database).await;
-        client
-            .commit(&TestCommit::new(&database, 0, epoch, 1))
-            .await
-            .unwrap();
-    }
-    let mut names = Vec::new();
-    loop {
-        let request = pb::ListDatabasesRequest {
-            prefix: "b/".into(),
-            after: names.last().cloned().unwrap_or_default(),
-            limit: 2,
-        };
-        let page = client
-            .calls
-            .list_databases(request)
-            .await
-            .unwrap()
-            .into_inner();
-        names.extend(page.databases.into_iter().map(|entry| entry.name));
-        if !page.more {
-            break;
-        }
-    }
-    assert_eq!(names, ["b/1", "b/10", "b/2"]);
-}
-
-#[tokio::test]
-async fn a_server_that_stops_asks_for_its_leases_and_is_gone_soon() {
-    let mut server = TestServer::start(LONG_TTL).await;
-    let mut client = server.client().await;
-    let database = client.open("a.db").await;
-    let epoch = client.acquire(&database).await;
-    server.begin_shutdown();
-    assert_eq!(
-        client.news().await,
-        News::Draining(pb::Draining { grace_ms: 5000 })
-    );
-    assert!(matches!(client.news().await, News::LeaseRecall(_)));
-    // A running transaction ends.
-    let commit = TestCommit::new(&database, 0, epoch, 1);
-    assert_eq!(client.commit(&commit).await.unwrap(), committed(&[1]));
-    let request = client.acquire_request(&database, 0);
-    let mut second = client.calls.clone();
-    client.release(&database, epoch, false);
-    let refused = Reason::of(&second.acquire_lease(request).await.unwrap_err());
-    // The second where the connection has ended already.
-    assert!(
-        [Reason::Draining, Reason::Unavailable].contains(&refused),
-        "{refused:?}"
-    );
-    let stream = client.stream.as_mut().unwrap();
-    assert_eq!(reason(stream.next().await), Reason::Draining);
-    server.stopped().await;
-}
-
-/// Only a server that nobody trusts any more spares the next one its wait.
-#[tokio::test(start_paused = true)]
-async fn the_store_is_told_of_the_end_only_where_nobody_trusts_a_lease() {
-    for released in [true, false] {
-        let store = GatedStore::new(Duration::ZERO, true);
-        let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-        let mut client = server.client().await;
-        let database = client.open("a.db").await;
-        let epoch = client.acquire(&database).await;
-        if released {
-            client.release(&database, epoch, false);
-            client.heartbeat(Vec::new()).await;
-        }
-        let begun = Instant::now();
-        server.close().await;
-        server.close().await;
-        assert_eq!(store.ended.available_permits(), usize::from(released));
-        assert_eq!(
-            begun.elapsed() < Duration::from_secs(1),
-            released,
-            "the grace time"
-        );
-    }
-}
-
-/// A lease that moved from a broken stream is trusted by its old holder until the barrier falls.
-#[tokio::test(start_paused = true)]
-async fn a_barrier_is_trust_as_well_when_the_server_stops() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-    let mut holder = server.client().await;
-    let mut other = server.client().await;
-    let database = holder.open("a.db").await;
-    other.open("a.db").await;
-    holder.acquire(&database).await;
-    holder.break_stream();
-    let epoch = other.acquire(&database).await;
-    other.release(&database, epoch, false);
-    other.heartbeat(Vec::new()).await;
-    server.close().await;
-    assert_eq!(store.ended.available_permits(), 0);
-}
-
-#[tokio::test]
-async fn health_and_reflection_are_served_beside_the_pages() {
-    let server = TestServer::start(LONG_TTL).await;
-    let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel().await);
-    let request = tonic_health::pb::HealthCheckRequest {
-        service: "pagewire.v1.PageService".into(),
-    };
-    let answer = health.check(request).await.unwrap().into_inner();
-    assert_eq!(
-        answer.status(),
-        tonic_health::pb::health_check_response::ServingStatus::Serving
-    );
-
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    let mut reflection = ServerReflectionClient::new(server.channel().await);
-    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::FileContainingSymbol(
-            "pagewire.v1.PageService".into(),
-        )),
-    };
-    let mut answers = reflection
-        .server_reflection_info(tokio_stream::iter([request]))
-        .await
-        .unwrap()
-        .into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response;
-    assert!(
-        matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))),
-        "{answer:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_unix_socket_serves_as_well_and_a_dead_servers_file_is_replaced() {
-    let directory = std::env::temp_dir().join(format!("pagewire-{}", SessionId::random().unwrap()));
-    std::fs::create_dir(&directory).unwrap();
-    let path = directory.join("s");
-    drop(pagewire_server::bind_unix(&path).await.unwrap());
-    assert!(path.exists(), "what a dead server leaves behind");
-    let listener = pagewire_server::bind_unix(&path).await.unwrap();
-    assert!(
-        pagewire_server::bind_unix(&path).await.is_err(),
-        "a living one is not disturbed"
-    );
-    let server = pagewire_server::Server::builder(crate::harness::memory())
-        .build()
-        .await
-        .unwrap();
-    let serving = tokio::spawn(server.serve_unix(listener, std::future::pending()));
-    let socket = path.clone();
-    let channel = tonic::transport::Endpoint::from_static("http://unix")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move {
-                tokio::net::UnixStream::connect(socket)
-                    .await
-                    .map(hyper_util::rt::TokioIo::new)
-            }
-        }))
-        .await
-        .unwrap();
-    let mut calls = pb::page_service_client::PageServiceClient::new(channel);
-    let listed = calls.list_databases(pb::ListDatabasesRequest {
-        limit: 1,
-        ..Default::default()
-    });
-    assert!(!listed.await.unwrap().into_inner().more);
-    serving.abort();
-    std::fs::remove_dir_all(&directory).unwrap();
 }
