@@ -13,8 +13,6 @@ use crate::harness::{
     Client, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, reason,
 };
 
-const TTL: Duration = Duration::from_secs(5);
-
 pub fn recall(database: &Opened, epoch: u64) -> News {
     News::LeaseRecall(pb::LeaseRecall {
         database_id: database.id.clone(),
