@@ -38,8 +38,8 @@ pub(crate) struct Hub {
     arrivals: watch::Sender<()>,
     databases: Mutex<HashMap<DatabaseId, Arc<Database>>>,
     open_count: AtomicUsize,
-    /// Read by opens, written by deletes: a database is not deleted while it is being opened.
-    pub(crate) names: tokio::sync::RwLock<()>,
+    /// A database is not removed while it is being opened.
+    pub(crate) names: names::Names,
     /// Before it nothing may become visible: holders of leases of an earlier server may still trust them.
     pub(crate) visible_from: Instant,
     /// Changes when a barrier falls before its time.
@@ -86,7 +86,7 @@ impl Hub {
             arrivals: watch::Sender::new(()),
             databases: Mutex::default(),
             open_count: AtomicUsize::new(0),
-            names: tokio::sync::RwLock::default(),
+            names: names::Names::default(),
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),

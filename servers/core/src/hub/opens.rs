@@ -1,5 +1,6 @@
 //! The table of open databases: who has what open, from which version on, and what ends with an open.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -78,6 +79,11 @@ impl Hub {
             .map_or(0, |database| database.sessions.load(Ordering::Acquire))
     }
 
+    /// Whether the table has the database: somebody has it open, or a call for it is under way.
+    pub(super) fn is_known(&self, id: DatabaseId) -> bool {
+        self.databases.lock().contains_key(&id)
+    }
+
     pub(crate) fn all_databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
     }
@@ -139,6 +145,33 @@ impl Hub {
     /// Takes an open back that could not be answered, unless another open of the database came meanwhile.
     pub(crate) fn undo_open(self: &Arc<Self>, session: &Arc<Session>, id: DatabaseId, opened: u64) {
         self.close_where(session, id, |open| open.opened == Some(opened));
+    }
+
+    /// Closes what opens up to this number have left open and the client does not have: their answers were lost.
+    pub(crate) fn close_unlisted(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        listed: &HashSet<DatabaseId>,
+        settled: u64,
+    ) {
+        if settled == 0 {
+            return;
+        }
+        let unlisted: Vec<_> = {
+            let state = session.state.lock();
+            // As a rule the client has what it was given.
+            if state.opens.len() == listed.len() {
+                return;
+            }
+            let unlisted = state
+                .opens
+                .iter()
+                .filter(|(id, open)| open.sequence <= settled && !listed.contains(id));
+            unlisted.map(|(id, _)| *id).collect()
+        };
+        for id in unlisted {
+            self.close_where(session, id, |open| open.sequence <= settled);
+        }
     }
 
     /// Closes the database where it is open and `closes` says so.

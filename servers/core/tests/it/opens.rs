@@ -8,9 +8,10 @@ use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::status::Reason;
 use pagewire_server::store::{PageStore as _, StoreError};
+use tokio::time::Instant;
 
 use crate::gate::GatedStore;
-use crate::harness::{LONG_TTL, TestCommit, TestServer, committed, reason};
+use crate::harness::{Client, LONG_TTL, Opened, TestCommit, TestServer, committed, reason};
 
 const TTL: Duration = Duration::from_secs(5);
 
@@ -143,6 +144,7 @@ async fn a_version_stays_readable_until_the_floors_of_all_sessions_are_above_it(
         vec![pb::DatabaseFloor {
             database_id: database.id.clone(),
             oldest_open_version: version,
+            ..Default::default()
         }]
     };
     writer.heartbeat(floor(4)).await;
@@ -173,21 +175,130 @@ async fn a_version_stays_readable_until_the_floors_of_all_sessions_are_above_it(
 /// The client was told that nothing is open, so it will never close it.
 #[tokio::test]
 async fn an_open_that_fails_after_it_was_noted_leaves_nothing_open() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    for (fails, want_page_bytes) in [("floors", 0), ("pages", 4096)] {
+        let store = GatedStore::new(Duration::ZERO, true);
+        let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+        let mut client = server.client().await;
+        let database = client.open("a.db").await;
+        let epoch = client.acquire(&database).await;
+        let commit = TestCommit::new(&database, 0, epoch, 1);
+        client.commit(&commit).await.unwrap();
+        client.send(Request::CloseDatabase(pb::CloseDatabase {
+            database_id: database.id.clone(),
+            open_sequence: 0,
+        }));
+        client.heartbeat(Vec::new()).await;
+        let failing = match fails {
+            "floors" => &store.protect_fails,
+            _ => &store.reads_fail,
+        };
+        failing.store(true, Ordering::Release);
+        let request = pb::OpenDatabaseRequest {
+            want_page_bytes,
+            want_lease: true,
+            ..client.open_request("a.db", pb::OpenMode::Create)
+        };
+        let refused = client.open_with(request).await.map(|_| ());
+        assert_eq!(reason(refused), Reason::Unavailable, "{fails}");
+        failing.store(false, Ordering::Release);
+        let refused = client.head(&database).await;
+        assert_eq!(reason(refused), Reason::DatabaseNotOpen, "{fails}");
+        // Its floor is gone too, and nobody has to wait for the lease.
+        let mut other = server.client().await;
+        let again = other.open("a.db").await;
+        other.acquire(&again).await;
+        client.goodbye().await;
+    }
+}
+
+/// A client that gave an open up does not know what it left behind: its floor pinned versions for as long as the session lived.
+#[tokio::test]
+async fn an_open_whose_answer_was_lost_is_closed_by_the_next_heartbeat() {
+    let server = TestServer::start(LONG_TTL).await;
     let mut client = server.client().await;
-    let database = client.open("a.db").await;
-    client.send(Request::CloseDatabase(pb::CloseDatabase {
-        database_id: database.id.clone(),
-        open_sequence: 0,
-    }));
-    client.heartbeat(Vec::new()).await;
-    store.protect_fails.store(true, Ordering::Release);
-    let request = client.open_request("a.db", pb::OpenMode::Create);
-    let refused = client.open_with(request).await.map(|_| ());
-    assert_eq!(reason(refused), Reason::Unavailable);
-    let refused = client.head(&database).await;
-    assert_eq!(reason(refused), Reason::DatabaseNotOpen);
+    let mut opened = Vec::new();
+    for (name, open_sequence) in [
+        ("kept.db", 1),
+        ("lost.db", 2),
+        ("asked.db", 0),
+        ("new.db", 4),
+    ] {
+        let request = pb::OpenDatabaseRequest {
+            open_sequence,
+            ..client.open_request(name, pb::OpenMode::Create)
+        };
+        opened.push(client.open_with(request).await.unwrap());
+    }
+    let open = async |client: &mut Client, opened: &[Opened]| {
+        let mut open = Vec::new();
+        for database in opened {
+            open.push(client.head(database).await.is_ok());
+        }
+        open
+    };
+    let floors = vec![pb::DatabaseFloor {
+        database_id: opened[0].id.clone(),
+        oldest_open_version: 0,
+        ..Default::default()
+    }];
+    // Open number 2 is still under way, as far as the client knows.
+    for settled in [0, 1] {
+        client.heartbeat_after_opens(floors.clone(), settled).await;
+        let expected = [true, true, settled == 0, true];
+        assert_eq!(open(&mut client, &opened).await, expected, "{settled}");
+    }
+    client.heartbeat_after_opens(floors, 3).await;
+    assert_eq!(open(&mut client, &opened).await, [true, false, false, true]);
+}
+
+/// A removal in a store that hangs blocked every open of every name.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_hangs_holds_up_nobody_but_those_who_want_the_name() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    store.removals.forget_permits(1000);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut first = server.client().await;
+    let dropped = first.open("dropped.db").await;
+    let deleted = first.open("deleted.db").await;
+    let epoch = first.acquire(&deleted).await;
+    let commit = TestCommit::new(&deleted, 0, epoch, 1);
+    first.commit(&commit).await.unwrap();
+    first.goodbye().await;
+    let mut second = server.client().await;
+    second.keep_alive(TTL);
+    let mut calls = second.calls.clone();
+    let delete = tokio::spawn(async move {
+        calls
+            .delete_database(pb::DeleteDatabaseRequest {
+                name: "deleted.db".into(),
+            })
+            .await
+    });
+    store.removing.acquire_many(2).await.unwrap().forget();
+
+    let begun = Instant::now();
+    second.open("other.db").await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    for name in ["dropped.db", "deleted.db"] {
+        let begun = Instant::now();
+        let request = second.open_request(name, pb::OpenMode::Create);
+        let refused = second.open_with(request).await.map(|_| ());
+        assert_eq!(reason(refused), Reason::Unavailable, "{name}");
+        assert!(begun.elapsed() < Duration::from_secs(31), "{name}");
+    }
+    assert_eq!(reason(delete.await.unwrap()), Reason::Unavailable);
+    // What was removed at last is not what is opened then.
+    store.removals.add_permits(1000);
+    for old in [&dropped, &deleted] {
+        let name = if old.id == dropped.id {
+            "dropped.db"
+        } else {
+            "deleted.db"
+        };
+        let again = second.open(name).await;
+        assert_ne!(again.id, old.id, "{name}");
+        assert_eq!(again.head, 0, "{name}");
+    }
 }
 
 #[tokio::test]
