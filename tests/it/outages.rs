@@ -1,5 +1,6 @@
 //! A server that is stopped, gone, or talks nonsense: an SQLite error within the deadline, no crash, and recovery.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{
@@ -7,7 +8,7 @@ use pagewire_tests::connection::{
 };
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, target_dir};
 use pagewire_tests::wire::{Relay, Wire};
 use rusqlite::Connection;
 
@@ -357,4 +358,45 @@ fn l2_a_call_that_hangs_while_the_connection_lives_ends_at_its_deadline() {
         guest.ok("again", "SELECT count(*) FROM t");
         assert!(guest.is_alive());
     }
+}
+
+/// The server has such a database open for the session, which does not know of it and would never close it.
+#[test]
+fn an_open_whose_answer_was_lost_does_not_hold_the_database_for_ever() {
+    let server = PageServer::start("memory", SHORT_TTL);
+    let proxy = Proxy::new(&server.endpoint());
+    connect(&server.endpoint(), "t.db")
+        .expect("open")
+        .execute_batch("CREATE TABLE t(v INT)")
+        .expect("create");
+    let at_proxy = |name| {
+        let timeout = format!("timeout_ms={TIMEOUT_MS}");
+        uri(&proxy.endpoint(), name, &[&timeout])
+    };
+    let mut guest = Guest::start(&[]);
+    guest.open("kept", &at_proxy("kept.db")).expect("open");
+    guest.ok("kept", "CREATE TABLE t(v INT)");
+    let delete = |name: &str| {
+        let delete = ["db", "delete", name, "--endpoint", &server.endpoint()];
+        let program = target_dir().join("pagewire");
+        let output = Command::new(program).args(delete).output().expect("run");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    proxy.arm(Call::Open, Fault::AnswerSilent);
+    let lost = timed("open", || {
+        guest.open("lost", &at_proxy("t.db"))?;
+        guest.sql("lost", "SELECT count(*) FROM t")
+    });
+    assert!(lost.is_err(), "{lost:?}");
+    proxy.wait_for_strike(Call::Open);
+    eventually("the delete", || delete("t.db").0);
+    let (deleted, message) = delete("kept.db");
+    assert!(
+        !deleted && message.contains("open in 1 session"),
+        "{message}"
+    );
+    guest.ok("kept", "INSERT INTO t VALUES(1)");
 }

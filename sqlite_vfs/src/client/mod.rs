@@ -10,9 +10,8 @@ mod gather;
 mod runtime;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -89,8 +88,7 @@ pub struct Core {
     stub: Stub,
     /// The session of this process with the endpoint.
     pub session: Session,
-    known: Mutex<Known>,
-    opens: AtomicU64,
+    known: Arc<Mutex<Known>>,
 }
 
 /// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
@@ -101,12 +99,78 @@ struct Known {
     /// The newest epoch released of each database that was ever open: its message may still be under way when the database is
     /// opened again.
     released: HashMap<DatabaseId, Epoch>,
+    /// Opens so far.
+    opens: u64,
+    /// Of them, those that have not become an entry of `open` yet, and never may.
+    under_way: BTreeSet<u64>,
+    /// Databases that are open for one question.
+    borrowed: usize,
 }
 
 impl Known {
     fn release(&mut self, id: DatabaseId, epoch: Epoch) {
         let newest = self.released.entry(id).or_default();
         *newest = epoch.max(*newest);
+    }
+
+    /// Up to which number opens have ended: a database that the server has open by one of them, and that is not in `open`, is one
+    /// whose answer was lost. 0 while nothing can be said.
+    fn settled_opens(&self) -> u64 {
+        if self.borrowed > 0 {
+            return 0;
+        }
+        self.under_way
+            .first()
+            .map_or(self.opens, |oldest| oldest - 1)
+    }
+}
+
+/// An open whose database is not known to the heartbeats yet. It ends when this is dropped.
+pub struct OpenUnderWay {
+    known: Arc<Mutex<Known>>,
+    /// `None` for an open beside all others.
+    sequence: Option<u64>,
+}
+
+impl OpenUnderWay {
+    fn begin(core: &Core) -> Self {
+        let known = Arc::clone(&core.known);
+        let sequence = {
+            let mut known = known.lock();
+            known.opens += 1;
+            let sequence = known.opens;
+            known.under_way.insert(sequence);
+            sequence
+        };
+        Self {
+            known,
+            sequence: Some(sequence),
+        }
+    }
+
+    fn borrow(core: &Core) -> Self {
+        let known = Arc::clone(&core.known);
+        known.lock().borrowed += 1;
+        Self {
+            known,
+            sequence: None,
+        }
+    }
+
+    fn sequence(&self) -> u64 {
+        self.sequence.unwrap_or(0)
+    }
+}
+
+impl Drop for OpenUnderWay {
+    fn drop(&mut self) {
+        let mut known = self.known.lock();
+        match self.sequence {
+            Some(sequence) => {
+                known.under_way.remove(&sequence);
+            }
+            None => known.borrowed -= 1,
+        }
     }
 }
 
@@ -122,6 +186,8 @@ pub struct Opened {
     pub pages: Vec<Page>,
     /// Which open of the session it was.
     pub open_sequence: u64,
+    /// To be kept until the database is subscribed to, or closed again.
+    pub under_way: OpenUnderWay,
 }
 
 /// How an AcquireLease ended.
@@ -153,8 +219,7 @@ impl Client {
             endpoint: endpoint.to_owned(),
             stub,
             session: Session::new()?,
-            known: Mutex::new(Known::default()),
-            opens: AtomicU64::new(0),
+            known: Arc::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {
@@ -339,12 +404,18 @@ impl Core {
     }
 
     pub(crate) fn all_databases(&self) -> Vec<(DatabaseId, Arc<DatabaseState>)> {
+        self.opens_for_heartbeat().0
+    }
+
+    /// Every database that is open here, and up to which number opens have ended ([`Known::settled_opens`]), at one moment.
+    pub(crate) fn opens_for_heartbeat(&self) -> (Vec<(DatabaseId, Arc<DatabaseState>)>, u64) {
         let known = self.known.lock();
-        known
+        let open = known
             .open
             .iter()
             .filter_map(|(id, weak)| Some((*id, weak.upgrade()?)))
-            .collect()
+            .collect();
+        (open, known.settled_opens())
     }
 
     /// One attempt, bounded by the deadline.
@@ -412,8 +483,7 @@ impl Core {
         want_lease: bool,
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
-        let open_sequence = self.opens.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open_as(name, mode, want_lease, open_sequence, deadline)
+        self.open_as(name, mode, want_lease, OpenUnderWay::begin(self), deadline)
             .await
     }
 
@@ -423,7 +493,8 @@ impl Core {
         name: &DatabaseName,
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
-        self.open_as(name, pb::OpenMode::ReadWrite, false, 0, deadline)
+        let under_way = OpenUnderWay::borrow(self);
+        self.open_as(name, pb::OpenMode::ReadWrite, false, under_way, deadline)
             .await
     }
 
@@ -432,7 +503,7 @@ impl Core {
         name: &DatabaseName,
         mode: pb::OpenMode,
         want_lease: bool,
-        open_sequence: u64,
+        under_way: OpenUnderWay,
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
         let request = pb::OpenDatabaseRequest {
@@ -441,7 +512,7 @@ impl Core {
             mode: mode.into(),
             want_lease,
             want_page_bytes: OPEN_PAGE_BYTES,
-            open_sequence,
+            open_sequence: under_way.sequence(),
             at: None,
             pin_sequence: 0,
         };
@@ -468,7 +539,7 @@ impl Core {
             }
         }
         .map_err(OpenError::Call)?;
-        Opened::from_wire(answer, open_sequence)
+        Opened::from_wire(answer, under_way)
             .map_err(|error| OpenError::Refused(error.within(name.as_str())))
     }
 
@@ -622,7 +693,7 @@ pub enum OpenError {
 }
 
 impl Opened {
-    fn from_wire(wire: pb::OpenDatabaseResponse, open_sequence: u64) -> Result<Self> {
+    fn from_wire(wire: pb::OpenDatabaseResponse, under_way: OpenUnderWay) -> Result<Self> {
         let head: Snapshot = wire.head.try_into()?;
         let mut pages = Vec::with_capacity(wire.pages.len());
         for page in wire.pages {
@@ -633,7 +704,8 @@ impl Opened {
             head,
             lease: wire.lease.map(LeaseGrant::try_from).transpose()?,
             pages,
-            open_sequence,
+            open_sequence: under_way.sequence(),
+            under_way,
         })
     }
 }

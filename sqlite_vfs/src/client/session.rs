@@ -511,8 +511,8 @@ fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallErro
 }
 
 fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
-    let floors = core
-        .all_databases()
+    let (open, settled_opens) = core.opens_for_heartbeat();
+    let floors = open
         .into_iter()
         .map(|(id, database)| pb::DatabaseFloor {
             database_id: id.to_wire(),
@@ -521,7 +521,11 @@ fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
             pin_sequence: 0,
         })
         .collect();
-    pb::Heartbeat { sequence, floors }
+    pb::Heartbeat {
+        sequence,
+        floors,
+        settled_opens,
+    }
 }
 
 async fn next(

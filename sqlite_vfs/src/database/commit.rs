@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{Changes, CommitId, DatabaseId, Epoch, PageNumber, Snapshot};
+use pagewire_proto::{Changes, CommitId, Epoch, PageNumber, Snapshot};
 use tokio::time::Instant;
 
 use super::state::{Unsettled, WriterId};
 use super::{Database, REOPEN_PAUSE, open_for_question, tokio_sleep};
-use crate::client::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
+use crate::client::{CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled};
 use crate::error::{CallError, Error, Kind, Result};
 
 /// What one connection adds to a commit.
@@ -220,8 +220,8 @@ impl Database {
             .position(|part| part.database == self.state.id);
         let mut borrowed = Vec::new();
         let settled = self.ask_with_all_open(unsettled, deadline, &mut borrowed);
-        for id in borrowed {
-            core.session.close_borrowed(id);
+        for opened in borrowed {
+            core.session.close_borrowed(opened.id);
         }
         let settled = settled.map_err(|error| {
             Error::new(
@@ -241,7 +241,7 @@ impl Database {
         &self,
         unsettled: &Unsettled,
         deadline: Instant,
-        borrowed: &mut Vec<DatabaseId>,
+        borrowed: &mut Vec<Opened>,
     ) -> Result<Settled> {
         let core = &self.client.core;
         loop {
@@ -266,7 +266,7 @@ impl Database {
         &self,
         unsettled: &Unsettled,
         deadline: Instant,
-        borrowed: &mut Vec<DatabaseId>,
+        borrowed: &mut Vec<Opened>,
     ) -> Result<()> {
         for (part, name) in unsettled.participants.iter().zip(&unsettled.names) {
             if part.database == self.state.id {
@@ -275,8 +275,7 @@ impl Database {
             match self.client.database_if_open(name) {
                 Some(open) if open.state.id == part.database => open.reopen_as_before(deadline)?,
                 _ => {
-                    let opened = open_for_question(&self.client, name, deadline)?;
-                    borrowed.push(opened.id);
+                    borrowed.push(open_for_question(&self.client, name, deadline)?);
                 }
             }
         }

@@ -48,6 +48,7 @@ impl Database {
         let opened = open_call(&client, name, mode, deadline)?;
         let state = Arc::new(DatabaseState::new(name.clone(), opened.id, opened.head));
         state.remember_released(client.subscribe(&state));
+        drop(opened.under_way);
         for page in opened.pages {
             client.cache.put(
                 state.key,

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 
 use async_trait::async_trait;
 use pagewire_proto::{
-    Changes, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot, StagingId,
+    Changes, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot, StagingId, Version,
 };
 
 use super::*;

@@ -51,9 +51,10 @@ pub(super) async fn delete_database(
 ) -> Result<pb::DeleteDatabaseResponse, Status> {
     let name = DatabaseName::try_from(request.name.as_str())?;
     let hub = Arc::clone(hub);
+    let patience = hub.settings.store_wait * 2;
     // In a task of its own: a client that goes away does not leave a removal half awaited.
     let task = tokio::spawn(async move {
-        let _names = hub.names.write().await;
+        let _removing = hub.remove_name(&name).await?;
         let id = hub.bounded(hub.store.lookup(&name, false)).await?;
         let sessions = hub.sessions_of(id);
         if sessions > 0 {
@@ -63,9 +64,15 @@ pub(super) async fn delete_database(
         }
         hub.store.remove(&name).await.map_err(status::of_store)
     });
-    let database = task
-        .await
-        .map_err(|_| Reason::Internal.status("the removal broke off: list the databases"))??;
+    let database = match tokio::time::timeout(patience, task).await {
+        Ok(Ok(removed)) => removed?,
+        Ok(Err(_)) => {
+            return Err(Reason::Internal.status("the removal broke off: list the databases"));
+        }
+        Err(_) => {
+            return Err(Reason::Unavailable.status("the store is still removing it: try again"));
+        }
+    };
     Ok(pb::DeleteDatabaseResponse {
         database_id: database.to_wire(),
     })

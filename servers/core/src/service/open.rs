@@ -10,7 +10,7 @@ use tonic::Status;
 use super::read::read_some;
 use crate::database::Database;
 use crate::hub::Hub;
-use crate::session::Session;
+use crate::session::{Open, Session};
 use crate::store::StoreError;
 use crate::{service, status};
 
@@ -25,16 +25,44 @@ pub(super) async fn open_database(
     }
     let session = hub.session(&request.session_id).await?;
     let writable = mode != pb::OpenMode::ReadOnly;
-    let database = find(hub, &session, &name, mode, request.open_sequence).await?;
-    let lease = match request.want_lease && writable && !hub.is_draining() {
-        true => take_free_lease(hub, &session, &database).await?,
+    let open = find(hub, &session, &name, mode, request.open_sequence).await?;
+    let want_lease = request.want_lease && writable && !hub.is_draining();
+    let answer = describe(
+        hub,
+        &session,
+        &open.database,
+        want_lease,
+        request.want_page_bytes,
+    )
+    .await;
+    if answer.is_err()
+        && let Some(opened) = open.opened
+    {
+        // The client hears that nothing is open, so it will never close it.
+        hub.undo_open(&session, open.database.id, opened);
+    }
+    answer
+}
+
+/// What the client is told of a database that it has open now.
+async fn describe(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    database: &Arc<Database>,
+    want_lease: bool,
+    want_page_bytes: u32,
+) -> Result<pb::OpenDatabaseResponse, Status> {
+    // Before the head is read: the one that is answered is then the head under this floor, and so stays readable.
+    hub.protect(database).await?;
+    let lease = match want_lease {
+        true => take_free_lease(hub, session, database).await?,
         false => None,
     };
     let head = match &lease {
         Some(grant) => grant.head,
         None => hub.bounded(hub.store.head(database.id)).await?,
     };
-    let pages = first_pages(hub, &database, head, request.want_page_bytes).await?;
+    let pages = first_pages(hub, database, head, want_page_bytes).await?;
     Ok(pb::OpenDatabaseResponse {
         database_id: database.id.to_wire(),
         head: Some(head.into()),
@@ -64,10 +92,8 @@ async fn find(
     name: &DatabaseName,
     mode: pb::OpenMode,
     sequence: u64,
-) -> Result<Arc<Database>, Status> {
-    let _names = tokio::time::timeout(hub.settings.store_wait, hub.names.read())
-        .await
-        .map_err(|_| Reason::Unavailable.status("a database is being deleted: open again"))?;
+) -> Result<Open, Status> {
+    let _opening = hub.open_name(name).await?;
     let create = mode == pb::OpenMode::Create;
     let id = hub.bounded(hub.store.lookup(name, create)).await?;
     let head = hub.bounded(hub.store.head(id)).await?;
@@ -90,15 +116,7 @@ async fn find(
     if unborn {
         *open.database.unborn.lock() = Some(name.clone());
     }
-    // Before the head that is answered is read: that one is the head under this floor, and so stays readable.
-    if let Err(error) = hub.protect(&open.database).await {
-        // The client hears that nothing is open, so it will never close it.
-        if let Some(opened) = open.opened {
-            hub.undo_open(session, id, opened);
-        }
-        return Err(error);
-    }
-    Ok(open.database)
+    Ok(open)
 }
 
 /// The lease, if nobody has it and nobody waits; never a place in the queue.

@@ -2,6 +2,7 @@
 //!
 //! The task of a stream never waits for the store: heartbeats are answered while a disk is slow.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -271,7 +272,7 @@ fn receive(
 
 fn heartbeat_came(
     hub: &Arc<Hub>,
-    session: &Session,
+    session: &Arc<Session>,
     heartbeat: pb::Heartbeat,
 ) -> Result<(), Status> {
     session.push(pb::session_response::Message::HeartbeatAck(
@@ -279,10 +280,13 @@ fn heartbeat_came(
             sequence: heartbeat.sequence,
         },
     ));
+    let mut listed = HashSet::new();
     for floor in heartbeat.floors {
-        let Some(open) = session.open(DatabaseId::try_from(&floor.database_id[..])?) else {
+        let id = DatabaseId::try_from(&floor.database_id[..])?;
+        let Some(open) = session.open(id) else {
             continue;
         };
+        listed.insert(id);
         let raised = {
             let mut floors = open.database.floors.lock();
             let version = Version::new(floor.oldest_open_version);
@@ -299,5 +303,6 @@ fn heartbeat_came(
             hub.schedule_protect(&open.database);
         }
     }
+    hub.close_unlisted(session, &listed, heartbeat.settled_opens);
     Ok(())
 }

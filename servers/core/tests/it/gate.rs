@@ -1,4 +1,5 @@
-//! The memory store with gates before commits and after questions about changes, with floors that fail, and with an earlier server whose leases may still be trusted.
+//! The memory store with gates before commits and removals and after questions about changes, with floors and reads that fail, and
+//! with an earlier server whose leases may still be trusted.
 //! Everything else is the memory store's.
 
 use std::collections::HashSet;
@@ -34,6 +35,12 @@ pub struct GatedStore {
     pub asked: Semaphore,
     /// Floors are refused.
     pub protect_fails: AtomicBool,
+    /// Pages are refused.
+    pub reads_fail: AtomicBool,
+    /// A removal passes with each permit.
+    pub removals: Semaphore,
+    /// A permit for each removal that has arrived.
+    pub removing: Semaphore,
     /// Stagings that were begun and not dropped; a commit that consumes one does not count.
     pub stagings: Mutex<HashSet<StagingId>>,
     /// A permit for each staging that was dropped.
@@ -51,6 +58,9 @@ impl GatedStore {
             changes: Semaphore::new(1000),
             asked: Semaphore::new(0),
             protect_fails: AtomicBool::new(false),
+            reads_fail: AtomicBool::new(false),
+            removals: Semaphore::new(1000),
+            removing: Semaphore::new(0),
             stagings: Mutex::default(),
             dropped: Semaphore::new(0),
         })
@@ -92,6 +102,8 @@ impl PageStore for GatedStore {
     }
 
     async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        self.removing.add_permits(1);
+        self.removals.acquire().await.unwrap().forget();
         self.inner.remove(name).await
     }
 
@@ -116,6 +128,9 @@ impl PageStore for GatedStore {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
+        if self.reads_fail.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("the gate is closed".to_owned()));
+        }
         self.inner.read(database, version, pages).await
     }
 

@@ -274,9 +274,21 @@ impl Client {
 
     /// Whatever was sent before has been taken in by the server; there was no other news.
     pub async fn heartbeat(&mut self, floors: Vec<pb::DatabaseFloor>) {
+        self.heartbeat_after_opens(floors, 0).await;
+    }
+
+    pub async fn heartbeat_after_opens(
+        &mut self,
+        floors: Vec<pb::DatabaseFloor>,
+        settled_opens: u64,
+    ) {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.send(Request::Heartbeat(pb::Heartbeat { sequence, floors }));
+        self.send(Request::Heartbeat(pb::Heartbeat {
+            sequence,
+            floors,
+            settled_opens,
+        }));
         assert_eq!(
             self.news().await,
             News::HeartbeatAck(pb::HeartbeatAck { sequence })

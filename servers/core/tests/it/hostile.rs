@@ -350,6 +350,7 @@ async fn bad_messages_on_the_session_stream_break_only_the_stream() {
                 oldest_open_version: 1,
                 ..Default::default()
             }],
+            settled_opens: 0,
         })),
         None,
     ] {

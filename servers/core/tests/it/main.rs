@@ -1,10 +1,13 @@
 //! The page server with the memory store, through the generated client, over loopback TCP or (where time is paused) pipes
 //! in memory: no part of it is replaced.
 
+mod barriers;
 mod commits;
 mod contention;
 mod gate;
 mod harness;
 mod hostile;
 mod leases;
+mod opens;
+mod serving;
 mod sessions;
