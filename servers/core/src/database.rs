@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use pagewire_proto::{DatabaseId, DatabaseName, PageSize, SessionId, Snapshot, Version};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::lease::Lease;
+use crate::subscription::{Subscriber, Subscriptions};
 
 /// One open database.
 ///
-/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `floors`. The synchronous ones are
+/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `floors` or `subscriptions`. The synchronous ones are
 /// never held over an await.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -27,6 +28,10 @@ pub(crate) struct Database {
     pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
     /// The oldest version that each session still reads.
     pub(crate) floors: Mutex<HashMap<SessionId, Version>>,
+    /// Who hears of its versions.
+    pub(crate) subscriptions: Mutex<Subscriptions>,
+    /// A subscription that a commit may wait for has answered or ended. Only the one with `commits` waits for it.
+    pub(crate) answered: Notify,
     /// What the store was told last.
     pub(crate) protected: tokio::sync::Mutex<Option<Version>>,
     /// A task that tells the store of a new floor is on its way.
@@ -49,6 +54,8 @@ impl Database {
             turn: tokio::sync::Mutex::default(),
             commits: Arc::default(),
             floors: Mutex::default(),
+            subscriptions: Mutex::default(),
+            answered: Notify::new(),
             protected: tokio::sync::Mutex::new(None),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
@@ -61,6 +68,11 @@ impl Database {
     /// The oldest version that anybody still reads.
     pub(crate) fn floor(&self) -> Option<Version> {
         self.floors.lock().values().min().copied()
+    }
+
+    /// Everybody who hears of its versions now. Takes no memory where that is nobody.
+    pub(crate) fn subscribers(&self) -> Vec<Subscriber> {
+        self.subscriptions.lock().subscribers()
     }
 
     /// Remembers the page size for the next read.

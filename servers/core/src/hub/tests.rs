@@ -32,6 +32,7 @@ impl PageStore for Unreachable {
             durable: false,
             versions: false,
             branches: false,
+            exclusive: true,
             retention: None,
         }
     }
