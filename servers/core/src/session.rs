@@ -45,6 +45,8 @@ pub(crate) struct SessionState {
     pub(crate) leases: HashMap<DatabaseId, Epoch>,
     /// Databases with a subscription of the present stream, which ends with it.
     pub(crate) subscribed: HashSet<DatabaseId>,
+    /// Old versions that the session has pinned, in all databases.
+    pub(crate) pins: usize,
     /// By the id that the client chose.
     pub(crate) stagings: HashMap<StagingId, Staging>,
     pub(crate) stagings_so_far: u64,
@@ -92,6 +94,7 @@ impl Session {
                 opens_so_far: 0,
                 leases: HashMap::new(),
                 subscribed: HashSet::new(),
+                pins: 0,
                 stagings: HashMap::new(),
                 stagings_so_far: 0,
             }),

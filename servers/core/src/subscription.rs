@@ -314,6 +314,11 @@ impl Subscriptions {
         self.is_settled(Version::ZERO, current);
     }
 
+    /// The outcome of no commit is unknown.
+    pub(crate) fn all_known(&self) -> bool {
+        self.unsettled.is_none()
+    }
+
     /// Whether every outcome is known, given the head and an epoch below which the store refuses all commits.
     ///
     /// A version that exists was made by one of them or by another: the others are refused by C4. One that does not exist is

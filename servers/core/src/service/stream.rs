@@ -297,19 +297,18 @@ fn heartbeat_came(
             continue;
         };
         listed.insert(id);
-        let raised = {
-            let mut floors = open.database.floors.lock();
-            let version = Version::new(floor.oldest_open_version);
-            match floors.get_mut(&session.id) {
-                // Floors only rise.
-                Some(known) if *known < version => {
-                    *known = version;
-                    true
-                }
-                _ => false,
-            }
+        let changed = {
+            let mut state = session.state.lock();
+            let mut readers = open.database.readers.lock();
+            let raised = readers.raise(session.id, Version::new(floor.oldest_open_version));
+            let released = match floor.pin_sequence {
+                0 => 0,
+                settled => readers.release(session.id, settled, &floor.pinned_versions),
+            };
+            state.pins -= released;
+            raised || released > 0
         };
-        if raised && !open.database.protect_scheduled.load(Ordering::Acquire) {
+        if changed && !open.database.protect_scheduled.load(Ordering::Acquire) {
             hub.schedule_protect(&open.database);
         }
     }

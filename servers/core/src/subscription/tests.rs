@@ -253,17 +253,11 @@ fn s2_no_version_is_made_while_somebody_trusts_the_one_before() {
                 }
             }
             // The messages of a stream may be under way for long: its client goes on trusting until it takes them.
-            3 => {
-                if world.answer(n, head + 1) != Answered::Ignored {
-                    clients[n].trusts = false;
-                }
-            }
+            3 if world.answer(n, head + 1) != Answered::Ignored => clients[n].trusts = false,
             4 => {
                 world.now += Duration::from_millis(below(2000));
-                for n in 0..4 {
-                    if world.expire(n) {
-                        clients[n].trusts = false;
-                    }
+                for (n, client) in clients.iter_mut().enumerate() {
+                    client.trusts &= !world.expire(n);
                 }
             }
             5 | 6 if world.table.awaited().is_none() => {
@@ -274,14 +268,14 @@ fn s2_no_version_is_made_while_somebody_trusts_the_one_before() {
                 for (n, client) in clients.iter().enumerate() {
                     assert!(n == writer || !client.trusts, "{n} begins at {head}");
                 }
-                for n in 0..4 {
+                let knows = head + u64::from(made_it);
+                for (n, client) in clients.iter_mut().enumerate() {
                     let told = match made_it {
-                        true => world.publish(n, head + 1),
-                        false => world.abort(n, head + 1),
+                        true => world.publish(n, knows),
+                        false => world.abort(n, knows + 1),
                     };
-                    let knows = head + u64::from(made_it);
                     if told {
-                        clients[n] = Client {
+                        *client = Client {
                             trusts: true,
                             knows,
                         };
