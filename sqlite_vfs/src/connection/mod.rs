@@ -9,12 +9,19 @@
 //!     +---- xUnlock(NONE) ------+   +------------ xUnlock(SHARED) -------+  | a commit failed
 //!     ^                             ^                                       v
 //!     +-----------------------------+------- xUnlock ------------------- Failed
+//!
+//!   Writing, from FCNTL_SYNC to FCNTL_COMMIT_PHASETWO: SQLite may still fail and roll back
+//!     | FCNTL_SYNC again: the rollback, a further version          --> Writing
+//!     | that one failed, or SQLite gave up without a rollback      --> Refusing, until the connection is closed
 //! ```
 //! * **K1** A read transaction sees one version; a write transaction sees that version and what it wrote, nothing else.
 //! * **K2** Nothing of a transaction leaves the process before FCNTL_SYNC (or the deletion of the super-journal).
 //! * **K3** xUnlock and FCNTL_COMMIT_PHASETWO never commit and never fail.
 //! * **K4** After a failed commit the writes of SQLite's rollback are dropped; nothing after that rollback is dropped in silence.
-//! * **K5** Leaving Writing without a commit drops the overlay and the journal together.
+//! * **K5** Leaving Writing drops the overlay and the journal together: a journal never outlives its transaction.
+//! * **K6** What SQLite rolls back after its commit point is rolled back: its second FCNTL_SYNC makes a further version with the
+//!   content of the one before (none, if there was none). If that can't be done the connection refuses everything and says
+//!   that the transaction is there, since the application was told that it had failed.
 
 mod commit;
 #[cfg(not(fuzzing))]
@@ -27,7 +34,7 @@ mod read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pagewire_proto::Snapshot;
+use pagewire_proto::{Snapshot, Version};
 
 use crate::database::{Database, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
@@ -83,7 +90,7 @@ enum State {
         base: Pin,
         level: LockLevel,
         overlay: Overlay,
-        committed: bool,
+        progress: Progress,
         /// The change counter that SQLite has in its page 1: it moves with each commit, except in exclusive locking mode.
         counter: u32,
     },
@@ -94,6 +101,22 @@ enum State {
         rolled_back: bool,
         counter: u32,
     },
+    /// K6.
+    Refusing {
+        level: LockLevel,
+        error: Error,
+    },
+}
+
+/// How far a write transaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Before its commit point.
+    Open,
+    /// FCNTL_SYNC has made this version, and SQLite has not yet said that it is done.
+    Durable(Version),
+    /// SQLite has said so, or can't roll it back any more.
+    Over,
 }
 
 #[derive(Default)]
@@ -152,7 +175,9 @@ impl Connection {
         match &self.state {
             State::Idle => LockLevel::None,
             State::Reading { .. } => LockLevel::Shared,
-            State::Writing { level, .. } | State::Failed { level, .. } => *level,
+            State::Writing { level, .. }
+            | State::Failed { level, .. }
+            | State::Refusing { level, .. } => *level,
         }
     }
 
@@ -163,11 +188,13 @@ impl Connection {
             State::Reading { base } | State::Writing { base, .. } | State::Failed { base, .. } => {
                 Some(base.snapshot())
             }
+            State::Refusing { .. } => None,
         }
     }
 
     /// xLock.
     pub fn lock(&mut self, wanted: LockLevel) -> Result<()> {
+        self.check_not_refusing()?;
         if wanted <= self.level() {
             return Ok(());
         }
@@ -200,7 +227,7 @@ impl Connection {
                         overlay: self.overlay_on(&snapshot),
                         base,
                         level: wanted,
-                        committed: false,
+                        progress: Progress::Open,
                         counter: snapshot.version.get() as u32,
                     },
                 };
@@ -209,14 +236,14 @@ impl Connection {
             State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 ..
             } => {
                 self.state = State::Writing {
                     base,
                     overlay,
-                    committed,
+                    progress,
                     counter,
                     level: wanted,
                 };
@@ -238,6 +265,20 @@ impl Connection {
                     counter,
                 };
                 outcome
+            }
+            State::Refusing { level, error } => {
+                let outcome = Err(error.clone());
+                self.state = State::Refusing { level, error };
+                outcome
+            }
+        }
+    }
+
+    fn check_not_refusing(&self) -> Result<()> {
+        match &self.state {
+            State::Refusing { error, .. } => Err(error.clone()),
+            State::Idle | State::Reading { .. } | State::Writing { .. } | State::Failed { .. } => {
+                Ok(())
             }
         }
     }
@@ -264,29 +305,58 @@ impl Connection {
             State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 ..
             } if wanted >= LockLevel::Reserved => State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 level: wanted,
             },
             State::Writing {
-                base, committed, ..
+                progress: Progress::Durable(version),
+                ..
             } => {
-                if !committed {
-                    self.drop_journal();
+                self.drop_journal();
+                self.database.end_write(self.writer);
+                State::Refusing {
+                    level: wanted,
+                    error: self.stays_committed(version, None),
                 }
-                self.leave_writing(base, wanted)
             }
-            State::Failed { base, .. } => {
+            State::Writing { base, .. } | State::Failed { base, .. } => {
                 self.drop_journal();
                 self.leave_writing(base, wanted)
             }
+            State::Refusing { error, .. } => {
+                if wanted < LockLevel::Reserved {
+                    self.drop_journal();
+                    self.database.end_write(self.writer);
+                }
+                State::Refusing {
+                    level: wanted,
+                    error,
+                }
+            }
         };
+    }
+
+    /// K6: what a connection says that refuses.
+    fn stays_committed(&self, version: Version, rollback: Option<&Error>) -> Error {
+        let why = match rollback {
+            Some(error) => format!("its rollback failed ({error})"),
+            None => "did not roll back".to_owned(),
+        };
+        Error::new(
+            Kind::OutcomeUnknown,
+            format!(
+                "{}: SQLite reported a transaction as failed after it had been committed as version {version}, and {why}: \
+                 close the connection, and look whether the transaction is there before running it again",
+                self.database.describe()
+            ),
+        )
     }
 
     fn leave_writing(&self, base: Pin, wanted: LockLevel) -> State {
@@ -310,6 +380,7 @@ impl Connection {
                 rolled_back: false, ..
             } => Ok(()),
             State::Failed { error, .. } => Err(error.clone()),
+            State::Refusing { error, .. } => Err(error.clone()),
             State::Idle | State::Reading { .. } => Err(Error::new(
                 Kind::ReadOnly,
                 format!("{what}: a write without a write lock is refused"),
@@ -325,13 +396,23 @@ impl Connection {
         }
     }
 
-    /// xTruncate. After a commit the size is that of the committed version, and SQLite sets no other.
+    /// xTruncate. After a commit SQLite sets the size of the committed version, or of the one before if it rolls back.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         match &mut self.state {
             State::Writing { overlay, .. } => overlay.truncate(size),
+            State::Refusing { error, .. } => return Err(error.clone()),
             State::Idle | State::Reading { .. } | State::Failed { .. } => {}
         }
         Ok(())
+    }
+
+    /// FCNTL_COMMIT_PHASETWO: from here on SQLite does not roll the commit back.
+    pub fn transaction_is_over(&mut self) {
+        if let State::Writing { progress, .. } = &mut self.state
+            && matches!(progress, Progress::Durable(_))
+        {
+            *progress = Progress::Over;
+        }
     }
 
     /// xFileSize.
@@ -343,6 +424,7 @@ impl Connection {
                 Some(pin) => pin.snapshot().byte_size(),
                 None => self.database.state.head().byte_size(),
             },
+            State::Refusing { .. } => self.database.state.head().byte_size(),
         }
     }
 

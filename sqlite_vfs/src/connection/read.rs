@@ -93,6 +93,7 @@ impl Connection {
                 )
             }
             State::Idle => self.read_unlocked(out, offset),
+            State::Refusing { error, .. } => Err(error.clone()),
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{Changes, CommitId, Epoch, PageNumber, Snapshot};
+use pagewire_proto::{Changes, CommitId, Epoch, PageCount, PageNumber, Snapshot};
 use tokio::time::Instant;
 
 use super::state::{Unsettled, WriterId};
@@ -288,7 +288,7 @@ fn applied(databases: &[Arc<Database>], bases: &[Snapshot], parts: &[CommitPart]
     for ((database, base), part) in databases.iter().zip(bases).zip(parts) {
         let head = Snapshot {
             version: part.base.next(),
-            page_size: Some(part.page_size),
+            page_size: (part.page_count > PageCount::ZERO).then_some(part.page_size),
             page_count: part.page_count,
         };
         database.state.commit_applied(head, &changed(base, part));

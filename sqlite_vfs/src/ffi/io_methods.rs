@@ -366,8 +366,11 @@ unsafe fn main_control(
             fcntl::SIZE_HINT
             | fcntl::CHUNK_SIZE
             | fcntl::OVERWRITE
-            | fcntl::COMMIT_PHASETWO
             | fcntl::COMMIT_ATOMIC_WRITE => Ok(code::OK),
+            fcntl::COMMIT_PHASETWO => {
+                connection.lock().transaction_is_over();
+                Ok(code::OK)
+            }
             fcntl::BEGIN_ATOMIC_WRITE => {
                 connection.lock().batch_begins();
                 Ok(code::OK)

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
-    Snapshot, StagingId, TagName, Version, VersionEntry,
+    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
+    PageSize, Snapshot, StagingId, TagName, Version, VersionEntry,
 };
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
 use pagewire_server::store::{
@@ -28,6 +28,7 @@ enum Fault {
     EpochIsIgnored,
     RepeatedCommitAppliesTwice,
     GrownPagesShowOldBytes,
+    EmptiedDatabaseKeepsAPage,
     LastWriteDoesNotHold,
     PagesAreOffByOneFrom256,
     ProtectedVersionsShowTheHead,
@@ -48,6 +49,7 @@ const NOTICED_BY: &[(Fault, &[&str])] = &[
     (Fault::EpochIsIgnored, &["c05", "c12", "c13", "random"]),
     (Fault::RepeatedCommitAppliesTwice, &["c06", "random"]),
     (Fault::GrownPagesShowOldBytes, &["c08", "random"]),
+    (Fault::EmptiedDatabaseKeepsAPage, &["c08", "random"]),
     (Fault::LastWriteDoesNotHold, &["c08", "random"]),
     (Fault::PagesAreOffByOneFrom256, &["c09"]),
     (Fault::ProtectedVersionsShowTheHead, &["c10", "random"]),
@@ -266,6 +268,14 @@ impl PageStore for WrongStore {
                 for part in &mut commit.databases {
                     if let Some(epoch) = memory.epochs.get(&part.database) {
                         part.epoch = *epoch;
+                    }
+                }
+            }
+            Fault::EmptiedDatabaseKeepsAPage => {
+                for part in &mut commit.databases {
+                    if part.page_count == PageCount::ZERO {
+                        part.page_count = PageCount::try_from(1)
+                            .map_err(|e| StoreError::Internal(e.to_string()))?;
                     }
                 }
             }
