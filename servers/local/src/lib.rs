@@ -146,6 +146,7 @@ impl PageStore for LocalStore {
             durable: true,
             versions: true,
             branches: false,
+            exclusive: true,
             retention: None,
         }
     }
