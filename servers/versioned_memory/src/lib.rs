@@ -8,7 +8,7 @@ mod database;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_memory::staging::Stagings;
@@ -16,6 +16,7 @@ use pagewire_proto::{
     Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
     Snapshot, StagingId, TagName, UnixMillis, Version, VersionEntry,
 };
+use pagewire_server::clock::Clock;
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseCommit, DatabaseEntry, Description,
     PageStore, PageWrite, Parent, Resolution, Resolve, StoreError, StoredPage,
@@ -28,21 +29,12 @@ use database::{Content, Database, Kept, NextVersion, Origin};
 const STEP_VERSIONS: usize = 256;
 
 /// How a [`VersionedMemoryStore`] keeps versions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct VersionedMemoryOptions {
     /// How long a version is kept after the next one was made; `None` for ever.
     pub retention: Option<Duration>,
-    /// Milliseconds since 1970, for the times of versions.
-    pub clock: fn() -> u64,
-}
-
-impl Default for VersionedMemoryOptions {
-    fn default() -> Self {
-        Self {
-            retention: None,
-            clock: wall_clock,
-        }
-    }
+    /// For the times of versions.
+    pub clock: Clock,
 }
 
 /// All versions in memory. See the top of this file.
@@ -124,7 +116,7 @@ impl VersionedMemoryStore {
     }
 
     fn now(&self) -> UnixMillis {
-        UnixMillis(i64::try_from((self.options.clock)()).unwrap_or(i64::MAX))
+        UnixMillis(i64::try_from(self.options.clock.now_ms()).unwrap_or(i64::MAX))
     }
 
     /// Takes out versions of a database that nothing keeps; the caller drops them without the lock.
@@ -522,13 +514,4 @@ impl PageStore for VersionedMemoryStore {
 
 fn no_randomness(error: pagewire_proto::Invalid) -> StoreError {
     StoreError::Unavailable(error.to_string())
-}
-
-fn wall_clock() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the default of the option")]
-    let now = SystemTime::now();
-    let since = now.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }
