@@ -453,6 +453,7 @@ impl Connection {
                     .version
                     .to_string(),
             ),
+            ("pagewire_subscription", None) => Some(self.database.state.subscription().to_owned()),
             ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
             ("pagewire_database_id", None) => Some(self.database.state.id.to_string()),
             ("pagewire_last_error", None) => Some(
@@ -485,6 +486,8 @@ impl Connection {
             rows.push(("version", snapshot.version.to_string()));
         }
         rows.push(("at", self.view.describe()));
+        let subscription = self.database.state.subscription();
+        rows.push(("subscription", subscription.to_owned()));
         rows.extend(self.database.session_status());
         rows
     }

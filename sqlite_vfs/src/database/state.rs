@@ -210,6 +210,11 @@ impl DatabaseState {
         }
     }
 
+    /// How far a subscription is, for people.
+    pub fn subscription(&self) -> &'static str {
+        self.inner.lock().subscription.describe()
+    }
+
     fn unsubscribe(&self, session: &Session, subscription: u64) {
         session.send_news(Outgoing::Unsubscribe(pb::Unsubscribe {
             database_id: self.id.to_wire(),

@@ -118,6 +118,19 @@ impl Subscription {
         )
     }
 
+    /// For people: `none`, `asked`, `strict`, `warned` (strict, and a commit is under way) or `bounded`.
+    pub fn describe(&self) -> &'static str {
+        match self.phase {
+            Phase::None => "none",
+            Phase::Asked { .. } => "asked",
+            Phase::Open { strict: false, .. } => "bounded",
+            Phase::Open { warned: None, .. } => "strict",
+            Phase::Open {
+                warned: Some(_), ..
+            } => "warned",
+        }
+    }
+
     /// Since when it is told of everything.
     pub fn open_since(&self) -> Option<Moment> {
         match self.phase {
