@@ -4,9 +4,11 @@
 //! and a number (`w5_...`) keep a failure out that was seen in systems of this kind: W silently wrong data, L leases and
 //! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
 
+mod after_the_commit_point;
 mod commit_faults;
 mod concurrency;
 mod leases;
 mod outages;
+mod readers;
 mod round_trips;
 mod silent_wrong_data;

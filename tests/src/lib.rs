@@ -6,4 +6,5 @@ pub mod connection;
 pub mod process;
 pub mod proxy;
 pub mod server;
+pub mod shim;
 pub mod wire;

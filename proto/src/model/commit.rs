@@ -81,12 +81,6 @@ impl TryFrom<pb::CommitDatabase> for CommitDatabase {
     type Error = Invalid;
 
     fn try_from(wire: pb::CommitDatabase) -> Result<Self, Invalid> {
-        if wire.page_count == 0 {
-            return Err(Invalid::new(
-                "page_count",
-                "is 0: a version has at least one page",
-            ));
-        }
         if wire.staging_ids.len() > MAX_STAGINGS {
             return Err(Invalid::new(
                 "staging_ids",

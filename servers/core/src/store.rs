@@ -17,6 +17,8 @@
 //! * **C8** A version has exactly the pages of its base, except those that the commit names, those beyond `page_count`
 //!   (gone for ever, also if a later version is larger again), and all of them where the page size differs.
 //!   Where a page is named more than once the last one holds: stagings in their order, then the pages of the commit.
+//!   A `page_count` of 0 makes a version without pages and without a page size. It counts as any other: it is the head, it is
+//!   listed, its base stays readable by C10, and the next commit on it may have any page size.
 //! * **C9** `read` answers pages as of the version asked, in the order asked, with the version that wrote each. A page never
 //!   written, or beyond `page_count`, is empty with version 0. Its cost does not depend on the number of versions.
 //! * **C10** A version is readable while it is the head; from the moment in which it was the head at some `protect` floor or

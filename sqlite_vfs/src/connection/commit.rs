@@ -7,7 +7,7 @@ use pagewire_proto::{PageCount, PageNumber, PageSize, Snapshot};
 use super::header::{self, Header};
 use super::overlay::Overlay;
 use super::read::{ReadAhead, read_range};
-use super::{Connection, State};
+use super::{Connection, Progress, State};
 use crate::client::CommitPart;
 use crate::database::{CommitMember, commit};
 use crate::error::{Error, Kind, Result};
@@ -32,7 +32,9 @@ impl Connection {
             State::Writing { base, overlay, .. } => {
                 !overlay.is_empty() || overlay.size() != base.snapshot().byte_size()
             }
-            State::Idle | State::Reading { .. } | State::Failed { .. } => false,
+            State::Idle | State::Reading { .. } | State::Failed { .. } | State::Refusing { .. } => {
+                false
+            }
         }
     }
 
@@ -50,7 +52,6 @@ impl Connection {
             return Ok(Prepared::Nothing);
         };
         let base = base.snapshot();
-        let name = self.database.describe();
         let page_1 = first_bytes(overlay)?;
         let header = page_1.as_deref().and_then(Header::of);
         let page_size = header
@@ -64,13 +65,8 @@ impl Connection {
             u32::try_from(overlay.size().div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
         let count = header.and_then(Header::page_count).unwrap_or(by_size);
         let page_count = PageCount::try_from(count)?;
-        if page_count == PageCount::ZERO {
-            if base.page_count == PageCount::ZERO {
-                return Ok(Prepared::Nothing);
-            }
-            return Err(Error::io(format!(
-                "{name}: a database can't be truncated to nothing; delete it instead"
-            )));
+        if page_count == PageCount::ZERO && base.page_count == PageCount::ZERO {
+            return Ok(Prepared::Nothing);
         }
         let is_wal = header.is_some_and(Header::is_wal);
         let same_shape = base.page_size == Some(page_size) && base.page_count == page_count;
@@ -81,6 +77,7 @@ impl Connection {
         if same_shape && !counter_moved && self.equals_base(&base)? {
             return Ok(Prepared::Nothing);
         }
+        self.derive_schema_cookie(&base)?;
         self.part(base, page_size, page_count)
             .map(Prepared::Version)
     }
@@ -206,18 +203,64 @@ impl Connection {
             page_count,
             pages,
             spill: overlay.spill_file(),
+            restore: None,
         })
     }
 
-    fn commit_succeeded(&mut self, head: Snapshot) {
+    /// A schema cookie must never stand for two schemas. SQLite counts it up from the one before; after a restore it would count
+    /// through values that were used already, and connections that remember one of them would take their schema for the one
+    /// that is there now. So a new cookie is derived from the version that brings it.
+    fn derive_schema_cookie(&mut self, base: &Snapshot) -> Result<()> {
+        let State::Writing { overlay, .. } = &mut self.state else {
+            return Ok(());
+        };
+        let Some(page_1) = first_bytes(overlay)? else {
+            return Ok(());
+        };
+        let Some(cookie) = Header::of(&page_1).map(Header::schema_cookie) else {
+            return Ok(());
+        };
+        let mut before = vec![0; header::LENGTH];
+        read_range(
+            &self.database,
+            base,
+            None,
+            &mut ReadAhead::default(),
+            &mut before,
+            0,
+            self.settings.timeout,
+        )?;
+        let next = base.version.next();
+        let is_new = Header::of(&before).map_or(0, Header::schema_cookie) != cookie;
+        if !is_new || cookie == header::schema_cookie_of(next) {
+            return Ok(());
+        }
+        let Some(unit) = overlay.unit() else {
+            return Ok(());
+        };
+        let mut page_1 = vec![0; unit.bytes()];
+        overlay.read(0, 0, &mut page_1)?;
+        header::derive_schema_cookie(&mut page_1, next);
+        // SQLite has its own cookie in its cache.
+        self.cache_is_stale = true;
+        overlay.put(0, page_1.into())
+    }
+
+    /// `may_fail`: SQLite may still roll it back (K6). It does so once; what it restores is not rolled back again.
+    fn commit_succeeded(&mut self, head: Snapshot, may_fail: bool) {
         let State::Writing {
             level,
             overlay,
+            progress,
             counter,
             ..
         } = &self.state
         else {
             return;
+        };
+        let progress = match progress {
+            Progress::Open | Progress::Over if may_fail => Progress::Durable(head.version),
+            Progress::Open | Progress::Over | Progress::Durable(_) => Progress::Over,
         };
         // A page that could be sent a moment ago can be read now; if not, comparing bytes finds the truth all the same.
         let page_1 = first_bytes(overlay).ok().flatten();
@@ -231,7 +274,7 @@ impl Connection {
             level: *level,
             base: self.database.state.pin(head),
             overlay: self.overlay_on(&head),
-            committed: true,
+            progress,
             counter,
         };
     }
@@ -250,6 +293,14 @@ impl Connection {
 
     fn commit_failed(&mut self, error: &Error) {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Writing {
+                level,
+                progress: Progress::Durable(version),
+                ..
+            } => State::Refusing {
+                level,
+                error: self.stays_committed(version, Some(error)),
+            },
             State::Writing {
                 base,
                 level,
@@ -271,9 +322,19 @@ impl Connection {
     /// error without playing its journal back.
     pub(super) fn transaction_begins(&mut self) {
         match &self.state {
+            State::Writing {
+                level,
+                progress: Progress::Durable(version),
+                ..
+            } => {
+                self.state = State::Refusing {
+                    level: *level,
+                    error: self.stays_committed(*version, None),
+                };
+            }
             State::Writing { .. } => self.forget_writes(),
             State::Failed { .. } => self.failure_is_over(),
-            State::Idle | State::Reading { .. } => {}
+            State::Idle | State::Reading { .. } | State::Refusing { .. } => {}
         }
     }
 
@@ -313,7 +374,7 @@ impl Connection {
                         base,
                         level,
                         overlay,
-                        committed: false,
+                        progress: Progress::Open,
                         counter,
                     }
                 } else {
@@ -360,6 +421,7 @@ fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
     let is_alone = connections.len() == 1;
     let outcome = (|| {
         for (index, connection) in connections.iter_mut().enumerate() {
+            connection.check_not_refusing()?;
             if let State::Failed { error, .. } = &connection.state {
                 if !is_alone {
                     return Err(error.clone());
@@ -368,7 +430,10 @@ fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
                 continue;
             }
             match connection.prepare()? {
-                Prepared::Nothing => connection.forget_writes(),
+                Prepared::Nothing => {
+                    connection.forget_writes();
+                    connection.transaction_is_over();
+                }
                 Prepared::Version(part) => {
                     timeout = timeout.max(connection.settings.timeout);
                     let Some(base) = connection.snapshot() else {
@@ -389,7 +454,8 @@ fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
     match outcome {
         Ok(heads) => {
             for (index, head) in who.into_iter().zip(heads) {
-                connections[index].commit_succeeded(head);
+                // After the deletion of a super-journal SQLite ignores errors.
+                connections[index].commit_succeeded(head, is_alone);
             }
             Ok(())
         }

@@ -9,12 +9,21 @@
 //!     +---- xUnlock(NONE) ------+   +------------ xUnlock(SHARED) -------+  | a commit failed
 //!     ^                             ^                                       v
 //!     +-----------------------------+------- xUnlock ------------------- Failed
+//!
+//!   Writing, from FCNTL_SYNC to FCNTL_COMMIT_PHASETWO: SQLite may still fail and roll back
+//!     | FCNTL_SYNC again: the rollback, a further version          --> Writing
+//!     | that one failed, or SQLite gave up without a rollback      --> Refusing, until the connection is closed
 //! ```
 //! * **K1** A read transaction sees one version; a write transaction sees that version and what it wrote, nothing else.
 //! * **K2** Nothing of a transaction leaves the process before FCNTL_SYNC (or the deletion of the super-journal).
 //! * **K3** xUnlock and FCNTL_COMMIT_PHASETWO never commit and never fail.
 //! * **K4** After a failed commit the writes of SQLite's rollback are dropped; nothing after that rollback is dropped in silence.
-//! * **K5** Leaving Writing without a commit drops the overlay and the journal together.
+//! * **K5** Leaving Writing drops the overlay and the journal together: a journal never outlives its transaction.
+//! * **K6** What SQLite rolls back after its commit point is rolled back: its second FCNTL_SYNC makes a further version with the
+//!   content of the one before (none, if there was none). If that can't be done the connection refuses everything and says
+//!   that the transaction is there, since the application was told that it had failed.
+//! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
+//!   while the state is Idle, and nothing is written through a chosen one.
 
 mod commit;
 #[cfg(not(fuzzing))]
@@ -23,18 +32,20 @@ mod header;
 pub mod header;
 mod overlay;
 mod read;
+mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pagewire_proto::Snapshot;
+use pagewire_proto::{Snapshot, Version};
 
-use crate::database::{Database, Pin, WriterId};
+use crate::database::{Database, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::file::spool::Spool;
 use crate::settings::ConnectionSettings;
 use overlay::Overlay;
 use read::ReadAhead;
+use view::View;
 
 pub use commit::commit_group;
 pub use read::ReadOutcome;
@@ -60,8 +71,7 @@ pub struct Connection {
     database: Arc<Database>,
     settings: ConnectionSettings,
     state: State,
-    /// For connections that never lock: one version for life.
-    fixed: Option<Pin>,
+    view: View,
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
@@ -83,7 +93,7 @@ enum State {
         base: Pin,
         level: LockLevel,
         overlay: Overlay,
-        committed: bool,
+        progress: Progress,
         /// The change counter that SQLite has in its page 1: it moves with each commit, except in exclusive locking mode.
         counter: u32,
     },
@@ -94,6 +104,22 @@ enum State {
         rolled_back: bool,
         counter: u32,
     },
+    /// K6.
+    Refusing {
+        level: LockLevel,
+        error: Error,
+    },
+}
+
+/// How far a write transaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Before its commit point.
+    Open,
+    /// FCNTL_SYNC has made this version, and SQLite has not yet said that it is done.
+    Durable(Version),
+    /// SQLite has said so, or can't roll it back any more.
+    Over,
 }
 
 #[derive(Default)]
@@ -103,20 +129,20 @@ struct Journal {
 }
 
 impl Connection {
-    /// A connection to an open database.
-    pub fn new(database: Arc<Database>, settings: ConnectionSettings) -> Result<Self> {
+    /// A connection to an open database, at the version of a moment if that was looked for.
+    pub fn new(
+        database: Arc<Database>,
+        looked: Option<Looked>,
+        settings: ConnectionSettings,
+    ) -> Result<Self> {
         static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
-        // It will never ask again, so it asks now (P4).
-        let fixed = match settings.unlocked {
-            true => Some(database.begin_read(settings.timeout)?),
-            false => None,
-        };
+        let view = View::of_new(&database, looked, &settings)?;
         Ok(Self {
             writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
             database,
             settings,
             state: State::Idle,
-            fixed,
+            view,
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead: ReadAhead::default(),
@@ -152,37 +178,35 @@ impl Connection {
         match &self.state {
             State::Idle => LockLevel::None,
             State::Reading { .. } => LockLevel::Shared,
-            State::Writing { level, .. } | State::Failed { level, .. } => *level,
+            State::Writing { level, .. }
+            | State::Failed { level, .. }
+            | State::Refusing { level, .. } => *level,
         }
     }
 
     /// The version that is read, if a transaction is open.
     pub fn snapshot(&self) -> Option<Snapshot> {
         match &self.state {
-            State::Idle => self.fixed.as_ref().map(Pin::snapshot),
+            State::Idle => self.view.pin().map(Pin::snapshot),
             State::Reading { base } | State::Writing { base, .. } | State::Failed { base, .. } => {
                 Some(base.snapshot())
             }
+            State::Refusing { .. } => None,
         }
     }
 
     /// xLock.
     pub fn lock(&mut self, wanted: LockLevel) -> Result<()> {
+        self.check_not_refusing()?;
         if wanted <= self.level() {
             return Ok(());
         }
-        if wanted > LockLevel::Shared && self.settings.read_only {
-            return Err(Error::new(
-                Kind::ReadOnly,
-                format!(
-                    "{}: the connection was opened read-only",
-                    self.database.describe()
-                ),
-            ));
+        if wanted > LockLevel::Shared {
+            self.check_writable()?;
         }
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
-                let base = self.database.begin_read(self.settings.timeout)?;
+                let base = self.begin_read()?;
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -200,7 +224,7 @@ impl Connection {
                         overlay: self.overlay_on(&snapshot),
                         base,
                         level: wanted,
-                        committed: false,
+                        progress: Progress::Open,
                         counter: snapshot.version.get() as u32,
                     },
                 };
@@ -209,14 +233,14 @@ impl Connection {
             State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 ..
             } => {
                 self.state = State::Writing {
                     base,
                     overlay,
-                    committed,
+                    progress,
                     counter,
                     level: wanted,
                 };
@@ -238,6 +262,20 @@ impl Connection {
                     counter,
                 };
                 outcome
+            }
+            State::Refusing { level, error } => {
+                let outcome = Err(error.clone());
+                self.state = State::Refusing { level, error };
+                outcome
+            }
+        }
+    }
+
+    fn check_not_refusing(&self) -> Result<()> {
+        match &self.state {
+            State::Refusing { error, .. } => Err(error.clone()),
+            State::Idle | State::Reading { .. } | State::Writing { .. } | State::Failed { .. } => {
+                Ok(())
             }
         }
     }
@@ -264,29 +302,58 @@ impl Connection {
             State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 ..
             } if wanted >= LockLevel::Reserved => State::Writing {
                 base,
                 overlay,
-                committed,
+                progress,
                 counter,
                 level: wanted,
             },
             State::Writing {
-                base, committed, ..
+                progress: Progress::Durable(version),
+                ..
             } => {
-                if !committed {
-                    self.drop_journal();
+                self.drop_journal();
+                self.database.end_write(self.writer);
+                State::Refusing {
+                    level: wanted,
+                    error: self.stays_committed(version, None),
                 }
-                self.leave_writing(base, wanted)
             }
-            State::Failed { base, .. } => {
+            State::Writing { base, .. } | State::Failed { base, .. } => {
                 self.drop_journal();
                 self.leave_writing(base, wanted)
             }
+            State::Refusing { error, .. } => {
+                if wanted < LockLevel::Reserved {
+                    self.drop_journal();
+                    self.database.end_write(self.writer);
+                }
+                State::Refusing {
+                    level: wanted,
+                    error,
+                }
+            }
         };
+    }
+
+    /// K6: what a connection says that refuses.
+    fn stays_committed(&self, version: Version, rollback: Option<&Error>) -> Error {
+        let why = match rollback {
+            Some(error) => format!("its rollback failed ({error})"),
+            None => "did not roll back".to_owned(),
+        };
+        Error::new(
+            Kind::OutcomeUnknown,
+            format!(
+                "{}: SQLite reported a transaction as failed after it had been committed as version {version}, and {why}: \
+                 close the connection, and look whether the transaction is there before running it again",
+                self.database.describe()
+            ),
+        )
     }
 
     fn leave_writing(&self, base: Pin, wanted: LockLevel) -> State {
@@ -310,6 +377,7 @@ impl Connection {
                 rolled_back: false, ..
             } => Ok(()),
             State::Failed { error, .. } => Err(error.clone()),
+            State::Refusing { error, .. } => Err(error.clone()),
             State::Idle | State::Reading { .. } => Err(Error::new(
                 Kind::ReadOnly,
                 format!("{what}: a write without a write lock is refused"),
@@ -325,13 +393,23 @@ impl Connection {
         }
     }
 
-    /// xTruncate. After a commit the size is that of the committed version, and SQLite sets no other.
+    /// xTruncate. After a commit SQLite sets the size of the committed version, or of the one before if it rolls back.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         match &mut self.state {
             State::Writing { overlay, .. } => overlay.truncate(size),
+            State::Refusing { error, .. } => return Err(error.clone()),
             State::Idle | State::Reading { .. } | State::Failed { .. } => {}
         }
         Ok(())
+    }
+
+    /// FCNTL_COMMIT_PHASETWO: from here on SQLite does not roll the commit back.
+    pub fn transaction_is_over(&mut self) {
+        if let State::Writing { progress, .. } = &mut self.state
+            && matches!(progress, Progress::Durable(_))
+        {
+            *progress = Progress::Over;
+        }
     }
 
     /// xFileSize.
@@ -339,24 +417,35 @@ impl Connection {
         match &self.state {
             State::Writing { overlay, .. } => overlay.size(),
             State::Reading { base } | State::Failed { base, .. } => base.snapshot().byte_size(),
-            State::Idle => match &self.fixed {
+            State::Idle => match self.view.pin() {
                 Some(pin) => pin.snapshot().byte_size(),
                 None => self.database.state.head().byte_size(),
             },
+            State::Refusing { .. } => self.database.state.head().byte_size(),
         }
     }
 
     /// The answer of a pragma that is ours, or of one that would do harm; `None` for all others.
-    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Option<String> {
-        match (name, value) {
-            // Refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
-            ("journal_mode", Some("wal" | "off")) => Some(self.journal_mode.to_owned()),
+    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
+        Ok(match (name, value) {
             ("journal_mode", Some(mode)) => {
+                // WAL and OFF are refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
+                if ["wal", "off"].contains(&mode.to_ascii_lowercase().as_str()) {
+                    return Ok(Some(self.journal_mode.to_owned()));
+                }
                 let known = ["delete", "truncate", "persist", "memory"];
-                if let Some(mode) = known.into_iter().find(|known| *known == mode) {
+                if let Some(mode) = known
+                    .into_iter()
+                    .find(|known| known.eq_ignore_ascii_case(mode))
+                {
                     self.journal_mode = mode;
                 }
                 None
+            }
+            ("pagewire_at", None) => Some(self.view.describe()),
+            ("pagewire_at", Some(text)) => {
+                self.look_at(text)?;
+                Some(self.view.describe())
             }
             ("pagewire_version", None) => Some(
                 self.snapshot()
@@ -364,6 +453,7 @@ impl Connection {
                     .version
                     .to_string(),
             ),
+            ("pagewire_subscription", None) => Some(self.database.state.subscription().to_owned()),
             ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
             ("pagewire_database_id", None) => Some(self.database.state.id.to_string()),
             ("pagewire_last_error", None) => Some(
@@ -373,7 +463,7 @@ impl Connection {
                     .unwrap_or_default(),
             ),
             _ => None,
-        }
+        })
     }
 
     /// What `pagewire_status` shows of the connection.
@@ -395,6 +485,9 @@ impl Connection {
         if let Some(snapshot) = self.snapshot() {
             rows.push(("version", snapshot.version.to_string()));
         }
+        rows.push(("at", self.view.describe()));
+        let subscription = self.database.state.subscription();
+        rows.push(("subscription", subscription.to_owned()));
         rows.extend(self.database.session_status());
         rows
     }

@@ -1,7 +1,7 @@
 //! Rule C8: which pages a version has.
 
 use bytes::Bytes;
-use pagewire_proto::{PageSize, StagingId, Version};
+use pagewire_proto::{Changes, PageSize, Snapshot, StagingId, Version};
 
 use super::fixture::{
     Bench, Db, SIZE, content, describe, ensure, number_of, numbers, page_count, part, staged,
@@ -91,7 +91,54 @@ pub(super) async fn c08(context: Context<'_>) -> Outcome {
         head.page_count == page_count(3) && head.page_size == Some(PageSize::MIN),
         "the head is {head:?}"
     );
+    a_version_may_have_no_pages(&bench, db).await?;
     Ok(Verdict::Kept)
+}
+
+/// Version 8 has no pages, and neither has version 9; version 10 has another page size, version 11 the first one again.
+async fn a_version_may_have_no_pages(bench: &Bench, db: Db) -> Result<(), Violation> {
+    let store = &bench.store;
+    let staging = StagingId::random()?;
+    let pages = writes(SIZE, &[(1, 80)]);
+    store.stage(db.id, staging, SIZE, pages).await?;
+    bench
+        .commit(vec![staged(db, 7, 0, &[staging], &[(2, 81)])])
+        .await?;
+    bench.commit(vec![part(db, 8, 0, &[])]).await?;
+    for version in [8, 9] {
+        bench
+            .expect(db, version, &[(1, None), (2, None), (3, None)])
+            .await?;
+    }
+    let head = store.head(db.id).await?;
+    let empty = Snapshot {
+        version: Version::new(9),
+        ..Snapshot::EMPTY
+    };
+    ensure!(head == empty, "the head after it was emptied is {head:?}");
+    let listed = store.list(bench.prefix(), "", 10).await?;
+    ensure!(
+        listed.iter().any(|entry| entry.head == empty),
+        "an empty version is not listed: {listed:?}"
+    );
+    let (_, changes) = store.changes(db.id, Version::new(7)).await?;
+    ensure!(
+        match &changes {
+            Changes::All => true,
+            Changes::Pages(pages) => [1, 3].iter().all(|page| pages.contains(&number_of(*page))),
+        },
+        "pages 1 and 3 are gone, changed {changes:?}"
+    );
+    let mut larger = part(db, 9, 2, &[]);
+    larger.page_size = PageSize::try_from(SIZE.get() * 2)?;
+    larger.pages = writes(larger.page_size, &[(1, 100)]);
+    bench.commit(vec![larger]).await?;
+    bench.commit(vec![part(db, 10, 3, &[(2, 110)])]).await?;
+    bench
+        .expect(db, 11, &[(1, None), (2, Some((110, 11))), (3, None)])
+        .await?;
+    // What was there before is there still for whoever reads it.
+    bench.expect(db, 7, &[(3, Some((7, 7)))]).await
 }
 
 /// Version 6 has the double page size, version 7 the old one again, with three pages.

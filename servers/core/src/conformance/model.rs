@@ -131,7 +131,8 @@ impl History<'_> {
             };
             let count = match self.random.below(10) {
                 0..5 => newest.page_count.get().max(1),
-                _ => self.random.below(PAGES as usize) as u32 + 1,
+                // None at all, sometimes.
+                _ => self.random.below(PAGES as usize + 1) as u32,
             };
             let id = self.models[index].id;
             let mut stagings = self.fitting(id, size);

@@ -187,7 +187,7 @@ async fn commit_headers_out_of_range_are_refused() {
             changed(&|commit| commit.databases = vec![commit.databases[0].clone(); 127]),
         ),
         (
-            "no pages",
+            "pages of an empty version",
             changed(&|commit| commit.databases[0].page_count = 0),
         ),
         (

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
-    Snapshot, StagingId, TagName, Version, VersionEntry,
+    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
+    PageSize, Snapshot, StagingId, TagName, Version, VersionEntry,
 };
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
 use pagewire_server::store::{
@@ -28,6 +28,7 @@ enum Fault {
     EpochIsIgnored,
     RepeatedCommitAppliesTwice,
     GrownPagesShowOldBytes,
+    EmptiedDatabaseKeepsAPage,
     LastWriteDoesNotHold,
     PagesAreOffByOneFrom256,
     ProtectedVersionsShowTheHead,
@@ -48,6 +49,7 @@ const NOTICED_BY: &[(Fault, &[&str])] = &[
     (Fault::EpochIsIgnored, &["c05", "c12", "c13", "random"]),
     (Fault::RepeatedCommitAppliesTwice, &["c06", "random"]),
     (Fault::GrownPagesShowOldBytes, &["c08", "random"]),
+    (Fault::EmptiedDatabaseKeepsAPage, &["c08", "random"]),
     (Fault::LastWriteDoesNotHold, &["c08", "random"]),
     (Fault::PagesAreOffByOneFrom256, &["c09"]),
     (Fault::ProtectedVersionsShowTheHead, &["c10", "random"]),
@@ -269,6 +271,14 @@ impl PageStore for WrongStore {
                     }
                 }
             }
+            Fault::EmptiedDatabaseKeepsAPage => {
+                for part in &mut commit.databases {
+                    if part.page_count == PageCount::ZERO {
+                        part.page_count = PageCount::try_from(1)
+                            .map_err(|e| StoreError::Internal(e.to_string()))?;
+                    }
+                }
+            }
             Fault::LastWriteDoesNotHold => {
                 for part in &mut commit.databases {
                     part.pages.reverse();
@@ -408,10 +418,11 @@ async fn every_fault_is_noticed_by_the_rule_that_it_breaks() {
     }
 }
 
-/// Rules that can be tried on a store that never restarts each notice at least one of the faults.
+/// Rules that can be tried on a store that never restarts each notice at least one of the faults. Those on versions are for
+/// the wrong stores of `servers/versioned_memory`.
 #[test]
 fn every_rule_has_a_fault_that_it_notices() {
-    let untried = ["c07", "c16", "c17", "trust"];
+    let untried = ["c07", "c16", "c17", "v0", "trust"];
     for rule in RULES {
         let noticed = NOTICED_BY
             .iter()
@@ -430,7 +441,9 @@ async fn a_rule_that_cannot_be_tried_says_so() {
             Ok(Arc::new(MemoryStore::new()?))
         }
     }
-    for name in ["c07", "c16", "c17", "trust"] {
+    for name in [
+        "c07", "c16", "c17", "trust", "v01", "v02", "v03", "v04", "v05", "v06", "v07",
+    ] {
         let run = rule(name).unwrap().run;
         let outcome = run(Context {
             store: &Right,
