@@ -137,6 +137,18 @@ impl std::fmt::Display for Moment {
     }
 }
 
+impl Moment {
+    /// As [`Moment::from_str`] reads it.
+    pub fn as_written(&self) -> String {
+        match self {
+            Moment::Version(version) => version.to_string(),
+            Moment::Time(time) => time.to_string(),
+            Moment::Age(age) => format!("{age}ms{AGO}"),
+            Moment::Tag(tag) => tag.0.clone(),
+        }
+    }
+}
+
 /// As people write it, the same in a URI, a pragma and on the command line:
 ///
 /// * a version: `42`;
@@ -328,6 +340,7 @@ mod tests {
             ("ago", tag("ago")),
         ] {
             assert_eq!(at(text).as_ref(), Ok(&moment), "{text:?}");
+            assert_eq!(at(&moment.as_written()), Ok(moment));
         }
     }
 

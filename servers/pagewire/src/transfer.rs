@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use pagewire_proto::DatabaseName;
+use pagewire_proto::{DatabaseName, Moment};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
@@ -31,7 +31,9 @@ pub struct ImportArguments {
 /// Arguments of `pagewire export`.
 #[derive(Debug, Args)]
 pub struct ExportArguments {
-    /// The database.
+    /// The database, or a version of it as NAME@AT: a version, a time, an age or a tag. What follows the last '@' is the moment; a
+    /// name that has one itself is written with an '@' at its end.
+    #[arg(value_name = "NAME[@AT]")]
     name: String,
     /// The SQLite file to be made. It must not exist.
     file: PathBuf,
@@ -44,7 +46,7 @@ pub struct ExportArguments {
 pub fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
     register_vfs()?;
     let source = open_local(&arguments.file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let mut target = open_remote(&arguments.name, &arguments.endpoint, "rwc")?;
+    let mut target = open_remote(&arguments.name, &arguments.endpoint, "rwc", None)?;
     let pages: i64 = target
         .query_row("PRAGMA page_count", [], |row| row.get(0))
         .map_err(explain(&target))?;
@@ -72,7 +74,8 @@ pub fn export(arguments: &ExportArguments) -> anyhow::Result<()> {
             arguments.file.display()
         );
     }
-    let source = open_remote(&arguments.name, &arguments.endpoint, "ro")?;
+    let (name, at) = name_and_moment(&arguments.name)?;
+    let source = open_remote(name, &arguments.endpoint, "ro", at.as_ref())?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut target = open_local(&arguments.file, flags)?;
     copy(&source, &mut target)?;
@@ -82,6 +85,15 @@ pub fn export(arguments: &ExportArguments) -> anyhow::Result<()> {
         arguments.file.display()
     );
     Ok(())
+}
+
+/// `NAME`, `NAME@AT`, or `NAME@` for a name that has an '@' itself.
+fn name_and_moment(text: &str) -> anyhow::Result<(&str, Option<Moment>)> {
+    match text.rsplit_once('@') {
+        None => Ok((text, None)),
+        Some((name, "")) => Ok((name, None)),
+        Some((name, at)) => Ok((name, Some(at.parse()?))),
+    }
 }
 
 fn copy(source: &Connection, target: &mut Connection) -> anyhow::Result<()> {
@@ -110,7 +122,13 @@ fn open_local(file: &Path, flags: OpenFlags) -> anyhow::Result<Connection> {
         .with_context(|| format!("{} can't be opened", file.display()))
 }
 
-fn open_remote(name: &str, endpoint: &str, mode: &str) -> anyhow::Result<Connection> {
+/// Opens a database of a page server, at a moment or at its newest version. The VFS has to be registered.
+pub(crate) fn open_remote(
+    name: &str,
+    endpoint: &str,
+    mode: &str,
+    at: Option<&Moment>,
+) -> anyhow::Result<Connection> {
     let name = DatabaseName::try_from(name)?;
     let escape = |text: &str| {
         let escaped = text.bytes().map(|byte| match byte {
@@ -121,11 +139,15 @@ fn open_remote(name: &str, endpoint: &str, mode: &str) -> anyhow::Result<Connect
         });
         escaped.collect::<String>()
     };
-    let uri = format!(
+    let mut uri = format!(
         "file:{}?vfs=pagewire&mode={mode}&endpoint={}",
         escape(name.as_str()),
         escape(endpoint)
     );
+    if let Some(at) = at {
+        uri.push_str("&at=");
+        uri.push_str(&escape(&at.as_written()));
+    }
     let flags = OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE;
@@ -142,5 +164,25 @@ fn explain(connection: &Connection) -> impl FnOnce(rusqlite::Error) -> anyhow::E
     move |error| match cause {
         Some(cause) => anyhow::Error::new(error).context(cause),
         None => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_last_at_sign_is_the_moment() {
+        let version = |number| Some(Moment::Version(pagewire_proto::Version::new(number)));
+        for (text, name, at) in [
+            ("a.db", "a.db", None),
+            ("a.db@7", "a.db", version(7)),
+            ("me@home.db@7", "me@home.db", version(7)),
+            ("me@home.db@", "me@home.db", None),
+            ("a.db@2h ago", "a.db", Some(Moment::Age(7_200_000))),
+        ] {
+            assert_eq!(name_and_moment(text).unwrap(), (name, at));
+        }
+        assert!(name_and_moment("a.db@2026-11-01T00:00").is_err());
     }
 }
