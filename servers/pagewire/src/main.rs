@@ -33,7 +33,7 @@ enum Command {
     /// Opens a database in an interactive SQL shell.
     #[command(disable_version_flag = true)]
     Shell(Box<shell::ShellArgs>),
-    /// Lists and deletes databases.
+    /// Databases and their history: list, delete, log, tag, branch, restore, diff, gc, info.
     Db(db::DbArguments),
     /// Copies a local SQLite file into a new database.
     Import(transfer::ImportArguments),

@@ -215,7 +215,7 @@ pub struct Client {
 }
 
 /// A database that a client has open.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Opened {
     pub id: Bytes,
     pub head: u64,

@@ -6,6 +6,7 @@ mod commits;
 mod contention;
 mod gate;
 mod harness;
+mod history;
 mod hostile;
 mod leases;
 mod opens;
