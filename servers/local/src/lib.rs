@@ -144,7 +144,7 @@ impl PageStore for LocalStore {
         Capabilities {
             name: "local".to_owned(),
             durable: true,
-            versions: true,
+            versions: false,
             branches: false,
             retention: None,
         }

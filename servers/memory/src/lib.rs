@@ -7,7 +7,7 @@
 //! across an await.
 
 mod database;
-mod staging;
+pub mod staging;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
     StagingId, Version,
@@ -101,38 +100,6 @@ impl MemoryStore {
             };
             database.write().give_up_oldest();
         }
-    }
-
-    /// All pages that the commit writes to each database: the last one holds, none is beyond the page count (C8).
-    fn collect(
-        commit: Commit,
-        stagings: &mut Stagings,
-    ) -> Result<Vec<(DatabaseId, NextVersion)>, StoreError> {
-        let named = commit
-            .databases
-            .iter()
-            .flat_map(|part| part.stagings.iter().map(move |id| (*id, part)))
-            .map(|(id, part)| (id, part.database, part.page_size));
-        stagings.check(named)?;
-        let mut collected = Vec::with_capacity(commit.databases.len());
-        for part in commit.databases {
-            let mut pages = BTreeMap::new();
-            for id in part.stagings {
-                pages.extend(stagings.take(id));
-            }
-            for page in part.pages {
-                pages.insert(page.number, own(page.content, part.page_size));
-            }
-            pages.retain(|number, _| part.page_count.has(*number));
-            let next = NextVersion {
-                id: commit.id,
-                page_size: part.page_size,
-                page_count: part.page_count,
-                pages,
-            };
-            collected.push((part.database, next));
-        }
-        Ok(collected)
     }
 }
 
@@ -262,12 +229,16 @@ impl PageStore for MemoryStore {
         &self,
         database: DatabaseId,
         floor: Option<Version>,
-        _pins: &[Version],
+        pins: &[Version],
     ) -> Result<(), StoreError> {
         let database = self.database(database)?;
         let mut database = database.write();
         database.check_exists()?;
-        database.protect(floor);
+        for pin in pins {
+            database.check_readable(*pin)?;
+        }
+        // A pin keeps what came after it too: this store cannot drop from the middle.
+        database.protect(floor.into_iter().chain(pins.iter().copied()).min());
         Ok(())
     }
 
@@ -285,10 +256,6 @@ impl PageStore for MemoryStore {
         page_size: PageSize,
         pages: Vec<PageWrite>,
     ) -> Result<(), StoreError> {
-        let pages: Vec<_> = pages
-            .into_iter()
-            .map(|page| (page.number, own(page.content, page_size)))
-            .collect();
         // Held to the end, or a database removed meanwhile would leave a staging that nobody drops.
         let directory = self.directory.read();
         if !directory.databases.contains_key(&database) {
@@ -325,6 +292,9 @@ impl PageStore for MemoryStore {
         for database in locked.values() {
             database.check_exists()?;
         }
+        if commit.databases.iter().any(|part| part.restore.is_some()) {
+            return Err(StoreError::Unsupported("versions"));
+        }
         let versions: Vec<_> = commit
             .databases
             .iter()
@@ -348,12 +318,19 @@ impl PageStore for MemoryStore {
                 return Ok(CommitOutcome::LeaseLost { index, current });
             }
         }
-        let collected = Self::collect(commit, &mut self.stagings.lock())?;
-        for (id, next) in collected {
-            if let Some(database) = locked.get_mut(&id) {
-                database.apply(next);
+        let mut stagings = self.stagings.lock();
+        stagings.check(&commit.databases)?;
+        for part in commit.databases {
+            if let Some(database) = locked.get_mut(&part.database) {
+                database.apply(NextVersion {
+                    id: commit.id,
+                    page_size: part.page_size,
+                    page_count: part.page_count,
+                    pages: stagings.pages_of(part),
+                });
             }
         }
+        drop(stagings);
         drop(locked);
         self.keep_to_limit();
         Ok(CommitOutcome::Committed(versions))
@@ -396,15 +373,4 @@ impl PageStore for MemoryStore {
 
 fn no_randomness(error: pagewire_proto::Invalid) -> StoreError {
     StoreError::Unavailable(error.to_string())
-}
-
-/// The page in memory of its own, of full length: what comes from the wire is a slice of a message, which a single kept
-/// page would keep as a whole.
-fn own(content: Bytes, page_size: PageSize) -> Bytes {
-    static ZEROS: [u8; PageSize::MAX.bytes()] = [0; PageSize::MAX.bytes()];
-    if content.is_empty() {
-        Bytes::from_static(&ZEROS[..page_size.bytes()])
-    } else {
-        Bytes::copy_from_slice(&content)
-    }
 }

@@ -11,12 +11,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, Settings, bind_tcp, bind_unix};
+use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Arguments of `pagewire serve`.
 #[derive(Debug, Args)]
 pub struct ServeArguments {
-    /// Where the pages are kept: `memory` or `local:DIR`.
+    /// Where the pages are kept: `memory`, `versioned-memory` or `local:DIR`.
     #[arg(long, env = "PAGEWIRE_STORE", default_value = "local:./pagewire-data")]
     store: String,
     /// Where clients connect: `ADDR:PORT` (port 0 for any free one) or `unix:PATH`.
@@ -25,6 +26,10 @@ pub struct ServeArguments {
     /// How long a session and its leases live without a heartbeat, in milliseconds.
     #[arg(long, env = "PAGEWIRE_LEASE_TTL_MS", default_value_t = 5000)]
     lease_ttl_ms: u64,
+    /// How long old versions are kept: `24h`, `7days`, `forever`, or `0` for no longer than somebody has them open
+    /// [default: forever in versioned-memory].
+    #[arg(long, env = "PAGEWIRE_RETENTION")]
+    retention: Option<String>,
 }
 
 /// Where pages are kept.
@@ -32,6 +37,8 @@ pub struct ServeArguments {
 pub enum StoreSetting {
     /// In memory, one version.
     Memory,
+    /// In memory, all versions for this long; `None` for ever.
+    VersionedMemory(Option<Duration>),
     /// On the local disk.
     Local(PathBuf),
 }
@@ -63,18 +70,29 @@ pub fn run(arguments: &ServeArguments) -> anyhow::Result<()> {
 
 fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
     let mut problems = Vec::new();
+    let retention = arguments.retention.as_deref().map(parse_retention);
+    let retention = retention.transpose().unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
     let store = match arguments.store.as_str() {
         "memory" => Some(StoreSetting::Memory),
+        "versioned-memory" => Some(StoreSetting::VersionedMemory(retention.flatten())),
         text => match text.strip_prefix("local:") {
             Some(directory) if !directory.is_empty() => {
                 Some(StoreSetting::Local(PathBuf::from(directory)))
             }
             _ => {
-                problems.push(format!("--store {text}: must be memory or local:DIR"));
+                problems.push(format!(
+                    "--store {text}: must be memory, versioned-memory or local:DIR"
+                ));
                 None
             }
         },
     };
+    if retention.is_some() && !matches!(store, Some(StoreSetting::VersionedMemory(_))) {
+        problems.push("--retention: only for versioned-memory".to_owned());
+    }
     let listen = match arguments.listen.strip_prefix("unix:") {
         Some("") => {
             problems.push("--listen unix: needs a path".to_owned());
@@ -112,10 +130,28 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
     }
 }
 
+/// A duration, or for ever.
+fn parse_retention(text: &str) -> Result<Option<Duration>, String> {
+    match text {
+        "forever" => Ok(None),
+        "0" => Ok(Some(Duration::ZERO)),
+        _ => humantime::parse_duration(text)
+            .map(Some)
+            .map_err(|why| format!("--retention {text}: {why} (as in 24h, 7days, forever, 0)")),
+    }
+}
+
 /// Opens a store.
 pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
     Ok(match store {
         StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
+        StoreSetting::VersionedMemory(retention) => {
+            let options = VersionedMemoryOptions {
+                retention: *retention,
+                ..VersionedMemoryOptions::default()
+            };
+            Arc::new(VersionedMemoryStore::with_options(options)?)
+        }
         StoreSetting::Local(directory) => Arc::new(
             pagewire_local::LocalStore::open(directory)
                 .with_context(|| format!("store local:{}", directory.display()))?,
@@ -187,6 +223,7 @@ mod tests {
             store: store.into(),
             listen: listen.into(),
             lease_ttl_ms,
+            retention: None,
         }
     }
 
@@ -198,6 +235,25 @@ mod tests {
         assert!(error.contains("--store disk"), "{error}");
         assert!(error.contains("--listen nowhere"), "{error}");
         assert!(error.contains("lease_ttl"), "{error}");
+    }
+
+    #[test]
+    fn retention_is_a_duration_or_for_ever() {
+        let retention = |text: &str| {
+            let arguments = ServeArguments {
+                retention: Some(text.into()),
+                ..arguments("versioned-memory", "[::1]:0", 1000)
+            };
+            check(&arguments).map(|checked| checked.store)
+        };
+        let kept = |retention| StoreSetting::VersionedMemory(retention);
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(retention("24h").unwrap(), kept(Some(day)));
+        assert_eq!(retention("1day").unwrap(), kept(Some(day)));
+        assert_eq!(retention("0").unwrap(), kept(Some(Duration::ZERO)));
+        assert_eq!(retention("forever").unwrap(), kept(None));
+        let error = retention("soon").unwrap_err().to_string();
+        assert!(error.contains("--retention soon"), "{error}");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What the rules are written with: databases of a trial, commits in one line, pages whose content says what they are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, StagingId,
+    TagName, UnixMillis, Version, VersionEntry,
 };
 
 use super::{Context, Violation};
-use crate::store::{Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite, StoreError};
+use crate::store::{
+    Collected, Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite, StoreError,
+};
 
 /// Ends a rule with what the store did, unless the condition holds.
 macro_rules! ensure {
@@ -42,6 +46,16 @@ impl Bench {
             store: context.store.open().await?,
             prefix: format!("conformance/{}/", DatabaseId::random()?),
         })
+    }
+
+    /// A store that keeps versions for so long; `None` where that cannot be had.
+    pub(super) async fn open_keeping(
+        context: Context<'_>,
+        retention: Duration,
+    ) -> Result<Option<Self>, Violation> {
+        let store = context.store.open_with_retention(retention).await?;
+        let prefix = format!("conformance/{}/", DatabaseId::random()?);
+        Ok(store.map(|store| Self { store, prefix }))
     }
 
     /// As after the death of the process; call only where `can_restart`.
@@ -162,6 +176,85 @@ impl Bench {
             );
         }
         Ok(())
+    }
+}
+
+/// Questions about the history of a database.
+impl Bench {
+    pub(super) async fn find(&self, db: Db, moment: Moment) -> Result<VersionEntry, Violation> {
+        let found = self.store.find(db.id, &moment).await;
+        found.map_err(|error| Violation(format!("find of {moment} answered {error:?}")))
+    }
+
+    /// The moment has to be of a version that is gone.
+    pub(super) async fn ensure_gone(&self, db: Db, moment: Moment) -> Result<(), Violation> {
+        let found = self.store.find(db.id, &moment).await;
+        ensure!(
+            matches!(found, Err(StoreError::VersionGone { .. })),
+            "find of {moment}, which has to be gone, answered {found:?}"
+        );
+        Ok(())
+    }
+
+    /// Numbers of the versions that are listed, newest first.
+    pub(super) async fn listed(&self, db: Db) -> Result<Vec<u64>, Violation> {
+        let versions = self.store.versions(db.id, None, false, 1000).await?;
+        Ok(versions.iter().map(|v| v.snapshot.version.get()).collect())
+    }
+
+    /// A branch under a label, which has to succeed, fenced.
+    pub(super) async fn branch(&self, source: Db, at: u64, label: &str) -> Result<Db, Violation> {
+        let (id, name) = (DatabaseId::random()?, self.name(label)?);
+        let moment = version(at);
+        let found = self.store.branch(source.id, &moment, id, &name).await?;
+        ensure!(
+            found.snapshot.version.get() == at,
+            "a branch from version {at} said that it is from {found:?}"
+        );
+        let epoch = self.store.fence(id).await?;
+        Ok(Db { id, epoch })
+    }
+
+    /// A tag that has to be set.
+    pub(super) async fn tag(&self, db: Db, tag: &str, at: u64) -> Result<VersionEntry, Violation> {
+        let (tag, moment) = (TagName::try_from(tag)?, version(at));
+        Ok(self.store.set_tag(db.id, &tag, &moment, false).await?)
+    }
+
+    /// Steps until nothing is left to do, and what they freed.
+    pub(super) async fn collect(
+        &self,
+        database: Option<DatabaseId>,
+    ) -> Result<Collected, Violation> {
+        let mut all = Collected::default();
+        for _ in 0..10_000 {
+            let step = self.store.collect(database).await?;
+            all.versions += step.versions;
+            all.pages += step.pages;
+            all.bytes += step.bytes;
+            if !step.more {
+                return Ok(all);
+            }
+        }
+        Err(Violation("a collection does not come to an end".to_owned()))
+    }
+}
+
+/// The moment of a version.
+pub(super) fn version(number: u64) -> Moment {
+    Moment::Version(Version::new(number))
+}
+
+/// The moment of a time.
+pub(super) fn time(time: UnixMillis, plus_ms: i64) -> Moment {
+    Moment::Time(UnixMillis(time.0 + plus_ms))
+}
+
+/// The restore of a version that has so many pages of the smallest size.
+pub(super) fn restore(db: Db, base: u64, from: u64, count: u32) -> DatabaseCommit {
+    DatabaseCommit {
+        restore: Some(Version::new(from)),
+        ..part(db, base, count, &[])
     }
 }
 

@@ -1,10 +1,12 @@
-//! The conformance suite of the store contract: one function for each rule C1 to C17 of [`crate::store`], and a random test
+//! The conformance suite of the store contract: one function for each rule C1 to C17 and V1 to V7 of [`crate::store`], and a random test
 //! against a model. Library code, so that every store, and every endpoint behind a store-shaped client, runs the same.
 //!
 //! Says what a store did wrong; never looks inside one. What cannot be seen from outside (a restart, damage to the
 //! medium) is asked of [`StoreUnderTest`], and a rule that cannot be tried says so instead of passing.
 
+mod branches;
 mod changes;
+mod collection;
 mod commits;
 mod contents;
 mod fixture;
@@ -15,10 +17,12 @@ mod names;
 mod oracle;
 mod reads;
 mod stagings;
+mod versions;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_proto::{DatabaseId, Invalid, PageNumber, Version};
@@ -41,6 +45,18 @@ pub trait StoreUnderTest: Send + Sync {
     async fn reopen(&self, _store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
         Err(StoreError::Unsupported("a restart in tests"))
     }
+
+    /// A store that keeps versions for this long, and whose clock is the one of [`StoreUnderTest::advance_clock`]; a store
+    /// opened anew keeps both. `None` where that cannot be had.
+    async fn open_with_retention(
+        &self,
+        _retention: Duration,
+    ) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
+        Ok(None)
+    }
+
+    /// Moves the clock of a store opened by [`StoreUnderTest::open_with_retention`], which otherwise stands still.
+    fn advance_clock(&self, _by: Duration) {}
 
     /// Does damage; `false` where it cannot be done to this store.
     async fn damage(
@@ -134,6 +150,13 @@ macro_rules! for_each_conformance_rule {
             c15_staged_pages_wait_for_their_commit: stagings::c15;
             c16_damaged_content_is_never_returned: medium::c16;
             c17_after_a_failed_medium_no_commit_is_taken: medium::c17;
+            v01_history_tells_what_the_commits_made: versions::v01;
+            v02_what_has_to_be_kept_is_and_nothing_else: collection::v02;
+            v03_tags_name_versions_and_keep_them: versions::v03;
+            v04_branches_share_pages_and_nothing_else: branches::v04;
+            v05_a_restore_is_a_commit_with_the_pages_of_an_old_version: branches::v05;
+            v06_a_collection_drops_what_is_not_kept_beside_everything: collection::v06;
+            v07_history_survives_a_restart: collection::v07;
             trust_of_earlier_processes_is_told: medium::service;
             random_histories_match_the_model: model::random;
         }

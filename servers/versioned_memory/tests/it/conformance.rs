@@ -1,0 +1,37 @@
+//! The versioned memory store keeps the store contract.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pagewire_server::clock::ManualClock;
+use pagewire_server::conformance::StoreUnderTest;
+use pagewire_server::store::{PageStore, StoreError};
+use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
+
+#[derive(Default)]
+struct VersionedMemory(ManualClock);
+
+#[async_trait]
+impl StoreUnderTest for VersionedMemory {
+    async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+        Ok(Arc::new(VersionedMemoryStore::new()?))
+    }
+
+    async fn open_with_retention(
+        &self,
+        retention: Duration,
+    ) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
+        let options = VersionedMemoryOptions {
+            retention: Some(retention),
+            clock: self.0.clock(),
+        };
+        Ok(Some(Arc::new(VersionedMemoryStore::with_options(options)?)))
+    }
+
+    fn advance_clock(&self, by: Duration) {
+        self.0.advance(by);
+    }
+}
+
+pagewire_server::conformance_tests!(VersionedMemory::default());

@@ -1,0 +1,3 @@
+//! Tests of the versioned memory store.
+
+mod conformance;
