@@ -21,6 +21,9 @@ pub const MAX_OPEN_DATABASES: usize = 65_536;
 pub const MAX_PEER_NAME_BYTES: usize = 128;
 /// Longest list of changed pages in an answer; beyond it the receiver forgets its cache.
 pub const MAX_CHANGED_PAGES: usize = 65_536;
+/// Longest list of changed pages in Published; beyond it the receiver asks, or forgets its cache. As many messages as wait for a slow
+/// client at most take 16 MiB with it.
+pub const MAX_PUSHED_PAGES: usize = 4096;
 /// Stagings that one commit may name for one database.
 pub const MAX_STAGINGS: usize = 64;
 /// Longest wait in one AcquireLease: SQLite's busy handler is asked in between.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// A moment of `CLOCK_BOOTTIME` in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A moment of `CLOCK_BOOTTIME` in nanoseconds. The default one is before all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub u64);
 
 impl Moment {

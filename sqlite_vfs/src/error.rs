@@ -14,6 +14,8 @@ pub enum Kind {
     CantOpen,
     /// Reports that the database is read-only.
     ReadOnly,
+    /// Reports what is wrong with a request beside reading and writing: a moment that there is not, a name that is taken.
+    Refused,
     /// Ends the transaction: no room.
     Full,
     /// Ends the transaction: stored bytes are damaged.
@@ -136,10 +138,8 @@ impl CallError {
 impl From<CallError> for Error {
     fn from(error: CallError) -> Self {
         let kind = match error.reason {
-            Reason::DatabaseNotFound
-            | Reason::ProtocolVersion
-            | Reason::TagNotFound
-            | Reason::NameTaken => Kind::CantOpen,
+            Reason::DatabaseNotFound | Reason::ProtocolVersion => Kind::CantOpen,
+            Reason::TagNotFound | Reason::NameTaken => Kind::Refused,
             Reason::StoreFull => Kind::Full,
             Reason::Corrupt => Kind::Corrupt,
             Reason::SessionUnknown

@@ -62,8 +62,12 @@ impl Process {
             (false, false) => OpenMode::ReadWrite,
             (false, true) => OpenMode::Create,
         };
-        let database = client.database_named(&settings.name, mode, settings.timeout)?;
-        Connection::new(database, settings)
+        let (database, looked) =
+            client.database_named(&settings.name, mode, settings.at.as_ref(), settings.timeout)?;
+        if settings.read_only {
+            database.check_versions()?;
+        }
+        Connection::new(database, looked, settings)
     }
 
     /// Removes a database of the process's endpoint and all of its versions; `false` if there is none.

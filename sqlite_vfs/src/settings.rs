@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use pagewire_proto::{DatabaseName, Invalid};
+use pagewire_proto::{DatabaseName, Invalid, Moment};
 
 use crate::error::{Error, Kind, Result};
 
@@ -14,6 +14,28 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 /// Pages of a running transaction that are kept in memory; the rest goes to an unlinked temporary file.
 const DEFAULT_OVERLAY_BYTES: u64 = 16 << 20;
+/// Longest time for which a bounded reader may go without news: a day.
+const MAX_STALENESS_MS: u64 = 86_400_000;
+
+/// Which commits a transaction sees that begins now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Every commit that was acknowledged before, on whatever machine (P4).
+    Strict,
+    /// Every commit that was acknowledged longer ago than this.
+    Bounded(Duration),
+}
+
+/// Whether a database is subscribed to, so that transactions begin without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscribeWhen {
+    /// When it was asked a few times within a few seconds.
+    Auto,
+    /// When it is asked for the first time.
+    Always,
+    /// Not for this connection.
+    Never,
+}
 
 /// Settings of the process, from the environment.
 #[derive(Clone, Debug)]
@@ -30,6 +52,10 @@ pub struct ProcessSettings {
     pub timeout: Duration,
     /// `PAGEWIRE_BATCH_ATOMIC`: whether the VFS claims SQLITE_IOCAP_BATCH_ATOMIC.
     pub batch_atomic: bool,
+    /// `PAGEWIRE_CONSISTENCY` and `PAGEWIRE_MAX_STALENESS_MS`.
+    pub consistency: Consistency,
+    /// `PAGEWIRE_SUBSCRIBE`: `auto`, `always` or `never`.
+    pub subscribe: SubscribeWhen,
 }
 
 impl ProcessSettings {
@@ -99,6 +125,18 @@ impl ProcessSettings {
         if let Some(problem) = token.as_deref().and_then(token_problem) {
             problems.push(format!("PAGEWIRE_TOKEN {problem}"));
         }
+        let reading = Reading::choose(
+            [
+                ("PAGEWIRE_CONSISTENCY", get("PAGEWIRE_CONSISTENCY")),
+                (
+                    "PAGEWIRE_MAX_STALENESS_MS",
+                    get("PAGEWIRE_MAX_STALENESS_MS"),
+                ),
+                ("PAGEWIRE_SUBSCRIBE", get("PAGEWIRE_SUBSCRIBE")),
+            ],
+            &Reading::DEFAULT,
+            &mut problems,
+        );
         if !problems.is_empty() {
             return Err(Error::new(
                 Kind::CantOpen,
@@ -112,6 +150,8 @@ impl ProcessSettings {
             overlay_bytes,
             timeout: Duration::from_millis(timeout_ms),
             batch_atomic,
+            consistency: reading.consistency,
+            subscribe: reading.subscribe,
         })
     }
 }
@@ -135,6 +175,12 @@ pub struct ConnectionSettings {
     pub unlocked: bool,
     /// Bytes of a transaction's pages kept in memory.
     pub overlay_bytes: u64,
+    /// Which commits its transactions see.
+    pub consistency: Consistency,
+    /// Whether it wants a subscription.
+    pub subscribe: SubscribeWhen,
+    /// The moment that it looks at; read-only then. `None` for the newest version.
+    pub at: Option<Moment>,
 }
 
 impl ConnectionSettings {
@@ -173,6 +219,25 @@ impl ConnectionSettings {
         if let Some(problem) = token.as_deref().and_then(token_problem) {
             problems.push(format!("token {problem}"));
         }
+        let reading = Reading::choose(
+            [
+                ("consistency", parameter("consistency")),
+                ("max_staleness_ms", parameter("max_staleness_ms")),
+                ("subscribe", parameter("subscribe")),
+            ],
+            &Reading {
+                consistency: process.consistency,
+                subscribe: process.subscribe,
+            },
+            &mut problems,
+        );
+        let mut at = None;
+        if let Some(text) = parameter("at").filter(|text| !text.is_empty()) {
+            match text.parse::<Moment>() {
+                Ok(moment) => at = Some(moment),
+                Err(invalid) => problems.push(format!("at {}", invalid.problem)),
+            }
+        }
         if !problems.is_empty() {
             return Err(Error::new(
                 Kind::CantOpen,
@@ -184,11 +249,101 @@ impl ConnectionSettings {
             token,
             name,
             timeout,
-            read_only: read_only || unlocked,
+            read_only: read_only || unlocked || at.is_some(),
             create,
             unlocked,
             overlay_bytes: process.overlay_bytes,
+            consistency: reading.consistency,
+            subscribe: reading.subscribe,
+            at,
         })
+    }
+}
+
+/// How transactions begin: the three settings that belong together.
+struct Reading {
+    consistency: Consistency,
+    subscribe: SubscribeWhen,
+}
+
+impl Reading {
+    const DEFAULT: Self = Self {
+        consistency: Consistency::Strict,
+        subscribe: SubscribeWhen::Auto,
+    };
+
+    /// The settings given (consistency, largest staleness, subscribe), over defaults.
+    fn choose(
+        given: [(&str, Option<String>); 3],
+        default: &Self,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let [consistency, staleness, subscribe] = given;
+        let by_default = match default.consistency {
+            Consistency::Strict => None,
+            Consistency::Bounded(most) => Some(most),
+        };
+        let most = match &staleness.1 {
+            None => by_default,
+            Some(text) => match text.trim().parse::<u64>() {
+                Ok(ms) if (1..=MAX_STALENESS_MS).contains(&ms) => Some(Duration::from_millis(ms)),
+                _ => {
+                    problems.push(format!(
+                        "{} is {text:?}, must be a whole number from 1 to {MAX_STALENESS_MS}",
+                        staleness.0
+                    ));
+                    return Self::DEFAULT;
+                }
+            },
+        };
+        let is_bounded = match consistency.1.as_deref().map(str::trim) {
+            None => by_default.is_some(),
+            Some("strict") => false,
+            Some("bounded") => true,
+            Some(text) => {
+                problems.push(format!(
+                    "{} is {text:?}, must be strict or bounded",
+                    consistency.0
+                ));
+                false
+            }
+        };
+        let consistency = match (is_bounded, most) {
+            (true, Some(most)) => Consistency::Bounded(most),
+            (true, None) => {
+                problems.push(format!(
+                    "{} is \"bounded\" and {} is not set",
+                    consistency.0, staleness.0
+                ));
+                Consistency::Strict
+            }
+            (false, _) => {
+                if staleness.1.is_some() {
+                    problems.push(format!(
+                        "{} is set and {} is not \"bounded\"",
+                        staleness.0, consistency.0
+                    ));
+                }
+                Consistency::Strict
+            }
+        };
+        let subscribe = match subscribe.1.as_deref().map(str::trim) {
+            None => default.subscribe,
+            Some("auto") => SubscribeWhen::Auto,
+            Some("always") => SubscribeWhen::Always,
+            Some("never") => SubscribeWhen::Never,
+            Some(text) => {
+                problems.push(format!(
+                    "{} is {text:?}, must be auto, always or never",
+                    subscribe.0
+                ));
+                default.subscribe
+            }
+        };
+        Self {
+            consistency,
+            subscribe,
+        }
     }
 }
 
@@ -262,6 +417,59 @@ mod tests {
         ] {
             assert!(error.message.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn bounded_staleness_needs_its_bound_and_the_bound_needs_it() {
+        let process = read(&[
+            ("PAGEWIRE_CONSISTENCY", "bounded"),
+            ("PAGEWIRE_MAX_STALENESS_MS", "500"),
+            ("PAGEWIRE_SUBSCRIBE", "never"),
+        ])
+        .unwrap();
+        assert_eq!(
+            process.consistency,
+            Consistency::Bounded(Duration::from_millis(500))
+        );
+        assert_eq!(process.subscribe, SubscribeWhen::Never);
+        let uri = |process: &ProcessSettings, pairs: &[(&str, &str)]| {
+            let get = |key: &str| {
+                let pair = pairs.iter().find(|(known, _)| *known == key);
+                pair.map(|(_, value)| (*value).to_owned())
+            };
+            ConnectionSettings::new(process, "t.db", get, false, true)
+        };
+        let strict = uri(&process, &[("consistency", "strict")]).unwrap();
+        assert_eq!(strict.consistency, Consistency::Strict);
+        let other = uri(&process, &[("max_staleness_ms", "7")]).unwrap();
+        assert_eq!(
+            other.consistency,
+            Consistency::Bounded(Duration::from_millis(7))
+        );
+        let plain = read(&[]).unwrap();
+        for wrong in [
+            &[("consistency", "bounded")][..],
+            &[("max_staleness_ms", "7")],
+            &[("consistency", "bounded"), ("max_staleness_ms", "0")],
+            &[("consistency", "eventual")],
+            &[("subscribe", "sometimes")],
+            &[("at", "yesterday: 5 o'clock\n")],
+        ] {
+            let error = uri(&plain, wrong).unwrap_err();
+            assert!(error.message.contains(wrong[0].0), "{wrong:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_looks_at_a_moment_is_read_only() {
+        let get = |key: &str| (key == "at").then(|| "17".to_owned());
+        let settings =
+            ConnectionSettings::new(&read(&[]).unwrap(), "t.db", get, false, true).unwrap();
+        assert!(settings.read_only);
+        assert_eq!(
+            settings.at,
+            Some(Moment::Version(pagewire_proto::Version::new(17)))
+        );
     }
 
     #[test]

@@ -9,5 +9,6 @@ mod commit_faults;
 mod concurrency;
 mod leases;
 mod outages;
+mod readers;
 mod round_trips;
 mod silent_wrong_data;

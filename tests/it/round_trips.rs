@@ -251,27 +251,3 @@ fn loading_costs_nothing_and_open_with_the_first_query_at_most_three() {
     );
     assert!((1..=3).contains(&spent), "{kinds:?}");
 }
-
-#[test]
-fn a_strict_reader_without_a_lease_asks_once_per_transaction() {
-    let server = PageServer::memory();
-    let connection = warm(&server);
-    let mut reader = Guest::start(&[]);
-    // The counters are asked on a connection that has no database: a SELECT begins a transaction on its own.
-    reader.open("probe", ":memory:").expect("open");
-    let begins = "SELECT count FROM pagewire_rpc WHERE kind = 'begin'";
-    reader
-        .open("main", &uri(&server.endpoint(), "warm.db", &["mode=ro"]))
-        .expect("open");
-    reader.ok("main", "SELECT count(*) FROM t");
-    for turn in 1..4 {
-        batch("INSERT INTO t(v) VALUES('news')")(&connection);
-        let before: i64 = reader.ok("probe", begins)[0].parse().expect("a number");
-        assert_eq!(
-            reader.ok("main", "SELECT count(*) FROM t"),
-            [(5000 + turn).to_string()]
-        );
-        let after: i64 = reader.ok("probe", begins)[0].parse().expect("a number");
-        assert_eq!(after - before, 1);
-    }
-}

@@ -380,7 +380,7 @@ fn w17_size_and_pages_are_of_one_moment_while_the_database_grows_and_shrinks() {
 
 #[test]
 fn w18_a_write_through_a_read_only_open_is_refused() {
-    let server = PageServer::memory();
+    let server = PageServer::versioned();
     run(&open(&server.endpoint(), "t.db"), "CREATE TABLE t(x)");
     let reader = open_uri(&uri(&server.endpoint(), "t.db", &["mode=ro"])).expect("open");
     let error = reader

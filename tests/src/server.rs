@@ -34,6 +34,11 @@ impl PageServer {
         Self::start("memory", &[])
     }
 
+    /// On the memory store that keeps all versions.
+    pub fn versioned() -> Self {
+        Self::start("versioned-memory", &[])
+    }
+
     /// On the local store in `dir`.
     pub fn local(dir: &Path) -> Self {
         Self::start(&format!("local:{}", dir.display()), &[])

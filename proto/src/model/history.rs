@@ -1,13 +1,20 @@
 //! Moments, tags and what is known of old versions.
 
+use std::str::FromStr;
+
+use jiff::{SpanRelativeTo, Timestamp};
+
 use super::{Invalid, Snapshot, Version};
 use crate::limits::MAX_TAG_BYTES;
 use crate::pb;
 
+/// What ends an age, and so no tag.
+const AGO: &str = " ago";
+
 /// The name of a version.
 ///
 /// 1 to 128 bytes without control characters. Never taken for a version number or a time: not only digits, not ending in
-/// ` ago`, and if it begins with a digit it has no ':'.
+/// ` ago` in whatever case, and if it begins with a digit it has no ':'.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TagName(String);
 
@@ -15,6 +22,27 @@ impl TagName {
     /// The tag as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What the writer may have meant where there is no such tag: a date, a time or an age that is not written as one.
+    pub fn meant(&self) -> Option<String> {
+        let time = match self.0.parse::<jiff::civil::Date>() {
+            Ok(date) => Some(format!("{date}T00:00:00Z")),
+            Err(_) => self
+                .0
+                .parse::<Timestamp>()
+                .ok()
+                .map(|time| time.to_string()),
+        };
+        match time {
+            Some(time) => Some(format!("a time is written {time}")),
+            None => {
+                let age = self.0.to_ascii_lowercase();
+                let age = age.strip_suffix(AGO).unwrap_or(&age);
+                age_ms(&format!("{age}{AGO}")).ok()?;
+                Some(format!("an age is written '{age}{AGO}'"))
+            }
+        }
     }
 }
 
@@ -41,14 +69,22 @@ impl TryFrom<&str> for TagName {
         if tag.bytes().all(|byte| byte.is_ascii_digit()) {
             return bad("has only digits, which would be a version number");
         }
-        if tag.ends_with(" ago") {
+        if is_an_age(tag) {
             return bad("ends in ' ago', which would be a time");
         }
-        if tag.starts_with(|first: char| first.is_ascii_digit()) && tag.contains(':') {
+        if looks_like_a_time(tag) {
             return bad("begins with a digit and has a ':', which would be a time");
         }
         Ok(Self(tag.to_owned()))
     }
+}
+
+fn is_an_age(text: &str) -> bool {
+    text.to_ascii_lowercase().ends_with(AGO)
+}
+
+fn looks_like_a_time(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_digit()) && text.contains(':')
 }
 
 impl std::fmt::Display for TagName {
@@ -67,6 +103,16 @@ impl std::fmt::Debug for TagName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct UnixMillis(pub i64);
 
+impl std::fmt::Display for UnixMillis {
+    /// RFC 3339, in UTC and to the millisecond; a number for years that have no four digits.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match Timestamp::from_millisecond(self.0) {
+            Ok(time) => write!(f, "{time:.3}"),
+            Err(_) => write!(f, "{} ms since 1970", self.0),
+        }
+    }
+}
+
 /// A moment in the history of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -84,11 +130,79 @@ impl std::fmt::Display for Moment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Moment::Version(version) => write!(f, "version {version}"),
-            Moment::Time(time) => write!(f, "time {} ms since 1970", time.0),
+            Moment::Time(time) => write!(f, "time {time}"),
             Moment::Age(age) => write!(f, "{age} ms ago"),
             Moment::Tag(tag) => write!(f, "tag {tag}"),
         }
     }
+}
+
+/// As people write it, the same in a URI, a pragma and on the command line:
+///
+/// * a version: `42`;
+/// * a time, RFC 3339 with its offset: `2026-11-01T00:00:00Z`, `2026-11-01 02:00:00+02:00`. It begins with a digit and
+///   has a ':';
+/// * an age, by the clock of the server: `5 minutes ago`, `2h ago`, `1 day 6 hours ago`. A day is 24 hours; months and years, which
+///   have no fixed length, are refused;
+/// * everything else is a tag: `release 1.0`, and also `2026-11-01`, for a date is no moment.
+impl FromStr for Moment {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let bad = |problem: String| Invalid::new("at", problem);
+        if text.is_empty() {
+            return Err(bad(
+                "is empty: write a version, a time (2026-11-01T00:00:00Z), an age ('5 minutes ago') or a tag".into(),
+            ));
+        }
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return match text.parse() {
+                Ok(version) => Ok(Moment::Version(Version::new(version))),
+                Err(_) => Err(bad(format!("{text} is too large for a version"))),
+            };
+        }
+        if is_an_age(text) {
+            return age_ms(text).map(Moment::Age).map_err(bad);
+        }
+        if looks_like_a_time(text) {
+            return time_of(text).map(Moment::Time).map_err(bad);
+        }
+        TagName::try_from(text)
+            .map(Moment::Tag)
+            .map_err(|error| bad(format!("as a tag {}", error.problem)))
+    }
+}
+
+/// Reads what [`looks_like_a_time`].
+fn time_of(text: &str) -> Result<UnixMillis, String> {
+    match text.parse::<Timestamp>() {
+        // Downwards: a version made later in the same millisecond counts as made in it.
+        Ok(time) => Ok(UnixMillis(time.as_nanosecond().div_euclid(1_000_000) as i64)),
+        Err(_) if text.parse::<jiff::civil::DateTime>().is_ok() => Err(format!(
+            "'{text}' has no offset from UTC: write it at the end, as in {text}Z or {text}+02:00"
+        )),
+        Err(error) => Err(format!(
+            "'{text}' is no time: {error}; write it as in 2026-11-01T00:00:00Z"
+        )),
+    }
+}
+
+/// Reads what [`is_an_age`].
+fn age_ms(text: &str) -> Result<u64, String> {
+    let example = "write it as in '5 minutes ago' or '2h ago'";
+    let span = text
+        .to_ascii_lowercase()
+        .parse::<jiff::Span>()
+        .map_err(|error| format!("'{text}' is no age: {error}; {example}"))?;
+    if span.get_months() != 0 || span.get_years() != 0 {
+        return Err(format!(
+            "'{text}': months and years have no fixed length; write weeks, days, hours, minutes or seconds"
+        ));
+    }
+    span.to_duration(SpanRelativeTo::days_are_24_hours())
+        .ok()
+        .and_then(|age| u64::try_from(age.abs().as_millis()).ok())
+        .ok_or_else(|| format!("'{text}' is too long ago; {example}"))
 }
 
 impl From<Moment> for pb::Moment {
@@ -186,6 +300,83 @@ impl TryFrom<Option<pb::VersionEntry>> for VersionEntry {
 mod tests {
     use super::*;
 
+    fn at(text: &str) -> Result<Moment, String> {
+        text.parse().map_err(|error: Invalid| error.to_string())
+    }
+
+    #[test]
+    fn a_moment_is_read_as_people_write_it() {
+        let noon = Moment::Time(UnixMillis(1_793_534_400_000));
+        let tag = |tag: &str| Moment::Tag(TagName::try_from(tag).unwrap());
+        for (text, moment) in [
+            ("42", Moment::Version(Version::new(42))),
+            ("0", Moment::Version(Version::ZERO)),
+            ("2026-11-01T12:00:00Z", noon.clone()),
+            ("2026-11-01t12:00:00.0009z", noon.clone()),
+            ("2026-11-01 14:00:00+02:00", noon.clone()),
+            ("2026-11-01T12:00Z", noon),
+            ("1969-12-31T23:59:59.9995Z", Moment::Time(UnixMillis(-1))),
+            ("5 minutes ago", Moment::Age(300_000)),
+            ("5 MIN Ago", Moment::Age(300_000)),
+            ("2h ago", Moment::Age(7_200_000)),
+            ("1 day ago", Moment::Age(86_400_000)),
+            ("1 week 1 day 1h ago", Moment::Age(694_800_000)),
+            ("0s ago", Moment::Age(0)),
+            ("release 1.0", tag("release 1.0")),
+            ("2026-11-01", tag("2026-11-01")),
+            ("5 minutes", tag("5 minutes")),
+            ("ago", tag("ago")),
+        ] {
+            assert_eq!(at(text).as_ref(), Ok(&moment), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_moment_is_refused_with_what_would_be_right() {
+        for (text, says) in [
+            ("", "is empty"),
+            ("99999999999999999999", "too large"),
+            ("2026-11-01T12:00:00", "no offset from UTC"),
+            ("2026-11-01 12:00", "2026-11-01 12:00Z"),
+            ("12:30", "2026-11-01T00:00:00Z"),
+            ("2026-02-30T00:00:00Z", "no time"),
+            ("-5 minutes ago", "'5 minutes ago'"),
+            ("a while ago", "'5 minutes ago'"),
+            ("3 months ago", "no fixed length"),
+            ("999999999999 weeks ago", "no age"),
+            ("a\nb", "control character"),
+        ] {
+            let problem = at(text).expect_err(text);
+            assert!(problem.contains(says), "{text:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_is_not_there_may_have_been_meant_as_a_time() {
+        let meant = |tag: &str| TagName::try_from(tag).unwrap().meant();
+        for (tag, says) in [
+            ("2026-11-01", "2026-11-01T00:00:00Z"),
+            ("2026-11-01T12Z", "2026-11-01T12:00:00Z"),
+            ("5 minutes", "'5 minutes ago'"),
+        ] {
+            assert!(meant(tag).unwrap().contains(says), "{tag}");
+        }
+        assert_eq!(meant("release 1.0"), None);
+    }
+
+    #[test]
+    fn a_time_is_shown_as_it_may_be_written() {
+        for time in [0, 1_793_534_400_000, -1, 1_793_534_400_123] {
+            let time = UnixMillis(time);
+            assert_eq!(at(&time.to_string()), Ok(Moment::Time(time)));
+        }
+        assert_eq!(
+            UnixMillis(1_793_534_400_120).to_string(),
+            "2026-11-01T12:00:00.120Z"
+        );
+        assert!(UnixMillis(i64::MAX).to_string().contains("since 1970"));
+    }
+
     #[test]
     fn a_tag_is_never_taken_for_a_version_or_a_time() {
         for tag in [
@@ -203,6 +394,7 @@ mod tests {
             "17",
             "2026-11-01T00:00:00Z",
             "5 minutes ago",
+            "5 minutes AGO",
             "a\nb",
             &"x".repeat(129),
         ] {

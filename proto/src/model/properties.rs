@@ -48,6 +48,14 @@ fn every_decoder(bytes: &[u8]) {
     for size in page_sizes() {
         survives::<pb::PageContent, _>(bytes, |wire| Page::from_wire(wire, size), Page::to_wire);
     }
+    survives::<pb::VersionEntry, _>(bytes, VersionEntry::try_from, |entry| entry.clone().into());
+    survives::<pb::Moment, _>(bytes, Moment::try_from, |moment| moment.clone().into());
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(tag) = TagName::try_from(text)
+    {
+        // A tag that was set can be asked for.
+        assert_eq!(text.parse(), Ok(Moment::Tag(tag)));
+    }
     if let Ok(name) = std::str::from_utf8(bytes)
         && let Ok(valid) = DatabaseName::try_from(name)
     {
@@ -218,6 +226,24 @@ proptest! {
             && !name.contains('\n')
             && name.split('/').all(|segment| !matches!(segment, "" | "." | ".."));
         prop_assert_eq!(DatabaseName::try_from(&name[..]).is_ok(), right);
+    }
+
+    #[test]
+    fn what_a_user_writes_is_a_moment_or_a_refusal_and_every_tag_is_reached(
+        text in "[0-9]{1,22}|[-0-9:TZ+. ]{1,30}|-?[0-9]{1,12} ?[a-zA-Z]{1,8} ago|[a-z0-9: ]{0,12}|\\PC{0,20}",
+    ) {
+        let read = text.parse::<Moment>();
+        if let Ok(tag) = TagName::try_from(&text[..]) {
+            let _ = tag.meant();
+            prop_assert_eq!(read, Ok(Moment::Tag(tag)));
+        } else {
+            prop_assert!(!matches!(read, Ok(Moment::Tag(_))));
+        }
+    }
+
+    #[test]
+    fn every_time_can_be_shown(time: i64) {
+        prop_assert!(!UnixMillis(time).to_string().is_empty());
     }
 
     #[test]

@@ -1,20 +1,22 @@
-//! What the server knows about one open database: its lease, the floors of its readers, the order of its commits.
+//! What the server knows about one open database: its lease, what is read of it, who hears of it, the order of
+//! its commits.
 //!
 //! Lives while a session has the database open, or a lease or barrier of it is alive; the content is the store's.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use pagewire_proto::{DatabaseId, DatabaseName, PageSize, SessionId, Snapshot, Version};
+use pagewire_proto::{DatabaseId, DatabaseName, PageSize, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use crate::hub::readers::{Protected, Readers};
 use crate::lease::Lease;
+use crate::subscription::{Subscriber, Subscriptions};
 
 /// One open database.
 ///
-/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `floors`. The synchronous ones are
+/// Order of locks: `commits`, then `turn`, then `lease`, then the state of a session, then `readers` or `subscriptions`. The synchronous ones are
 /// never held over an await.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -25,10 +27,14 @@ pub(crate) struct Database {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Held from the wait at a barrier to the answer of the store: a question about a commit comes after it.
     pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
-    /// The oldest version that each session still reads.
-    pub(crate) floors: Mutex<HashMap<SessionId, Version>>,
-    /// What the store was told last.
-    pub(crate) protected: tokio::sync::Mutex<Option<Version>>,
+    /// What each session still reads.
+    pub(crate) readers: Mutex<Readers>,
+    /// Who hears of its versions.
+    pub(crate) subscriptions: Mutex<Subscriptions>,
+    /// A subscription that a commit may wait for has answered or ended. Only the one with `commits` waits for it.
+    pub(crate) answered: Notify,
+    /// What the store was told of it last; `None` where it did not answer.
+    pub(crate) protected: tokio::sync::Mutex<Option<Protected>>,
     /// A task that tells the store of a new floor is on its way.
     pub(crate) protect_scheduled: AtomicBool,
     /// Sessions that have it open.
@@ -48,8 +54,10 @@ impl Database {
             lease: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             commits: Arc::default(),
-            floors: Mutex::default(),
-            protected: tokio::sync::Mutex::new(None),
+            readers: Mutex::default(),
+            subscriptions: Mutex::default(),
+            answered: Notify::new(),
+            protected: tokio::sync::Mutex::new(Some(Protected::default())),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),
@@ -58,9 +66,9 @@ impl Database {
         }
     }
 
-    /// The oldest version that anybody still reads.
-    pub(crate) fn floor(&self) -> Option<Version> {
-        self.floors.lock().values().min().copied()
+    /// Everybody who hears of its versions now. Takes no memory where that is nobody.
+    pub(crate) fn subscribers(&self) -> Vec<Subscriber> {
+        self.subscriptions.lock().subscribers()
     }
 
     /// Remembers the page size for the next read.

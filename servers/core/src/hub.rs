@@ -1,10 +1,11 @@
 //! What all calls share: the tables of sessions and databases, and what happens when a session ends.
 //!
-//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `names.rs`, and `sweep.rs` for what nobody sends
+//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `readers.rs`, `names.rs`, and `sweep.rs` for what nobody sends
 //! a message about. How a lease changes hands is in `handover.rs`. Every wait has a bound; nothing here is per call kind.
 
 mod names;
 mod opens;
+pub(crate) mod readers;
 mod sessions;
 mod sweep;
 

@@ -117,6 +117,11 @@ impl Lease {
             .map(|holder| holder.epoch)
     }
 
+    /// The newest epoch that was granted: the store refuses all older ones.
+    pub(crate) fn last_epoch(&self) -> Epoch {
+        self.last_epoch
+    }
+
     /// The session has the lease or a ticket.
     pub(crate) fn concerns(&self, session: SessionId) -> bool {
         self.epoch_of(session).is_some() || self.place(session).is_some()

@@ -12,12 +12,14 @@ mod handover;
 mod hub;
 mod lease;
 mod process;
+mod push;
 mod server;
 mod service;
 mod session;
 mod settings;
 mod status;
 pub mod store;
+mod subscription;
 
 pub use server::{ServeError, Server, ServerBuilder, bind_tcp, bind_unix};
 pub use settings::Settings;

@@ -283,6 +283,7 @@ impl Hub {
         }
         for database in self.all_databases() {
             self.ask_back(&database);
+            self.wind_down(&database);
         }
         let quiet = async {
             while !self.is_quiet() {
@@ -305,14 +306,16 @@ impl Hub {
                 .is_ok()
     }
 
-    /// No lease, no barrier, no commit.
+    /// No lease, no barrier, no strict subscription, no commit.
     fn is_quiet(&self) -> bool {
         let now = tokio::time::Instant::now();
         *self.commits.borrow() == 0
             && now >= self.visible_from
             && self.all_databases().iter().all(|database| {
+                self.end_silent(database);
+                let trusted = database.subscriptions.lock().has_strict();
                 let mut lease = database.lease.lock();
-                lease.holder().is_none() && lease.barrier(now).is_none()
+                !trusted && lease.holder().is_none() && lease.barrier(now).is_none()
             })
     }
 }

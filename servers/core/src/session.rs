@@ -2,7 +2,7 @@
 //!
 //! Decides nothing about leases: the mirror of them here lets Welcome and the lease news of a stream agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +43,10 @@ pub(crate) struct SessionState {
     pub(crate) opens_so_far: u64,
     /// Mirror of the lease table, changed under the lock of the lease.
     pub(crate) leases: HashMap<DatabaseId, Epoch>,
+    /// Databases with a subscription of the present stream, which ends with it.
+    pub(crate) subscribed: HashSet<DatabaseId>,
+    /// Old versions that the session has pinned, in all databases.
+    pub(crate) pins: usize,
     /// By the id that the client chose.
     pub(crate) stagings: HashMap<StagingId, Staging>,
     pub(crate) stagings_so_far: u64,
@@ -89,6 +93,8 @@ impl Session {
                 opens: HashMap::new(),
                 opens_so_far: 0,
                 leases: HashMap::new(),
+                subscribed: HashSet::new(),
+                pins: 0,
                 stagings: HashMap::new(),
                 stagings_so_far: 0,
             }),
@@ -137,6 +143,24 @@ impl SessionState {
         if let Some(stream) = self.stream.take() {
             // The task may have ended by itself.
             let _ = stream.stop.send(status);
+        }
+    }
+
+    /// Ends the subscription to the database: its client has given it up.
+    pub(crate) fn unsubscribe(&mut self, session: SessionId, database: &Database) {
+        if self.subscribed.remove(&database.id) {
+            database.subscriptions.lock().remove_session(session);
+            database.answered.notify_one();
+        }
+    }
+
+    /// The client has begun another stream, and so given up all subscriptions.
+    pub(crate) fn unsubscribe_all(&mut self, session: SessionId) {
+        for id in std::mem::take(&mut self.subscribed) {
+            if let Some(open) = self.opens.get(&id) {
+                open.database.subscriptions.lock().remove_session(session);
+                open.database.answered.notify_one();
+            }
         }
     }
 

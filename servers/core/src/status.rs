@@ -29,6 +29,11 @@ pub(crate) fn of_store(error: StoreError) -> Status {
     if matches!(reason, Reason::Corrupt | Reason::StoreFull) {
         tracing::error!(%error, "the store refused");
     }
+    if let StoreError::TagNotFound(tag) = &error
+        && let Some(meant) = tag.meant()
+    {
+        return reason.status(format!("{error}; {meant}"));
+    }
     reason.status(error.to_string())
 }
 

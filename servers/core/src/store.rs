@@ -79,6 +79,9 @@ pub struct Capabilities {
     pub versions: bool,
     /// Branches can be made.
     pub branches: bool,
+    /// One server at a time serves the content: what it has not made visible nobody has. Without it no server can tell its
+    /// subscribers of every version.
+    pub exclusive: bool,
     /// How long a version is kept after the next one was made, where `versions` is set; `None` for ever.
     pub retention: Option<Duration>,
 }

@@ -146,6 +146,7 @@ impl PageStore for LocalStore {
             durable: true,
             versions: false,
             branches: false,
+            exclusive: true,
             retention: None,
         }
     }

@@ -111,6 +111,7 @@ impl PageStore for MemoryStore {
             durable: false,
             versions: false,
             branches: false,
+            exclusive: true,
             retention: None,
         }
     }

@@ -192,6 +192,7 @@ impl PageStore for VersionedMemoryStore {
         Capabilities {
             name: "versioned-memory".to_owned(),
             durable: false,
+            exclusive: true,
             versions: true,
             branches: true,
             retention: self.options.retention,

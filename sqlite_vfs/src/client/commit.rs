@@ -42,6 +42,8 @@ pub struct CommitPart {
     pub pages: Vec<(PageNumber, PageSource)>,
     /// Where spilled pages lie.
     pub spill: Option<Arc<File>>,
+    /// The version whose pages the new one has; there are no others then.
+    pub restore: Option<Version>,
 }
 
 /// A commit that may be sent.
@@ -129,7 +131,7 @@ impl Core {
                     page_size: part.page_size,
                     page_count: part.page_count,
                     stagings: Vec::new(),
-                    restore: None,
+                    restore: part.restore,
                 })
                 .collect(),
         };

@@ -43,10 +43,20 @@ kinds! {
     Close = "close";
     /// DeleteDatabase.
     Delete = "delete";
+    /// FindVersion.
+    Find = "find";
+    /// ListVersions, DiffVersions and DescribeDatabase.
+    History = "history";
+    /// SetTag and DeleteTag.
+    Tag = "tag";
+    /// CreateBranch.
+    Branch = "branch";
     /// Heartbeat.
     Heartbeat = "heartbeat";
     /// ReleaseLease and KeepLease.
     Release = "release";
+    /// Subscribe, Unsubscribe, and the news of a subscription with their answers.
+    Push = "push";
 }
 
 const KINDS: usize = CallKind::ALL.len();

@@ -7,6 +7,8 @@ mod body;
 mod commit;
 pub mod counters;
 mod gather;
+mod history;
+mod news;
 mod runtime;
 mod session;
 
@@ -21,7 +23,8 @@ use pagewire_proto::limits::MAX_MESSAGE_BYTES;
 use pagewire_proto::pb;
 use pagewire_proto::pb::page_service_client::PageServiceClient;
 use pagewire_proto::{
-    Changes, DatabaseId, DatabaseName, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version,
+    Changes, DatabaseId, DatabaseName, Epoch, LeaseGrant, Moment, Page, PageNumber, Snapshot,
+    Version, VersionEntry,
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -35,11 +38,12 @@ use body::PromptEnd;
 pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
 use counters::{COUNTERS, CallKind};
 use gather::Gathering;
+pub use history::{Description, VersionList};
 pub use runtime::Runtime;
-pub use session::Session;
+pub use session::{PinCall, Session};
 
 use crate::cache::PageCache;
-use crate::database::{Database, DatabaseState};
+use crate::database::{Database, DatabaseState, Looked};
 use crate::error::{CallError, Error, Kind, Result};
 
 /// How long a connection may take to come about.
@@ -188,6 +192,8 @@ pub struct Opened {
     pub open_sequence: u64,
     /// To be kept until the database is subscribed to, or closed again.
     pub under_way: OpenUnderWay,
+    /// With a moment: its version. The pages are those of it.
+    pub found: Option<VersionEntry>,
 }
 
 /// How an AcquireLease ended.
@@ -230,14 +236,15 @@ impl Client {
         })
     }
 
-    /// The database of the name, opened if it is not open yet. Two connections of a process share one: its write lock and
-    /// its knowledge of the lease are per process.
+    /// The database of the name, opened if it is not open yet, and its version of the moment if there is one. Two connections of
+    /// a process share one: its write lock and its knowledge of the lease are per process.
     pub fn database_named(
         self: &Arc<Self>,
         name: &DatabaseName,
         mode: pb::OpenMode,
+        at: Option<&Moment>,
         timeout: Duration,
-    ) -> Result<Arc<Database>> {
+    ) -> Result<(Arc<Database>, Option<Looked>)> {
         let slot = {
             let mut slots = self.slots.lock();
             // A slot that only this map has is not locked by anybody.
@@ -262,11 +269,12 @@ impl Client {
             && database.state.check().is_ok()
         {
             database.allow(mode, timeout)?;
-            return Ok(database);
+            let looked = at.map(|at| database.look_at(at, timeout)).transpose()?;
+            return Ok((database, looked));
         }
-        let database = Database::open(Arc::clone(self), name, mode, timeout)?;
+        let (database, looked) = Database::open(Arc::clone(self), name, mode, at, timeout)?;
         *open = Arc::downgrade(&database);
-        Ok(database)
+        Ok((database, looked))
     }
 
     /// Removes a database and all of its versions; `false` if there is none. Refused while anybody has it open.
@@ -403,6 +411,11 @@ impl Core {
         open
     }
 
+    /// The database of the id, if it is open here.
+    pub(crate) fn database_if_known(&self, id: DatabaseId) -> Option<Arc<DatabaseState>> {
+        self.known.lock().open.get(&id).and_then(Weak::upgrade)
+    }
+
     pub(crate) fn all_databases(&self) -> Vec<(DatabaseId, Arc<DatabaseState>)> {
         self.opens_for_heartbeat().0
     }
@@ -481,9 +494,11 @@ impl Core {
         name: &DatabaseName,
         mode: pb::OpenMode,
         want_lease: bool,
+        look: Option<(&Moment, &PinCall<'_>)>,
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
-        self.open_as(name, mode, want_lease, OpenUnderWay::begin(self), deadline)
+        let under_way = OpenUnderWay::begin(self);
+        self.open_as(name, mode, want_lease, look, under_way, deadline)
             .await
     }
 
@@ -494,7 +509,8 @@ impl Core {
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
         let under_way = OpenUnderWay::borrow(self);
-        self.open_as(name, pb::OpenMode::ReadWrite, false, under_way, deadline)
+        let mode = pb::OpenMode::ReadWrite;
+        self.open_as(name, mode, false, None, under_way, deadline)
             .await
     }
 
@@ -503,6 +519,7 @@ impl Core {
         name: &DatabaseName,
         mode: pb::OpenMode,
         want_lease: bool,
+        look: Option<(&Moment, &PinCall<'_>)>,
         under_way: OpenUnderWay,
         deadline: Instant,
     ) -> std::result::Result<Opened, OpenError> {
@@ -513,8 +530,8 @@ impl Core {
             want_lease,
             want_page_bytes: OPEN_PAGE_BYTES,
             open_sequence: under_way.sequence(),
-            at: None,
-            pin_sequence: 0,
+            at: look.map(|(at, _)| at.clone().into()),
+            pin_sequence: look.map_or(0, |(_, pin)| pin.sequence),
         };
         let open = self.repeat(
             CallKind::Open,
@@ -539,7 +556,7 @@ impl Core {
             }
         }
         .map_err(OpenError::Call)?;
-        Opened::from_wire(answer, under_way)
+        Opened::from_wire(answer, look.is_some(), under_way)
             .map_err(|error| OpenError::Refused(error.within(name.as_str())))
     }
 
@@ -693,11 +710,27 @@ pub enum OpenError {
 }
 
 impl Opened {
-    fn from_wire(wire: pb::OpenDatabaseResponse, under_way: OpenUnderWay) -> Result<Self> {
+    fn from_wire(
+        wire: pb::OpenDatabaseResponse,
+        looks: bool,
+        under_way: OpenUnderWay,
+    ) -> Result<Self> {
         let head: Snapshot = wire.head.try_into()?;
+        let found = match looks {
+            false => None,
+            true => Some(VersionEntry::try_from(wire.found)?),
+        };
+        let read = found.as_ref().map_or(head, |found| found.snapshot);
         let mut pages = Vec::with_capacity(wire.pages.len());
         for page in wire.pages {
-            pages.push(Page::from_wire(page, head.page_size)?);
+            let page = Page::from_wire(page, read.page_size)?;
+            if page.version > read.version {
+                return Err(Error::from(pagewire_proto::Invalid::new(
+                    "pages",
+                    format!("page {} is of a later version", page.number),
+                )));
+            }
+            pages.push(page);
         }
         Ok(Self {
             id: DatabaseId::try_from(&wire.database_id[..])?,
@@ -706,6 +739,7 @@ impl Opened {
             pages,
             open_sequence: under_way.sequence(),
             under_way,
+            found,
         })
     }
 }

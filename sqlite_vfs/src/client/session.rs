@@ -10,15 +10,16 @@
 //!   announced, and is opened anew by its next call.
 //! * **S3** A lease that Welcome does not list is lost.
 //! * **S4** Another incarnation ends every database of the old one: its versions mean something else now.
+//! * **S5** A Hello gives up all subscriptions: every database is told before it is sent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, LeaseGrant, SessionId, pb, version};
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, pb, version};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc, watch};
@@ -28,6 +29,7 @@ use tonic::Streaming;
 
 use super::Core;
 use super::counters::{COUNTERS, CallKind};
+use super::news::news;
 use crate::clock::Moment;
 use crate::error::{CallError, Error, Kind, Result};
 
@@ -46,6 +48,10 @@ pub struct Welcome {
     pub server_name: String,
     /// For people.
     pub store_name: String,
+    /// Old versions stay readable for a retention time.
+    pub versions: bool,
+    /// Strict subscribers are told of a commit before it becomes visible.
+    pub strict_push: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +67,13 @@ pub struct Session {
     id: SessionId,
     phase: watch::Sender<Phase>,
     trusted_until: AtomicU64,
+    /// When the newest heartbeat was sent that was acknowledged.
+    acknowledged: AtomicU64,
+    /// How often the session was begun anew, the first time included: opens, floors and pins of the one before are gone.
+    lapses: AtomicU64,
+    pins: Mutex<PinCalls>,
+    /// Subscribes so far.
+    subscriptions: AtomicU64,
     /// Welcomes so far: a grant of a call that began under an earlier stream says nothing any more.
     streams: AtomicU64,
     /// Hellos so far, answered or not.
@@ -83,6 +96,10 @@ impl Session {
             id,
             phase: watch::Sender::new(Phase::Connecting { last_failure: None }),
             trusted_until: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            lapses: AtomicU64::new(0),
+            pins: Mutex::new(PinCalls::default()),
+            subscriptions: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             hellos: AtomicU64::new(0),
             beats: AtomicU64::new(0),
@@ -107,6 +124,34 @@ impl Session {
     /// How often the session was welcomed.
     pub fn streams(&self) -> u64 {
         self.streams.load(Ordering::Acquire)
+    }
+
+    /// When the newest heartbeat was sent that was acknowledged: all news from before it have been taken in.
+    pub fn acknowledged(&self) -> Moment {
+        Moment(self.acknowledged.load(Ordering::Acquire))
+    }
+
+    /// How often the session was begun anew.
+    pub fn lapses(&self) -> u64 {
+        self.lapses.load(Ordering::Acquire)
+    }
+
+    /// In which session a pin was set by a call that began after so many lapses: the later one only if nothing was there before.
+    pub fn lapses_of_pin(&self, before: u64) -> u64 {
+        let first = before == 0 && self.hellos.load(Ordering::Acquire) == 1;
+        if first { self.lapses() } else { before }
+    }
+
+    /// A call that pins goes out: no heartbeat lets go of what it pins while the answer is waited for (K1).
+    pub fn pin_begins(&self) -> PinCall<'_> {
+        let mut pins = self.pins.lock();
+        pins.begun += 1;
+        let sequence = pins.begun;
+        pins.under_way.insert(sequence);
+        PinCall {
+            session: self,
+            sequence,
+        }
     }
 
     /// Whether an answer to a call that began after so many Welcomes can be believed. The first Welcome may come while the first
@@ -195,6 +240,16 @@ impl Session {
         }
     }
 
+    /// The number of the next subscription.
+    pub fn next_subscription(&self) -> u64 {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Sends a message about a subscription; `false` if there is no stream that could take it.
+    pub fn send_news(&self, message: Outgoing) -> bool {
+        self.send(CallKind::Push, message)
+    }
+
     /// Closes what was opened for one question.
     pub(crate) fn close_borrowed(&self, id: DatabaseId) {
         self.send_close(id, 0);
@@ -244,17 +299,38 @@ impl Session {
         let _ = tokio::time::timeout(patience, over).await;
     }
 
-    fn send(&self, kind: CallKind, message: Outgoing) {
+    fn send(&self, kind: CallKind, message: Outgoing) -> bool {
         let message = pb::SessionRequest {
             message: Some(message),
         };
         COUNTERS.background(kind);
         COUNTERS.bytes(kind, message.encoded_len(), 0);
-        if let Some(outbox) = &*self.outbox.lock() {
-            // What a stream does not take is made good by the next one: it tells which leases the server believes in, closes are
-            // repeated, and a lapsed session has nothing.
-            let _ = outbox.try_send(message);
-        }
+        // What a stream does not take is made good by the next one: it tells which leases the server believes in, closes are
+        // repeated, subscriptions end with their stream, and a lapsed session has nothing.
+        let outbox = self.outbox.lock();
+        outbox
+            .as_ref()
+            .is_some_and(|outbox| outbox.try_send(message).is_ok())
+    }
+}
+
+/// Calls that pin a version.
+#[derive(Debug, Default)]
+struct PinCalls {
+    begun: u64,
+    under_way: BTreeSet<u64>,
+}
+
+/// A call that pins, until its pin is known to its database or nobody waits for the answer any more.
+pub struct PinCall<'a> {
+    session: &'a Session,
+    /// Goes with the call.
+    pub sequence: u64,
+}
+
+impl Drop for PinCall<'_> {
+    fn drop(&mut self) {
+        self.session.pins.lock().under_way.remove(&self.sequence);
     }
 }
 
@@ -266,6 +342,10 @@ pub(super) async fn run(weak: Weak<Core>) {
         let begun = Instant::now();
         let outcome = one_stream(&core).await;
         *core.session.outbox.lock() = None;
+        // S5. Nothing can be subscribed to before there is an outbox again.
+        for (_, database) in core.all_databases() {
+            database.subscription_ends();
+        }
         if core.session.goodbye.load(Ordering::SeqCst) {
             core.session.phase.send_replace(Phase::Over);
             return;
@@ -371,11 +451,12 @@ async fn up(
                     Some(Incoming::HeartbeatAck(ack)) => {
                         if let Some(sent_at) = under_way.remove(&ack.sequence) {
                             trust(session, sent_at, ttl);
+                            session.acknowledged.fetch_max(sent_at.0, Ordering::AcqRel);
                             session.beat_taken(ack.sequence);
                         }
                         under_way.retain(|sequence, _| *sequence > ack.sequence);
                     }
-                    Some(message) => push(core, message)?,
+                    Some(message) => news(core, message)?,
                 }
             }
             _ = beat.tick() => {
@@ -437,6 +518,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     let other = before.is_some_and(|before| before != incarnation);
     if !wire.resumed {
         session.trusted_until.store(0, Ordering::Release);
+        session.lapses.fetch_add(1, Ordering::AcqRel);
     }
     session.streams.fetch_add(1, Ordering::AcqRel);
     let mut unwanted = Vec::new();
@@ -450,11 +532,14 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
     unwanted.extend(held);
     let resumed = wire.resumed;
+    let store = wire.store.unwrap_or_default();
     let welcome = Arc::new(Welcome {
         lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
         incarnation,
         server_name: wire.server_name,
-        store_name: wire.store.map(|store| store.store_name).unwrap_or_default(),
+        store_name: store.store_name,
+        versions: store.versions,
+        strict_push: store.strict_push,
     });
     Ok(Accepted {
         welcome,
@@ -471,54 +556,21 @@ struct Accepted {
     unwanted: Vec<(DatabaseId, Epoch)>,
 }
 
-fn push(core: &Arc<Core>, message: Incoming) -> std::result::Result<(), CallError> {
-    let invalid = |invalid: pagewire_proto::Invalid| nonsense(&invalid.to_string());
-    match message {
-        Incoming::LeaseGranted(granted) => {
-            let id = DatabaseId::try_from(&granted.database_id[..]).map_err(invalid)?;
-            let grant = granted
-                .grant
-                .ok_or_else(|| nonsense("a grant is missing"))?;
-            let grant = LeaseGrant::try_from(grant).map_err(invalid)?;
-            if let Some(database) = core.database_or_release(id, grant.epoch) {
-                database.lease_granted(grant, core);
-            }
-        }
-        Incoming::LeaseRecall(recall) => {
-            let id = DatabaseId::try_from(&recall.database_id[..]).map_err(invalid)?;
-            let epoch = Epoch::new(recall.epoch);
-            if let Some(database) = core.database_or_release(id, epoch) {
-                database.lease_recalled(epoch, core);
-            }
-        }
-        Incoming::LeaseLost(lost) => {
-            let id = DatabaseId::try_from(&lost.database_id[..]).map_err(invalid)?;
-            let epoch = Epoch::new(lost.epoch);
-            if let Some(database) = core.database_or_release(id, epoch) {
-                database.lease_lost(epoch);
-            }
-        }
-        Incoming::Draining(_)
-        | Incoming::HeartbeatAck(_)
-        // Nothing is subscribed to.
-        | Incoming::Subscribed(_)
-        | Incoming::Prepare(_)
-        | Incoming::Published(_)
-        | Incoming::PrepareAborted(_) => {}
-        Incoming::Welcome(_) => return Err(nonsense("a second Welcome")),
-    }
-    Ok(())
-}
-
 fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
+    // Read before the pins: a call that ends in between has its pin among them.
+    let pin_sequence = {
+        let pins = core.session.pins.lock();
+        let first = pins.under_way.first();
+        first.map_or(pins.begun, |under_way| under_way - 1)
+    };
     let (open, settled_opens) = core.opens_for_heartbeat();
     let floors = open
         .into_iter()
         .map(|(id, database)| pb::DatabaseFloor {
             database_id: id.to_wire(),
             oldest_open_version: database.floor().get(),
-            pinned_versions: Vec::new(),
-            pin_sequence: 0,
+            pinned_versions: database.held_versions(),
+            pin_sequence,
         })
         .collect();
     pb::Heartbeat {
@@ -546,7 +598,7 @@ async fn next(
     }
 }
 
-fn nonsense(what: &str) -> CallError {
+pub(super) fn nonsense(what: &str) -> CallError {
     CallError {
         reason: pagewire_proto::status::Reason::Internal,
         explicit: false,

@@ -77,6 +77,7 @@ impl Connection {
         if same_shape && !counter_moved && self.equals_base(&base)? {
             return Ok(Prepared::Nothing);
         }
+        self.derive_schema_cookie(&base)?;
         self.part(base, page_size, page_count)
             .map(Prepared::Version)
     }
@@ -202,7 +203,47 @@ impl Connection {
             page_count,
             pages,
             spill: overlay.spill_file(),
+            restore: None,
         })
+    }
+
+    /// A schema cookie must never stand for two schemas. SQLite counts it up from the one before; after a restore it would count
+    /// through values that were used already, and connections that remember one of them would take their schema for the one
+    /// that is there now. So a new cookie is derived from the version that brings it.
+    fn derive_schema_cookie(&mut self, base: &Snapshot) -> Result<()> {
+        let State::Writing { overlay, .. } = &mut self.state else {
+            return Ok(());
+        };
+        let Some(page_1) = first_bytes(overlay)? else {
+            return Ok(());
+        };
+        let Some(cookie) = Header::of(&page_1).map(Header::schema_cookie) else {
+            return Ok(());
+        };
+        let mut before = vec![0; header::LENGTH];
+        read_range(
+            &self.database,
+            base,
+            None,
+            &mut ReadAhead::default(),
+            &mut before,
+            0,
+            self.settings.timeout,
+        )?;
+        let next = base.version.next();
+        let is_new = Header::of(&before).map_or(0, Header::schema_cookie) != cookie;
+        if !is_new || cookie == header::schema_cookie_of(next) {
+            return Ok(());
+        }
+        let Some(unit) = overlay.unit() else {
+            return Ok(());
+        };
+        let mut page_1 = vec![0; unit.bytes()];
+        overlay.read(0, 0, &mut page_1)?;
+        header::derive_schema_cookie(&mut page_1, next);
+        // SQLite has its own cookie in its cache.
+        self.cache_is_stale = true;
+        overlay.put(0, page_1.into())
     }
 
     /// `may_fail`: SQLite may still roll it back (K6). It does so once; what it restores is not rolled back again.

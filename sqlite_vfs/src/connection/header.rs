@@ -13,6 +13,7 @@ const WRITE_VERSION: usize = 18;
 const READ_VERSION: usize = 19;
 const CHANGE_COUNTER: Range<usize> = 24..28;
 const PAGE_COUNT: Range<usize> = 28..32;
+const SCHEMA_COOKIE: Range<usize> = 40..44;
 const VERSION_VALID_FOR: Range<usize> = 92..96;
 /// Length of the header.
 pub const LENGTH: usize = 100;
@@ -50,6 +51,11 @@ impl<'a> Header<'a> {
         number(&self.0[CHANGE_COUNTER])
     }
 
+    /// The schema cookie: SQLite takes its schema for the one that is there as long as this is the same.
+    pub fn schema_cookie(self) -> u32 {
+        number(&self.0[SCHEMA_COOKIE])
+    }
+
     /// Whether the header asks for WAL.
     pub fn is_wal(self) -> bool {
         self.0[WRITE_VERSION] == WAL_FORMAT || self.0[READ_VERSION] == WAL_FORMAT
@@ -76,6 +82,17 @@ pub fn derive_change_counter(page_1: &[u8], version: Version, within: usize, out
     } else if header.0[VERSION_VALID_FOR] == counter {
         overwrite(&counter.map(|byte| !byte), VERSION_VALID_FOR, within, out);
     }
+}
+
+/// The schema cookie that a version brings.
+pub fn schema_cookie_of(version: Version) -> u32 {
+    version.get() as u32
+}
+
+/// Puts the schema cookie of a version into page 1.
+pub fn derive_schema_cookie(page_1: &mut [u8], version: Version) {
+    let cookie = schema_cookie_of(version).to_be_bytes();
+    overwrite(&cookie, SCHEMA_COOKIE, 0, page_1);
 }
 
 fn overwrite(bytes: &[u8], place: Range<usize>, within: usize, out: &mut [u8]) {

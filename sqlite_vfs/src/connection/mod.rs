@@ -22,6 +22,8 @@
 //! * **K6** What SQLite rolls back after its commit point is rolled back: its second FCNTL_SYNC makes a further version with the
 //!   content of the one before (none, if there was none). If that can't be done the connection refuses everything and says
 //!   that the transaction is there, since the application was told that it had failed.
+//! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
+//!   while the state is Idle, and nothing is written through a chosen one.
 
 mod commit;
 #[cfg(not(fuzzing))]
@@ -30,18 +32,20 @@ mod header;
 pub mod header;
 mod overlay;
 mod read;
+mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pagewire_proto::{Snapshot, Version};
 
-use crate::database::{Database, Pin, WriterId};
+use crate::database::{Database, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::file::spool::Spool;
 use crate::settings::ConnectionSettings;
 use overlay::Overlay;
 use read::ReadAhead;
+use view::View;
 
 pub use commit::commit_group;
 pub use read::ReadOutcome;
@@ -67,8 +71,7 @@ pub struct Connection {
     database: Arc<Database>,
     settings: ConnectionSettings,
     state: State,
-    /// For connections that never lock: one version for life.
-    fixed: Option<Pin>,
+    view: View,
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
@@ -126,20 +129,20 @@ struct Journal {
 }
 
 impl Connection {
-    /// A connection to an open database.
-    pub fn new(database: Arc<Database>, settings: ConnectionSettings) -> Result<Self> {
+    /// A connection to an open database, at the version of a moment if that was looked for.
+    pub fn new(
+        database: Arc<Database>,
+        looked: Option<Looked>,
+        settings: ConnectionSettings,
+    ) -> Result<Self> {
         static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
-        // It will never ask again, so it asks now (P4).
-        let fixed = match settings.unlocked {
-            true => Some(database.begin_read(settings.timeout)?),
-            false => None,
-        };
+        let view = View::of_new(&database, looked, &settings)?;
         Ok(Self {
             writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
             database,
             settings,
             state: State::Idle,
-            fixed,
+            view,
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead: ReadAhead::default(),
@@ -184,7 +187,7 @@ impl Connection {
     /// The version that is read, if a transaction is open.
     pub fn snapshot(&self) -> Option<Snapshot> {
         match &self.state {
-            State::Idle => self.fixed.as_ref().map(Pin::snapshot),
+            State::Idle => self.view.pin().map(Pin::snapshot),
             State::Reading { base } | State::Writing { base, .. } | State::Failed { base, .. } => {
                 Some(base.snapshot())
             }
@@ -198,18 +201,12 @@ impl Connection {
         if wanted <= self.level() {
             return Ok(());
         }
-        if wanted > LockLevel::Shared && self.settings.read_only {
-            return Err(Error::new(
-                Kind::ReadOnly,
-                format!(
-                    "{}: the connection was opened read-only",
-                    self.database.describe()
-                ),
-            ));
+        if wanted > LockLevel::Shared {
+            self.check_writable()?;
         }
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
-                let base = self.database.begin_read(self.settings.timeout)?;
+                let base = self.begin_read()?;
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -420,7 +417,7 @@ impl Connection {
         match &self.state {
             State::Writing { overlay, .. } => overlay.size(),
             State::Reading { base } | State::Failed { base, .. } => base.snapshot().byte_size(),
-            State::Idle => match &self.fixed {
+            State::Idle => match self.view.pin() {
                 Some(pin) => pin.snapshot().byte_size(),
                 None => self.database.state.head().byte_size(),
             },
@@ -429,16 +426,26 @@ impl Connection {
     }
 
     /// The answer of a pragma that is ours, or of one that would do harm; `None` for all others.
-    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Option<String> {
-        match (name, value) {
-            // Refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
-            ("journal_mode", Some("wal" | "off")) => Some(self.journal_mode.to_owned()),
+    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
+        Ok(match (name, value) {
             ("journal_mode", Some(mode)) => {
+                // WAL and OFF are refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
+                if ["wal", "off"].contains(&mode.to_ascii_lowercase().as_str()) {
+                    return Ok(Some(self.journal_mode.to_owned()));
+                }
                 let known = ["delete", "truncate", "persist", "memory"];
-                if let Some(mode) = known.into_iter().find(|known| *known == mode) {
+                if let Some(mode) = known
+                    .into_iter()
+                    .find(|known| known.eq_ignore_ascii_case(mode))
+                {
                     self.journal_mode = mode;
                 }
                 None
+            }
+            ("pagewire_at", None) => Some(self.view.describe()),
+            ("pagewire_at", Some(text)) => {
+                self.look_at(text)?;
+                Some(self.view.describe())
             }
             ("pagewire_version", None) => Some(
                 self.snapshot()
@@ -446,6 +453,7 @@ impl Connection {
                     .version
                     .to_string(),
             ),
+            ("pagewire_subscription", None) => Some(self.database.state.subscription().to_owned()),
             ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
             ("pagewire_database_id", None) => Some(self.database.state.id.to_string()),
             ("pagewire_last_error", None) => Some(
@@ -455,7 +463,7 @@ impl Connection {
                     .unwrap_or_default(),
             ),
             _ => None,
-        }
+        })
     }
 
     /// What `pagewire_status` shows of the connection.
@@ -477,6 +485,9 @@ impl Connection {
         if let Some(snapshot) = self.snapshot() {
             rows.push(("version", snapshot.version.to_string()));
         }
+        rows.push(("at", self.view.describe()));
+        let subscription = self.database.state.subscription();
+        rows.push(("subscription", subscription.to_owned()));
         rows.extend(self.database.session_status());
         rows
     }

@@ -100,7 +100,7 @@ impl Connection {
     /// SQLite reads the header once without a lock when it opens a database, and always where it was told not to lock.
     fn read_unlocked(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
         let timeout = self.settings.timeout;
-        if let Some(pin) = &self.fixed {
+        if let Some(pin) = self.view.pin() {
             let snapshot = pin.snapshot();
             return read_range(
                 &self.database,
@@ -127,7 +127,7 @@ impl Connection {
             return outcome;
         }
         // The version that was known is gone; there is a newer one.
-        let pin = self.database.begin_read(timeout)?;
+        let pin = self.database.begin_read(&self.settings)?;
         read_range(
             &self.database,
             &pin.snapshot(),

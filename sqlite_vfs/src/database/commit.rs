@@ -15,7 +15,8 @@ use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{Changes, CommitId, Epoch, PageCount, PageNumber, Snapshot};
 use tokio::time::Instant;
 
-use super::state::{Unsettled, WriterId};
+use super::lease::WriterId;
+use super::state::Unsettled;
 use super::{Database, REOPEN_PAUSE, open_for_question, tokio_sleep};
 use crate::client::{CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled};
 use crate::error::{CallError, Error, Kind, Result};
@@ -312,7 +313,7 @@ fn applied(databases: &[Arc<Database>], bases: &[Snapshot], parts: &[CommitPart]
 fn changed(base: &Snapshot, part: &CommitPart) -> Changes {
     let gone = base.page_count.get().saturating_sub(part.page_count.get());
     let same_size = base.page_size.is_none_or(|size| size == part.page_size);
-    if !same_size || gone as usize > MAX_CHANGED_PAGES {
+    if part.restore.is_some() || !same_size || gone as usize > MAX_CHANGED_PAGES {
         return Changes::All;
     }
     let written = part.pages.iter().map(|(number, _)| *number);

@@ -1,23 +1,35 @@
 //! One database of this process: reads at a snapshot, the write lock, commits and what became of them.
 
 mod commit;
+mod history;
+mod lease;
+mod pins;
 mod state;
+mod subscription;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::limits::MAX_READ_PAGES;
 use pagewire_proto::pb::OpenMode;
-use pagewire_proto::{DatabaseName, PageNumber, Snapshot, Version};
+use pagewire_proto::{DatabaseName, Moment, PageNumber, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::client::{Acquired, Client, OpenError, Opened};
+use crate::client::{Acquired, Client, OpenError, Opened, PinCall};
+use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
+use crate::settings::ConnectionSettings;
 
 pub use commit::{CommitMember, commit};
-pub use state::{Begin, BeginWrite, DatabaseState, Pin, WriterId};
+use history::Failure;
+pub use history::Looked;
+pub use lease::{BeginWrite, WriterId};
+pub use pins::Pin;
+pub use state::{Begin, DatabaseState};
+pub use subscription::News;
 
 /// Longest wait in one AcquireLease for a holder that does not answer.
 const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
@@ -25,6 +37,9 @@ const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
 /// SQLite's busy handler is not much shorter.
 const GRANT_WAIT: Duration = Duration::from_millis(25);
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
+/// How long a strict reader waits for the end of a Prepare: about the sync of a commit. After that it asks, since the commit may
+/// be waiting for somebody else.
+const AWAIT_NEWS: Duration = Duration::from_millis(10);
 
 /// A database, open in this process. Shared by all connections to it.
 pub struct Database {
@@ -36,27 +51,37 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the database by its name.
+    /// Opens the database by its name. With a moment it is opened for reading, and what was found is held (K1).
     pub fn open(
         client: Arc<Client>,
         name: &DatabaseName,
         mode: OpenMode,
+        at: Option<&Moment>,
         timeout: Duration,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<(Arc<Self>, Option<Looked>)> {
         let deadline = Instant::now() + timeout;
-        let streams = client.core.session.streams();
-        let opened = open_call(&client, name, mode, deadline)?;
+        let session = &client.core.session;
+        let streams = session.streams();
+        let lapses = session.lapses();
+        let pin = at.map(|_| session.pin_begins());
+        let look = at.zip(pin.as_ref());
+        let opened = open_call(&client, name, mode, look, deadline)?;
         let state = Arc::new(DatabaseState::new(name.clone(), opened.id, opened.head));
         state.remember_released(client.subscribe(&state));
         drop(opened.under_way);
+        let looked = opened.found.map(|found| Looked {
+            pin: state.hold(found.snapshot, session.lapses_of_pin(lapses)),
+            entry: found,
+        });
+        // Its version is among those held: heartbeats may say so.
+        drop(pin);
+        let read_at = looked
+            .as_ref()
+            .map_or(opened.head.version, |looked| looked.pin.snapshot().version);
         for page in opened.pages {
-            client.cache.put(
-                state.key,
-                page.number,
-                page.version,
-                opened.head.version,
-                page.content,
-            );
+            client
+                .cache
+                .put(state.key, page.number, page.version, read_at, page.content);
         }
         // Read first: a Welcome that comes from here on is noticed by them.
         let doubts = state.doubts();
@@ -67,11 +92,12 @@ impl Database {
         {
             state.lease_acquired(grant, doubts)?;
         }
-        Ok(Arc::new(Self {
+        let database = Arc::new(Self {
             state,
             client,
             opened: Mutex::new((mode, opened.open_sequence)),
-        }))
+        });
+        Ok((database, looked))
     }
 
     /// The endpoint, for messages.
@@ -97,9 +123,28 @@ impl Database {
         rows
     }
 
+    /// Lets a moment pass.
+    pub fn pause(&self, duration: Duration) {
+        self.client.wait(tokio_sleep(duration));
+    }
+
     /// Bytes that it makes sense to read ahead.
     pub fn read_ahead_limit(&self) -> u64 {
         self.client.cache.read_ahead_limit()
+    }
+
+    /// Refuses what needs old versions where the server keeps none: the snapshot of a read-only connection has no bound in time.
+    pub fn check_versions(&self) -> Result<()> {
+        match self.client.core.session.current_welcome() {
+            Some(welcome) if !welcome.versions => Err(Error::new(
+                Kind::CantOpen,
+                format!(
+                    "{}: read-only connections need old versions, and {NO_VERSIONS}; mode=rw reads too",
+                    self.describe()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Makes sure that the server lets this process do what the mode says.
@@ -119,7 +164,7 @@ impl Database {
             other => other,
         };
         let doubts = self.state.doubts();
-        let opened = open_call(&self.client, &self.state.name, wanted, deadline);
+        let opened = open_call(&self.client, &self.state.name, wanted, None, deadline);
         match opened {
             Ok(opened) if opened.id == self.state.id => {
                 let mut now = self.opened.lock();
@@ -148,7 +193,8 @@ impl Database {
 
     fn reopen_as_before(&self, deadline: Instant) -> Result<()> {
         let (mode, _) = *self.opened.lock();
-        self.reopen(mode, deadline)
+        self.reopen(mode, deadline)?;
+        self.hold_again(deadline)
     }
 
     /// Makes a call, opening the database anew where the server has forgotten the session.
@@ -157,31 +203,52 @@ impl Database {
         F: Fn() -> Fut,
         Fut: Future<Output = std::result::Result<T, CallError>> + Send,
     {
-        loop {
-            match self.client.wait(call()) {
-                Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
-                    self.client.wait(tokio_sleep(REOPEN_PAUSE));
-                    self.reopen_as_before(deadline)?;
-                }
-                Err(error) => return Err(Error::from(error).within(&self.describe())),
-                Ok(answer) => return Ok(answer),
-            }
-        }
+        self.try_call(deadline, call)
+            .map_err(|failure| match failure {
+                Failure::Call(error) => Error::from(error).within(&self.describe()),
+                Failure::Before(error) => error,
+            })
     }
 
-    /// Begins a read transaction: the newest version, strictly (P4).
-    pub fn begin_read(&self, timeout: Duration) -> Result<Pin> {
-        let deadline = Instant::now() + timeout;
+    /// Begins a read transaction: the newest version, strictly (P4), or one that is new enough for the connection.
+    pub fn begin_read(&self, settings: &ConnectionSettings) -> Result<Pin> {
+        let deadline = Instant::now() + settings.timeout;
+        let core = &self.client.core;
+        let consistency = settings.consistency;
+        let mut may_await = true;
         loop {
-            match self.state.begin(&self.client.core.session)? {
+            let begin =
+                self.state
+                    .begin(&core.session, consistency, settings.read_only, may_await)?;
+            match begin {
                 Begin::Ready(pin) => return Ok(pin),
                 Begin::Settle(unsettled) => self.settle(&unsettled, deadline)?,
+                Begin::Await => {
+                    let told = self.state.told.notified();
+                    may_await = false;
+                    // It may have been told before anybody listened.
+                    let again =
+                        self.state
+                            .begin(&core.session, consistency, settings.read_only, true)?;
+                    match again {
+                        Begin::Ready(pin) => return Ok(pin),
+                        Begin::Await => {
+                            let _ = self.client.wait(tokio_timeout(AWAIT_NEWS, told));
+                        }
+                        Begin::Settle(_) | Begin::Ask(..) => {}
+                    }
+                }
                 Begin::Ask(known, doubts) => {
-                    let core = &self.client.core;
+                    self.state
+                        .asks(&core.session, consistency, settings.subscribe);
+                    let asked_at = Cell::new(Clock::now());
                     let (head, changes) = self.call(deadline, || {
+                        asked_at.set(Clock::now());
                         core.begin_snapshot(self.state.id, known, deadline)
                     })?;
-                    return self.state.begin_with(head, &changes, doubts);
+                    return self
+                        .state
+                        .begin_with(head, &changes, doubts, asked_at.get());
                 }
             }
         }
@@ -331,6 +398,10 @@ impl Drop for Database {
     }
 }
 
+/// Why a server without old versions refuses to look at one, and read-only connections.
+const NO_VERSIONS: &str = "the store of this server keeps no old versions (start it with --store local:DIR or \
+                           versioned-memory)";
+
 async fn tokio_sleep(duration: Duration) {
     // In an async block, so that the timer is made inside the runtime.
     tokio::time::sleep(duration).await;
@@ -363,12 +434,13 @@ fn open_call(
     client: &Client,
     name: &DatabaseName,
     mode: OpenMode,
+    look: Option<(&Moment, &PinCall<'_>)>,
     deadline: Instant,
 ) -> Result<Opened> {
     let want_lease = mode != OpenMode::ReadOnly;
     let core = &client.core;
     loop {
-        return match client.wait(core.open_database(name, mode, want_lease, deadline)) {
+        return match client.wait(core.open_database(name, mode, want_lease, look, deadline)) {
             Ok(opened) => Ok(opened),
             Err(OpenError::Call(error))
                 if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline =>
@@ -386,6 +458,7 @@ fn open_call(
 fn cannot_open(name: &DatabaseName, endpoint: &str, error: CallError) -> Error {
     use pagewire_proto::status::Reason;
     let next = match error.reason {
+        Reason::Unsupported => NO_VERSIONS.to_owned(),
         Reason::DatabaseNotFound => {
             "there is no such database; open it with mode=rwc to make it".to_owned()
         }

@@ -21,7 +21,9 @@ pub struct ApiRoutines {
     pub declare_vtab: Option<unsafe extern "C" fn(*mut Sqlite3, *const c_char) -> c_int>,
     _until_free: [usize; 7],
     pub free: Option<unsafe extern "C" fn(*mut c_void)>,
-    _until_libversion_number: [usize; 8],
+    _until_get_autocommit: [usize; 1],
+    pub get_autocommit: Option<unsafe extern "C" fn(*mut Sqlite3) -> c_int>,
+    _until_libversion_number: [usize; 6],
     pub libversion_number: Option<unsafe extern "C" fn() -> c_int>,
     _until_result_error: [usize; 12],
     pub result_error: Option<unsafe extern "C" fn(*mut Context, *const c_char, c_int)>,
@@ -51,7 +53,9 @@ pub struct ApiRoutines {
     _until_vfs_find: [usize; 13],
     pub vfs_find: Option<unsafe extern "C" fn(*const c_char) -> *mut Vfs>,
     pub vfs_register: Option<unsafe extern "C" fn(*mut Vfs, c_int) -> c_int>,
-    _until_context_db_handle: [usize; 6],
+    _until_result_error_code: [usize; 3],
+    pub result_error_code: Option<unsafe extern "C" fn(*mut Context, c_int)>,
+    _until_context_db_handle: [usize; 2],
     pub context_db_handle: Option<unsafe extern "C" fn(*mut Context) -> *mut Sqlite3>,
     _until_create_function_v2: [usize; 12],
     pub create_function_v2: Option<
@@ -83,6 +87,7 @@ pub struct ApiRoutines {
 const _: () = {
     assert!(offset_of!(ApiRoutines, declare_vtab) == 50 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, free) == 58 * size_of::<usize>());
+    assert!(offset_of!(ApiRoutines, get_autocommit) == 60 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, libversion_number) == 67 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, result_error) == 80 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, result_int64) == 83 * size_of::<usize>());
@@ -95,6 +100,7 @@ const _: () = {
     assert!(offset_of!(ApiRoutines, file_control) == 127 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, vfs_find) == 141 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, vfs_register) == 142 * size_of::<usize>());
+    assert!(offset_of!(ApiRoutines, result_error_code) == 146 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, context_db_handle) == 149 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, create_function_v2) == 162 * size_of::<usize>());
     assert!(offset_of!(ApiRoutines, log) == 167 * size_of::<usize>());

@@ -24,11 +24,13 @@ pub enum Op {
     Unlock,
     CheckReservedLock,
     FileControl,
+    /// A pragma or a function of ours.
+    Own,
 }
 
 /// The code of an error. The point of no return is `Lock`: after it nothing may be answered with SQLITE_BUSY, or SQLite
 /// reports the next COMMIT as done (W16).
-fn code_of(op: Op, kind: Kind) -> c_int {
+pub fn code_of(op: Op, kind: Kind) -> c_int {
     let io = match op {
         Op::Open | Op::FullPathname => code::CANTOPEN,
         Op::Delete => code::IOERR_DELETE,
@@ -42,13 +44,17 @@ fn code_of(op: Op, kind: Kind) -> c_int {
         Op::Lock => code::IOERR_LOCK,
         Op::Unlock => code::IOERR_UNLOCK,
         Op::CheckReservedLock => code::IOERR_CHECKRESERVEDLOCK,
+        Op::Own => code::IOERR,
     };
     match kind {
-        Kind::Busy if op == Op::Lock => code::BUSY,
-        Kind::BusySnapshot if matches!(op, Op::Lock | Op::Sync | Op::Delete) => code::BUSY_SNAPSHOT,
+        Kind::Busy if matches!(op, Op::Lock | Op::Own) => code::BUSY,
+        Kind::BusySnapshot if matches!(op, Op::Lock | Op::Sync | Op::Delete | Op::Own) => {
+            code::BUSY_SNAPSHOT
+        }
         Kind::Busy | Kind::BusySnapshot | Kind::Io | Kind::OutcomeUnknown | Kind::Bug => io,
-        Kind::CantOpen if op == Op::Lock => code::CANTOPEN,
-        Kind::CantOpen => io,
+        Kind::CantOpen if matches!(op, Op::Lock | Op::Own) => code::CANTOPEN,
+        Kind::Refused if op == Op::Own => code::ERROR,
+        Kind::CantOpen | Kind::Refused => io,
         Kind::ReadOnly => code::READONLY,
         Kind::Full => code::FULL,
         Kind::Corrupt if matches!(op, Op::Read | Op::Lock | Op::Write) => code::IOERR_DATA,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::boundary::{Op, guarded};
+use super::boundary::{Op, code_of, guarded};
 use super::handle::{FileKind, Handle, PagewireFile};
 use super::types::{File, IoMethods, code, fcntl, iocap};
 use crate::connection::{Connection, LockLevel};
@@ -397,25 +397,26 @@ unsafe fn pragma(
         // SAFETY: promised by the caller: three pointers, the last two null or C strings.
         unsafe {
             let pointer = *arguments.add(index);
-            (!pointer.is_null()).then(|| {
-                CStr::from_ptr(pointer)
-                    .to_string_lossy()
-                    .to_ascii_lowercase()
-            })
+            (!pointer.is_null()).then(|| CStr::from_ptr(pointer).to_string_lossy().into_owned())
         }
     };
-    let Some(name) = text(1) else {
+    let Some(name) = text(1).map(|name| name.to_ascii_lowercase()) else {
         return Ok(code::NOTFOUND);
     };
     let answer = connection.lock().pragma(&name, text(2).as_deref());
-    match answer {
-        None => Ok(code::NOTFOUND),
-        Some(answer) => {
-            // SAFETY: the first of the three pointers takes the answer.
-            unsafe { *arguments = handle.registration.allocate_text(&answer) };
-            Ok(code::OK)
+    let (rc, answer) = match answer {
+        Ok(None) => return Ok(code::NOTFOUND),
+        Ok(Some(answer)) => (code::OK, answer),
+        Err(error) => {
+            let rc = code_of(Op::Own, error.kind);
+            connection.lock().note_error(&error);
+            handle.registration.log(rc, &error.message);
+            (rc, error.message)
         }
-    }
+    };
+    // SAFETY: the first of the three pointers takes the answer, or the message of the error.
+    unsafe { *arguments = handle.registration.allocate_text(&answer) };
+    Ok(rc)
 }
 
 /// 4096: above it SQLite would change its default page size.

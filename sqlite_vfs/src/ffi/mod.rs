@@ -10,6 +10,7 @@ mod names;
 mod os;
 mod registration;
 mod table;
+mod tables;
 mod types;
 mod vfs;
 

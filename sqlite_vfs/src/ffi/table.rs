@@ -1,36 +1,43 @@
-//! Table-valued functions: `pagewire_rpc` and `pagewire_status`. Eponymous, read-only, without constraints.
+//! Table-valued functions, eponymous and read-only; what their rows are is in `tables.rs`.
+//!
+//! Arguments are hidden columns behind the others; rows are taken one by one, so that a LIMIT saves calls.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use super::functions::{main_connection, result_text};
+use super::boundary::{Op, code_of};
+use super::functions::{result_text, text_of};
 use super::registration::Registration;
-use super::types::{Context, IndexInfo, Module, Sqlite3, Value, Vtab, VtabCursor, code};
-use crate::client::counters::{COUNTERS, CallKind};
+use super::tables::TABLES;
+use super::types::{
+    CONSTRAINT_EQ, Context, IndexInfo, Module, Sqlite3, Value, Vtab, VtabCursor, code,
+};
 use crate::error::{Error, Kind, Result};
 
 /// A value of a row.
-enum Cell {
+pub enum Cell {
+    Null,
     Text(String),
     Number(u64),
 }
 
-type Rows = Vec<Vec<Cell>>;
+pub type Row = Vec<Cell>;
+
+/// Rows, made as they are taken.
+pub type Rows = Box<dyn Iterator<Item = Result<Row>>>;
+
+/// The arguments of a table, in the order of its hidden columns; `None` for NULL and for those that were left out.
+pub type Arguments = [Option<String>];
 
 /// A table: its declaration, and how its rows are made when it is scanned.
-struct Table {
-    name: &'static CStr,
-    declaration: &'static CStr,
-    rows: unsafe fn(&Registration, *mut Sqlite3) -> Rows,
+pub struct Table {
+    pub name: &'static CStr,
+    pub declaration: &'static CStr,
+    /// Columns before the hidden ones, and how many of those there are.
+    pub columns: c_int,
+    pub arguments: usize,
+    /// Called with the mutex of the SQLite connection held.
+    pub rows: unsafe fn(&'static Registration, *mut Sqlite3, &Arguments) -> Result<Rows>,
 }
-
-const TABLES: &[Table] = &[
-    Table {
-        name: c"pagewire_rpc",
-        declaration: c"CREATE TABLE x(kind TEXT, count INTEGER, background INTEGER, bytes_sent INTEGER, bytes_received INTEGER)",
-        rows: rpc_rows,
-    },
-    Table { name: c"pagewire_status", declaration: c"CREATE TABLE x(key TEXT, value TEXT)", rows: status_rows },
-];
 
 /// What `xConnect` gets.
 struct Source {
@@ -49,7 +56,8 @@ struct OurTable {
 struct OurCursor {
     base: VtabCursor,
     rows: Rows,
-    at: usize,
+    row: Option<Row>,
+    number: i64,
 }
 
 static MODULE: Module = Module {
@@ -140,10 +148,42 @@ unsafe extern "C" fn disconnect(table: *mut Vtab) -> c_int {
     code::OK
 }
 
-unsafe extern "C" fn best_index(_: *mut Vtab, info: *mut IndexInfo) -> c_int {
-    // SAFETY: SQLite passes a structure to be filled.
+/// An argument is an equality with a hidden column. Which of them there are goes to xFilter as bits.
+unsafe extern "C" fn best_index(table: *mut Vtab, info: *mut IndexInfo) -> c_int {
+    // SAFETY: SQLite passes a table of `connect`, and a structure to be filled with as many constraints and places as it says.
     unsafe {
-        (*info).estimated_cost = 100.0;
+        let table = (*(*table.cast::<OurTable>()).source).table;
+        let info = &mut *info;
+        let count = usize::try_from(info.constraint_count).unwrap_or(0);
+        let mut given = 0;
+        info.index_number = 0;
+        for argument in 0..table.arguments {
+            let column = table.columns + argument as c_int;
+            let mut is_named = false;
+            let mut usable = None;
+            for index in 0..count {
+                let constraint = &*info.constraints.add(index);
+                if constraint.column == column && constraint.op == CONSTRAINT_EQ {
+                    is_named = true;
+                    if constraint.usable != 0 {
+                        usable.get_or_insert(index);
+                    }
+                }
+            }
+            match usable {
+                Some(index) => {
+                    given += 1;
+                    let usage = &mut *info.constraint_usage.add(index);
+                    usage.argument = given;
+                    usage.omit = 1;
+                    info.index_number |= 1 << argument;
+                }
+                // Its value is not known in this plan: another one has to be found.
+                None if is_named => return code::CONSTRAINT,
+                None => {}
+            }
+        }
+        info.estimated_cost = 100.0;
     }
     code::OK
 }
@@ -156,8 +196,9 @@ unsafe extern "C" fn open(_: *mut Vtab, out: *mut *mut VtabCursor) -> c_int {
     unsafe {
         *out = Box::into_raw(Box::new(OurCursor {
             base,
-            rows: Rows::new(),
-            at: 0,
+            rows: Box::new(std::iter::empty()),
+            row: None,
+            number: 0,
         }))
         .cast()
     };
@@ -172,38 +213,89 @@ unsafe extern "C" fn close(cursor: *mut VtabCursor) -> c_int {
 
 unsafe extern "C" fn filter(
     cursor: *mut VtabCursor,
-    _: c_int,
+    given: c_int,
     _: *const c_char,
-    _: c_int,
-    _: *mut *mut Value,
+    count: c_int,
+    values: *mut *mut Value,
 ) -> c_int {
-    // SAFETY: SQLite passes a cursor of `open` on a table of `connect`, and holds the connection's mutex.
+    // SAFETY: SQLite passes a cursor of `open` on a table of `connect` with as many values as it says, and holds the
+    // connection's mutex.
     unsafe {
         let cursor = &mut *cursor.cast::<OurCursor>();
         let table = &*cursor.base.vtab.cast::<OurTable>();
         let source = &*table.source;
-        let rows = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            (source.table.rows)(source.registration, table.db)
-        }));
-        cursor.at = 0;
+        let mut values = (0..usize::try_from(count).unwrap_or(0))
+            .map(|index| text_of(source.registration, *values.add(index)));
+        let arguments: Vec<_> = (0..source.table.arguments)
+            .map(|argument| match given & 1 << argument {
+                0 => None,
+                _ => values.next().flatten(),
+            })
+            .collect();
+        let rows = guarded(cursor.base.vtab, || {
+            (source.table.rows)(source.registration, table.db, &arguments)
+        });
+        cursor.number = 0;
         match rows {
             Ok(rows) => cursor.rows = rows,
-            Err(_) => return code::ERROR,
+            Err(rc) => return rc,
+        }
+        advance(cursor)
+    }
+}
+
+/// Runs what may fail; the message goes to the table, where SQLite looks for it.
+///
+/// # Safety
+/// `table` is a table of `connect`.
+unsafe fn guarded<T>(
+    table: *mut Vtab,
+    body: impl FnOnce() -> Result<T>,
+) -> std::result::Result<T, c_int> {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+        .unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a bug in pagewire")));
+    outcome.map_err(|error| {
+        let rc = code_of(Op::Own, error.kind);
+        // SAFETY: promised by the caller. A message that SQLite has not taken yet is its own to free.
+        unsafe {
+            let registration = (*(*table.cast::<OurTable>()).source).registration;
+            registration.log(rc, &error.message);
+            if let (Some(free), false) = (registration.api().free, (*table).error_message.is_null())
+            {
+                free((*table).error_message.cast());
+            }
+            (*table).error_message = registration.allocate_text(&error.message);
+        }
+        rc
+    })
+}
+
+/// # Safety
+/// `cursor` is one of `open`.
+unsafe fn advance(cursor: &mut OurCursor) -> c_int {
+    let rows = &mut cursor.rows;
+    // SAFETY: SQLite has put the table into the cursor.
+    match unsafe { guarded(cursor.base.vtab, || rows.next().transpose()) } {
+        Ok(row) => {
+            cursor.row = row;
+            cursor.number += 1;
+            code::OK
+        }
+        Err(rc) => {
+            cursor.row = None;
+            rc
         }
     }
-    code::OK
 }
 
 unsafe extern "C" fn next(cursor: *mut VtabCursor) -> c_int {
     // SAFETY: SQLite passes a cursor of `open`.
-    unsafe { (*cursor.cast::<OurCursor>()).at += 1 };
-    code::OK
+    unsafe { advance(&mut *cursor.cast::<OurCursor>()) }
 }
 
 unsafe extern "C" fn eof(cursor: *mut VtabCursor) -> c_int {
     // SAFETY: SQLite passes a cursor of `open`.
-    let cursor = unsafe { &*cursor.cast::<OurCursor>() };
-    c_int::from(cursor.at >= cursor.rows.len())
+    c_int::from(unsafe { &*cursor.cast::<OurCursor>() }.row.is_none())
 }
 
 unsafe extern "C" fn column(cursor: *mut VtabCursor, context: *mut Context, index: c_int) -> c_int {
@@ -212,7 +304,7 @@ unsafe extern "C" fn column(cursor: *mut VtabCursor, context: *mut Context, inde
         let cursor = &*cursor.cast::<OurCursor>();
         let table = &*cursor.base.vtab.cast::<OurTable>();
         let registration = (*table.source).registration;
-        let row = cursor.rows.get(cursor.at);
+        let row = cursor.row.as_ref();
         let cell = usize::try_from(index)
             .ok()
             .and_then(|index| row?.get(index));
@@ -223,7 +315,8 @@ unsafe extern "C" fn column(cursor: *mut VtabCursor, context: *mut Context, inde
                     result(context, i64::try_from(*number).unwrap_or(i64::MAX));
                 }
             }
-            None => {}
+            // NULL is what SQLite takes where nothing is said.
+            Some(Cell::Null) | None => {}
         }
     }
     code::OK
@@ -231,46 +324,6 @@ unsafe extern "C" fn column(cursor: *mut VtabCursor, context: *mut Context, inde
 
 unsafe extern "C" fn rowid(cursor: *mut VtabCursor, out: *mut i64) -> c_int {
     // SAFETY: SQLite passes a cursor of `open`, and a place for the answer.
-    unsafe { out.write(i64::try_from((*cursor.cast::<OurCursor>()).at).unwrap_or(i64::MAX)) };
+    unsafe { out.write((*cursor.cast::<OurCursor>()).number) };
     code::OK
-}
-
-/// # Safety
-/// None: it touches no connection.
-unsafe fn rpc_rows(_: &Registration, _: *mut Sqlite3) -> Rows {
-    let row = |kind: &CallKind| {
-        let count = COUNTERS.read(*kind);
-        vec![
-            Cell::Text(kind.name().to_owned()),
-            Cell::Number(count.count),
-            Cell::Number(count.background),
-            Cell::Number(count.bytes_sent),
-            Cell::Number(count.bytes_received),
-        ]
-    };
-    CallKind::ALL.iter().map(row).collect()
-}
-
-/// # Safety
-/// `db` is a connection of the registration's library, whose mutex the caller holds.
-unsafe fn status_rows(registration: &Registration, db: *mut Sqlite3) -> Rows {
-    let mut rows = vec![(
-        "library",
-        format!("libpagewire {}", env!("CARGO_PKG_VERSION")),
-    )];
-    // SAFETY: promised by the caller.
-    let connection = unsafe { main_connection(registration, db) };
-    match &connection {
-        Some(connection) => rows.extend(connection.lock().status()),
-        None => rows.push((
-            "database",
-            "the main database is not on Pagewire".to_owned(),
-        )),
-    }
-    if let Some(error) = registration.last_error() {
-        rows.push(("last_error", error));
-    }
-    rows.into_iter()
-        .map(|(key, value)| vec![Cell::Text(key.to_owned()), Cell::Text(value)])
-        .collect()
 }

@@ -109,14 +109,33 @@ pub struct VtabCursor {
     pub vtab: *mut Vtab,
 }
 
-/// `sqlite3_index_info`, as far as 3.8.2 and with no constraint ever used.
+/// `sqlite3_index_constraint`
+#[repr(C)]
+pub struct IndexConstraint {
+    pub column: c_int,
+    pub op: u8,
+    pub usable: u8,
+    pub term_offset: c_int,
+}
+
+/// `sqlite3_index_constraint_usage`
+#[repr(C)]
+pub struct IndexConstraintUsage {
+    pub argument: c_int,
+    pub omit: u8,
+}
+
+/// `SQLITE_INDEX_CONSTRAINT_EQ`
+pub const CONSTRAINT_EQ: u8 = 2;
+
+/// `sqlite3_index_info`, as far as 3.8.2.
 #[repr(C)]
 pub struct IndexInfo {
     pub constraint_count: c_int,
-    pub constraints: *const c_void,
+    pub constraints: *const IndexConstraint,
     pub order_by_count: c_int,
     pub order_by: *const c_void,
-    pub constraint_usage: *mut c_void,
+    pub constraint_usage: *mut IndexConstraintUsage,
     pub index_number: c_int,
     pub index_string: *mut c_char,
     pub free_index_string: c_int,
@@ -162,6 +181,14 @@ pub struct Module {
     pub others: [usize; 10],
 }
 
+/// Flags of `sqlite3_create_function_v2`.
+pub mod function_flag {
+    use super::c_int;
+    pub const UTF8: c_int = 1;
+    /// Not from triggers, views and the like: whoever writes a schema must not have effects in who opens it.
+    pub const DIRECTONLY: c_int = 0x80000;
+}
+
 /// Result codes.
 pub mod code {
     use super::c_int;
@@ -173,6 +200,7 @@ pub mod code {
     pub const NOTFOUND: c_int = 12;
     pub const FULL: c_int = 13;
     pub const CANTOPEN: c_int = 14;
+    pub const CONSTRAINT: c_int = 19;
     pub const OK_LOAD_PERMANENTLY: c_int = 256;
     pub const BUSY_SNAPSHOT: c_int = BUSY | 2 << 8;
     pub const IOERR_READ: c_int = IOERR | 1 << 8;

@@ -65,7 +65,7 @@ impl Hub {
             opened: Some(opened),
         };
         state.opens.insert(id, open.clone());
-        database.floors.lock().insert(session.id, floor);
+        database.readers.lock().enter(session.id, floor);
         database.sessions.fetch_add(1, Ordering::AcqRel);
         self.open_count.fetch_add(1, Ordering::AcqRel);
         Ok(open)
@@ -86,35 +86,6 @@ impl Hub {
 
     pub(crate) fn all_databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
-    }
-
-    /// Tells the store the oldest version that anybody reads, where that has changed.
-    pub(crate) async fn protect(&self, database: &Database) -> Result<(), Status> {
-        let mut told = database.protected.lock().await;
-        database.protect_scheduled.store(false, Ordering::Release);
-        let floor = database.floor();
-        if *told != floor {
-            self.bounded(self.store.protect(database.id, floor, &[]))
-                .await?;
-            *told = floor;
-        }
-        Ok(())
-    }
-
-    /// The same, for floors that rise: nobody waits for it.
-    pub(crate) fn schedule_protect(self: &Arc<Self>, database: &Arc<Database>) {
-        if database.protect_scheduled.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (hub, database) = (Arc::clone(self), Arc::clone(database));
-        tokio::spawn(async move {
-            if let Err(error) = hub.protect(&database).await {
-                tracing::debug!(
-                    error = error.message(),
-                    "a floor was not taken by the store"
-                );
-            }
-        });
     }
 
     /// Drops stagings in the store; nobody waits for it.
@@ -219,7 +190,7 @@ impl Hub {
     }
 }
 
-/// The session has nothing to do with the database any more: its lease, ticket, barrier and floor go.
+/// The session has nothing to do with the database any more: its lease, ticket, barrier, subscription, floor and pins go.
 pub(super) fn forget(
     database: &Database,
     session: SessionId,
@@ -228,5 +199,6 @@ pub(super) fn forget(
 ) {
     lease.remove(session);
     state.leases.remove(&database.id);
-    database.floors.lock().remove(&session);
+    state.unsubscribe(session, database);
+    state.pins -= database.readers.lock().leave(session);
 }

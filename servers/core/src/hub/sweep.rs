@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::readers::Protected;
 use super::{End, Hub};
 use crate::process::Process;
 
@@ -50,7 +51,7 @@ impl Hub {
             let unprotected = database
                 .protected
                 .try_lock()
-                .is_ok_and(|told| told.is_none());
+                .is_ok_and(|told| told.as_ref().is_some_and(Protected::is_nothing));
             if !unprotected {
                 // The store did not take it the last time.
                 self.schedule_protect(database);
@@ -58,7 +59,8 @@ impl Hub {
             if unprotected && let Some(name) = database.unborn.lock().take() {
                 unborn.push((name, database.id));
             }
-            !unprotected
+            // Whoever subscribes has to learn that the outcome of a commit is not known.
+            !unprotected || !database.subscriptions.lock().all_known()
         });
         if !unborn.is_empty() {
             self.drop_unborn(unborn);

@@ -32,6 +32,7 @@ impl PageStore for Unreachable {
             durable: false,
             versions: false,
             branches: false,
+            exclusive: true,
             retention: None,
         }
     }
@@ -128,7 +129,7 @@ fn missing(session: &Session) -> Option<&'static str> {
     if held.is_none() || session.state.lock().leases.get(&DATABASE).copied() != held {
         return Some("the lease");
     }
-    (!open.database.floors.lock().contains_key(&session.id)).then_some("the floor")
+    (!open.database.readers.lock().has_floor(session.id)).then_some("the floor")
 }
 
 /// The close of an open is handled by the task of the stream, the next open of the database by another: a close that was

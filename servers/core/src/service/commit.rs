@@ -1,5 +1,5 @@
-//! Commit: upload, then one future that passes the barriers and hands it to the store, and goes on whether or not the client
-//! still waits.
+//! Commit: upload, then one future that passes the barriers, warns the subscribers and hands it to the store, and goes on whether
+//! or not the client still waits.
 //!
 //! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
 //! the session does not have, is still passed on, with an epoch or a staging that cannot be: it may be the repetition
@@ -114,7 +114,6 @@ async fn apply(
     let _order = lock_in_order(databases).await;
     hub.pass_barriers(databases).await;
     let (header, parts) = upload.take();
-    let epochs: Vec<_> = header.databases.iter().map(|named| named.epoch).collect();
     let stagings: Vec<_> = parts.iter().filter_map(|part| part.staged).collect();
     let commit = match to_store(session, databases, header, parts) {
         Ok(commit) => commit,
@@ -123,7 +122,16 @@ async fn apply(
             return Err(error);
         }
     };
+    let bases: Vec<_> = commit
+        .databases
+        .iter()
+        .map(|named| (named.base, named.epoch))
+        .collect();
+    let can_apply = bases.iter().all(|(_, epoch)| *epoch != NO_EPOCH);
+    let prepared = hub.prepare(databases, &bases, session.id, can_apply);
+    prepared.answered().await;
     let outcome = hub.store.commit(commit).await;
+    prepared.conclude(&outcome).await;
     // Also after "committed": a repetition is answered so and consumes nothing. Consumed ones are not known any more.
     hub.discard(stagings);
     match &outcome {
@@ -138,7 +146,7 @@ async fn apply(
         Err(_) => {}
     }
     if let Ok(CommitOutcome::LeaseLost { index, .. }) = outcome
-        && let (Some(database), Some(&epoch)) = (databases.get(index), epochs.get(index))
+        && let (Some(database), Some(&(_, epoch))) = (databases.get(index), bases.get(index))
     {
         // Does nothing unless the table still believed in it: then the store knows of another server.
         hub.release(database, session, epoch, false);

@@ -19,15 +19,27 @@ pub(super) async fn find_version(
     let moment = Moment::try_from(request.at)?;
     let session = hub.session(&request.session_id).await?;
     let open = opened(&session, &request.database_id)?;
-    if request.pin {
-        return Err(Reason::Unsupported.status("this server pins no versions"));
-    }
-    let found = hub
-        .bounded(hub.store.find(open.database.id, &moment))
-        .await?;
+    let found = match request.pin {
+        true => {
+            let call = pinning(request.pin_sequence)?;
+            hub.pin(&session, &open.database, &moment, call).await?
+        }
+        false => {
+            hub.bounded(hub.store.find(open.database.id, &moment))
+                .await?
+        }
+    };
     Ok(pb::FindVersionResponse {
         found: Some(found.into()),
     })
+}
+
+/// The number of a call that pins: a heartbeat with 0 says nothing about pins.
+pub(super) fn pinning(sequence: u64) -> Result<u64, Invalid> {
+    match sequence {
+        0 => Err(Invalid::new("pin_sequence", "is 0, must be at least 1")),
+        sequence => Ok(sequence),
+    }
 }
 
 pub(super) async fn list_versions(
@@ -118,10 +130,18 @@ pub(super) async fn create_branch(
     let name = DatabaseName::try_from(request.name.as_str())?;
     let branch = DatabaseId::try_from(&request.branch_id[..])?;
     let session = hub.session(&request.session_id).await?;
-    let source = opened(&session, &request.database_id)?.database.id;
-    let found = hub
-        .bounded(hub.store.branch(source, &moment, branch, &name))
-        .await?;
+    let source = opened(&session, &request.database_id)?.database;
+    let found = {
+        // In the order of opens and removals of the name, and not given up half-way by a client that goes away.
+        let (hub, source) = (Arc::clone(hub), Arc::clone(&source));
+        let task = tokio::spawn(async move {
+            let _opening = hub.open_name(&name).await?;
+            hub.bounded(hub.store.branch(source.id, &moment, branch, &name))
+                .await
+        });
+        task.await
+            .map_err(|_| Reason::Internal.status("the branch broke off: make it again"))??
+    };
     let head = Snapshot {
         version: Version::new(1),
         ..found.snapshot

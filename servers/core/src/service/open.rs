@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use pagewire_proto::limits::BATCH_BYTES;
-use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseName, LeaseGrant, PageNumber, Snapshot, Version, pb};
+use pagewire_proto::{
+    DatabaseName, Invalid, LeaseGrant, Moment, PageNumber, Snapshot, Version, pb,
+};
 use tonic::Status;
 
+use super::history::pinning;
 use super::read::read_some;
 use crate::database::Database;
 use crate::hub::Hub;
@@ -20,21 +22,25 @@ pub(super) async fn open_database(
 ) -> Result<pb::OpenDatabaseResponse, Status> {
     let name = DatabaseName::try_from(request.name.as_str())?;
     let mode = mode(request.mode)?;
-    if request.at.is_some() {
-        return Err(Reason::Unsupported.status("this server opens no old versions"));
-    }
+    let at = match request.at {
+        None => None,
+        Some(at) if mode == pb::OpenMode::ReadOnly => {
+            Some((Moment::try_from(at)?, pinning(request.pin_sequence)?))
+        }
+        Some(_) => {
+            return Err(Invalid::new("at", "only read-only opens can have it").into());
+        }
+    };
     let session = hub.session(&request.session_id).await?;
     let writable = mode != pb::OpenMode::ReadOnly;
     let open = find(hub, &session, &name, mode, request.open_sequence).await?;
     let want_lease = request.want_lease && writable && !hub.is_draining();
-    let answer = describe(
-        hub,
-        &session,
-        &open.database,
-        want_lease,
-        request.want_page_bytes,
-    )
-    .await;
+    let wanted = Wanted {
+        lease: want_lease,
+        at,
+        page_bytes: request.want_page_bytes,
+    };
+    let answer = describe(hub, &session, &open.database, wanted).await;
     if answer.is_err()
         && let Some(opened) = open.opened
     {
@@ -44,17 +50,24 @@ pub(super) async fn open_database(
     answer
 }
 
+/// What the client wants beside the open.
+struct Wanted {
+    lease: bool,
+    /// The moment to be pinned, and the number of the call that pins.
+    at: Option<(Moment, u64)>,
+    page_bytes: u32,
+}
+
 /// What the client is told of a database that it has open now.
 async fn describe(
     hub: &Arc<Hub>,
     session: &Arc<Session>,
     database: &Arc<Database>,
-    want_lease: bool,
-    want_page_bytes: u32,
+    wanted: Wanted,
 ) -> Result<pb::OpenDatabaseResponse, Status> {
     // Before the head is read: the one that is answered is then the head under this floor, and so stays readable.
     hub.protect(database).await?;
-    let lease = match want_lease {
+    let lease = match wanted.lease {
         true => take_free_lease(hub, session, database).await?,
         false => None,
     };
@@ -62,13 +75,18 @@ async fn describe(
         Some(grant) => grant.head,
         None => hub.bounded(hub.store.head(database.id)).await?,
     };
-    let pages = first_pages(hub, database, head, want_page_bytes).await?;
+    let found = match wanted.at {
+        Some((moment, call)) => Some(hub.pin(session, database, &moment, call).await?),
+        None => None,
+    };
+    let shown = found.as_ref().map_or(head, |found| found.snapshot);
+    let pages = first_pages(hub, database, shown, wanted.page_bytes).await?;
     Ok(pb::OpenDatabaseResponse {
         database_id: database.id.to_wire(),
         head: Some(head.into()),
         lease: lease.map(Into::into),
         pages,
-        found: None,
+        found: found.map(Into::into),
     })
 }
 
@@ -77,11 +95,9 @@ fn mode(mode: i32) -> Result<pb::OpenMode, Status> {
         Ok(mode @ (pb::OpenMode::ReadOnly | pb::OpenMode::ReadWrite | pb::OpenMode::Create)) => {
             Ok(mode)
         }
-        Ok(pb::OpenMode::Unknown) | Err(_) => Err(pagewire_proto::Invalid::new(
-            "mode",
-            format!("{mode} is no mode of opening a database"),
-        )
-        .into()),
+        Ok(pb::OpenMode::Unknown) | Err(_) => {
+            Err(Invalid::new("mode", format!("{mode} is no mode of opening a database")).into())
+        }
     }
 }
 

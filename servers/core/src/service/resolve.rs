@@ -77,9 +77,18 @@ async fn settle(
         .await
         .map_err(status::of_store)?;
     let outcome = match resolution {
-        Resolution::Committed(versions) => Outcome::Committed(committed(&versions)),
+        Resolution::Committed(versions) => {
+            // The answer is the first to show them, where the outcome was not known before.
+            for (database, version) in databases.iter().zip(&versions) {
+                hub.publish(database, *version).await;
+            }
+            Outcome::Committed(committed(&versions))
+        }
         Resolution::Unknown(reason) => Outcome::Unknown(pb::CommitUnknown { reason }),
         Resolution::Aborted { current } => {
+            for (database, epoch) in databases.iter().zip(&current) {
+                database.subscriptions.lock().fenced(*epoch);
+            }
             let current = current.first().copied().unwrap_or(Epoch::NONE);
             take_over(first, session, named_epoch, current);
             Outcome::Aborted(pb::CommitAborted {

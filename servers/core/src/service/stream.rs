@@ -20,6 +20,7 @@ use super::wire_limits;
 use crate::hub::{End, Hub};
 use crate::session::{Outbound, STREAM_QUEUE, Session, Stream as SessionStream};
 use crate::status;
+use crate::subscription::Asked;
 
 /// How long a stream may be open without its Hello.
 const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(10);
@@ -136,6 +137,7 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
                 continue;
             }
             state.stop_stream(None);
+            state.unsubscribe_all(id);
             state.last_heard = now;
             state.process = process;
             state.streams_so_far += 1;
@@ -205,7 +207,7 @@ fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome 
             durable: store.durable,
             versions: store.versions,
             branches: store.branches,
-            strict_push: false,
+            strict_push: hub.pushes(),
             retention_ms: store.retention.map_or(0, |time| {
                 u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
             }),
@@ -253,15 +255,23 @@ fn receive(
             hub.close_database(session, database, close.open_sequence);
         }
         Message::Subscribe(subscribe) => {
-            session.push(pb::session_response::Message::Subscribed(pb::Subscribed {
-                database_id: subscribe.database_id,
-                subscription: subscribe.subscription,
-                accepted: false,
-                ..Default::default()
-            }));
+            let database = DatabaseId::try_from(&subscribe.database_id[..])?;
+            let asked = Asked {
+                number: subscribe.subscription,
+                strict: subscribe.strict,
+                known: Version::new(subscribe.known_version),
+            };
+            hub.subscribe(session, stream, database, asked);
         }
-        // Nobody has subscribed.
-        Message::Unsubscribe(_) | Message::PrepareAck(_) => {}
+        Message::Unsubscribe(unsubscribe) => {
+            let database = DatabaseId::try_from(&unsubscribe.database_id[..])?;
+            hub.unsubscribe(session, database, unsubscribe.subscription);
+        }
+        Message::PrepareAck(ack) => {
+            let database = DatabaseId::try_from(&ack.database_id[..])?;
+            let version = Version::new(ack.version);
+            hub.prepare_acknowledged(session, database, ack.subscription, version);
+        }
         Message::Goodbye(pb::Goodbye {}) => {
             hub.end_session(session, End::Goodbye);
             return Ok(Next::End);
@@ -287,19 +297,18 @@ fn heartbeat_came(
             continue;
         };
         listed.insert(id);
-        let raised = {
-            let mut floors = open.database.floors.lock();
-            let version = Version::new(floor.oldest_open_version);
-            match floors.get_mut(&session.id) {
-                // Floors only rise.
-                Some(known) if *known < version => {
-                    *known = version;
-                    true
-                }
-                _ => false,
-            }
+        let changed = {
+            let mut state = session.state.lock();
+            let mut readers = open.database.readers.lock();
+            let raised = readers.raise(session.id, Version::new(floor.oldest_open_version));
+            let released = match floor.pin_sequence {
+                0 => 0,
+                settled => readers.release(session.id, settled, &floor.pinned_versions),
+            };
+            state.pins -= released;
+            raised || released > 0
         };
-        if raised && !open.database.protect_scheduled.load(Ordering::Acquire) {
+        if changed && !open.database.protect_scheduled.load(Ordering::Acquire) {
             hub.schedule_protect(&open.database);
         }
     }

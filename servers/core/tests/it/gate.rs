@@ -33,6 +33,8 @@ pub struct GatedStore {
     pub changes: Semaphore,
     /// A permit for each question about changes that has been answered and waits.
     pub asked: Semaphore,
+    /// The outcome of the next commit is not known; whether it is applied.
+    pub unknown: Mutex<Option<bool>>,
     /// Floors are refused.
     pub protect_fails: AtomicBool,
     /// Pages are refused.
@@ -57,6 +59,7 @@ impl GatedStore {
             ended: Semaphore::new(0),
             changes: Semaphore::new(1000),
             asked: Semaphore::new(0),
+            unknown: Mutex::default(),
             protect_fails: AtomicBool::new(false),
             reads_fail: AtomicBool::new(false),
             removals: Semaphore::new(1000),
@@ -171,7 +174,14 @@ impl PageStore for GatedStore {
     async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
         self.arrived.add_permits(1);
         self.gate.acquire().await.unwrap().forget();
-        self.inner.commit(commit).await
+        let unknown = self.unknown.lock().unwrap().take();
+        if unknown != Some(false) {
+            let outcome = self.inner.commit(commit).await;
+            if unknown.is_none() {
+                return outcome;
+            }
+        }
+        Err(StoreError::Internal("the medium failed".to_owned()))
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {

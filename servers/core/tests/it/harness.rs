@@ -28,6 +28,8 @@ pub const PAGE_SIZE: u32 = 512;
 pub struct TestServer {
     server: Server,
     place: Place,
+    /// How many bytes of a stream clients of a server in the process take in before they read; the transport's default if `None`.
+    pub window: Option<u32>,
 }
 
 /// Where clients connect.
@@ -66,7 +68,11 @@ impl TestServer {
             stop: Some(stop),
             serving: tokio::spawn(async move { serving.await.unwrap() }),
         };
-        Self { server, place }
+        Self {
+            server,
+            place,
+            window: None,
+        }
     }
 
     /// For tests with paused time.
@@ -83,6 +89,7 @@ impl TestServer {
         Self {
             server,
             place: Place::InProcess,
+            window: None,
         }
     }
 
@@ -123,6 +130,7 @@ impl TestServer {
             Place::InProcess => {
                 let server = self.server.clone();
                 Endpoint::from_static("http://in-process")
+                    .initial_stream_window_size(self.window)
                     .connect_with_connector(tower::service_fn(move |_| {
                         let (near, far) = tokio::io::duplex(1 << 20);
                         tokio::spawn(server.clone().serve_stream(far));

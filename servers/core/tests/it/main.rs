@@ -9,5 +9,7 @@ mod harness;
 mod hostile;
 mod leases;
 mod opens;
+mod push;
+mod push_at_random;
 mod serving;
 mod sessions;

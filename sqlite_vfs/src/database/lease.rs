@@ -1,0 +1,391 @@
+//! The write lease of a database, as far as this process has it.
+//!
+//! ```text
+//!            open, acquire, push                     end of a write after a recall, recall while idle
+//! lease None ------------------> Held{epoch} -------------------------------------------------------> None
+//!                                  |  ^   recall during a write: Held{recalled}
+//!                                  +--+   lost, session anew: None
+//! ```
+//! The invariants (D1, D6, D7) are those of `state.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::limits::TICKET_TTL_MS;
+use pagewire_proto::{Epoch, LeaseGrant, Version};
+
+use super::DatabaseState;
+use super::state::{Inner, Unsettled};
+use crate::client::{Core, Session};
+use crate::clock::Moment;
+use crate::error::{Error, Result};
+
+/// How long a lease that came by push waits for the connection that wanted it: SQLite's busy handler sleeps up to 100 ms.
+const CLAIM_TIME: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    None,
+    Held {
+        epoch: Epoch,
+        recalled: bool,
+        unclaimed_until: Option<Moment>,
+    },
+}
+
+/// A connection, as the writer of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WriterId(pub u64);
+
+/// What a connection that wants to write has to do.
+#[derive(Debug)]
+pub enum BeginWrite {
+    /// Nothing: it is the writer.
+    Ready,
+    /// Ask for the lease, naming the newest known version and the newest released epoch.
+    Acquire(Version, Epoch),
+    /// Settle this commit first.
+    Settle(Unsettled),
+}
+
+impl DatabaseState {
+    /// The newest epoch given back; one at or below it is never taken for held (D6).
+    pub fn released(&self) -> Epoch {
+        let inner = self.inner.lock();
+        match inner.lease {
+            // The database is being closed: the lease goes with it.
+            Lease::Held { epoch, .. } => inner.released.max(epoch),
+            Lease::None => inner.released,
+        }
+    }
+
+    /// Epochs that an earlier open of the database has given back.
+    pub fn remember_released(&self, epoch: Epoch) {
+        let mut inner = self.inner.lock();
+        inner.released = inner.released.max(epoch);
+    }
+
+    /// D1: makes the connection the writer if its snapshot is the newest version and the lease is there.
+    pub fn begin_write(
+        &self,
+        session: &Session,
+        writer: WriterId,
+        snapshot: Version,
+    ) -> Result<BeginWrite> {
+        let mut inner = self.inner.lock();
+        inner.check(&self.name)?;
+        if let Some(unsettled) = &inner.unsettled {
+            return Ok(BeginWrite::Settle(unsettled.clone()));
+        }
+        if inner.writer.is_some_and(|(other, _)| other != writer) {
+            inner.waiting_until = Moment::now().after(Duration::from_millis(TICKET_TTL_MS));
+            return Err(Error::busy(format!(
+                "{}: another connection of this process is writing",
+                self.name
+            )));
+        }
+        match inner.lease {
+            Lease::Held {
+                epoch, recalled, ..
+            } if session.is_trusted() && inner.head_is_certain => {
+                if inner.head.version != snapshot {
+                    return Err(Error::snapshot_is_old(
+                        self.name.as_str(),
+                        snapshot,
+                        inner.head.version,
+                    ));
+                }
+                self.claim(&mut inner, session, writer, epoch, recalled);
+                Ok(BeginWrite::Ready)
+            }
+            Lease::Held { .. } | Lease::None => {
+                Ok(BeginWrite::Acquire(inner.head.version, inner.released))
+            }
+        }
+    }
+
+    /// An acquire call goes out (D7).
+    pub fn acquire_begins(&self) {
+        self.inner.lock().acquiring += 1;
+    }
+
+    /// The acquire call has ended; a grant that it brought was taken over before.
+    pub fn acquire_ends(&self, session: &Session) {
+        let mut inner = self.inner.lock();
+        inner.acquiring -= 1;
+        let known = match inner.lease {
+            Lease::Held { epoch, .. } => epoch.max(inner.released),
+            Lease::None => inner.released,
+        };
+        if inner.acquiring == 0 && inner.recalled > known {
+            // Granted, recalled, and the grant itself never arrived.
+            inner.released = inner.recalled;
+            session.release_lease(self.id, inner.recalled, false);
+        }
+    }
+
+    /// Whether the lease has to go back soon although nobody is writing.
+    pub fn is_recalled_and_idle(&self) -> Option<Epoch> {
+        let inner = self.inner.lock();
+        match inner.lease {
+            Lease::Held {
+                epoch,
+                recalled: true,
+                ..
+            } if inner.writer.is_none() => Some(epoch),
+            Lease::Held { .. } | Lease::None => None,
+        }
+    }
+
+    /// Takes over a lease that the server granted to a call. `false` if something has happened since the call began that makes
+    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain.
+    pub fn lease_acquired(&self, grant: &LeaseGrant, doubts: u64) -> Result<bool> {
+        let mut inner = self.inner.lock();
+        inner.check(&self.name)?;
+        if inner.doubts != doubts {
+            return Ok(false);
+        }
+        self.take_lease(&mut inner, grant, None);
+        inner.become_certain(doubts);
+        Ok(true)
+    }
+
+    /// Makes the connection the writer with a lease that a call has just granted, trusted or not: the commit checks the
+    /// epoch, and the head of the grant was the newest a moment ago.
+    pub fn begin_write_with(
+        &self,
+        session: &Session,
+        writer: WriterId,
+        snapshot: Version,
+        grant: &LeaseGrant,
+    ) -> Result<Epoch> {
+        let mut inner = self.inner.lock();
+        inner.check(&self.name)?;
+        if inner.writer.is_some_and(|(other, _)| other != writer) {
+            return Err(Error::busy(format!(
+                "{}: another connection of this process is writing",
+                self.name
+            )));
+        }
+        match inner.lease {
+            Lease::Held {
+                epoch, recalled, ..
+            } if epoch == grant.epoch => {
+                if inner.head.version != snapshot {
+                    return Err(Error::snapshot_is_old(
+                        self.name.as_str(),
+                        snapshot,
+                        inner.head.version,
+                    ));
+                }
+                self.claim(&mut inner, session, writer, epoch, recalled);
+                Ok(epoch)
+            }
+            Lease::Held { .. } | Lease::None => Err(Error::busy(format!(
+                "{}: the write lease moved on",
+                self.name
+            ))),
+        }
+    }
+
+    fn claim(
+        &self,
+        inner: &mut Inner,
+        session: &Session,
+        writer: WriterId,
+        epoch: Epoch,
+        recalled: bool,
+    ) {
+        if recalled && inner.writer.is_none() {
+            // Those who wait for an answer learn that a transaction is running.
+            session.keep_lease(self.id, epoch);
+        }
+        inner.lease = Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until: None,
+        };
+        inner.writer = Some((writer, epoch));
+    }
+
+    /// The connection is the writer no more; a recalled lease goes back now.
+    pub fn end_write(&self, writer: WriterId, session: &Session) {
+        let mut inner = self.inner.lock();
+        if !inner.writer.is_some_and(|(current, _)| current == writer) {
+            return;
+        }
+        inner.writer = None;
+        if matches!(inner.lease, Lease::Held { recalled: true, .. }) {
+            self.give_back(&mut inner, session);
+        }
+    }
+
+    /// The epoch of the writer, as long as the lease under which it began is still believed in.
+    pub fn writer_epoch(&self, writer: WriterId) -> Option<Epoch> {
+        let inner = self.inner.lock();
+        match (inner.writer, inner.lease) {
+            (Some((current, began)), Lease::Held { epoch, .. })
+                if current == writer && began == epoch =>
+            {
+                Some(epoch)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a connection of this process is writing.
+    pub fn has_writer(&self) -> bool {
+        self.inner.lock().writer.is_some()
+    }
+
+    /// The epoch after a commit was resolved as aborted; 0 if the lease is not ours any more.
+    pub fn epoch_advanced(&self, epoch: Epoch) {
+        Self::take_epoch(&mut self.inner.lock(), epoch);
+    }
+
+    pub(super) fn take_epoch(inner: &mut Inner, now: Epoch) {
+        if let Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until,
+        } = inner.lease
+            && now != epoch
+        {
+            inner.released = inner.released.max(epoch);
+            inner.lease = if now > inner.released {
+                if let Some((_, began)) = &mut inner.writer
+                    && *began == epoch
+                {
+                    *began = now;
+                }
+                Lease::Held {
+                    epoch: now,
+                    recalled,
+                    unclaimed_until,
+                }
+            } else {
+                Lease::None
+            };
+        }
+    }
+
+    fn take_lease(
+        &self,
+        inner: &mut Inner,
+        grant: &LeaseGrant,
+        unclaimed_until: Option<Moment>,
+    ) -> bool {
+        if grant.epoch <= inner.released {
+            return false;
+        }
+        match inner.lease {
+            Lease::Held { epoch, .. } if epoch >= grant.epoch => {}
+            Lease::Held { .. } | Lease::None => {
+                let recalled = grant.epoch <= inner.recalled;
+                inner.lease = Lease::Held {
+                    epoch: grant.epoch,
+                    recalled,
+                    unclaimed_until,
+                };
+            }
+        }
+        self.advance(inner, grant.head, &grant.changes);
+        true
+    }
+
+    fn give_back(&self, inner: &mut Inner, session: &Session) {
+        if let Lease::Held { epoch, .. } = inner.lease {
+            inner.lease = Lease::None;
+            inner.released = inner.released.max(epoch);
+            session.release_lease(self.id, epoch, Moment::now() < inner.waiting_until);
+        }
+    }
+
+    /// A lease came by push for a ticket of ours.
+    pub(crate) fn lease_granted(self: &Arc<Self>, grant: LeaseGrant, core: &Arc<Core>) {
+        let taken = {
+            let mut inner = self.inner.lock();
+            let unclaimed_until = Some(Moment::now().after(CLAIM_TIME));
+            let taken = self.take_lease(&mut inner, &grant, unclaimed_until);
+            if taken {
+                inner.head_is_certain = inner.unsettled.is_none();
+            }
+            taken
+        };
+        if taken {
+            self.granted.notify_waiters();
+        } else {
+            core.session.release_lease(self.id, grant.epoch, false);
+        }
+    }
+
+    /// Another session wants the lease.
+    pub(crate) fn lease_recalled(self: &Arc<Self>, recalled: Epoch, core: &Arc<Core>) {
+        let mut inner = self.inner.lock();
+        let (epoch, unclaimed_until) = match inner.lease {
+            Lease::Held {
+                epoch,
+                unclaimed_until,
+                ..
+            } if epoch == recalled => (epoch, unclaimed_until),
+            Lease::Held { epoch, .. } if epoch > recalled => return,
+            Lease::Held { .. } | Lease::None if inner.acquiring > 0 => {
+                inner.recalled = inner.recalled.max(recalled);
+                return;
+            }
+            Lease::Held { .. } | Lease::None => {
+                inner.released = inner.released.max(recalled);
+                core.session.release_lease(self.id, recalled, false);
+                return;
+            }
+        };
+        inner.lease = Lease::Held {
+            epoch,
+            recalled: true,
+            unclaimed_until,
+        };
+        if inner.writer.is_some() {
+            core.session.keep_lease(self.id, epoch);
+            return;
+        }
+        if unclaimed_until.is_some_and(|until| Moment::now() < until) {
+            tokio::spawn(Arc::clone(self).give_back_unclaimed(epoch, Arc::clone(core)));
+            return;
+        }
+        self.give_back(&mut inner, &core.session);
+    }
+
+    /// Gives a recalled lease back unless somebody is writing with it.
+    pub async fn give_back_unclaimed(self: Arc<Self>, recalled: Epoch, core: Arc<Core>) {
+        tokio::time::sleep(CLAIM_TIME).await;
+        self.give_back_if_idle(recalled, &core.session);
+    }
+
+    fn give_back_if_idle(&self, recalled: Epoch, session: &Session) {
+        let mut inner = self.inner.lock();
+        let still =
+            matches!(inner.lease, Lease::Held { epoch, recalled: true, .. } if epoch == recalled);
+        if still && inner.writer.is_none() {
+            self.give_back(&mut inner, session);
+        }
+    }
+
+    /// The server took the lease away.
+    pub(crate) fn lease_lost(&self, lost: Epoch) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.lease, Lease::Held { epoch, .. } if epoch <= lost) {
+            inner.lease = Lease::None;
+            inner.released = inner.released.max(lost);
+        }
+    }
+
+    /// Gives back a lease that nobody here believes in.
+    pub(crate) fn refuse(&self, epoch: Epoch, session: &Session) {
+        let mut inner = self.inner.lock();
+        let is_held = matches!(inner.lease, Lease::Held { epoch: held, .. } if held >= epoch);
+        if !is_held {
+            inner.released = inner.released.max(epoch);
+            session.release_lease(self.id, epoch, false);
+        }
+    }
+}
