@@ -1,0 +1,6 @@
+//! The adapter over a store that changes one key at a time.
+
+mod calls;
+mod conformance;
+mod crash;
+mod servers;
