@@ -209,7 +209,9 @@ impl Inner {
             return Ok(());
         }
         let found = self.name_cell(&name).await?;
-        if found.is_some_and(|(_, cell): (_, NameCell)| cell.database[..] == database.as_bytes()[..]) {
+        if found
+            .is_some_and(|(_, cell): (_, NameCell)| cell.database[..] == database.as_bytes()[..])
+        {
             return Ok(());
         }
         self.mark_removed(database).await

@@ -82,7 +82,10 @@ impl Inner {
         if let Ok(CommitOutcome::Committed(_)) = &outcome {
             let mut stagings = self.stagings.lock();
             for part in &draft.parts {
-                part.commit.stagings.iter().for_each(|id| stagings.forget(*id));
+                part.commit
+                    .stagings
+                    .iter()
+                    .for_each(|id| stagings.forget(*id));
             }
         }
         outcome
@@ -161,7 +164,10 @@ impl Inner {
             let made = part.commit.base.next();
             repeated = repeated
                 && made.get() <= loaded.state.version
-                && self.maker(part.commit.database, &loaded.state, made).await? == Some(draft.id);
+                && self
+                    .maker(part.commit.database, &loaded.state, made)
+                    .await?
+                    == Some(draft.id);
         }
         if repeated {
             return Ok(Judged::Repeated);
@@ -219,14 +225,16 @@ impl Inner {
         let (commit, state) = (&part.commit, &*loaded.state);
         let generation = loaded.root.generation;
         let count = commit.page_count.get();
-        let stagings = self.stagings.lock().named(
-            &commit.stagings,
-            commit.database,
-            commit.page_size,
-        )?;
+        let stagings =
+            self.stagings
+                .lock()
+                .named(&commit.stagings, commit.database, commit.page_size)?;
         if let (Some(id), true) = (
             commit.stagings.first(),
-            stagings.iter().flat_map(|s| &s.segments).any(|(e, _)| e.generation < loaded.root.horizon),
+            stagings
+                .iter()
+                .flat_map(|s| &s.segments)
+                .any(|(e, _)| e.generation < loaded.root.horizon),
         ) {
             // So old that it counted as abandoned.
             return Err(StoreError::StagingUnknown(*id));
@@ -250,7 +258,10 @@ impl Inner {
         entries.extend(self.put_segments(commit.database, built).await?);
         let history = match state.overflowing_records() {
             None => None,
-            Some(records) => Some(self.put_history(commit.database, state, records, generation).await?),
+            Some(records) => Some(
+                self.put_history(commit.database, state, records, generation)
+                    .await?,
+            ),
         };
         Ok(Prepared {
             generation,
@@ -265,9 +276,15 @@ impl Inner {
         let mut absorbed = Vec::new();
         let mut bytes: u64 = blobs.values().map(weight).sum();
         for entry in state.entries_of(state.version) {
-            let fits = entry.total_bytes() <= bytes && bytes + entry.total_bytes() <= ABSORBED_BYTES;
+            let fits =
+                entry.total_bytes() <= bytes && bytes + entry.total_bytes() <= ABSORBED_BYTES;
             // Where two entries are of one segment neither is of all of it.
-            let once = state.entries.iter().filter(|e| e.is_live() && e.id() == entry.id()).count() == 1;
+            let once = state
+                .entries
+                .iter()
+                .filter(|e| e.is_live() && e.id() == entry.id())
+                .count()
+                == 1;
             let (Some(segment), Some(index)) = (
                 self.segments.get(&entry.id()).filter(|_| fits && once),
                 self.indexes.get(&entry.id()),
@@ -457,13 +474,18 @@ fn draft(commit: Commit) -> Result<Draft, StoreError> {
     let mut parts = Vec::with_capacity(commit.databases.len());
     for mut part in commit.databases {
         if !seen.insert(part.database) {
-            return Err(StoreError::Limit("a commit names a database twice".to_owned()));
+            return Err(StoreError::Limit(
+                "a commit names a database twice".to_owned(),
+            ));
         }
         if part.restore.is_some() {
             return Err(StoreError::Unsupported("restores"));
         }
         let pages = std::mem::take(&mut part.pages);
-        parts.push(PartDraft { commit: part, pages });
+        parts.push(PartDraft {
+            commit: part,
+            pages,
+        });
     }
     Ok(Draft {
         id: commit.id,

@@ -74,8 +74,8 @@ pub mod testing;
 mod transaction;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -296,9 +296,7 @@ impl Inner {
         let mut slots = self.slots.lock();
         let idle = slots.get(&database).is_some_and(|slot| {
             let protection = slot.protection.lock();
-            Arc::strong_count(slot) == 1
-                && protection.floor.is_none()
-                && protection.pins.is_empty()
+            Arc::strong_count(slot) == 1 && protection.floor.is_none() && protection.pins.is_empty()
         });
         if idle {
             slots.remove(&database);
@@ -311,8 +309,13 @@ pub(crate) fn no_randomness(error: pagewire_proto::Invalid) -> StoreError {
 }
 
 fn wall_clock() -> UnixMillis {
-    #[expect(clippy::disallowed_methods, reason = "the clock that others can replace")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the clock that others can replace"
+    )]
     let now = SystemTime::now();
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     UnixMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

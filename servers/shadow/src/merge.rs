@@ -49,7 +49,11 @@ pub(crate) fn plan(state: &State) -> Option<Plan> {
     for index in live {
         let entry = &state.entries[index];
         match runs.last_mut() {
-            Some(run) if run.last().is_some_and(|last| state.entries[*last].last < entry.first) => {
+            Some(run)
+                if run
+                    .last()
+                    .is_some_and(|last| state.entries[*last].last < entry.first) =>
+            {
                 run.push(index);
             }
             _ => runs.push(vec![index]),
@@ -62,13 +66,21 @@ pub(crate) fn plan(state: &State) -> Option<Plan> {
 fn merge_of_runs(state: &State, runs: &[Vec<usize>]) -> Option<Plan> {
     let sizes: Vec<u64> = runs
         .iter()
-        .map(|run| run.iter().map(|index| state.entries[*index].total_bytes()).sum())
+        .map(|run| {
+            run.iter()
+                .map(|index| state.entries[*index].total_bytes())
+                .sum()
+        })
         .collect();
     let mut best = None;
     let mut tier = 0;
     for (taken, size) in sizes.iter().rev().enumerate() {
         tier = tier.max(tier_of(*size));
-        let same = sizes.iter().rev().take(taken + 1).filter(|size| tier_of(**size) == tier);
+        let same = sizes
+            .iter()
+            .rev()
+            .take(taken + 1)
+            .filter(|size| tier_of(**size) == tier);
         let enough = if tier == 0 { SMALLEST_RUNS } else { RUNS };
         if same.count() >= enough {
             best = Some(taken + 1);
@@ -108,7 +120,9 @@ fn first_overlap(state: &State, entries: &[usize]) -> Option<u32> {
 /// Small entries that follow each other in a run.
 fn neighbours(state: &State, run: &[usize]) -> Option<Plan> {
     let small = |window: &&[usize]| {
-        let mut sizes = window.iter().map(|index| state.entries[*index].total_bytes());
+        let mut sizes = window
+            .iter()
+            .map(|index| state.entries[*index].total_bytes());
         sizes.all(|bytes| bytes < SMALL_BYTES)
     };
     let window = run.windows(NEIGHBOURS).find(small)?;
@@ -163,7 +177,11 @@ impl Inner {
         let generation = loaded.root.generation;
         let built = segment::build(blobs, page_size, generation)?;
         let new = self.put_segments(database, built).await?;
-        let read: Vec<Entry> = plan.entries.iter().map(|i| state.entries[*i].clone()).collect();
+        let read: Vec<Entry> = plan
+            .entries
+            .iter()
+            .map(|i| state.entries[*i].clone())
+            .collect();
         let slot = self.slot(database);
         let _writing = slot.writing.lock().await;
         self.update(database, true, |_, root, state| {
@@ -182,7 +200,10 @@ impl Inner {
                 state.cut_out(index, plan.first, last);
             }
             // In front of what is left of them: nothing that is left has a page of the window.
-            let added = new.iter().map(|entry| Entry { added: head, ..entry.clone() });
+            let added = new.iter().map(|entry| Entry {
+                added: head,
+                ..entry.clone()
+            });
             state.entries.splice(oldest..oldest, added);
             state.expire(self.keep(Some(&slot)), self.now_ms());
             Ok(Change::Swap(true))

@@ -90,10 +90,8 @@ impl Inner {
         for found in wanted.into_values() {
             contents.push(self.contents(database, version, found));
         }
-        let contents: Vec<BTreeMap<u32, StoredPage>> = stream::iter(contents)
-            .buffered(CALLS)
-            .try_collect()
-            .await?;
+        let contents: Vec<BTreeMap<u32, StoredPage>> =
+            stream::iter(contents).buffered(CALLS).try_collect().await?;
         let contents: BTreeMap<_, _> = contents.into_iter().flatten().collect();
         let nothing = StoredPage {
             content: Bytes::new(),
@@ -151,7 +149,11 @@ impl Inner {
         }
         let bytes = if entry.total_bytes() <= SMALL_BYTES {
             let whole = self.whole(database, entry).await?;
-            whole.slice(usize::try_from(entry.bytes).unwrap_or(whole.len()).min(whole.len())..)
+            whole.slice(
+                usize::try_from(entry.bytes)
+                    .unwrap_or(whole.len())
+                    .min(whole.len())..,
+            )
         } else {
             let length = u64::from(entry.pages) * INDEX_ENTRY_BYTES as u64;
             self.range(database, id, entry.bytes, length).await?
@@ -225,7 +227,8 @@ impl Inner {
             let bytes = match end > start {
                 true => {
                     let length = (end - start) as u64;
-                    self.range(database, entry.id(), start as u64, length).await?
+                    self.range(database, entry.id(), start as u64, length)
+                        .await?
                 }
                 false => Bytes::new(),
             };
@@ -352,7 +355,9 @@ impl Inner {
 impl Miss {
     fn into_error(self) -> StoreError {
         match self {
-            Miss::Gone(_) => StoreError::Unavailable("a segment was collected meanwhile".to_owned()),
+            Miss::Gone(_) => {
+                StoreError::Unavailable("a segment was collected meanwhile".to_owned())
+            }
             Miss::Failed(error) => error,
         }
     }

@@ -311,10 +311,12 @@ impl Inner {
             let moved = self.update(database, false, |loaded, _, _| {
                 let intent = loaded.root.intent.as_ref();
                 let ours = intent.is_some_and(|i| i.transaction[..] == transaction[..]);
-                Ok(match loaded.root.generation > participant.generation && !ours {
-                    true => Change::Keep(()),
-                    false => Change::Swap(()),
-                })
+                Ok(
+                    match loaded.root.generation > participant.generation && !ours {
+                        true => Change::Keep(()),
+                        false => Change::Swap(()),
+                    },
+                )
             });
             match moved.await {
                 Ok(()) | Err(StoreError::DatabaseNotFound) => {}

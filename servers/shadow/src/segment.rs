@@ -265,8 +265,14 @@ mod tests {
                 let mut state = u64::from(page) + 1;
                 let content: Vec<u8> = (0..size)
                     .map(|at| {
-                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                        if page % 2 == 0 || at < size / 2 { (state >> 33) as u8 } else { 0 }
+                        state = state
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1);
+                        if page % 2 == 0 || at < size / 2 {
+                            (state >> 33) as u8
+                        } else {
+                            0
+                        }
                     })
                     .collect();
                 (page, StoredBlob::new(&Bytes::from(content)))

@@ -129,10 +129,14 @@ impl State {
         }
         if let Some(part) = next.history {
             let moved = part.last + 1 - part.first;
-            self.records.drain(..(moved as usize).min(self.records.len()));
+            self.records
+                .drain(..(moved as usize).min(self.records.len()));
             self.history.push(part);
         }
-        let last_ms = self.records.last().map_or(i64::MIN, |record| record.time_ms);
+        let last_ms = self
+            .records
+            .last()
+            .map_or(i64::MIN, |record| record.time_ms);
         let time_ms = next.time_ms.max(last_ms);
         self.records.push(Record {
             commit: Bytes::copy_from_slice(next.commit.as_bytes()),
@@ -145,7 +149,12 @@ impl State {
 
     /// Gives up versions that nobody reads any more and records that nobody may ask for. Whether anything went.
     pub(crate) fn expire(&mut self, keep: Keep, now_ms: i64) -> bool {
-        let before = (self.oldest, self.entries.len(), self.records.len(), self.history.len());
+        let before = (
+            self.oldest,
+            self.entries.len(),
+            self.records.len(),
+            self.history.len(),
+        );
         self.raise_oldest(keep);
         let oldest = self.oldest;
         self.entries.retain(|e| e.is_live() || e.removed > oldest);
@@ -159,7 +168,13 @@ impl State {
             let old = old.take_while(|record| record.time_ms < expired).count();
             self.records.drain(..old);
         }
-        before != (self.oldest, self.entries.len(), self.records.len(), self.history.len())
+        before
+            != (
+                self.oldest,
+                self.entries.len(),
+                self.records.len(),
+                self.history.len(),
+            )
     }
 
     fn raise_oldest(&mut self, keep: Keep) {
@@ -169,7 +184,9 @@ impl State {
         // Version n was replaced when the record of n + 1 was made.
         let for_others = self.version - (recent.count() as u64).min(self.version);
         let for_others = for_others.max(self.oldest_with_at_most(MAX_REMOVED_FOR_OTHERS));
-        let wanted = floor.min(for_others).max(self.oldest_with_at_most(MAX_REMOVED));
+        let wanted = floor
+            .min(for_others)
+            .max(self.oldest_with_at_most(MAX_REMOVED));
         self.oldest = self.oldest.max(wanted);
     }
 
@@ -202,10 +219,18 @@ impl State {
         entry.removed = head;
         let mut left = Vec::new();
         if whole.first < first {
-            left.push(Entry { added: head, last: first - 1, ..whole.clone() });
+            left.push(Entry {
+                added: head,
+                last: first - 1,
+                ..whole.clone()
+            });
         }
         if whole.last > last {
-            left.push(Entry { added: head, first: last + 1, ..whole });
+            left.push(Entry {
+                added: head,
+                first: last + 1,
+                ..whole
+            });
         }
         let from = if gone { index } else { index + 1 };
         self.entries.splice(from..index + 1, left);

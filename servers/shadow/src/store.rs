@@ -429,7 +429,11 @@ impl Inner {
             change(&mut cell.services);
             cell.serial += 1;
             let content = cells::encode(&cell);
-            match self.kv.swap(keys::INSTALLATION, Some(&value.tag), content).await {
+            match self
+                .kv
+                .swap(keys::INSTALLATION, Some(&value.tag), content)
+                .await
+            {
                 Ok(Swap::Done(_)) => return Ok(()),
                 Ok(Swap::Lost) => {}
                 Err(KeyValueError::Unavailable(why)) => last_error = Some(why),

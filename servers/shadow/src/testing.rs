@@ -368,7 +368,9 @@ impl KeyValue for TestKeyValue {
         self.read(|calls| calls.ranges += 1).await?;
         let values = self.medium.values.lock();
         Ok(values.get(key).map(|content| {
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+            let from = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(content.len());
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             content.slice(from..from.saturating_add(length).min(content.len()))
         }))
@@ -428,7 +430,9 @@ impl KeyValue for TestKeyValue {
     ) -> Result<Vec<String>, KeyValueError> {
         self.read(|calls| calls.lists += 1).await?;
         let values = self.medium.values.lock();
-        let keys = values.keys().filter(|key| key.starts_with(prefix) && key.as_str() > after);
+        let keys = values
+            .keys()
+            .filter(|key| key.starts_with(prefix) && key.as_str() > after);
         Ok(keys.take(limit).cloned().collect())
     }
 }

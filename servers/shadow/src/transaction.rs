@@ -124,7 +124,9 @@ impl Inner {
             Decided::Unknown(why) => Some(why),
         };
         if let Some(why) = unknown {
-            return Err(StoreError::Internal(format!("the outcome is not known: {why}")));
+            return Err(StoreError::Internal(format!(
+                "the outcome is not known: {why}"
+            )));
         }
         self.finish_all(draft, transaction).await
     }

@@ -3,4 +3,5 @@
 mod calls;
 mod conformance;
 mod crash;
+mod scene;
 mod servers;
