@@ -34,6 +34,8 @@ impl PageStore for ShadowStore {
             durable: self.0.kv.durable(),
             versions: false,
             branches: false,
+            // Any number of servers may stand on one store of keys.
+            exclusive: false,
             retention: None,
         }
     }

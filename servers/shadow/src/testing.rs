@@ -279,7 +279,7 @@ impl TestKeyValue {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let dice = (process.random >> 33) % 100;
-        if dice % 3 == 0 {
+        if dice.is_multiple_of(3) {
             self.medium.one_late_call();
         }
         if !writes {
