@@ -295,6 +295,10 @@ async fn write(server: Arc<TestServer>, world: Arc<World>, mut random: Random) {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the seed of one run, to see it again"
+)]
 async fn p4_no_one_begins_by_trust_before_what_anyone_was_shown() {
     let seeds = match std::env::var("SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],

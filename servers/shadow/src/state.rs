@@ -1,0 +1,261 @@
+//! What a state of a database says, and how a version is made of the one before: pure functions, no calls.
+//!
+//! A version has the pages of the entries that are of it; of two entries with a page the later one in the list holds.
+//! Nothing that a version reads is changed by a later one: what a version takes away gets `removed`, what it cuts is
+//! removed and named again with other bounds. So a state says everything about every version from `oldest` to the head.
+
+use bytes::Bytes;
+use pagewire_proto::{CommitId, Epoch, PageCount, PageSize, Snapshot, Version};
+use pagewire_server::store::{COMMIT_RECORD_TTL, StoreError};
+
+use crate::cells::{Entry, HistoryPart, Record, State};
+use crate::keys::SegmentId;
+
+/// Records that a root has itself; beyond twice as many the older ones move to the history.
+pub(crate) const INLINE_RECORDS: usize = 128;
+/// Entries of versions before the head that a root has at most. Beyond it the oldest versions are given up, whoever reads them.
+const MAX_REMOVED: usize = 4096;
+/// Entries of versions before the head that are kept for readers of other servers.
+const MAX_REMOVED_FOR_OTHERS: usize = 512;
+
+/// A version that is about to be made.
+#[derive(Debug)]
+pub(crate) struct NextVersion {
+    pub commit: CommitId,
+    pub page_size: PageSize,
+    pub page_count: PageCount,
+    /// Older ones first.
+    pub entries: Vec<Entry>,
+    /// Segments of live entries whose pages are in `entries` too.
+    pub absorbed: Vec<SegmentId>,
+    /// Where the older records went, if they had to.
+    pub history: Option<HistoryPart>,
+    pub time_ms: i64,
+}
+
+/// What is kept beside the head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    /// The oldest version that a session of this server reads.
+    pub floor: Option<u64>,
+    /// Versions replaced after this time are kept for sessions of other servers.
+    pub replaced_after_ms: i64,
+}
+
+impl State {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        snapshot(self.version, self.page_size, self.page_count)
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch::new(self.epoch)
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed_ms != 0
+    }
+
+    pub(crate) fn check_readable(&self, version: Version) -> Result<(), StoreError> {
+        match (self.oldest..=self.version).contains(&version.get()) {
+            true => Ok(()),
+            false => Err(StoreError::VersionGone { version }),
+        }
+    }
+
+    /// Entries of a version, the ones that hold first.
+    pub(crate) fn entries_of(&self, version: u64) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().rev().filter(move |e| e.is_of(version))
+    }
+
+    /// The record of a version that the root has itself.
+    pub(crate) fn record(&self, version: u64) -> Option<&Record> {
+        let back = self.version.checked_sub(version)?;
+        let index = (self.records.len() as u64).checked_sub(back + 1)?;
+        self.records.get(usize::try_from(index).ok()?)
+    }
+
+    /// The first version of which the root has the record itself, or that of the version to come.
+    pub(crate) fn first_record(&self) -> u64 {
+        self.version + 1 - self.records.len() as u64
+    }
+
+    /// The page count of a version, if it is known without a call.
+    pub(crate) fn size_of(&self, version: u64) -> Option<(u32, u32)> {
+        match version {
+            0 => Some((0, 0)),
+            version => self.record(version).map(|r| (r.page_size, r.page_count)),
+        }
+    }
+
+    /// Records to be moved to the history by the next commit.
+    pub(crate) fn overflowing_records(&self) -> Option<&[Record]> {
+        (self.records.len() >= 2 * INLINE_RECORDS).then(|| &self.records[..INLINE_RECORDS])
+    }
+
+    /// Makes the next version (C8).
+    pub(crate) fn apply(&mut self, next: NextVersion, keep: Keep) {
+        let version = self.version + 1;
+        let count = next.page_count.get();
+        let same_size = self.page_size == next.page_size.get();
+        let mut entries = Vec::with_capacity(self.entries.len() + next.entries.len());
+        for mut entry in std::mem::take(&mut self.entries) {
+            let absorbed = next.absorbed.contains(&entry.id());
+            if !entry.is_live() || (same_size && !absorbed && entry.last <= count) {
+                entries.push(entry);
+                continue;
+            }
+            let cut = (same_size && !absorbed && entry.first <= count).then(|| Entry {
+                added: version,
+                last: count,
+                ..entry.clone()
+            });
+            entry.removed = version;
+            entries.push(entry);
+            entries.extend(cut);
+        }
+        entries.extend(next.entries.into_iter().map(|entry| Entry {
+            added: version,
+            written: version,
+            newest: version,
+            last: entry.last.min(count),
+            ..entry
+        }));
+        self.entries = entries;
+        self.version = version;
+        self.page_size = if count > 0 { next.page_size.get() } else { 0 };
+        self.page_count = count;
+        if self.created_ms == 0 {
+            self.created_ms = next.time_ms;
+        }
+        if let Some(part) = next.history {
+            let moved = part.last + 1 - part.first;
+            self.records
+                .drain(..(moved as usize).min(self.records.len()));
+            self.history.push(part);
+        }
+        let last_ms = self
+            .records
+            .last()
+            .map_or(i64::MIN, |record| record.time_ms);
+        let time_ms = next.time_ms.max(last_ms);
+        self.records.push(Record {
+            commit: Bytes::copy_from_slice(next.commit.as_bytes()),
+            time_ms,
+            page_size: self.page_size,
+            page_count: self.page_count,
+        });
+        self.expire(keep, time_ms);
+    }
+
+    /// Gives up versions that nobody reads any more and records that nobody may ask for. Whether anything went.
+    pub(crate) fn expire(&mut self, keep: Keep, now_ms: i64) -> bool {
+        let before = (
+            self.oldest,
+            self.entries.len(),
+            self.records.len(),
+            self.history.len(),
+        );
+        self.raise_oldest(keep);
+        let oldest = self.oldest;
+        self.entries.retain(|e| e.is_live() || e.removed > oldest);
+        let ttl_ms = i64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(i64::MAX);
+        let expired = now_ms.saturating_sub(ttl_ms);
+        self.history.retain(|part| part.time_ms >= expired);
+        if self.history.is_empty() {
+            // The record of the head stays, whatever its age: a commit may still be settled by it.
+            let last = self.records.len().saturating_sub(1);
+            let old = self.records[..last].iter();
+            let old = old.take_while(|record| record.time_ms < expired).count();
+            self.records.drain(..old);
+        }
+        before
+            != (
+                self.oldest,
+                self.entries.len(),
+                self.records.len(),
+                self.history.len(),
+            )
+    }
+
+    fn raise_oldest(&mut self, keep: Keep) {
+        let floor = keep.floor.unwrap_or(self.version).min(self.version);
+        let newer = self.records.iter().rev();
+        let recent = newer.take_while(|record| record.time_ms > keep.replaced_after_ms);
+        // Version n was replaced when the record of n + 1 was made.
+        let for_others = self.version - (recent.count() as u64).min(self.version);
+        let for_others = for_others.max(self.oldest_with_at_most(MAX_REMOVED_FOR_OTHERS));
+        let wanted = floor
+            .min(for_others)
+            .max(self.oldest_with_at_most(MAX_REMOVED));
+        self.oldest = self.oldest.max(wanted);
+    }
+
+    /// The oldest version that may be kept if so many entries of older versions are allowed.
+    fn oldest_with_at_most(&self, limit: usize) -> u64 {
+        let mut removed: Vec<_> = self.entries.iter().map(|e| e.removed).collect();
+        removed.retain(|version| *version > 0);
+        match removed.len().checked_sub(limit + 1) {
+            None => 0,
+            Some(index) => *removed.select_nth_unstable(index).1,
+        }
+    }
+
+    /// Every segment and part of the history that the state names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = SegmentId> {
+        let entries = self.entries.iter().map(Entry::id);
+        entries.chain(self.history.iter().map(HistoryPart::id))
+    }
+
+    /// Takes the pages from `first` to `last` out of a live entry, for the versions from the head on; what is left of it stays
+    /// where it is in the order.
+    pub(crate) fn cut_out(&mut self, index: usize, first: u32, last: u32) {
+        let head = self.version;
+        let Some(entry) = self.entries.get_mut(index) else {
+            return;
+        };
+        let whole = entry.clone();
+        // What the head alone ever had need not be kept for anybody.
+        let gone = entry.added == head;
+        entry.removed = head;
+        let mut left = Vec::new();
+        if whole.first < first {
+            left.push(Entry {
+                added: head,
+                last: first - 1,
+                ..whole.clone()
+            });
+        }
+        if whole.last > last {
+            left.push(Entry {
+                added: head,
+                first: last + 1,
+                ..whole
+            });
+        }
+        let from = if gone { index } else { index + 1 };
+        self.entries.splice(from..index + 1, left);
+    }
+}
+
+impl HistoryPart {
+    pub(crate) fn id(&self) -> SegmentId {
+        SegmentId {
+            generation: self.generation,
+            random: self.random,
+        }
+    }
+}
+
+/// The numbers as a snapshot; `Corrupt` where they can't be one.
+pub(crate) fn snapshot(version: u64, size: u32, count: u32) -> Result<Snapshot, StoreError> {
+    let corrupt = |error: pagewire_proto::Invalid| StoreError::Corrupt(error.to_string());
+    let page_size = match size {
+        0 => None,
+        size => Some(PageSize::try_from(size).map_err(corrupt)?),
+    };
+    Ok(Snapshot {
+        version: Version::new(version),
+        page_size,
+        page_count: PageCount::try_from(count).map_err(corrupt)?,
+    })
+}

@@ -1,0 +1,452 @@
+//! The calls of [`PageStore`]: names and the service here, everything else in the file of its matter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use pagewire_proto::{
+    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
+    StagingId, Version,
+};
+use pagewire_server::store::{
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite,
+    Resolution, Resolve, StoreError, StoredPage,
+};
+
+use crate::cells::{self, Installation, Mark, NameCell, Root, Service, State};
+use crate::commit::{WHOLE_BYTES, check_exists};
+use crate::keys;
+use crate::kv::{KeyValueError, Swap, Tag};
+use crate::roots::{ATTEMPTS, Change, harmless, wait};
+use crate::segment;
+use crate::staging::blobs;
+use crate::{Inner, ShadowStore, no_randomness};
+
+/// Databases of a list that are looked at together.
+const LOOKS: usize = 16;
+
+#[async_trait]
+impl PageStore for ShadowStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: format!("shadow:{}", self.0.kv.name()),
+            durable: self.0.kv.durable(),
+            versions: false,
+            branches: false,
+            // Any number of servers may stand on one store of keys.
+            exclusive: false,
+            retention: None,
+        }
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.0.incarnation
+    }
+
+    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
+        let ttl_ms = u64::try_from(lease_ttl.as_millis()).unwrap_or(u64::MAX);
+        let own = Service {
+            id: bytes::Bytes::copy_from_slice(&self.0.service),
+            lease_ttl_ms: ttl_ms,
+        };
+        let mut wait_ms = 0;
+        let mut earlier = Vec::new();
+        let services = self.0.update_services(|services| {
+            services.retain(|service| service.id != own.id);
+            wait_ms = services.iter().map(|s| s.lease_ttl_ms).max().unwrap_or(0);
+            earlier = services.iter().map(|s| s.id.clone()).collect();
+            services.push(own.clone());
+        });
+        services.await?;
+        *self.0.earlier.lock() = earlier;
+        Ok(Duration::from_millis(wait_ms))
+    }
+
+    async fn end_service(&self) -> Result<(), StoreError> {
+        // Nobody trusts the earlier ones any more either: this one has waited for that.
+        let earlier = self.0.earlier.lock().clone();
+        let own = self.0.service;
+        let ended = self.0.update_services(|services| {
+            services.retain(|service| service.id[..] != own && !earlier.contains(&service.id));
+        });
+        ended.await
+    }
+
+    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
+        self.0.lookup(name, create).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<DatabaseEntry>, StoreError> {
+        self.0.list(prefix, after, limit).await
+    }
+
+    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        let Some((_, cell)) = self.0.name_cell(name).await? else {
+            return Err(StoreError::DatabaseNotFound);
+        };
+        let database = crate::roots::database_id(&cell.database)?;
+        self.0.fetch(database).await?;
+        let slot = self.0.slot(database);
+        let writing = slot.writing.lock().await;
+        self.0.mark_removed(database).await?;
+        drop(writing);
+        *slot.protection.lock() = crate::Protection::default();
+        drop(slot);
+        self.0.drop_slot(database);
+        self.0.stagings.lock().drop_database(database);
+        // From here on the database is gone; that its name says so is left to the next who looks for it.
+        if let Err(error) = self.0.free_name(name, database).await {
+            tracing::debug!(%error, "the name of a removed database is left to the collection");
+        }
+        Ok(database)
+    }
+
+    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        self.0.fetch(database).await?.state.snapshot()
+    }
+
+    async fn changes(
+        &self,
+        database: DatabaseId,
+        since: Version,
+    ) -> Result<(Snapshot, Changes), StoreError> {
+        self.0.changes(database, since).await
+    }
+
+    async fn read(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        self.0.read(database, version, pages).await
+    }
+
+    async fn protect(
+        &self,
+        database: DatabaseId,
+        floor: Option<Version>,
+        pins: &[Version],
+    ) -> Result<(), StoreError> {
+        let slot = self.0.slot(database);
+        // After a commit that has looked at the floor before, so that what is the head from here on stays.
+        let writing = slot.writing.lock().await;
+        let loaded = self.0.known(database).await?;
+        for pin in pins {
+            loaded.state.check_readable(*pin)?;
+        }
+        {
+            let mut protection = slot.protection.lock();
+            protection.floor = floor;
+            protection.pins = pins.to_vec();
+        }
+        drop(writing);
+        drop(slot);
+        self.0.drop_slot(database);
+        Ok(())
+    }
+
+    async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
+        let slot = self.0.slot(database);
+        let _writing = slot.writing.lock().await;
+        self.0
+            .update(database, false, |_, _, state| {
+                check_exists(state)?;
+                state.epoch += 1;
+                Ok(Change::Swap(state.epoch()))
+            })
+            .await
+    }
+
+    async fn stage(
+        &self,
+        database: DatabaseId,
+        staging: StagingId,
+        page_size: PageSize,
+        pages: Vec<PageWrite>,
+    ) -> Result<(), StoreError> {
+        let loaded = self.0.known(database).await?;
+        let pages = blobs(pages);
+        let spill = {
+            let mut stagings = self.0.stagings.lock();
+            stagings.add(staging, database, page_size, pages)?
+        };
+        let Some(spill) = spill else {
+            return Ok(());
+        };
+        let built = segment::build(spill.clone(), page_size, loaded.root.generation)?;
+        let indexes: Vec<_> = built.iter().map(|b| b.index.0.clone()).collect();
+        let entries = self.0.put_segments(database, built).await?;
+        let segments = entries.into_iter().zip(indexes);
+        let segments = segments.map(|(entry, index)| (entry, Arc::new(segment::Index(index))));
+        let segments = segments.collect();
+        self.0.stagings.lock().spilled(staging, segments, &spill);
+        Ok(())
+    }
+
+    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
+        // Its segments are left to the collection: a commit whose outcome is not known may have named them.
+        self.0.stagings.lock().forget(staging);
+        Ok(())
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
+        self.0.commit(commit).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
+        self.0.resolve(resolve).await
+    }
+
+    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        self.0.collect(database).await
+    }
+}
+
+impl Inner {
+    /// The cell of a name that a database has, and its tag.
+    pub(crate) async fn name_cell(
+        &self,
+        name: &DatabaseName,
+    ) -> Result<Option<(Tag, NameCell)>, StoreError> {
+        let found = self.name_cell_or_free(name).await?;
+        Ok(found.filter(|(_, cell)| !cell.database.is_empty()))
+    }
+
+    async fn name_cell_or_free(
+        &self,
+        name: &DatabaseName,
+    ) -> Result<Option<(Tag, NameCell)>, StoreError> {
+        let key = keys::name(name);
+        let value = self.kv.get(&key).await.map_err(harmless)?;
+        value
+            .map(|value| Ok((value.tag, cells::decode(&key, &value.content)?)))
+            .transpose()
+    }
+
+    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
+        let mut made = None;
+        let mut last_error = None;
+        for attempt in 0..ATTEMPTS {
+            wait(attempt).await;
+            let found = self.name_cell_or_free(name).await?;
+            if let Some((_, cell)) = &found
+                && !cell.database.is_empty()
+            {
+                let database = crate::roots::database_id(&cell.database)?;
+                match self.fetch(database).await {
+                    Ok(_) => {
+                        self.drop_made(made.filter(|made| *made != database)).await;
+                        return Ok(database);
+                    }
+                    // Removed, and its name not given back (I9).
+                    Err(StoreError::DatabaseNotFound) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if !create {
+                return Err(StoreError::DatabaseNotFound);
+            }
+            let database = match made {
+                Some(database) => database,
+                None => self.make_root(name).await?,
+            };
+            made = Some(database);
+            let cell = NameCell {
+                database: database.to_wire(),
+                serial: found.as_ref().map_or(0, |(_, cell)| cell.serial) + 1,
+            };
+            let tag = found.map(|(tag, _)| tag);
+            let key = keys::name(name);
+            let swap = self.kv.swap(&key, tag.as_ref(), cells::encode(&cell));
+            match swap.await {
+                Ok(Swap::Done(_)) => return Ok(database),
+                Ok(Swap::Lost) => {}
+                Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
+                Err(error) => return Err(harmless(error)),
+            }
+        }
+        Err(StoreError::Unavailable(last_error.unwrap_or_else(|| {
+            format!("others change the name {name} all the time")
+        })))
+    }
+
+    /// A database that no name leads to yet.
+    async fn make_root(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        let mut last_error = None;
+        for attempt in 0..ATTEMPTS {
+            wait(attempt).await;
+            // A new one each time: what became of the one before is left to the collection.
+            let database = DatabaseId::random().map_err(no_randomness)?;
+            let key = keys::root(database);
+            let root = cells::encode(&self.first_root(name));
+            match self.kv.swap(&key, None, root).await {
+                Ok(Swap::Done(_)) => return Ok(database),
+                Ok(Swap::Lost) => {}
+                Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
+                Err(error) => return Err(harmless(error)),
+            }
+        }
+        Err(StoreError::Unavailable(last_error.unwrap_or_default()))
+    }
+
+    fn first_root(&self, name: &DatabaseName) -> Root {
+        let now = self.now_ms();
+        Root {
+            generation: 1,
+            horizon: 0,
+            marks: vec![Mark {
+                generation: 1,
+                time_ms: now,
+            }],
+            state: Some(State {
+                name: name.as_str().to_owned(),
+                created_ms: now,
+                ..State::default()
+            }),
+            intent: None,
+        }
+    }
+
+    /// A root that was made for a name which somebody else has got; what is not dropped is collected.
+    async fn drop_made(&self, made: Option<DatabaseId>) {
+        if let Some(database) = made
+            && let Err(error) = self.mark_removed(database).await
+        {
+            tracing::debug!(%error, "a database without a name is left to the collection");
+        }
+    }
+
+    /// The removal: everything that works by the id ends with it.
+    pub(crate) async fn mark_removed(&self, database: DatabaseId) -> Result<(), StoreError> {
+        let now = self.now_ms().max(1);
+        self.update(database, false, |_, root, state| {
+            if state.is_removed() {
+                return Ok(Change::Keep(()));
+            }
+            // Nothing of it can be named any more, not even by whoever put it a moment ago.
+            root.horizon = root.generation;
+            root.marks.clear();
+            *state = State {
+                name: std::mem::take(&mut state.name),
+                epoch: state.epoch,
+                removed_ms: now,
+                ..State::default()
+            };
+            Ok(Change::Swap(()))
+        })
+        .await
+    }
+
+    /// Takes the name away from a database that was removed.
+    pub(crate) async fn free_name(
+        &self,
+        name: &DatabaseName,
+        database: DatabaseId,
+    ) -> Result<(), StoreError> {
+        let Some((tag, cell)) = self.name_cell(name).await? else {
+            return Ok(());
+        };
+        if cell.database[..] != database.as_bytes()[..] {
+            return Ok(());
+        }
+        let free = NameCell {
+            database: bytes::Bytes::new(),
+            serial: cell.serial + 1,
+        };
+        let key = keys::name(name);
+        let swap = self.kv.swap(&key, Some(&tag), cells::encode(&free));
+        // Lost: somebody else has done it.
+        swap.await.map(|_| ()).map_err(harmless)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<DatabaseEntry>, StoreError> {
+        let key_prefix = keys::name_prefix(prefix);
+        let mut key_after = match after {
+            "" => String::new(),
+            after => keys::name_prefix(after),
+        };
+        let mut entries = Vec::new();
+        while entries.len() < limit {
+            let wanted = limit - entries.len();
+            let listed = self.kv.list(&key_prefix, &key_after, wanted).await;
+            let listed = listed.map_err(harmless)?;
+            let looks: Vec<_> = listed.iter().map(|key| self.listed(key)).collect();
+            let looked: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            entries.extend(looked.into_iter().flatten());
+            match listed.last() {
+                Some(last) if listed.len() == wanted => key_after = last.clone(),
+                _ => break,
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The database of a key of a name, if it was ever committed to.
+    async fn listed(&self, key: &str) -> Result<Option<DatabaseEntry>, StoreError> {
+        let Some(name) = keys::name_of(key) else {
+            return Ok(None);
+        };
+        let Some((_, cell)) = self.name_cell(&name).await? else {
+            return Ok(None);
+        };
+        let database = crate::roots::database_id(&cell.database)?;
+        let loaded = match self.fetch(database).await {
+            Ok(loaded) => loaded,
+            Err(StoreError::DatabaseNotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let head = loaded.state.snapshot()?;
+        let born = head.version > Version::ZERO;
+        Ok(born.then_some(DatabaseEntry {
+            name,
+            database,
+            head,
+        }))
+    }
+
+    async fn update_services(
+        &self,
+        mut change: impl FnMut(&mut Vec<Service>) + Send,
+    ) -> Result<(), StoreError> {
+        let mut last_error = None;
+        for attempt in 0..ATTEMPTS {
+            wait(attempt).await;
+            let found = self.kv.get(keys::INSTALLATION).await.map_err(harmless)?;
+            let value = found.ok_or_else(|| {
+                StoreError::Corrupt("the installation is gone from under its server".to_owned())
+            })?;
+            let mut cell: Installation = cells::decode(keys::INSTALLATION, &value.content)?;
+            change(&mut cell.services);
+            cell.serial += 1;
+            let content = cells::encode(&cell);
+            match self
+                .kv
+                .swap(keys::INSTALLATION, Some(&value.tag), content)
+                .await
+            {
+                Ok(Swap::Done(_)) => return Ok(()),
+                Ok(Swap::Lost) => {}
+                Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
+                Err(error) => return Err(harmless(error)),
+            }
+        }
+        Err(StoreError::Unavailable(last_error.unwrap_or_else(|| {
+            "others change the installation all the time".to_owned()
+        })))
+    }
+}
+
+// Small segments are what a commit may take along; both are counted in the cache.
+const _: () = assert!(WHOLE_BYTES < segment::SEGMENT_BYTES as u64);

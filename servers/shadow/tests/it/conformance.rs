@@ -1,0 +1,130 @@
+//! The adapter keeps the store contract: in fair weather, where answers get lost and calls happen twice or late, and where
+//! everything that is not named is collected at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pagewire_server::conformance::{Damage, StoreUnderTest};
+use pagewire_server::store::{PageStore, StoreError};
+use pagewire_shadow::testing::{Medium, TestKeyValue, Weather};
+use pagewire_shadow::{ShadowOptions, ShadowStore};
+use parking_lot::Mutex;
+
+/// An installation whose server can be killed and started again.
+pub(crate) struct Installation {
+    medium: Arc<Medium>,
+    weather: Weather,
+    options: ShadowOptions,
+    /// The newest process.
+    now: Mutex<Option<(Arc<TestKeyValue>, Arc<ShadowStore>)>>,
+}
+
+impl Installation {
+    pub(crate) fn new(weather: Weather, options: ShadowOptions) -> Self {
+        Self {
+            medium: Arc::default(),
+            weather,
+            options,
+            now: Mutex::default(),
+        }
+    }
+
+    fn fair() -> Self {
+        Self::new(Weather::default(), ShadowOptions::default())
+    }
+
+    fn foul() -> Self {
+        let weather = Weather {
+            lost_answers: 4,
+            late: 3,
+            twice: 3,
+            refused: 3,
+            seed: 1,
+        };
+        Self::new(weather, ShadowOptions::default())
+    }
+
+    /// Nothing is kept for anybody, and nothing is spared because it is young.
+    fn greedy() -> Self {
+        let options = ShadowOptions {
+            keep_replaced: Duration::ZERO,
+            abandoned_after: Duration::ZERO,
+            cache_bytes: 30_000,
+            ..ShadowOptions::default()
+        };
+        Self::new(Weather::default(), options)
+    }
+
+    async fn process(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+        let kv = TestKeyValue::in_weather(&self.medium, self.weather);
+        let store = ShadowStore::open_with(Arc::clone(&kv) as _, self.options.clone()).await?;
+        let store = Arc::new(store);
+        *self.now.lock() = Some((kv, Arc::clone(&store)));
+        if self.options.abandoned_after.is_zero() {
+            let collector = Arc::downgrade(&store);
+            tokio::spawn(async move {
+                while let Some(store) = collector.upgrade() {
+                    // Others may be faster; the next round collects what this one did not.
+                    let _ = store.collect(None).await;
+                    drop(store);
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        Ok(store)
+    }
+}
+
+#[async_trait]
+impl StoreUnderTest for Installation {
+    async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+        self.process().await
+    }
+
+    fn can_restart(&self) -> bool {
+        true
+    }
+
+    async fn reopen(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
+        drop(store);
+        self.process().await
+    }
+
+    async fn damage(
+        &self,
+        _store: &Arc<dyn PageStore>,
+        damage: Damage,
+    ) -> Result<bool, StoreError> {
+        let Some((kv, store)) = self.now.lock().clone() else {
+            return Ok(false);
+        };
+        match damage {
+            Damage::FlipBit(database, page, version) => {
+                let found = store.locate(database, page, version).await?;
+                let Some((key, byte)) = found else {
+                    return Ok(false);
+                };
+                self.medium.damage(&key, byte);
+                store.drop_caches();
+            }
+            Damage::FailNextCommit => kv.fail_next_write(),
+        }
+        Ok(true)
+    }
+}
+
+mod in_fair_weather {
+    use super::Installation;
+    pagewire_server::conformance_tests!(Installation::fair());
+}
+
+mod in_foul_weather {
+    use super::Installation;
+    pagewire_server::conformance_tests!(Installation::foul());
+}
+
+mod while_everything_is_collected_at_once {
+    use super::Installation;
+    pagewire_server::conformance_tests!(Installation::greedy());
+}

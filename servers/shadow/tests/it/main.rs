@@ -1,0 +1,7 @@
+//! The adapter over a store that changes one key at a time.
+
+mod calls;
+mod conformance;
+mod crash;
+mod scene;
+mod servers;
