@@ -419,8 +419,8 @@ pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// One bounded step of a collection, of one database or of all (V6).
     ///
-    /// For those who do not want to wait. The server calls it by nobody's order: a store drives its own collection, for it
-    /// knows what became old and when its medium is idle.
+    /// The server calls it where a client asks for it, and never by itself: a store drives its own collection, for it knows what
+    /// became old and when its medium is idle.
     async fn collect(&self, _database: Option<DatabaseId>) -> Result<Collected, StoreError> {
         Err(StoreError::Unsupported("versions"))
     }

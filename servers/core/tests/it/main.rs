@@ -12,5 +12,6 @@ mod leases;
 mod opens;
 mod push;
 mod push_at_random;
+mod push_outcomes;
 mod serving;
 mod sessions;

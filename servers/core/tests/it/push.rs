@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use pagewire_proto::pb;
-use pagewire_proto::pb::resolve_commit_response::Outcome as Resolved;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
@@ -21,7 +20,7 @@ const TTL: Duration = Duration::from_secs(5);
 const NAME: &str = "a.db";
 
 impl Client {
-    fn subscribe(&self, database: &Opened, number: u64, strict: bool) {
+    pub fn subscribe(&self, database: &Opened, number: u64, strict: bool) {
         self.send(Request::Subscribe(pb::Subscribe {
             database_id: database.id.clone(),
             known_version: 0,
@@ -31,7 +30,7 @@ impl Client {
     }
 
     /// The head with which a subscription begins, or `None` where it is refused or has ended.
-    async fn subscribed(&mut self, number: u64) -> Option<u64> {
+    pub async fn subscribed(&mut self, number: u64) -> Option<u64> {
         match self.news().await {
             News::Subscribed(answer) => {
                 assert_eq!(answer.subscription, number);
@@ -41,21 +40,21 @@ impl Client {
         }
     }
 
-    async fn prepared(&mut self) -> pb::Prepare {
+    pub async fn prepared(&mut self) -> pb::Prepare {
         match self.news().await {
             News::Prepare(prepare) => prepare,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn published(&mut self) -> pb::Published {
+    pub async fn published(&mut self) -> pb::Published {
         match self.news().await {
             News::Published(published) => published,
             other => panic!("{other:?}"),
         }
     }
 
-    fn acknowledge(&self, prepare: &pb::Prepare) {
+    pub fn acknowledge(&self, prepare: &pb::Prepare) {
         self.send(Request::PrepareAck(pb::PrepareAck {
             database_id: prepare.database_id.clone(),
             subscription: prepare.subscription,
@@ -63,7 +62,7 @@ impl Client {
         }));
     }
 
-    fn unsubscribe(&self, database: &Opened, number: u64) {
+    pub fn unsubscribe(&self, database: &Opened, number: u64) {
         self.send(Request::Unsubscribe(pb::Unsubscribe {
             database_id: database.id.clone(),
             subscription: number,
@@ -71,7 +70,7 @@ impl Client {
     }
 
     /// Commits while the test goes on.
-    fn committing(&self, commit: &TestCommit) -> Committing {
+    pub fn committing(&self, commit: &TestCommit) -> Committing {
         let (mut calls, messages) = (self.calls.clone(), commit.messages(self.session));
         Committing(tokio::spawn(async move {
             let answer = calls.commit(tokio_stream::iter(messages)).await?;
@@ -81,16 +80,16 @@ impl Client {
 }
 
 /// A commit on its way.
-struct Committing(JoinHandle<Result<(CommitAnswer, Instant), Status>>);
+pub struct Committing(JoinHandle<Result<(CommitAnswer, Instant), Status>>);
 
 impl Committing {
     /// Also after the server had nothing else to do for a while.
-    async fn waits(&self) -> bool {
+    pub async fn waits(&self) -> bool {
         tokio::time::sleep(Duration::from_millis(50)).await;
         !self.0.is_finished()
     }
 
-    async fn answer(self) -> Result<CommitAnswer, Status> {
+    pub async fn answer(self) -> Result<CommitAnswer, Status> {
         self.0.await.unwrap().map(|(answer, _)| answer)
     }
 
@@ -100,15 +99,15 @@ impl Committing {
 }
 
 /// A database at version 1, its writer, and clients that have it open read-only.
-struct Scene {
-    writer: Client,
-    database: Opened,
-    epoch: u64,
-    readers: Vec<Client>,
+pub struct Scene {
+    pub writer: Client,
+    pub database: Opened,
+    pub epoch: u64,
+    pub readers: Vec<Client>,
 }
 
 impl Scene {
-    async fn new(server: &TestServer, readers: usize) -> Self {
+    pub async fn new(server: &TestServer, readers: usize) -> Self {
         let mut writer = server.client().await;
         let database = writer.open(NAME).await;
         let epoch = writer.acquire(&database).await;
@@ -130,7 +129,7 @@ impl Scene {
     }
 
     /// All readers are strict subscribers, with subscription 1.
-    async fn strict(server: &TestServer, readers: usize) -> Self {
+    pub async fn strict(server: &TestServer, readers: usize) -> Self {
         let mut scene = Self::new(server, readers).await;
         for reader in &mut scene.readers {
             reader.subscribe(&scene.database, 1, true);
@@ -139,7 +138,7 @@ impl Scene {
         scene
     }
 
-    fn commit(&self, base: u64) -> TestCommit {
+    pub fn commit(&self, base: u64) -> TestCommit {
         TestCommit::new(&self.database, base, self.epoch, base as u8)
     }
 }
@@ -385,78 +384,6 @@ async fn s5_a_subscriber_that_does_not_read_loses_its_stream_and_nobody_else_any
 }
 
 #[tokio::test(start_paused = true)]
-async fn s6_after_an_unknown_outcome_nobody_is_trusting_until_it_is_known() {
-    for applied in [false, true] {
-        let store = GatedStore::new(Duration::ZERO, true);
-        let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-        let mut scene = Scene::strict(&server, 1).await;
-        scene.writer.subscribe(&scene.database, 5, true);
-        scene.writer.subscribed(5).await;
-        *store.unknown.lock().unwrap() = Some(applied);
-        let commit = scene.commit(1);
-        let committing = scene.writer.committing(&commit);
-        let reader = &mut scene.readers[0];
-        let prepare = reader.prepared().await;
-        reader.acknowledge(&prepare);
-        assert_eq!(reason(committing.answer().await), Reason::Internal);
-        assert_eq!(reader.subscribed(1).await, None, "ended");
-        // The one that commits may hear that it is settled before it hears of the end: it is warned first.
-        let prepare = scene.writer.prepared().await;
-        scene.writer.acknowledge(&prepare);
-        assert_eq!(scene.writer.subscribed(5).await, None);
-
-        reader.subscribe(&scene.database, 2, true);
-        let settled_by_the_head = applied.then_some(2);
-        assert_eq!(reader.subscribed(2).await, settled_by_the_head);
-        reader.subscribe(&scene.database, 3, false);
-        let head = if applied { 2 } else { 1 };
-        assert_eq!(reader.subscribed(3).await, Some(head), "waits for nobody");
-        match scene.writer.resolve(&commit).await {
-            Resolved::Committed(_) => assert!(applied),
-            Resolved::Aborted(_) => assert!(!applied),
-            Resolved::Unknown(unknown) => panic!("{}", unknown.reason),
-        }
-        reader.subscribe(&scene.database, 4, true);
-        assert_eq!(reader.subscribed(4).await, Some(head), "known");
-    }
-}
-
-/// Who is told "committed" by ResolveCommit is the first: the others are told before (S2, S7).
-#[tokio::test(start_paused = true)]
-async fn s7_the_answer_about_a_lost_commit_comes_after_its_publication() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-    let mut scene = Scene::new(&server, 1).await;
-    let reader = &mut scene.readers[0];
-    reader.subscribe(&scene.database, 1, false);
-    reader.subscribed(1).await;
-    *store.unknown.lock().unwrap() = Some(true);
-    let commit = TestCommit::new(&scene.database, 1, scene.epoch, 2);
-    assert_eq!(reason(scene.writer.commit(&commit).await), Reason::Internal);
-    reader.heartbeat(Vec::new()).await;
-    let resolved = scene.writer.resolve(&commit).await;
-    assert!(matches!(resolved, Resolved::Committed(_)));
-    assert_eq!(reader.published().await.head.unwrap().version, 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn s7_what_was_answered_before_a_heartbeat_is_published_before_its_acknowledgement() {
-    let server = TestServer::in_process(LONG_TTL).await;
-    let mut scene = Scene::new(&server, 1).await;
-    let reader = &mut scene.readers[0];
-    reader.subscribe(&scene.database, 1, false);
-    reader.subscribed(1).await;
-    for base in 1..50 {
-        let commit = TestCommit::new(&scene.database, base, scene.epoch, 2);
-        let answer = scene.writer.commit(&commit).await.unwrap();
-        assert_eq!(answer, committed(&[base + 1]), "nobody is waited for");
-        reader.send(Request::Heartbeat(pb::Heartbeat::default()));
-        assert_eq!(reader.published().await.head.unwrap().version, base + 1);
-        assert!(matches!(reader.news().await, News::HeartbeatAck(_)));
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_commit_to_two_databases_waits_for_the_subscribers_of_both() {
     let server = TestServer::in_process(LONG_TTL).await;
     let mut scene = Scene::strict(&server, 1).await;
@@ -546,86 +473,4 @@ async fn a_subscriber_may_wait_for_the_lease_of_the_one_that_commits() {
         other => panic!("{other:?}"),
     };
     assert_eq!(grant.head.unwrap().version, 2);
-}
-
-/// The next server on the store may let a commit be seen at once if this one says that nobody trusts it any more.
-#[tokio::test(start_paused = true)]
-async fn a_server_that_stops_ends_the_subscriptions_before_it_says_that_nobody_trusts_it() {
-    for answers in [true, false] {
-        let store = GatedStore::new(Duration::ZERO, true);
-        let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-        let mut scene = Scene::strict(&server, 1).await;
-        scene.writer.release(&scene.database, scene.epoch, false);
-        scene.writer.heartbeat(Vec::new()).await;
-        let begun = Instant::now();
-        let closing = tokio::spawn(async move {
-            server.close().await;
-            server
-        });
-        let reader = &mut scene.readers[0];
-        assert!(matches!(reader.news().await, News::Draining(_)));
-        let prepare = reader.prepared().await;
-        assert_eq!(prepare.version, 2);
-        if answers {
-            reader.acknowledge(&prepare);
-            assert_eq!(reader.subscribed(1).await, None);
-            reader.subscribe(&scene.database, 2, true);
-            assert_eq!(
-                reader.subscribed(2).await,
-                None,
-                "not of a server that stops"
-            );
-        }
-        closing.await.unwrap();
-        let said_so = store.ended.available_permits() == 1;
-        assert_eq!(said_so, answers);
-        assert_eq!(begun.elapsed() < Duration::from_secs(1), answers);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_commit_without_subscribers_asks_the_store_nothing_more() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
-    let mut scene = Scene::new(&server, 1).await;
-    let asked = store.asked.available_permits();
-    let commit = scene.commit(1);
-    scene.writer.commit(&commit).await.unwrap();
-    assert_eq!(store.asked.available_permits(), asked);
-    // With one it is asked once.
-    scene.readers[0].subscribe(&scene.database, 1, false);
-    scene.readers[0].subscribed(1).await;
-    let commit = scene.commit(2);
-    scene.writer.commit(&commit).await.unwrap();
-    assert_eq!(store.asked.available_permits(), asked + 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_not_open_can_not_be_subscribed_to_and_news_of_others_are_ignored() {
-    let server = TestServer::in_process(LONG_TTL).await;
-    let mut scene = Scene::strict(&server, 1).await;
-    let mut stranger = server.client().await;
-    stranger.subscribe(&scene.database, 3, true);
-    assert_eq!(stranger.subscribed(3).await, None);
-    let committing = scene.writer.committing(&scene.commit(1));
-    let reader = &mut scene.readers[0];
-    let prepare = reader.prepared().await;
-    for wrong in [
-        pb::Prepare {
-            version: 3,
-            ..prepare.clone()
-        },
-        pb::Prepare {
-            subscription: 2,
-            ..prepare.clone()
-        },
-    ] {
-        reader.acknowledge(&wrong);
-    }
-    stranger.acknowledge(&prepare);
-    stranger.unsubscribe(&scene.database, 1);
-    reader.unsubscribe(&scene.database, 2);
-    assert!(committing.waits().await);
-    reader.acknowledge(&prepare);
-    assert_eq!(committing.answer().await.unwrap(), committed(&[2]));
 }
