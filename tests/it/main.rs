@@ -5,8 +5,10 @@
 //! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
 
 mod after_the_commit_point;
+mod causal;
 mod commit_faults;
 mod concurrency;
+mod history;
 mod leases;
 mod outages;
 mod readers;
