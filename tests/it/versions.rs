@@ -449,6 +449,8 @@ fn the_list_of_versions_is_streamed() {
     );
     let sorted = "SELECT count(*) FROM pagewire_versions WHERE time LIKE '20__-__-__T__:__:__.___Z' AND pages_changed > 0";
     assert_eq!(number(&writer, sorted), 351);
+    let ascending = "SELECT version FROM pagewire_versions ORDER BY version LIMIT 2";
+    assert_eq!(all(&writer, ascending), ["1", "2"]);
 }
 
 #[test]
