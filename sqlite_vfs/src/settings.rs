@@ -450,7 +450,7 @@ mod tests {
         for wrong in [
             &[("consistency", "bounded")][..],
             &[("max_staleness_ms", "7")],
-            &[("consistency", "bounded"), ("max_staleness_ms", "0")],
+            &[("max_staleness_ms", "0"), ("consistency", "bounded")],
             &[("consistency", "eventual")],
             &[("subscribe", "sometimes")],
             &[("at", "yesterday: 5 o'clock\n")],

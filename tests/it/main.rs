@@ -5,10 +5,13 @@
 //! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
 
 mod after_the_commit_point;
+mod causal;
 mod commit_faults;
 mod concurrency;
+mod history;
 mod leases;
 mod outages;
 mod readers;
 mod round_trips;
 mod silent_wrong_data;
+mod versions;

@@ -6,6 +6,7 @@ use pagewire_tests::connection::{
     code, cost, last_error, number, open, open_uri, register, rows, uri,
 };
 use pagewire_tests::process::Guest;
+use pagewire_tests::proxy::{Call, Fault, Proxy};
 use pagewire_tests::server::PageServer;
 use rusqlite::Connection;
 
@@ -379,4 +380,72 @@ fn an_immutable_connection_keeps_one_version_for_life() {
     }
     writer.execute_batch("VACUUM").expect("vacuum");
     assert_eq!(number(&immutable, "SELECT n FROM t"), 0);
+}
+
+#[test]
+fn d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks() {
+    let server = PageServer::versioned();
+    let proxy = Proxy::new(&server.endpoint());
+    drop(counter(&server));
+    register();
+    let open_here = |more: &[&str]| {
+        let uri = uri(
+            &proxy.endpoint(),
+            "t.db",
+            &[&["timeout_ms=4000"], more].concat(),
+        );
+        open_uri(&uri).expect("open")
+    };
+    let writer = open_here(&[]);
+    write(&writer);
+    let strict = open_here(&["mode=ro", "subscribe=always"]);
+    let bounded = open_here(&["mode=ro", "consistency=bounded", "max_staleness_ms=60000"]);
+    let probe = Connection::open_in_memory().expect("probe");
+    for reader in [&strict, &bounded] {
+        assert_eq!(number(reader, "SELECT n FROM t"), 1);
+    }
+    let begins = || {
+        number(
+            &probe,
+            "SELECT count FROM pagewire_rpc WHERE kind = 'begin'",
+        )
+    };
+    assert_eq!(
+        cost(&probe, |_| drop(number(&strict, "SELECT n FROM t"))),
+        0
+    );
+    let mut elsewhere = Reader::start(&server, &["mode=ro"]);
+    // It is applied, and its process does not hear of it.
+    proxy.arm(Call::Commit, Fault::AnswerSilent);
+    let commit = std::thread::spawn(move || {
+        write(&writer);
+        writer
+    });
+    proxy.wait_for_strike(Call::Commit);
+    assert_eq!(elsewhere.read(), 2);
+    for reader in [&strict, &bounded] {
+        let before = begins();
+        assert_eq!(number(reader, "SELECT n FROM t"), 2);
+        assert!(begins() > before, "it did not ask");
+    }
+    let writer = commit.join().expect("settled by its id");
+    assert_eq!(number(&writer, "SELECT n FROM t"), 2);
+    for reader in [&strict, &bounded] {
+        assert_eq!(number(reader, "SELECT n FROM t"), 2);
+    }
+}
+
+#[test]
+fn a_reader_that_is_killed_holds_up_no_commit_for_long() {
+    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "20000"]);
+    let writer = counter(&server);
+    let mut reader = Reader::subscribed(&server, &["mode=ro"]);
+    reader.0.kill();
+    let began = Instant::now();
+    write(&writer);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
 }

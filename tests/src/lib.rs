@@ -5,6 +5,7 @@
 pub mod connection;
 pub mod process;
 pub mod proxy;
+pub mod random;
 pub mod server;
 pub mod shim;
 pub mod wire;

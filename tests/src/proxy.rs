@@ -63,6 +63,15 @@ pub enum Fault {
     Empty,
 }
 
+/// What happens to the news of subscriptions on all session streams, until it is set anew. Their order stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct News {
+    /// Each message of the server, heartbeats included, waits so long before it is passed on.
+    pub delay: Duration,
+    /// News comes twice.
+    pub twice: bool,
+}
+
 /// A proxy on a port of its own.
 #[derive(Debug)]
 pub struct Proxy {
@@ -70,6 +79,8 @@ pub struct Proxy {
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
     struck: mpsc::Receiver<Call>,
     gate: watch::Sender<bool>,
+    news: Arc<Mutex<News>>,
+    cuts: watch::Sender<u64>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -94,11 +105,15 @@ impl Proxy {
         let faults = Arc::new(Mutex::new(VecDeque::new()));
         let (strike, struck) = mpsc::channel();
         let (gate, open) = watch::channel(true);
+        let news = Arc::new(Mutex::new(News::default()));
+        let (cuts, cut) = watch::channel(0);
         let relay = CallRelay {
             channel,
             faults: Arc::clone(&faults),
             strike,
             open,
+            news: Arc::clone(&news),
+            cut,
         };
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
@@ -113,6 +128,8 @@ impl Proxy {
             faults,
             struck,
             gate,
+            news,
+            cuts,
             runtime: Some(runtime),
         }
     }
@@ -146,6 +163,16 @@ impl Proxy {
         self.gate.send_replace(false);
     }
 
+    /// Sets what happens to news.
+    pub fn set_news(&self, news: News) {
+        *self.news.lock().expect("news") = news;
+    }
+
+    /// Breaks every session stream that there is, in both directions. What was under way is lost.
+    pub fn cut_sessions(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
     /// Ends a black-out.
     pub fn lift(&self) {
         self.gate.send_replace(true);
@@ -166,6 +193,8 @@ struct CallRelay {
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
     strike: mpsc::Sender<Call>,
     open: watch::Receiver<bool>,
+    news: Arc<Mutex<News>>,
+    cut: watch::Receiver<u64>,
 }
 
 fn broken() -> Status {
@@ -264,6 +293,19 @@ impl CallRelay {
     }
 }
 
+fn is_news(message: &pb::SessionResponse) -> bool {
+    use pb::session_response::Message;
+    matches!(
+        message.message,
+        Some(
+            Message::Subscribed(_)
+                | Message::Prepare(_)
+                | Message::Published(_)
+                | Message::PrepareAborted(_)
+        )
+    )
+}
+
 fn leave<A>(_: &mut A, fault: &Fault) {
     panic!("{fault:?} is for ReadPages");
 }
@@ -313,8 +355,16 @@ impl PageService for CallRelay {
         let (metadata, extensions, mut inbound) = request.into_parts();
         let (up, upstream) = tokio::sync::mpsc::channel(16);
         let open = self.open.clone();
+        let mut cut = self.cut.clone();
+        cut.mark_unchanged();
+        let mut cut_upstream = cut.clone();
         tokio::spawn(async move {
-            while let Some(Ok(message)) = inbound.next().await {
+            loop {
+                let message = tokio::select! {
+                    message = inbound.next() => message,
+                    _ = cut_upstream.changed() => None,
+                };
+                let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
                 if up.send(message).await.is_err() {
                     return;
@@ -325,17 +375,27 @@ impl PageService for CallRelay {
         let mut answers = self.client().session(request).await?.into_inner();
         let (down, downstream) = tokio::sync::mpsc::channel(16);
         let open = self.open.clone();
+        let faults = Arc::clone(&self.news);
         tokio::spawn(async move {
             loop {
                 let answer = tokio::select! {
                     answer = answers.next() => answer,
                     // The client went away: so does its stream to the server.
                     () = down.closed() => None,
+                    _ = cut.changed() => None,
                 };
                 let Some(answer) = answer else { return };
                 passes(open.clone()).await;
-                if down.send(answer).await.is_err() {
-                    return;
+                let faults = *faults.lock().expect("news");
+                tokio::time::sleep(faults.delay).await;
+                let times = match &answer {
+                    Ok(answer) if faults.twice && is_news(answer) => 2,
+                    _ => 1,
+                };
+                for _ in 0..times {
+                    if down.send(answer.clone()).await.is_err() {
+                        return;
+                    }
                 }
             }
         });

@@ -2,6 +2,8 @@
 //!
 //! An entry says for which versions it is known to hold: from the version that wrote the page up to the one at which it was
 //! read. What happened after that is asked of the database's [`ChangeLog`], so that news of a commit touches no entry.
+//! Beside it lies what a page was before, for those who look at an old version: they neither take the place of the newest
+//! content nor go without.
 
 use std::collections::HashMap;
 
@@ -18,6 +20,13 @@ const MAX_LOGGED_PAGES: usize = 1 << 20;
 /// Which database of this process; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheKey(pub u64);
+
+impl CacheKey {
+    /// Where older content of the same database lies.
+    fn of_the_past(self) -> Self {
+        Self(self.0 | 1 << 63)
+    }
+}
 
 #[derive(Clone)]
 struct Entry {
@@ -68,10 +77,17 @@ impl PageCache {
     ) -> Option<Bytes> {
         let entry = self.entries.get(&(key, page))?;
         let holds = entry.from <= at && (at <= entry.upto || log.unchanged_since(page, entry.upto));
-        holds.then_some(entry.content)
+        if holds {
+            return Some(entry.content);
+        }
+        if at >= entry.from {
+            return None;
+        }
+        let past = self.entries.get(&(key.of_the_past(), page))?;
+        (past.from <= at && at <= past.upto).then_some(past.content)
     }
 
-    /// Remembers a page that was read at `upto` and written at `from`. What is known of a later version stays.
+    /// Remembers a page that was read at `upto` and written at `from`, beside what is known of a later version.
     ///
     /// A page that was never written (version 0) may have had content in an older version, before the database was cut off and
     /// grew again: what was read holds for the version read, and says nothing of earlier ones.
@@ -84,13 +100,11 @@ impl PageCache {
         content: Bytes,
     ) {
         let from = if from == Version::ZERO { upto } else { from };
-        if self
-            .entries
-            .peek(&(key, page))
-            .is_some_and(|entry| entry.upto > upto)
-        {
-            return;
-        }
+        let key = match self.entries.peek(&(key, page)) {
+            Some(known) if known.upto > upto && known.from <= upto => return,
+            Some(known) if known.upto > upto => key.of_the_past(),
+            _ => key,
+        };
         self.entries.insert(
             (key, page),
             Entry {
@@ -203,6 +217,29 @@ mod tests {
         cache.put(KEY, page(10), Version::ZERO, version(6), Bytes::new());
         assert!(cache.get(KEY, page(10), version(6), &log).is_some());
         assert!(cache.get(KEY, page(10), version(4), &log).is_none());
+    }
+
+    #[test]
+    fn what_a_page_was_is_kept_beside_what_it_is() {
+        let cache = PageCache::new(1 << 20);
+        let log = ChangeLog::new(version(1));
+        let at = |number| cache.get(KEY, page(1), version(number), &log);
+        let put = |from, upto, content| {
+            let content = Bytes::from_static(content);
+            cache.put(KEY, page(1), version(from), version(upto), content);
+        };
+        put(7, 9, b"new");
+        put(3, 4, b"old");
+        assert_eq!(at(8).unwrap(), "new");
+        assert_eq!(at(3).unwrap(), "old");
+        assert!(at(5).is_none() && at(2).is_none());
+        // The newest is replaced; who looks at the past does not notice.
+        put(10, 10, b"newer");
+        assert_eq!(at(10).unwrap(), "newer");
+        assert_eq!(at(4).unwrap(), "old");
+        put(1, 1, b"oldest");
+        assert_eq!(at(1).unwrap(), "oldest");
+        assert!(at(4).is_none());
     }
 
     #[test]

@@ -286,7 +286,7 @@ impl DatabaseState {
     pub(crate) fn told(&self, number: u64, news: News, session: &Session) {
         let mut inner = self.inner.lock();
         let warned = inner.subscription.is_warned();
-        match inner.subscription.told(number, news) {
+        match inner.subscription.told(number, news, Moment::now()) {
             Outcome::Quiet => {}
             Outcome::Advance(head, changes) => self.advance(&mut inner, head, &changes),
             Outcome::AdvanceAndEnd(head, changes) => {

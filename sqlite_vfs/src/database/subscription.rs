@@ -5,15 +5,14 @@
 //! ```text
 //!         Subscribe              Subscribed{accepted}            Prepare n, answered PrepareAck
 //!   None -----------> Asked ------------------------> Open -------------------------------------> Open{warned: n}
-//!    ^                  | refused                     ^   ^                                             |
+//!    ^                  | not accepted                ^   ^                                             |
 //!    |<-----------------+                             |   +------ Published n / PrepareAborted n -------+
-//!    |                                                +-- Published n+1: told = n+1
-//!    |<---- Unsubscribe (unused, or what was told makes no sense), stream lost: from anywhere
+//!    |                                                +-- Published: told = its version
+//!    |<---- Subscribed{not accepted}, stream lost, Unsubscribe (unused, or news that makes no sense): from anywhere
 //! ```
 //! * **S1** Only *Open*, strict and not warned lets a strict transaction begin without asking.
-//! * **S3** A Prepare is ended by its own Published or PrepareAborted, by nothing else.
+//! * **S3** A Prepare is ended by PrepareAborted of its version, Published of it or a later one, or the end of the subscription.
 //! * **S5** Told of [`UNUSED_NEWS`] versions without a transaction in between, it ends.
-//! * A version that does not follow the last one told of ends it: something was lost.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,17 +28,19 @@ const ASKS: usize = 3;
 const WITHIN: Duration = Duration::from_secs(5);
 /// Versions told of without a transaction in between after which the writers are not made to wait any longer.
 const UNUSED_NEWS: u32 = 8;
+/// After it was refused or ended by the server it is not subscribed to for so long.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// What the server says of a subscription.
 #[derive(Clone, Debug)]
 pub enum News {
     /// It is told of everything after this head; the changes are those since the version that was named.
     Subscribed(Snapshot, Changes),
-    /// It has to ask.
+    /// Refused, or ended by the server: it has to ask.
     Refused,
     /// This version is about to become visible.
     Prepare(Version),
-    /// This version became visible; the changes are those from the version before.
+    /// This version became visible; the changes are those from one that was told before.
     Published(Snapshot, Changes),
     /// The version that was prepared will not become visible.
     Aborted(Version),
@@ -68,8 +69,8 @@ pub struct Subscription {
     phase: Phase,
     /// When the newest questions were asked, the oldest first.
     asks: VecDeque<Moment>,
-    /// Refused on this stream.
-    refused: bool,
+    /// Until when it would be refused again.
+    refused_until: Moment,
     /// Versions told of since a transaction began.
     unused: u32,
 }
@@ -163,7 +164,7 @@ impl Subscription {
             Phase::None => false,
             Phase::Asked { strict: has, .. } | Phase::Open { strict: has, .. } => has || !strict,
         };
-        enough && !has_one && !self.refused
+        enough && !has_one && now >= self.refused_until
     }
 
     /// The number of a subscription that a new one replaces.
@@ -192,7 +193,7 @@ impl Subscription {
     }
 
     /// The server says something about the subscription with this number.
-    pub fn told(&mut self, number: u64, news: News) -> Outcome {
+    pub fn told(&mut self, number: u64, news: News, now: Moment) -> Outcome {
         if self.number() != Some(number) {
             return match news {
                 // Of one that has ended here. The server may not know it yet, and waits.
@@ -220,9 +221,9 @@ impl Subscription {
                 };
                 Outcome::Begin(head, changes, doubts)
             }
-            (Phase::Asked { .. }, News::Refused) => {
+            (Phase::Asked { .. } | Phase::Open { .. }, News::Refused) => {
                 self.phase = Phase::None;
-                self.refused = true;
+                self.refused_until = now.after(REFUSED_FOR);
                 Outcome::Quiet
             }
             (Phase::Open { warned, told, .. }, News::Prepare(version)) => {
@@ -239,7 +240,7 @@ impl Subscription {
                 if version <= *told {
                     return Outcome::Quiet;
                 }
-                if version != told.next() || warned.is_some_and(|warned| warned != version) {
+                if warned.is_some_and(|warned| warned > version) {
                     self.phase = Phase::None;
                     return Outcome::End;
                 }
@@ -288,6 +289,12 @@ mod tests {
         }
     }
 
+    const NOW: Moment = Moment(1 << 40);
+
+    fn told_now(subscription: &mut Subscription, number: u64, news: News) -> Outcome {
+        subscription.told(number, news, NOW)
+    }
+
     fn nothing() -> Changes {
         Changes::Pages(Vec::new())
     }
@@ -296,7 +303,7 @@ mod tests {
         let mut subscription = Subscription::default();
         subscription.sent(1, strict, Moment(5), 0);
         assert!(!subscription.is_trusting());
-        let outcome = subscription.told(1, News::Subscribed(at(10), nothing()));
+        let outcome = told_now(&mut subscription, 1, News::Subscribed(at(10), nothing()));
         assert_eq!(outcome, Outcome::Begin(at(10), nothing(), 0));
         assert_eq!(subscription.is_trusting(), strict);
         subscription
@@ -309,10 +316,10 @@ mod tests {
     #[test]
     fn s1_a_warned_subscription_lets_nothing_begin() {
         let mut subscription = open(true);
-        let outcome = subscription.told(1, News::Prepare(Version::new(11)));
+        let outcome = told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
         assert_eq!(outcome, Outcome::Acknowledge(Version::new(11)));
         assert!(!subscription.is_trusting() && subscription.is_warned());
-        let outcome = subscription.told(1, published(11));
+        let outcome = told_now(&mut subscription, 1, published(11));
         assert_eq!(outcome, Outcome::Advance(at(11), nothing()));
         assert!(subscription.is_trusting());
     }
@@ -320,12 +327,12 @@ mod tests {
     #[test]
     fn s3_only_its_own_end_ends_a_prepare() {
         let mut subscription = open(true);
-        subscription.told(1, News::Prepare(Version::new(11)));
-        subscription.told(1, News::Aborted(Version::new(10)));
-        subscription.told(1, published(10));
-        subscription.told(7, published(11));
+        told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
+        told_now(&mut subscription, 1, News::Aborted(Version::new(10)));
+        told_now(&mut subscription, 1, published(10));
+        told_now(&mut subscription, 7, published(11));
         assert!(subscription.is_warned(), "ended by something else");
-        subscription.told(1, News::Aborted(Version::new(11)));
+        told_now(&mut subscription, 1, News::Aborted(Version::new(11)));
         assert!(subscription.is_trusting());
     }
 
@@ -333,26 +340,42 @@ mod tests {
     fn what_is_told_twice_changes_nothing() {
         let mut subscription = open(true);
         for _ in 0..2 {
-            let outcome = subscription.told(1, News::Prepare(Version::new(11)));
+            let outcome = told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
             assert_eq!(outcome, Outcome::Acknowledge(Version::new(11)));
         }
-        subscription.told(1, published(11));
-        assert_eq!(subscription.told(1, published(11)), Outcome::Quiet);
+        told_now(&mut subscription, 1, published(11));
+        assert_eq!(
+            told_now(&mut subscription, 1, published(11)),
+            Outcome::Quiet
+        );
         assert!(subscription.is_trusting());
         // A Prepare of what is visible already: whoever sends that is not believed any more.
-        let outcome = subscription.told(1, News::Prepare(Version::new(11)));
+        let outcome = told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
         assert_eq!(outcome, Outcome::End);
         assert!(!subscription.is_trusting());
     }
 
     #[test]
-    fn a_gap_in_the_versions_ends_it() {
+    fn s3_a_later_version_ends_a_prepare_and_an_earlier_one_does_not() {
         let mut subscription = open(true);
-        assert_eq!(subscription.told(1, published(12)), Outcome::End);
-        assert!(!subscription.is_trusting() && subscription.number().is_none());
+        told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
+        let outcome = told_now(&mut subscription, 1, published(13));
+        assert_eq!(outcome, Outcome::Advance(at(13), nothing()));
+        assert!(subscription.is_trusting());
+        told_now(&mut subscription, 1, News::Prepare(Version::new(15)));
+        assert_eq!(told_now(&mut subscription, 1, published(14)), Outcome::End);
+        assert!(!subscription.is_trusting());
+    }
+
+    #[test]
+    fn s3_the_server_may_end_it_in_place_of_news() {
         let mut subscription = open(true);
-        subscription.told(1, News::Prepare(Version::new(12)));
-        assert_eq!(subscription.told(1, published(11)), Outcome::End);
+        told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
+        assert_eq!(
+            told_now(&mut subscription, 1, News::Refused),
+            Outcome::Quiet
+        );
+        assert!(!subscription.is_trusting() && !subscription.is_warned());
     }
 
     #[test]
@@ -360,8 +383,11 @@ mod tests {
         let mut subscription = open(true);
         subscription.ends();
         assert!(!subscription.is_trusting());
-        assert_eq!(subscription.told(1, published(11)), Outcome::Quiet);
-        let outcome = subscription.told(1, News::Prepare(Version::new(11)));
+        assert_eq!(
+            told_now(&mut subscription, 1, published(11)),
+            Outcome::Quiet
+        );
+        let outcome = told_now(&mut subscription, 1, News::Prepare(Version::new(11)));
         assert_eq!(outcome, Outcome::End);
     }
 
@@ -371,10 +397,10 @@ mod tests {
         let mut version = 10;
         let mut told = |subscription: &mut Subscription| {
             version += 1;
-            let outcome = subscription.told(1, News::Prepare(Version::new(version)));
+            let outcome = told_now(subscription, 1, News::Prepare(Version::new(version)));
             let goes_on = outcome == Outcome::Acknowledge(Version::new(version));
             if goes_on {
-                subscription.told(1, published(version));
+                told_now(subscription, 1, published(version));
             }
             goes_on
         };
@@ -397,10 +423,10 @@ mod tests {
     fn s5_bounded_ones_that_nobody_uses_end_too() {
         let mut subscription = open(false);
         for version in 11..=10 + u64::from(UNUSED_NEWS) {
-            let outcome = subscription.told(1, published(version));
+            let outcome = told_now(&mut subscription, 1, published(version));
             assert!(matches!(outcome, Outcome::Advance(..)), "{version}");
         }
-        let last = subscription.told(1, published(11 + u64::from(UNUSED_NEWS)));
+        let last = told_now(&mut subscription, 1, published(11 + u64::from(UNUSED_NEWS)));
         assert!(matches!(last, Outcome::AdvanceAndEnd(..)), "{last:?}");
         assert!(subscription.number().is_none());
     }
@@ -418,14 +444,17 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_holds_until_the_next_stream() {
+    fn after_a_refusal_it_asks_for_a_while() {
         let mut subscription = Subscription::default();
-        assert!(subscription.asked(Moment(1), true, SubscribeWhen::Always));
+        let always = SubscribeWhen::Always;
+        assert!(subscription.asked(Moment(1), true, always));
         subscription.sent(1, true, Moment(1), 0);
-        assert_eq!(subscription.told(1, News::Refused), Outcome::Quiet);
-        assert!(!subscription.asked(Moment(2), true, SubscribeWhen::Always));
-        subscription.ends();
-        assert!(subscription.asked(Moment(3), true, SubscribeWhen::Always));
+        assert_eq!(
+            told_now(&mut subscription, 1, News::Refused),
+            Outcome::Quiet
+        );
+        assert!(!subscription.asked(NOW.after(REFUSED_FOR / 2), true, always));
+        assert!(subscription.asked(NOW.after(REFUSED_FOR), true, always));
     }
 
     #[test]

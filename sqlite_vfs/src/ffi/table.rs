@@ -1,6 +1,7 @@
 //! Table-valued functions, eponymous and read-only; what their rows are is in `tables.rs`.
 //!
-//! Arguments are hidden columns behind the others; rows are taken one by one, so that a LIMIT saves calls.
+//! Arguments are hidden columns behind the others; rows are taken one by one, so that a LIMIT saves calls. A table whose first
+//! column falls from row to row is told between which values of it SQLite wants rows.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -9,7 +10,7 @@ use super::functions::{result_text, text_of};
 use super::registration::Registration;
 use super::tables::TABLES;
 use super::types::{
-    CONSTRAINT_EQ, Context, IndexInfo, Module, Sqlite3, Value, Vtab, VtabCursor, code,
+    Context, IndexInfo, Module, Sqlite3, Value, Vtab, VtabCursor, code, constraint,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -35,6 +36,8 @@ pub struct Table {
     /// Columns before the hidden ones, and how many of those there are.
     pub columns: c_int,
     pub arguments: usize,
+    /// The first column falls from row to row. Behind the arguments come the largest and the smallest value that are wanted of it.
+    pub falls: bool,
     /// Called with the mutex of the SQLite connection held.
     pub rows: unsafe fn(&'static Registration, *mut Sqlite3, &Arguments) -> Result<Rows>,
 }
@@ -148,7 +151,21 @@ unsafe extern "C" fn disconnect(table: *mut Vtab) -> c_int {
     code::OK
 }
 
-/// An argument is an equality with a hidden column. Which of them there are goes to xFilter as bits.
+/// The operators that make a constraint an argument: equality with a hidden column, and for a first column that falls its
+/// largest and its smallest value.
+fn constraints(table: &Table) -> Vec<(c_int, &'static [u8])> {
+    let hidden = (0..table.arguments).map(|hidden| table.columns + hidden as c_int);
+    let mut all: Vec<_> = hidden
+        .map(|column| (column, &[constraint::EQ][..]))
+        .collect();
+    if table.falls {
+        all.push((0, &[constraint::EQ, constraint::LE, constraint::LT]));
+        all.push((0, &[constraint::EQ, constraint::GE, constraint::GT]));
+    }
+    all
+}
+
+/// Which arguments there are goes to xFilter as bits.
 unsafe extern "C" fn best_index(table: *mut Vtab, info: *mut IndexInfo) -> c_int {
     // SAFETY: SQLite passes a table of `connect`, and a structure to be filled with as many constraints and places as it says.
     unsafe {
@@ -157,33 +174,47 @@ unsafe extern "C" fn best_index(table: *mut Vtab, info: *mut IndexInfo) -> c_int
         let count = usize::try_from(info.constraint_count).unwrap_or(0);
         let mut given = 0;
         info.index_number = 0;
-        for argument in 0..table.arguments {
-            let column = table.columns + argument as c_int;
+        let wanted = constraints(table);
+        let count_wanted = wanted.len();
+        for (argument, (column, operators)) in wanted.into_iter().enumerate() {
             let mut is_named = false;
             let mut usable = None;
             for index in 0..count {
                 let constraint = &*info.constraints.add(index);
-                if constraint.column == column && constraint.op == CONSTRAINT_EQ {
+                if constraint.column == column && operators.contains(&constraint.op) {
                     is_named = true;
-                    if constraint.usable != 0 {
+                    // A constraint can be one argument only.
+                    let free = (*info.constraint_usage.add(index)).argument == 0;
+                    if constraint.usable != 0 && free {
                         usable.get_or_insert(index);
                     }
                 }
             }
+            let is_hidden = argument < table.arguments;
             match usable {
                 Some(index) => {
                     given += 1;
                     let usage = &mut *info.constraint_usage.add(index);
                     usage.argument = given;
-                    usage.omit = 1;
+                    // What only saves rows SQLite checks itself.
+                    usage.omit = u8::from(is_hidden);
                     info.index_number |= 1 << argument;
+                    let op = (*info.constraints.add(index)).op;
+                    if !is_hidden && op == constraint::EQ {
+                        // Largest and smallest at once.
+                        info.index_number |= 1 << count_wanted;
+                    }
                 }
                 // Its value is not known in this plan: another one has to be found.
-                None if is_named => return code::CONSTRAINT,
+                None if is_named && is_hidden => return code::CONSTRAINT,
                 None => {}
             }
         }
-        info.estimated_cost = 100.0;
+        if table.falls && info.order_by_count == 1 {
+            let order = &*info.order_by;
+            info.order_by_consumed = c_int::from(order.column == 0 && order.descending != 0);
+        }
+        info.estimated_cost = if given > 0 { 10.0 } else { 100.0 };
     }
     code::OK
 }
@@ -226,12 +257,21 @@ unsafe extern "C" fn filter(
         let source = &*table.source;
         let mut values = (0..usize::try_from(count).unwrap_or(0))
             .map(|index| text_of(source.registration, *values.add(index)));
-        let arguments: Vec<_> = (0..source.table.arguments)
+        let wanted = constraints(source.table).len();
+        let mut arguments: Vec<_> = (0..wanted)
             .map(|argument| match given & 1 << argument {
                 0 => None,
                 _ => values.next().flatten(),
             })
             .collect();
+        if given & 1 << wanted != 0
+            && let [.., most, least] = &mut arguments[..]
+        {
+            match most {
+                Some(most) => *least = Some(most.clone()),
+                None => *most = least.clone(),
+            }
+        }
         let rows = guarded(cursor.base.vtab, || {
             (source.table.rows)(source.registration, table.db, &arguments)
         });

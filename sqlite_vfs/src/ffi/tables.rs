@@ -31,6 +31,7 @@ pub const TABLES: &[Table] = &[
         declaration: c"CREATE TABLE x(kind TEXT, count INTEGER, background INTEGER, bytes_sent INTEGER, bytes_received INTEGER)",
         columns: 5,
         arguments: 0,
+        falls: false,
         rows: rpc_rows,
     },
     Table {
@@ -38,6 +39,7 @@ pub const TABLES: &[Table] = &[
         declaration: c"CREATE TABLE x(key TEXT, value TEXT)",
         columns: 2,
         arguments: 0,
+        falls: false,
         rows: status_rows,
     },
     Table {
@@ -45,6 +47,7 @@ pub const TABLES: &[Table] = &[
         declaration: c"CREATE TABLE x(version INTEGER, time TEXT, pages_changed INTEGER, page_count INTEGER, size INTEGER, tag TEXT, restored_from INTEGER, \"schema\" TEXT HIDDEN)",
         columns: 7,
         arguments: 1,
+        falls: true,
         rows: version_rows,
     },
     Table {
@@ -52,6 +55,7 @@ pub const TABLES: &[Table] = &[
         declaration: c"CREATE TABLE x(page INTEGER, a TEXT HIDDEN, b TEXT HIDDEN, \"schema\" TEXT HIDDEN)",
         columns: 1,
         arguments: 3,
+        falls: false,
         rows: diff_rows,
     },
     Table {
@@ -59,6 +63,7 @@ pub const TABLES: &[Table] = &[
         declaration: c"CREATE TABLE x(key TEXT, value TEXT, \"schema\" TEXT HIDDEN)",
         columns: 2,
         arguments: 1,
+        falls: false,
         rows: info_rows,
     },
 ];
@@ -142,10 +147,14 @@ unsafe fn version_rows(
     let schema = arguments.first().and_then(Option::as_ref);
     // SAFETY: promised by the caller.
     let (database, timeout) = unsafe { database(registration, db, schema) }?;
+    // What is no number bounds nothing; SQLite compares for itself.
+    let bound = |index: usize| arguments.get(index)?.as_ref()?.parse::<u64>().ok();
     Ok(Box::new(VersionRows {
         database,
         timeout,
-        before: None,
+        before: bound(1).map(|most| Version::new(most).next()),
+        least: bound(2).map_or(Version::ZERO, Version::new),
+        is_first: true,
         versions: Vec::new().into_iter(),
         more: true,
     }))
@@ -155,6 +164,8 @@ struct VersionRows {
     database: Arc<Database>,
     timeout: Duration,
     before: Option<Version>,
+    least: Version,
+    is_first: bool,
     versions: std::vec::IntoIter<VersionEntry>,
     more: bool,
 }
@@ -165,16 +176,27 @@ impl Iterator for VersionRows {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(entry) = self.versions.next() {
-                self.before = Some(entry.snapshot.version);
+                let version = entry.snapshot.version;
+                if version < self.least {
+                    self.more = false;
+                    return None;
+                }
+                self.before = Some(version);
                 return Some(Ok(version_row(&entry)));
             }
-            if !self.more {
+            if !self.more || self.before.is_some_and(|before| before <= self.least) {
                 return None;
             }
-            let limit = match self.before {
-                None => FIRST_VERSIONS,
-                Some(_) => MORE_VERSIONS,
+            let most = match self.is_first {
+                true => FIRST_VERSIONS,
+                false => MORE_VERSIONS,
             };
+            // At most so many are wanted.
+            let wanted = self
+                .before
+                .map_or(u64::MAX, |before| before.get() - self.least.get());
+            let limit = most.min(usize::try_from(wanted).unwrap_or(most));
+            self.is_first = false;
             match self
                 .database
                 .list_versions(self.before, limit, self.timeout)

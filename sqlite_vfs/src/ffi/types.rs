@@ -125,8 +125,21 @@ pub struct IndexConstraintUsage {
     pub omit: u8,
 }
 
-/// `SQLITE_INDEX_CONSTRAINT_EQ`
-pub const CONSTRAINT_EQ: u8 = 2;
+/// `sqlite3_index_orderby`
+#[repr(C)]
+pub struct IndexOrderBy {
+    pub column: c_int,
+    pub descending: u8,
+}
+
+/// `SQLITE_INDEX_CONSTRAINT_*`
+pub mod constraint {
+    pub const EQ: u8 = 2;
+    pub const GT: u8 = 4;
+    pub const LE: u8 = 8;
+    pub const LT: u8 = 16;
+    pub const GE: u8 = 32;
+}
 
 /// `sqlite3_index_info`, as far as 3.8.2.
 #[repr(C)]
@@ -134,7 +147,7 @@ pub struct IndexInfo {
     pub constraint_count: c_int,
     pub constraints: *const IndexConstraint,
     pub order_by_count: c_int,
-    pub order_by: *const c_void,
+    pub order_by: *const IndexOrderBy,
     pub constraint_usage: *mut IndexConstraintUsage,
     pub index_number: c_int,
     pub index_string: *mut c_char,
