@@ -7,6 +7,7 @@
 mod after_the_commit_point;
 mod commit_faults;
 mod concurrency;
+mod hostile_memory;
 mod leases;
 mod outages;
 mod readers;

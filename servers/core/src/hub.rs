@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::memory::Memory;
 use crate::process::Host;
 use crate::session::Session;
 use crate::settings::Settings;
@@ -47,8 +48,8 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
-    /// Bytes of pages that uploads keep in memory now.
-    pub(crate) upload_bytes: AtomicUsize,
+    /// What calls and their pages may take.
+    pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
     pub(crate) commits: watch::Sender<usize>,
 }
@@ -78,6 +79,7 @@ impl Hub {
         store: Arc<dyn PageStore>,
         settings: Settings,
         quarantine: Duration,
+        memory: Arc<Memory>,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             store,
@@ -91,7 +93,7 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
-            upload_bytes: AtomicUsize::new(0),
+            memory,
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();

@@ -327,7 +327,8 @@ fn was_refused(error: &CallError) -> bool {
     use pagewire_proto::status::Reason;
     error.explicit
         && match error.reason {
-            Reason::Internal | Reason::Unavailable | Reason::Draining => false,
+            // The last one says that nothing was applied, but it may be soon: it is settled and sent again.
+            Reason::Internal | Reason::Unavailable | Reason::Draining | Reason::Overloaded => false,
             Reason::ProtocolVersion
             | Reason::SessionUnknown
             | Reason::DatabaseNotFound

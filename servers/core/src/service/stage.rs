@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pagewire_proto::{Invalid, Page, PageSize, StagingId, pb};
+use pagewire_proto::{Invalid, Page, PageSize, SessionId, StagingId, pb};
 use tonic::{Status, Streaming};
 
 use super::opened_for_writing;
@@ -25,7 +25,10 @@ pub(super) async fn stage_pages(
         .ok_or_else(|| Invalid::missing("header"))?;
     let staging_id = StagingId::try_from(&header.staging_id[..])?;
     let page_size = PageSize::try_from(header.page_size)?;
-    let session = hub.session(&header.session_id).await?;
+    // Not waited for: the pages that came along would be held meanwhile.
+    let session = hub
+        .live_session(SessionId::try_from(&header.session_id[..])?)
+        .ok_or_else(status::session_unknown)?;
     let open = opened_for_writing(&session, &header.database_id)?;
     let staging = begin(hub, &session, &open, staging_id, page_size)?;
     let mut page_count = 0;
