@@ -17,7 +17,7 @@ use std::time::Duration;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, SessionId};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -48,6 +48,8 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
+    /// For one staging of a session each.
+    pub(crate) stagings: Arc<Semaphore>,
     /// What calls and their pages may take.
     pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
@@ -81,6 +83,7 @@ impl Hub {
         quarantine: Duration,
         memory: Arc<Memory>,
     ) -> Arc<Self> {
+        let most_stagings = settings.max_stagings_in_total;
         let hub = Arc::new(Self {
             store,
             settings,
@@ -93,6 +96,7 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
+            stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
             memory,
             commits: watch::Sender::new(0),
         });

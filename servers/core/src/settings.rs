@@ -22,6 +22,8 @@ pub struct Settings {
     pub max_open_databases: usize,
     /// Databases that all sessions together may have open: bounds the tables of the server, about a kilobyte each.
     pub max_open_databases_in_total: usize,
+    /// Stagings that all sessions together may have: about 200 bytes each, beside what the store keeps.
+    pub max_stagings_in_total: usize,
     /// How long running transactions may go on after the server was asked to stop.
     pub grace: Duration,
     /// How long the server waits for the next message of an upload.
@@ -39,6 +41,7 @@ impl Default for Settings {
             max_sessions: 10_000,
             max_open_databases: pagewire_proto::limits::MAX_OPEN_DATABASES,
             max_open_databases_in_total: 200_000,
+            max_stagings_in_total: 100_000,
             grace: Duration::from_secs(5),
             upload_idle: Duration::from_secs(30),
             store_wait: Duration::from_secs(30),
@@ -76,6 +79,7 @@ impl Settings {
                 "max_open_databases_in_total",
                 self.max_open_databases_in_total,
             ),
+            ("max_stagings_in_total", self.max_stagings_in_total),
         ] {
             if value == 0 {
                 problems.push(format!("{name} is 0, must be at least 1"));

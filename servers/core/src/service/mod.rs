@@ -95,10 +95,9 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Ok(Response::new(stream::serve(
-            &self.hub,
-            request.into_inner(),
-        )))
+        let account = account(&request)?;
+        let news = stream::serve(&self.hub, account, request.into_inner());
+        Ok(Response::new(news))
     }
 
     async fn open_database(

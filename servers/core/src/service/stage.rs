@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pagewire_proto::status::Reason;
 use pagewire_proto::{Invalid, Page, PageSize, SessionId, StagingId, pb};
 use tonic::{Status, Streaming};
 
@@ -74,7 +75,8 @@ fn begin(
         if state.ended || !state.opens.contains_key(&database) {
             return Err(status::not_open());
         }
-        if let Some(&staging) = state.stagings.get(&id) {
+        if let Some(staging) = state.stagings.get(&id) {
+            let staging = staging.clone();
             if staging.database != database || staging.page_size != page_size {
                 return Err(Invalid::new(
                     "staging_id",
@@ -85,14 +87,22 @@ fn begin(
             return Ok(staging);
         }
         dropped = state.make_room_for_staging(database);
+        let Ok(place) = Arc::clone(&hub.stagings).try_acquire_owned() else {
+            hub.discard(dropped.into_iter().collect());
+            return Err(Reason::Limit.status(format!(
+                "{} stagings are on this server, no more are allowed",
+                hub.settings.max_stagings_in_total
+            )));
+        };
         state.stagings_so_far += 1;
         let staging = Staging {
             stored: StagingId::random()?,
             database,
             page_size,
             order: state.stagings_so_far,
+            _place: Arc::new(place),
         };
-        state.stagings.insert(id, staging);
+        state.stagings.insert(id, staging.clone());
         staging
     };
     hub.discard(dropped.into_iter().collect());
