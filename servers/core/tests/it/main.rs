@@ -13,3 +13,4 @@ mod push;
 mod push_at_random;
 mod serving;
 mod sessions;
+mod settling;
