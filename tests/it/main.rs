@@ -11,5 +11,6 @@ mod hostile_memory;
 mod leases;
 mod outages;
 mod readers;
+mod removals;
 mod round_trips;
 mod silent_wrong_data;
