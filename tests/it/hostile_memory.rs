@@ -22,8 +22,8 @@ const SETTINGS: &[&str] = &["--memory-mib", "160", "--max-connections", "200"];
 const BASE: usize = 64 * MIB;
 /// How long each attack goes on.
 const ATTACK: Duration = Duration::from_secs(12);
-/// The victim's statements end within this, a third of the time after which they would fail, on two cores that do nothing but
-/// attack and are attacked, without optimization. Refused ones, or ones that wait for others to let go, would take longer.
+/// The victim's statements end within this, long before they would fail (15 s), on two cores that do nothing but attack and are
+/// attacked, without optimization.
 const IN_TIME: Duration = Duration::from_secs(10);
 
 /// A database of another tenant, in use.

@@ -126,6 +126,7 @@ impl Connections {
     }
 }
 
+/// A window also bounds what a flood of tiny frames costs: the transport ends a connection whose frames outweigh their content by it.
 fn settings(account: &Account) -> http2::Builder<TokioExecutor> {
     let window = account.window_bytes();
     let mut http2 = http2::Builder::new(TokioExecutor::new());

@@ -8,6 +8,7 @@ mod gate;
 mod harness;
 mod hostile;
 mod leases;
+mod memory;
 mod opens;
 mod push;
 mod push_at_random;
