@@ -26,6 +26,8 @@ use crate::memory::{Account, AnswerCharge, Charge, MESSAGE_WAIT};
 const CALL_BYTES: usize = 4 << 10;
 /// What a header costs beside its text, as HTTP/2 counts it.
 const HEADER_BYTES: usize = 32;
+/// Calls that send several messages, with pauses between them that their handlers bound. All others end with their message.
+const STREAMING: &[&str] = &["Session", "Commit", "StagePages", "ServerReflectionInfo"];
 /// Compression flag and length of a gRPC message.
 const PREFIX_BYTES: usize = 5;
 
@@ -55,7 +57,9 @@ pub(crate) async fn call(
         _headers: headers,
         message: Mutex::default(),
     });
-    let request = request.map(|body| Body::new(RequestBody::new(body, Arc::clone(&call))));
+    let method = request.uri().path().rsplit('/').next();
+    let streams = method.is_some_and(|method| STREAMING.contains(&method));
+    let request = request.map(|body| Body::new(RequestBody::new(body, streams, Arc::clone(&call))));
     let mut response = routes.call(request).await?;
     let charge = response.extensions_mut().remove();
     if Arc::strong_count(&call) == 1 {
@@ -76,6 +80,8 @@ fn cost(headers: &HeaderMap) -> usize {
 /// The messages of a call on their way in.
 struct RequestBody {
     inner: hyper::body::Incoming,
+    /// More messages may follow, at any time.
+    streams: bool,
     call: Arc<Call>,
     prefix: [u8; PREFIX_BYTES],
     /// How much of the prefix has come.
@@ -94,9 +100,10 @@ struct RequestBody {
 type Charging = Pin<Box<dyn Future<Output = Result<Charge, Status>> + Send>>;
 
 impl RequestBody {
-    fn new(inner: hyper::body::Incoming, call: Arc<Call>) -> Self {
+    fn new(inner: hyper::body::Incoming, streams: bool, call: Arc<Call>) -> Self {
         Self {
             inner,
+            streams,
             call,
             prefix: [0; PREFIX_BYTES],
             prefix_bytes: 0,
@@ -115,7 +122,7 @@ impl RequestBody {
             let part = self.rest.split_to(self.left.min(self.rest.len()));
             self.left -= part.len();
             if self.left == 0 {
-                self.deadline = None;
+                self.message_came();
             }
             return Some(part);
         }
@@ -155,9 +162,16 @@ impl RequestBody {
         self.prefix_bytes = 0;
         self.left = length;
         if length == 0 {
-            self.deadline = None;
+            self.message_came();
         }
         Bytes::copy_from_slice(&self.prefix)
+    }
+
+    /// What follows is the end, or the next message at any time.
+    fn message_came(&mut self) {
+        if self.streams {
+            self.deadline = None;
+        }
     }
 
     fn poll_charge(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
