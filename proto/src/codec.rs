@@ -9,7 +9,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
@@ -21,6 +21,9 @@ use crate::limits::{
 };
 use crate::pb;
 
+/// Bytes of a message that may mean nothing here: fields of a later minor version, numbers given twice. The pages of a message are
+/// slices of it and keep all of it in memory, so one with more is copied together.
+pub const SURPLUS_BYTES: usize = 1 << 10;
 /// How many times the limit of a request is decoded, so that the receiver can say what is wrong with it.
 const LENIENT: usize = 4;
 /// Longest list of names of capabilities.
@@ -174,9 +177,14 @@ impl<U: Bounded> Decoder for BoundedDecoder<U> {
         if !U::FIELDS.is_empty() {
             check::<U>(source)?;
         }
-        U::decode(source)
-            .map(Some)
-            .map_err(|error| Status::internal(format!("the message can't be decoded: {error}")))
+        let length = source.remaining();
+        let failed = |error| Status::internal(format!("the message can't be decoded: {error}"));
+        let message = U::decode(source).map_err(failed)?;
+        if length <= SURPLUS_BYTES || length - SURPLUS_BYTES <= message.encoded_len() {
+            return Ok(Some(message));
+        }
+        let together = Bytes::from(message.encode_to_vec());
+        U::decode(together).map(Some).map_err(failed)
     }
 }
 

@@ -65,6 +65,8 @@ reasons! {
     Invalid = "INVALID", InvalidArgument;
     /// A limit would be exceeded.
     Limit = "LIMIT", ResourceExhausted;
+    /// The server has no memory for the call now; nothing was done.
+    Overloaded = "OVERLOADED", ResourceExhausted;
     /// Stored bytes do not have their checksum.
     Corrupt = "CORRUPT", DataLoss;
     /// The store has no room.

@@ -123,7 +123,10 @@ impl CallError {
 
     /// Whether an idempotent call may be repeated.
     pub fn is_transient(&self) -> bool {
-        matches!(self.reason, Reason::Unavailable | Reason::Draining)
+        matches!(
+            self.reason,
+            Reason::Unavailable | Reason::Draining | Reason::Overloaded
+        )
     }
 
     /// Whether the session or its opens have to be made anew before the call can succeed.
@@ -150,6 +153,7 @@ impl From<CallError> for Error {
             | Reason::Limit
             | Reason::Unsupported
             | Reason::Draining
+            | Reason::Overloaded
             | Reason::Unavailable
             | Reason::Internal => Kind::Io,
         };

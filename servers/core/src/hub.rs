@@ -17,11 +17,12 @@ use std::time::Duration;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, SessionId};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::memory::Memory;
 use crate::process::Host;
 use crate::session::Session;
 use crate::settings::Settings;
@@ -47,8 +48,10 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
-    /// Bytes of pages that uploads keep in memory now.
-    pub(crate) upload_bytes: AtomicUsize,
+    /// For one staging of a session each.
+    pub(crate) stagings: Arc<Semaphore>,
+    /// What calls and their pages may take.
+    pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
     pub(crate) commits: watch::Sender<usize>,
 }
@@ -78,7 +81,9 @@ impl Hub {
         store: Arc<dyn PageStore>,
         settings: Settings,
         quarantine: Duration,
+        memory: Arc<Memory>,
     ) -> Arc<Self> {
+        let most_stagings = settings.max_stagings_in_total;
         let hub = Arc::new(Self {
             store,
             settings,
@@ -91,7 +96,8 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
-            upload_bytes: AtomicUsize::new(0),
+            stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
+            memory,
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();

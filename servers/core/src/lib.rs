@@ -11,6 +11,8 @@ mod database;
 mod handover;
 mod hub;
 mod lease;
+mod memory;
+mod metered;
 mod process;
 mod push;
 mod server;

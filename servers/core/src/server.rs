@@ -13,24 +13,21 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pagewire_proto::{FILE_DESCRIPTOR_SET, pb};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OnceCell, Semaphore, oneshot};
+use tokio::sync::{OnceCell, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::server::{Connected, Router};
+use tonic::service::Routes;
 
-use crate::connections::Counted;
+use crate::connections::Connections;
 use crate::hub::{End, Hub};
+use crate::memory::Memory;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::store::{PageStore, StoreError};
 
-/// Flow-control window of a stream and of a connection: a window of large commits at 100 ms of delay.
-const WINDOW_BYTES: u32 = 16 << 20;
-const FRAME_BYTES: u32 = 1 << 20;
-/// Calls of one connection at a time; SQLite connections in a process share one.
-const STREAMS_PER_CONNECTION: u32 = 256;
 /// Finds peers that vanished without a word and have no session.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long connections may take to end after everything else has.
@@ -47,9 +44,6 @@ pub enum ServeError {
     /// The store could not begin or end its service.
     #[error("the store: {0}")]
     Store(#[from] StoreError),
-    /// The transport failed.
-    #[error("the transport: {0}")]
-    Transport(#[from] tonic::transport::Error),
     /// The reflection service could not be made.
     #[error("the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -95,24 +89,16 @@ impl ServerBuilder {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let places = self.settings.max_connections.min(Semaphore::MAX_PERMITS);
-        let places = Arc::new(Semaphore::new(places));
-        let hub = Hub::new(self.store, self.settings, quarantine);
-        let router = tonic::transport::Server::builder()
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(TCP_KEEPALIVE))
+        let max_connections = self.settings.max_connections;
+        let memory = Memory::new(self.settings.memory_bytes, max_connections);
+        let hub = Hub::new(self.store, self.settings, quarantine, Arc::clone(&memory));
+        let routes = Routes::new(Service::grpc(Arc::clone(&hub)))
             .add_service(health_service)
-            .add_service(reflection)
-            .add_service(Service::grpc(Arc::clone(&hub)));
+            .add_service(reflection);
         Ok(Server {
             hub,
-            router,
+            connections: Connections::new(routes, memory, max_connections),
             health,
-            places,
             closed: Arc::default(),
         })
     }
@@ -122,10 +108,8 @@ impl ServerBuilder {
 #[derive(Clone)]
 pub struct Server {
     hub: Arc<Hub>,
-    router: Router,
+    connections: Connections,
     health: tonic_health::server::HealthReporter,
-    /// For one connection each.
-    places: Arc<Semaphore>,
     closed: Arc<OnceCell<()>>,
 }
 
@@ -152,9 +136,13 @@ impl Server {
     ) -> Result<(), ServeError> {
         let incoming = TcpListenerStream::new(listener).map(|accepted| {
             accepted.inspect(|socket| {
+                let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE);
                 // A lease or a commit is one small packet that somebody waits for.
-                if let Err(error) = socket.set_nodelay(true) {
-                    tracing::debug!(%error, "TCP_NODELAY was not taken");
+                let set = socket
+                    .set_nodelay(true)
+                    .and_then(|()| SockRef::from(socket).set_tcp_keepalive(&keepalive));
+                if let Err(error) = set {
+                    tracing::debug!(%error, "a socket did not take its settings");
                 }
             })
         });
@@ -174,10 +162,10 @@ impl Server {
     /// Serves one connection within the process until it ends; [`Server::close`] is the caller's.
     pub async fn serve_stream<IO>(self, stream: IO) -> Result<(), ServeError>
     where
-        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
-        self.router.serve_with_incoming(incoming).await?;
+        let (_running, stop) = watch::channel(false);
+        self.connections.serve(stream, stop).await;
         Ok(())
     }
 
@@ -211,39 +199,32 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ServeError>
     where
-        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let places = Arc::clone(&self.places);
-        let incoming = incoming.filter_map(move |accepted| match accepted {
-            Ok(io) => Counted::admit(io, &places).map(Ok),
-            Err(error) => Some(Err(error)),
-        });
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = self
-            .router
-            .clone()
-            .serve_with_incoming_shutdown(incoming, async {
-                // An error means that the sender is gone, which is the end as well.
-                let _ = stopped.await;
-            });
-        tokio::pin!(serving);
+        let (stop, _) = watch::channel(false);
         // Connections go on while it drains: running transactions may end.
         let ending = async {
             shutdown.await;
             self.close().await
         };
         let closed = tokio::select! {
-            served = &mut serving => {
-                served?;
-                return self.close().await;
-            }
-            closed = ending => closed,
+            () = self.connections.serve_all(incoming, &stop) => None,
+            closed = ending => Some(closed),
         };
-        let _ = stop.send(());
-        if let Ok(served) = tokio::time::timeout(LAST_ANSWERS, serving).await {
-            served?;
+        stop.send_replace(true);
+        let ended = stop.closed();
+        match closed {
+            // No connection comes any more; those that are there go on until their clients have done.
+            None => {
+                ended.await;
+                self.close().await
+            }
+            Some(closed) => {
+                // What is still open then is closed with the runtime.
+                let _ = tokio::time::timeout(LAST_ANSWERS, ended).await;
+                closed
+            }
         }
-        closed
     }
 }
 

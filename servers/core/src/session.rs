@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use pagewire_proto::{DatabaseId, Epoch, PageSize, SessionId, StagingId, pb};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::memory::{Account, AnswerCharge};
 use crate::process::Process;
 
 /// Messages that may wait for a slow client on its stream; more break the stream, and Welcome tells the truth afterwards.
@@ -20,7 +22,54 @@ pub(crate) const STREAM_QUEUE: usize = 1024;
 /// Stagings that a session may have for one database: as many as one commit can name. The oldest goes first.
 pub(crate) const STAGINGS_PER_DATABASE: usize = pagewire_proto::limits::MAX_STAGINGS;
 
-pub(crate) type Outbound = mpsc::Sender<Result<pb::SessionResponse, Status>>;
+/// News on its way to a client.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) response: Result<pb::SessionResponse, Status>,
+    /// Of a connection that does not read: goes back when the transport takes the message, which charges it anew.
+    _charge: Option<AnswerCharge>,
+}
+
+/// Where news goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbound {
+    queue: mpsc::Sender<News>,
+    account: Arc<Account>,
+}
+
+impl Outbound {
+    pub(crate) fn new(account: Arc<Account>) -> (Self, mpsc::Receiver<News>) {
+        let (queue, news) = mpsc::channel(STREAM_QUEUE);
+        (Self { queue, account }, news)
+    }
+
+    /// False where the client does not read: there is no place in the queue, or no memory.
+    pub(crate) fn try_send(&self, response: pb::SessionResponse) -> bool {
+        let bytes = size_of::<News>() + response.encoded_len();
+        let Ok(charge) = self.account.try_answer(bytes) else {
+            return false;
+        };
+        let news = News {
+            response: Ok(response),
+            _charge: Some(charge),
+        };
+        self.queue.try_send(news).is_ok()
+    }
+
+    /// Ends the stream with a status, if the client reads.
+    pub(crate) fn end(&self, status: Status) {
+        // It may be gone.
+        let _ = self.queue.try_send(News {
+            response: Err(status),
+            _charge: None,
+        });
+    }
+
+    /// The client has gone.
+    pub(crate) async fn closed(&self) {
+        self.queue.closed().await;
+    }
+}
 
 /// A session.
 #[derive(Debug)]
@@ -64,12 +113,14 @@ pub(crate) struct Open {
 }
 
 /// Pages uploaded ahead. The store knows them under an id of the server, so that no session can name another's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Staging {
     pub(crate) stored: StagingId,
     pub(crate) database: DatabaseId,
     pub(crate) page_size: PageSize,
     pub(crate) order: u64,
+    /// One of those that the server has.
+    pub(crate) _place: Arc<OwnedSemaphorePermit>,
 }
 
 /// The stream of a session.
@@ -130,7 +181,7 @@ impl SessionState {
         let response = pb::SessionResponse {
             message: Some(message),
         };
-        if stream.outbound.try_send(Ok(response)).is_err()
+        if !stream.outbound.try_send(response)
             && let Some(stream) = self.stream.take()
         {
             // The task of the stream sees it and settles what a broken stream means.

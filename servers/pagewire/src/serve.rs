@@ -30,6 +30,12 @@ pub struct ServeArguments {
     /// [default: forever in versioned-memory].
     #[arg(long, env = "PAGEWIRE_RETENTION")]
     retention: Option<String>,
+    /// How many clients may be connected at a time.
+    #[arg(long, env = "PAGEWIRE_MAX_CONNECTIONS", default_value_t = Settings::default().max_connections)]
+    max_connections: usize,
+    /// Memory for requests on their way in and answers on their way out, of all clients together, in MiB.
+    #[arg(long, env = "PAGEWIRE_MEMORY_MIB", default_value_t = Settings::default().memory_bytes >> 20)]
+    memory_mib: usize,
 }
 
 /// Where pages are kept.
@@ -117,6 +123,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
         lease_ttl,
         // A session that says nothing more has lapsed by the end of it.
         grace: lease_ttl.max(Settings::default().grace),
+        max_connections: arguments.max_connections,
+        memory_bytes: arguments.memory_mib.saturating_mul(1 << 20),
         ..Settings::default()
     };
     problems.extend(settings.problems());
@@ -224,17 +232,22 @@ mod tests {
             listen: listen.into(),
             lease_ttl_ms,
             retention: None,
+            max_connections: 1024,
+            memory_mib: 1024,
         }
     }
 
     #[test]
     fn all_bad_settings_are_reported_together() {
-        let error = check(&arguments("disk", "nowhere", 1))
-            .unwrap_err()
-            .to_string();
+        let arguments = ServeArguments {
+            max_connections: 4096,
+            ..arguments("disk", "nowhere", 1)
+        };
+        let error = check(&arguments).unwrap_err().to_string();
         assert!(error.contains("--store disk"), "{error}");
         assert!(error.contains("--listen nowhere"), "{error}");
         assert!(error.contains("lease_ttl"), "{error}");
+        assert!(error.contains("memory_bytes"), "{error}");
     }
 
     #[test]

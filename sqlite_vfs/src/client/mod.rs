@@ -308,25 +308,38 @@ impl Client {
     /// Makes pushes for a database reach it. Returns the newest epoch of it that this client has released.
     pub fn subscribe(&self, database: &Arc<DatabaseState>) -> Epoch {
         let mut known = self.core.known.lock();
-        known.open.insert(database.id, Arc::downgrade(database));
+        known.open.insert(database.id(), Arc::downgrade(database));
         known
             .released
-            .get(&database.id)
+            .get(&database.id())
             .copied()
             .unwrap_or_default()
+    }
+
+    /// The database has taken another identity: pushes for that one reach it from now on.
+    pub fn resubscribe(&self, database: &Arc<DatabaseState>, before: DatabaseId) {
+        let mut known = self.core.known.lock();
+        let is_ours =
+            |open: &Weak<DatabaseState>| std::ptr::eq(open.as_ptr(), Arc::as_ptr(database));
+        if known.open.get(&before).is_some_and(is_ours) {
+            known.open.remove(&before);
+        }
+        known.open.insert(database.id(), Arc::downgrade(database));
     }
 
     /// The opposite of [`Client::subscribe`]; tells the server that nobody here has the database open.
     pub fn unsubscribe(&self, database: &Arc<DatabaseState>, open_sequence: u64) {
         let mut known = self.core.known.lock();
-        known.release(database.id, database.released());
+        known.release(database.id(), database.released());
         let is_ours =
             |open: &Weak<DatabaseState>| std::ptr::eq(open.as_ptr(), Arc::as_ptr(database));
-        if known.open.get(&database.id).is_some_and(is_ours) {
-            known.open.remove(&database.id);
+        if known.open.get(&database.id()).is_some_and(is_ours) {
+            known.open.remove(&database.id());
         }
         drop(known);
-        self.core.session.close_database(database.id, open_sequence);
+        self.core
+            .session
+            .close_database(database.id(), open_sequence);
     }
 
     /// The database of the name, if a connection of this process has it open.

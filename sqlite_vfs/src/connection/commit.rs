@@ -197,7 +197,7 @@ impl Connection {
             }
         }
         Ok(CommitPart {
-            id: self.database.state.id,
+            id: self.database.state.id(),
             base: base.version,
             page_size,
             page_count,

@@ -455,7 +455,7 @@ impl Connection {
             ),
             ("pagewire_subscription", None) => Some(self.database.state.subscription().to_owned()),
             ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
-            ("pagewire_database_id", None) => Some(self.database.state.id.to_string()),
+            ("pagewire_database_id", None) => Some(self.database.state.id().to_string()),
             ("pagewire_last_error", None) => Some(
                 self.last_error
                     .as_ref()
@@ -470,7 +470,7 @@ impl Connection {
     pub fn status(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![
             ("database", self.database.state.name.to_string()),
-            ("database_id", self.database.state.id.to_string()),
+            ("database_id", self.database.state.id().to_string()),
             ("endpoint", self.database.endpoint().to_owned()),
             (
                 "known_version",

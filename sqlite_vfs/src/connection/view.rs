@@ -254,7 +254,7 @@ impl Connection {
             writer: self.writer,
             base,
             part: CommitPart {
-                id: self.database.state.id,
+                id: self.database.state.id(),
                 base: base.version,
                 page_size,
                 page_count: from.page_count,

@@ -199,9 +199,16 @@ fn resolve(
     loop {
         match client.wait(client.core.resolve(attempt.id, &participants, deadline)) {
             Err(error) if error.wants_reopen() && Instant::now() + REOPEN_PAUSE < deadline => {
-                // The question is answered only where all of them are open.
+                // The question is answered only where all of them are open, but for those that were removed.
+                let mut reopened = Ok(());
+                let mut any = false;
                 for database in databases {
-                    database.reopen_as_before(deadline)?;
+                    let one = database.reopen_as_before(deadline);
+                    any |= one.is_ok();
+                    reopened = reopened.and(one);
+                }
+                if !any {
+                    reopened?;
                 }
                 client.wait(tokio_sleep(REOPEN_PAUSE));
             }
@@ -218,7 +225,7 @@ impl Database {
         let own = unsettled
             .participants
             .iter()
-            .position(|part| part.database == self.state.id);
+            .position(|part| part.database == self.state.id());
         let mut borrowed = Vec::new();
         let settled = self.ask_with_all_open(unsettled, deadline, &mut borrowed);
         for opened in borrowed {
@@ -270,13 +277,16 @@ impl Database {
         borrowed: &mut Vec<Opened>,
     ) -> Result<()> {
         for (part, name) in unsettled.participants.iter().zip(&unsettled.names) {
-            if part.database == self.state.id {
+            if part.database == self.state.id() {
                 continue;
             }
             match self.client.database_if_open(name) {
-                Some(open) if open.state.id == part.database => open.reopen_as_before(deadline)?,
+                Some(open) if open.state.id() == part.database => {
+                    open.reopen_as_before(deadline)?
+                }
                 _ => {
-                    borrowed.push(open_for_question(&self.client, name, deadline)?);
+                    // The server leaves out what is gone, also where another has its name now.
+                    borrowed.extend(open_for_question(&self.client, name, deadline)?);
                 }
             }
         }
@@ -327,7 +337,8 @@ fn was_refused(error: &CallError) -> bool {
     use pagewire_proto::status::Reason;
     error.explicit
         && match error.reason {
-            Reason::Internal | Reason::Unavailable | Reason::Draining => false,
+            // The last one says that nothing was applied, but it may be soon: it is settled and sent again.
+            Reason::Internal | Reason::Unavailable | Reason::Draining | Reason::Overloaded => false,
             Reason::ProtocolVersion
             | Reason::SessionUnknown
             | Reason::DatabaseNotFound

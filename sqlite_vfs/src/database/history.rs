@@ -47,7 +47,7 @@ impl Database {
         let lapses = AtomicU64::new(0);
         let entry = self.try_call(deadline, || {
             lapses.store(core.session.lapses(), Ordering::Relaxed);
-            core.find_version(self.state.id, at, Some(&pin), deadline)
+            core.find_version(self.state.id(), at, Some(&pin), deadline)
         })?;
         self.state.check()?;
         let lapses = core.session.lapses_of_pin(lapses.into_inner());
@@ -73,7 +73,7 @@ impl Database {
             let at = Moment::Version(version);
             let pin = core.session.pin_begins();
             let lapses = core.session.lapses();
-            let found = core.find_version(self.state.id, &at, Some(&pin), deadline);
+            let found = core.find_version(self.state.id(), &at, Some(&pin), deadline);
             match self.client.wait(found) {
                 Ok(entry) => drop(self.state.hold(entry.snapshot, lapses)),
                 Err(error) if error.reason == Reason::VersionGone => {}
@@ -91,7 +91,7 @@ impl Database {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
         self.try_call(deadline, || {
-            core.find_version(self.state.id, at, None, deadline)
+            core.find_version(self.state.id(), at, None, deadline)
         })
         .map(|entry| entry.snapshot.version)
         .map_err(|error| self.explain(error))
@@ -107,7 +107,7 @@ impl Database {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
         self.try_call(deadline, || {
-            core.list_versions(self.state.id, before, limit, deadline)
+            core.list_versions(self.state.id(), before, limit, deadline)
         })
         .map_err(|error| self.explain(error))
     }
@@ -129,15 +129,17 @@ impl Database {
     pub fn set_tag(&self, tag: &TagName, at: &Moment, timeout: Duration) -> Result<VersionEntry> {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
-        self.try_call(deadline, || core.set_tag(self.state.id, tag, at, deadline))
-            .map_err(|error| self.explain(error))
+        self.try_call(deadline, || {
+            core.set_tag(self.state.id(), tag, at, deadline)
+        })
+        .map_err(|error| self.explain(error))
     }
 
     /// Removes a tag; whether there was one.
     pub fn delete_tag(&self, tag: &TagName, timeout: Duration) -> Result<bool> {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
-        self.try_call(deadline, || core.delete_tag(self.state.id, tag, deadline))
+        self.try_call(deadline, || core.delete_tag(self.state.id(), tag, deadline))
             .map_err(|error| self.explain(error))
     }
 
@@ -153,7 +155,7 @@ impl Database {
         // One id for all attempts: the call may be repeated.
         let branch = DatabaseId::random().map_err(|error| Error::io(error.to_string()))?;
         self.try_call(deadline, || {
-            core.create_branch(self.state.id, at, branch, name, deadline)
+            core.create_branch(self.state.id(), at, branch, name, deadline)
         })
         .map_err(|error| self.explain(error))
     }
@@ -162,8 +164,10 @@ impl Database {
     pub fn description(&self, timeout: Duration) -> Result<Description> {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
-        self.try_call(deadline, || core.describe_database(self.state.id, deadline))
-            .map_err(|error| self.explain(error))
+        self.try_call(deadline, || {
+            core.describe_database(self.state.id(), deadline)
+        })
+        .map_err(|error| self.explain(error))
     }
 
     fn explain(&self, failure: Failure) -> Error {
@@ -231,7 +235,7 @@ impl Iterator for VersionPages {
             let database = &self.database;
             let core = &database.client.core;
             let answer = database.try_call(deadline, || {
-                core.diff_versions(database.state.id, self.from, self.to, self.last, deadline)
+                core.diff_versions(database.state.id(), self.from, self.to, self.last, deadline)
             });
             match answer {
                 Ok((pages, more)) => {

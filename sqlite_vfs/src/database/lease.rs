@@ -120,7 +120,7 @@ impl DatabaseState {
         if inner.acquiring == 0 && inner.recalled > known {
             // Granted, recalled, and the grant itself never arrived.
             inner.released = inner.recalled;
-            session.release_lease(self.id, inner.recalled, false);
+            session.release_lease(self.id(), inner.recalled, false);
         }
     }
 
@@ -198,7 +198,7 @@ impl DatabaseState {
     ) {
         if recalled && inner.writer.is_none() {
             // Those who wait for an answer learn that a transaction is running.
-            session.keep_lease(self.id, epoch);
+            session.keep_lease(self.id(), epoch);
         }
         inner.lease = Lease::Held {
             epoch,
@@ -297,7 +297,7 @@ impl DatabaseState {
         if let Lease::Held { epoch, .. } = inner.lease {
             inner.lease = Lease::None;
             inner.released = inner.released.max(epoch);
-            session.release_lease(self.id, epoch, Moment::now() < inner.waiting_until);
+            session.release_lease(self.id(), epoch, Moment::now() < inner.waiting_until);
         }
     }
 
@@ -315,7 +315,7 @@ impl DatabaseState {
         if taken {
             self.granted.notify_waiters();
         } else {
-            core.session.release_lease(self.id, grant.epoch, false);
+            core.session.release_lease(self.id(), grant.epoch, false);
         }
     }
 
@@ -335,7 +335,7 @@ impl DatabaseState {
             }
             Lease::Held { .. } | Lease::None => {
                 inner.released = inner.released.max(recalled);
-                core.session.release_lease(self.id, recalled, false);
+                core.session.release_lease(self.id(), recalled, false);
                 return;
             }
         };
@@ -345,7 +345,7 @@ impl DatabaseState {
             unclaimed_until,
         };
         if inner.writer.is_some() {
-            core.session.keep_lease(self.id, epoch);
+            core.session.keep_lease(self.id(), epoch);
             return;
         }
         if unclaimed_until.is_some_and(|until| Moment::now() < until) {
@@ -385,7 +385,7 @@ impl DatabaseState {
         let is_held = matches!(inner.lease, Lease::Held { epoch: held, .. } if held >= epoch);
         if !is_held {
             inner.released = inner.released.max(epoch);
-            session.release_lease(self.id, epoch, false);
+            session.release_lease(self.id(), epoch, false);
         }
     }
 }

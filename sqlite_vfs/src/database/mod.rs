@@ -163,10 +163,16 @@ impl Database {
             OpenMode::Create if self.state.head().version > Version::ZERO => OpenMode::ReadWrite,
             other => other,
         };
-        let doubts = self.state.doubts();
+        let (doubts, before) = (self.state.doubts(), self.state.id());
         let opened = open_call(&self.client, &self.state.name, wanted, None, deadline);
+        if let Ok(opened) = &opened
+            && opened.id != before
+            && self.state.adopt(opened.id, opened.head)
+        {
+            self.client.resubscribe(&self.state, before);
+        }
         match opened {
-            Ok(opened) if opened.id == self.state.id => {
+            Ok(opened) if opened.id == self.state.id() => {
                 let mut now = self.opened.lock();
                 let (had, sequence) = *now;
                 let strongest = if strength(mode) > strength(had) {
@@ -244,7 +250,7 @@ impl Database {
                     let asked_at = Cell::new(Clock::now());
                     let (head, changes) = self.call(deadline, || {
                         asked_at.set(Clock::now());
-                        core.begin_snapshot(self.state.id, known, deadline)
+                        core.begin_snapshot(self.state.id(), known, deadline)
                     })?;
                     return self
                         .state
@@ -321,7 +327,7 @@ impl Database {
         let outcome = loop {
             let doubts = self.state.doubts();
             let outcome = self.call(deadline, || {
-                core.acquire_lease(self.state.id, known, released, ACQUIRE_WAIT, deadline)
+                core.acquire_lease(self.state.id(), known, released, ACQUIRE_WAIT, deadline)
             });
             match outcome {
                 Ok(Acquired::Granted(grant)) => match self.state.lease_acquired(&grant, doubts) {
@@ -365,7 +371,7 @@ impl Database {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
         let received = self.call(deadline, || {
-            core.read_pages(self.state.id, *snapshot, pages.clone(), deadline)
+            core.read_pages(self.state.id(), *snapshot, pages.clone(), deadline)
         })?;
         // A store that was replaced meanwhile may have answered with a version of its own.
         self.state.check()?;
@@ -420,11 +426,17 @@ fn strength(mode: OpenMode) -> u8 {
     }
 }
 
-/// Opens a database that no connection of this process has, without its lease.
-fn open_for_question(client: &Client, name: &DatabaseName, deadline: Instant) -> Result<Opened> {
+/// Opens a database that no connection of this process has, without its lease. `None` if there is none.
+fn open_for_question(
+    client: &Client,
+    name: &DatabaseName,
+    deadline: Instant,
+) -> Result<Option<Opened>> {
+    use pagewire_proto::status::Reason;
     let core = &client.core;
     match client.wait(core.borrow_database(name, deadline)) {
-        Ok(opened) => Ok(opened),
+        Ok(opened) => Ok(Some(opened)),
+        Err(OpenError::Call(error)) if error.reason == Reason::DatabaseNotFound => Ok(None),
         Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
         Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
     }

@@ -14,6 +14,8 @@
 //! * **D7** A recall that overtakes the grant it is for is remembered while an acquire is under way, and answered with a
 //!   release otherwise.
 //! * **D6** An epoch at or below `released` is never taken for held again.
+//! * **D8** The identity is what versions belong to. Only a database that never had one takes another: the name of a database without a
+//!   commit goes with the session that made it, and who asks for it again gets a new one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +40,8 @@ use crate::settings::{Consistency, SubscribeWhen};
 pub struct DatabaseState {
     /// As it was opened.
     pub name: DatabaseName,
-    /// Its identity.
-    pub id: DatabaseId,
+    /// Its identity; see D8.
+    id: Mutex<DatabaseId>,
     /// For the page cache.
     pub key: CacheKey,
     /// What changed when.
@@ -104,7 +106,7 @@ impl DatabaseState {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
         Self {
             name,
-            id,
+            id: Mutex::new(id),
             key: CacheKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
             log: RwLock::new(ChangeLog::new(head.version)),
             inner: Mutex::new(Inner {
@@ -127,6 +129,36 @@ impl DatabaseState {
             granted: Notify::new(),
             told: Notify::new(),
         }
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> DatabaseId {
+        *self.id.lock()
+    }
+
+    /// Becomes the database that has the name now, if neither this one nor that one was ever committed to (D8).
+    pub fn adopt(&self, id: DatabaseId, head: Snapshot) -> bool {
+        let mut inner = self.inner.lock();
+        let is_nothing = inner.gone.is_none()
+            && inner.unsettled.is_none()
+            && !inner.committing
+            && inner.head.version == Version::ZERO
+            && head.version == Version::ZERO;
+        if !is_nothing {
+            return false;
+        }
+        // Epochs begin anew with the identity: those of the old one say nothing.
+        inner.lease = Lease::None;
+        inner.released = Epoch::NONE;
+        inner.recalled = Epoch::NONE;
+        if let Some((_, began)) = &mut inner.writer {
+            *began = Epoch::NONE;
+        }
+        inner.subscription.ends();
+        inner.asked_at = Moment::default();
+        inner.doubt();
+        *self.id.lock() = id;
+        true
     }
 
     /// How often the head became uncertain: to be read before a question whose answer may make it certain.
@@ -197,7 +229,7 @@ impl DatabaseState {
         }
         let subscription = session.next_subscription();
         let sent = session.send_news(Outgoing::Subscribe(pb::Subscribe {
-            database_id: self.id.to_wire(),
+            database_id: self.id().to_wire(),
             known_version: inner.head.version.get(),
             strict,
             subscription,
@@ -217,7 +249,7 @@ impl DatabaseState {
 
     fn unsubscribe(&self, session: &Session, subscription: u64) {
         session.send_news(Outgoing::Unsubscribe(pb::Unsubscribe {
-            database_id: self.id.to_wire(),
+            database_id: self.id().to_wire(),
             subscription,
         }));
     }
@@ -299,7 +331,7 @@ impl DatabaseState {
             }
             Outcome::Acknowledge(version) => {
                 session.send_news(Outgoing::PrepareAck(pb::PrepareAck {
-                    database_id: self.id.to_wire(),
+                    database_id: self.id().to_wire(),
                     subscription: number,
                     version: version.get(),
                 }));

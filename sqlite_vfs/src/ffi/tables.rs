@@ -270,7 +270,7 @@ unsafe fn info_rows(
     let page_size = info.head.page_size.map_or(0, |size| size.get());
     let mut rows = vec![
         ("database", database.state.name.to_string()),
-        ("database_id", database.state.id.to_string()),
+        ("database_id", database.state.id().to_string()),
         ("created", info.created.to_string()),
         ("version", info.head.version.to_string()),
         ("page_size", page_size.to_string()),

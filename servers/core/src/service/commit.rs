@@ -40,7 +40,10 @@ pub(super) async fn commit(
         .take()
         .ok_or_else(|| Invalid::missing("header"))?;
     let header = CommitHeader::try_from(header)?;
-    let session = hub.session(header.session.as_bytes()).await?;
+    // Not waited for: the pages that came along would be held meanwhile.
+    let session = hub
+        .live_session(header.session)
+        .ok_or_else(status::session_unknown)?;
     let databases = header
         .databases
         .iter()
@@ -113,7 +116,7 @@ async fn apply(
 ) -> Result<CommitOutcome, Status> {
     let _order = lock_in_order(databases).await;
     hub.pass_barriers(databases).await;
-    let (header, parts) = upload.take();
+    let (header, parts, _kept) = upload.take();
     let stagings: Vec<_> = parts.iter().filter_map(|part| part.staged).collect();
     let commit = match to_store(session, databases, header, parts) {
         Ok(commit) => commit,

@@ -20,10 +20,12 @@ use futures_core::Stream;
 use pagewire_proto::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use pagewire_proto::pb;
 use pagewire_proto::pb::page_service_server::{PageService, PageServiceServer};
+use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, limits};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::hub::Hub;
+use crate::memory::{Account, AnswerCharge};
 use crate::session::{Open, Session};
 use crate::status;
 
@@ -40,6 +42,19 @@ impl Service {
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
+}
+
+/// The account of the connection that the call came by.
+fn account<T>(request: &Request<T>) -> Result<Arc<Account>, Status> {
+    let account = request.extensions().get().cloned();
+    account.ok_or_else(|| Reason::Internal.status("the call belongs to no connection"))
+}
+
+/// An answer whose memory was taken before it was made.
+fn charged<T>((answer, charge): (T, AnswerCharge)) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(charge);
+    response
 }
 
 /// The database under this id, if the session has it open.
@@ -80,19 +95,19 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Ok(Response::new(stream::serve(
-            &self.hub,
-            request.into_inner(),
-        )))
+        let account = account(&request)?;
+        let news = stream::serve(&self.hub, account, request.into_inner());
+        Ok(Response::new(news))
     }
 
     async fn open_database(
         &self,
         request: Request<pb::OpenDatabaseRequest>,
     ) -> Result<Response<pb::OpenDatabaseResponse>, Status> {
-        open::open_database(&self.hub, request.into_inner())
+        let account = account(&request)?;
+        open::open_database(&self.hub, &account, request.into_inner())
             .await
-            .map(Response::new)
+            .map(charged)
     }
 
     async fn begin_snapshot(
@@ -108,9 +123,10 @@ impl PageService for Service {
         &self,
         request: Request<pb::ReadPagesRequest>,
     ) -> Result<Response<pb::ReadPagesResponse>, Status> {
-        read::read_pages(&self.hub, request.into_inner())
+        let account = account(&request)?;
+        read::read_pages(&self.hub, &account, request.into_inner())
             .await
-            .map(Response::new)
+            .map(charged)
     }
 
     async fn acquire_lease(

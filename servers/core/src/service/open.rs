@@ -9,17 +9,19 @@ use pagewire_proto::{
 use tonic::Status;
 
 use super::history::pinning;
-use super::read::read_some;
+use super::read::{charge_pages, read_some};
 use crate::database::Database;
 use crate::hub::Hub;
+use crate::memory::{Account, AnswerCharge};
 use crate::session::{Open, Session};
 use crate::store::StoreError;
 use crate::{service, status};
 
 pub(super) async fn open_database(
     hub: &Arc<Hub>,
+    account: &Arc<Account>,
     request: pb::OpenDatabaseRequest,
-) -> Result<pb::OpenDatabaseResponse, Status> {
+) -> Result<(pb::OpenDatabaseResponse, AnswerCharge), Status> {
     let name = DatabaseName::try_from(request.name.as_str())?;
     let mode = mode(request.mode)?;
     let at = match request.at {
@@ -38,9 +40,14 @@ pub(super) async fn open_database(
     let wanted = Wanted {
         lease: want_lease,
         at,
-        page_bytes: request.want_page_bytes,
+        page_bytes: BATCH_BYTES.min(request.want_page_bytes as usize),
     };
-    let answer = describe(hub, &session, &open.database, wanted).await;
+    let answer = async {
+        let charge = charge_pages(account, wanted.page_bytes).await?;
+        let answer = describe(hub, &session, &open.database, wanted, &charge);
+        Ok((answer.await?, charge))
+    };
+    let answer = answer.await;
     if answer.is_err()
         && let Some(opened) = open.opened
     {
@@ -55,7 +62,7 @@ struct Wanted {
     lease: bool,
     /// The moment to be pinned, and the number of the call that pins.
     at: Option<(Moment, u64)>,
-    page_bytes: u32,
+    page_bytes: usize,
 }
 
 /// What the client is told of a database that it has open now.
@@ -64,6 +71,7 @@ async fn describe(
     session: &Arc<Session>,
     database: &Arc<Database>,
     wanted: Wanted,
+    charge: &AnswerCharge,
 ) -> Result<pb::OpenDatabaseResponse, Status> {
     // Before the head is read: the one that is answered is then the head under this floor, and so stays readable.
     hub.protect(database).await?;
@@ -80,7 +88,7 @@ async fn describe(
         None => None,
     };
     let shown = found.as_ref().map_or(head, |found| found.snapshot);
-    let pages = first_pages(hub, database, shown, wanted.page_bytes).await?;
+    let pages = first_pages(hub, database, shown, wanted.page_bytes, charge).await?;
     Ok(pb::OpenDatabaseResponse {
         database_id: database.id.to_wire(),
         head: Some(head.into()),
@@ -170,19 +178,19 @@ async fn first_pages(
     hub: &Arc<Hub>,
     database: &Database,
     head: Snapshot,
-    want_bytes: u32,
+    want_bytes: usize,
+    charge: &AnswerCharge,
 ) -> Result<Vec<pb::PageContent>, Status> {
     if head.page_size.is_none() || want_bytes == 0 {
         return Ok(Vec::new());
     }
     database.note_page_size(head);
-    let want_bytes = u64::from(want_bytes).min(BATCH_BYTES as u64);
-    let count = match head.byte_size() <= want_bytes {
+    let count = match head.byte_size() <= want_bytes as u64 {
         true => head.page_count.get(),
         false => 1,
     };
     let pages = (1..=count)
         .map(PageNumber::try_from)
         .collect::<Result<Vec<_>, _>>()?;
-    read_some(hub, database, head.version, &pages).await
+    read_some(hub, database, head.version, &pages, charge).await
 }

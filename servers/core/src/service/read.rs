@@ -4,12 +4,18 @@ use std::sync::Arc;
 
 use pagewire_proto::limits::{MAX_READ_BYTES, MAX_READ_PAGES};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{Invalid, Page, PageNumber, Version, pb};
+use pagewire_proto::{Invalid, Page, PageNumber, PageSize, Version, pb};
 use tonic::Status;
 
 use super::opened;
 use crate::database::Database;
 use crate::hub::Hub;
+use crate::memory::{Account, AnswerCharge};
+
+/// A page of an answer is held as it was read, and as it is sent.
+const HELD_TIMES: usize = 2;
+/// The rest of an answer: as many messages around pages as there may be.
+const ANSWER_BYTES: usize = MAX_READ_PAGES * 16;
 
 pub(super) async fn begin_snapshot(
     hub: &Arc<Hub>,
@@ -30,8 +36,9 @@ pub(super) async fn begin_snapshot(
 
 pub(super) async fn read_pages(
     hub: &Arc<Hub>,
+    account: &Arc<Account>,
     request: pb::ReadPagesRequest,
-) -> Result<pb::ReadPagesResponse, Status> {
+) -> Result<(pb::ReadPagesResponse, AnswerCharge), Status> {
     if request.pages.is_empty() {
         return Err(Invalid::missing("pages").into());
     }
@@ -49,11 +56,24 @@ pub(super) async fn read_pages(
     let session = hub.session(&request.session_id).await?;
     let open = opened(&session, &request.database_id)?;
     let version = Version::new(request.version);
-    let pages = read_some(hub, &open.database, version, &pages).await?;
-    Ok(pb::ReadPagesResponse { pages })
+    let likely_bytes = pages.len() * open.database.likely_page_size().bytes();
+    let charge = charge_pages(account, likely_bytes).await?;
+    let pages = read_some(hub, &open.database, version, &pages, &charge).await?;
+    Ok((pb::ReadPagesResponse { pages }, charge))
 }
 
-/// Reads as many of the pages as fit into an answer.
+/// Memory for pages with so many bytes, if there is so much, and for one page in any case.
+pub(super) async fn charge_pages(
+    account: &Arc<Account>,
+    bytes: usize,
+) -> Result<AnswerCharge, Status> {
+    let held = |bytes: usize| HELD_TIMES * bytes + ANSWER_BYTES;
+    account
+        .answer(held(bytes.min(MAX_READ_BYTES)), held(PageSize::MAX.bytes()))
+        .await
+}
+
+/// Reads as many of the pages as fit into an answer and into the memory that was taken for it, but at least one.
 ///
 /// How large they are is known only when they have been read, so they are read in portions by the likely size.
 pub(super) async fn read_some(
@@ -61,12 +81,14 @@ pub(super) async fn read_some(
     database: &Database,
     version: Version,
     pages: &[PageNumber],
+    charge: &AnswerCharge,
 ) -> Result<Vec<pb::PageContent>, Status> {
+    let most_bytes = charge.bytes().saturating_sub(ANSWER_BYTES) / HELD_TIMES;
     let mut answer = Vec::with_capacity(pages.len());
     let mut bytes: usize = 0;
     let mut likely_bytes = database.likely_page_size().bytes();
     while answer.len() < pages.len() {
-        let room = MAX_READ_BYTES.saturating_sub(bytes) / likely_bytes;
+        let room = most_bytes.saturating_sub(bytes) / likely_bytes;
         if room == 0 {
             break;
         }
@@ -79,8 +101,9 @@ pub(super) async fn read_some(
         }
         for (&number, page) in portion.iter().zip(stored) {
             let page_bytes = page.content.len();
-            if bytes + page_bytes > MAX_READ_BYTES {
+            if bytes + page_bytes > most_bytes {
                 // The version has larger pages than the head had.
+                charge.shrink_to(HELD_TIMES * bytes + ANSWER_BYTES);
                 return Ok(answer);
             }
             bytes += page_bytes;
@@ -93,5 +116,6 @@ pub(super) async fn read_some(
             answer.push(page.to_wire());
         }
     }
+    charge.shrink_to(HELD_TIMES * bytes + ANSWER_BYTES);
     Ok(answer)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pagewire_proto::status::Reason;
-use pagewire_proto::{Epoch, ResolveCommit, pb};
+use pagewire_proto::{DatabaseId, Epoch, ResolveCommit, pb};
 use tonic::Status;
 
 use super::commit::{committed, lock_in_order};
@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::hub::Hub;
 use crate::session::Session;
 use crate::status;
-use crate::store::{Resolution, Resolve};
+use crate::store::{Resolution, Resolve, StoreError};
 
 pub(super) async fn resolve_commit(
     hub: &Arc<Hub>,
@@ -20,13 +20,13 @@ pub(super) async fn resolve_commit(
 ) -> Result<pb::ResolveCommitResponse, Status> {
     let question = ResolveCommit::try_from(request)?;
     let session = hub.session(question.session.as_bytes()).await?;
-    let databases = question
-        .participants
-        .iter()
-        .map(|named| {
-            opened_for_writing(&session, named.database.as_bytes()).map(|open| open.database)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut databases = Vec::with_capacity(question.participants.len());
+    for named in &question.participants {
+        databases.push(participant(hub, &session, named.database).await?);
+    }
+    if databases.iter().all(Option::is_none) {
+        return Err(status::not_open());
+    }
     let task = {
         let hub = Arc::clone(hub);
         tokio::spawn(async move { settle(&hub, &session, &databases, question).await })
@@ -39,15 +39,37 @@ pub(super) async fn resolve_commit(
     }
 }
 
+/// The database of a participant, which the session has open; `None` where there is no such database any more.
+///
+/// A commit that names a removed database is refused for ever, for no other database ever gets its id. So whether it was
+/// applied before is all that is left to settle, and every other participant knows it.
+async fn participant(
+    hub: &Arc<Hub>,
+    session: &Session,
+    id: DatabaseId,
+) -> Result<Option<Arc<Database>>, Status> {
+    let not_open = match opened_for_writing(session, id.as_bytes()) {
+        Ok(open) => return Ok(Some(open.database)),
+        Err(not_open) => not_open,
+    };
+    let head = tokio::time::timeout(hub.settings.store_wait, hub.store.head(id));
+    match head.await {
+        Ok(Err(StoreError::DatabaseNotFound)) => Ok(None),
+        Ok(_) | Err(_) => Err(not_open),
+    }
+}
+
+/// `all` are the databases of the participants, without those that were removed.
 async fn settle(
     hub: &Arc<Hub>,
     session: &Session,
-    databases: &[Arc<Database>],
+    all: &[Option<Arc<Database>>],
     question: ResolveCommit,
 ) -> Result<pb::ResolveCommitResponse, Status> {
     use pb::resolve_commit_response::Outcome;
+    let databases: Vec<_> = all.iter().flatten().cloned().collect();
     // After a commit that waits at a barrier or is with the store.
-    let _order = lock_in_order(databases).await;
+    let _order = lock_in_order(&databases).await;
     let Some(first) = databases.first() else {
         return Err(Reason::Invalid.status("participants: is missing"));
     };
@@ -56,7 +78,9 @@ async fn settle(
     let participants: Vec<_> = question
         .participants
         .iter()
-        .map(|named| (named.database, named.base, named.epoch))
+        .zip(all)
+        .filter(|(_, database)| database.is_some())
+        .map(|(named, _)| (named.database, named.base, named.epoch))
         .collect();
     let named_epoch = participants.first().map_or(Epoch::NONE, |first| first.2);
     if let Some((holder, epoch)) = first.lease.lock().holder()
@@ -82,7 +106,9 @@ async fn settle(
             for (database, version) in databases.iter().zip(&versions) {
                 hub.publish(database, *version).await;
             }
-            Outcome::Committed(committed(&versions))
+            // The next version of each, also of those that were removed since.
+            let made = question.participants.iter().map(|named| named.base.next());
+            Outcome::Committed(committed(&made.collect::<Vec<_>>()))
         }
         Resolution::Unknown(reason) => Outcome::Unknown(pb::CommitUnknown { reason }),
         Resolution::Aborted { current } => {
@@ -92,12 +118,13 @@ async fn settle(
             let current = current.first().copied().unwrap_or(Epoch::NONE);
             take_over(first, session, named_epoch, current);
             Outcome::Aborted(pb::CommitAborted {
-                epochs: databases
+                epochs: all
                     .iter()
                     .map(|database| {
-                        let lease = database.lease.lock();
-                        lease.epoch_of(session.id).map_or(0, Epoch::get)
+                        let lease = database.as_ref()?.lease.lock();
+                        lease.epoch_of(session.id)
                     })
+                    .map(|epoch| epoch.map_or(0, Epoch::get))
                     .collect(),
             })
         }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use pagewire_proto::{Invalid, Page, PageSize, StagingId, pb};
+use pagewire_proto::status::Reason;
+use pagewire_proto::{Invalid, Page, PageSize, SessionId, StagingId, pb};
 use tonic::{Status, Streaming};
 
 use super::opened_for_writing;
@@ -25,7 +26,10 @@ pub(super) async fn stage_pages(
         .ok_or_else(|| Invalid::missing("header"))?;
     let staging_id = StagingId::try_from(&header.staging_id[..])?;
     let page_size = PageSize::try_from(header.page_size)?;
-    let session = hub.session(&header.session_id).await?;
+    // Not waited for: the pages that came along would be held meanwhile.
+    let session = hub
+        .live_session(SessionId::try_from(&header.session_id[..])?)
+        .ok_or_else(status::session_unknown)?;
     let open = opened_for_writing(&session, &header.database_id)?;
     let staging = begin(hub, &session, &open, staging_id, page_size)?;
     let mut page_count = 0;
@@ -71,7 +75,8 @@ fn begin(
         if state.ended || !state.opens.contains_key(&database) {
             return Err(status::not_open());
         }
-        if let Some(&staging) = state.stagings.get(&id) {
+        if let Some(staging) = state.stagings.get(&id) {
+            let staging = staging.clone();
             if staging.database != database || staging.page_size != page_size {
                 return Err(Invalid::new(
                     "staging_id",
@@ -82,14 +87,22 @@ fn begin(
             return Ok(staging);
         }
         dropped = state.make_room_for_staging(database);
+        let Ok(place) = Arc::clone(&hub.stagings).try_acquire_owned() else {
+            hub.discard(dropped.into_iter().collect());
+            return Err(Reason::Limit.status(format!(
+                "{} stagings are on this server, no more are allowed",
+                hub.settings.max_stagings_in_total
+            )));
+        };
         state.stagings_so_far += 1;
         let staging = Staging {
             stored: StagingId::random()?,
             database,
             page_size,
             order: state.stagings_so_far,
+            _place: Arc::new(place),
         };
-        state.stagings.insert(id, staging);
+        state.stagings.insert(id, staging.clone());
         staging
     };
     hub.discard(dropped.into_iter().collect());

@@ -12,13 +12,15 @@ use futures_core::Stream;
 use pagewire_proto::limits::MAX_PEER_NAME_BYTES;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, Version, pb, version};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::wire_limits;
 use crate::hub::{End, Hub};
-use crate::session::{Outbound, STREAM_QUEUE, Session, Stream as SessionStream};
+use crate::memory::Account;
+use crate::session::{Outbound, Session, Stream as SessionStream};
 use crate::status;
 use crate::subscription::Asked;
 
@@ -30,11 +32,15 @@ const MAX_BOOT_ID_BYTES: usize = 64;
 type Responses = Pin<Box<dyn Stream<Item = Result<pb::SessionResponse, Status>> + Send + 'static>>;
 
 /// Serves a stream in a task of its own; the answer begins at once, for the client may wait for it before its Hello.
-pub(super) fn serve(hub: &Arc<Hub>, inbound: Streaming<pb::SessionRequest>) -> Responses {
-    let (outbound, responses) = mpsc::channel(STREAM_QUEUE);
+pub(super) fn serve(
+    hub: &Arc<Hub>,
+    account: Arc<Account>,
+    inbound: Streaming<pb::SessionRequest>,
+) -> Responses {
+    let (outbound, news) = Outbound::new(account);
     let hub = Arc::clone(hub);
     tokio::spawn(async move { run(&hub, inbound, outbound).await });
-    Box::pin(ReceiverStream::new(responses))
+    Box::pin(ReceiverStream::new(news).map(|news| news.response))
 }
 
 /// A stream that belongs to a session now.
@@ -55,8 +61,7 @@ async fn run(hub: &Arc<Hub>, mut inbound: Streaming<pb::SessionRequest>, outboun
     let attached = match begin(hub, &mut inbound, &outbound).await {
         Ok(attached) => attached,
         Err(status) => {
-            // The client may be gone.
-            let _ = outbound.send(Err(status)).await;
+            outbound.end(status);
             return;
         }
     };
@@ -70,7 +75,7 @@ async fn run(hub: &Arc<Hub>, mut inbound: Streaming<pb::SessionRequest>, outboun
             biased;
             stop = &mut stopped => {
                 match stop {
-                    Ok(Some(status)) => { let _ = outbound.try_send(Err(status)); }
+                    Ok(Some(status)) => outbound.end(status),
                     Ok(None) => {}
                     // The client did not read its news.
                     Err(_) => hub.stream_broken(&session, number),
@@ -88,7 +93,7 @@ async fn run(hub: &Arc<Hub>, mut inbound: Streaming<pb::SessionRequest>, outboun
             Ok(Next::GoOn) => {}
             Ok(Next::End) => return,
             Err(status) => {
-                let _ = outbound.try_send(Err(status));
+                outbound.end(status);
                 hub.stream_broken(&session, number);
                 return;
             }

@@ -3,10 +3,11 @@
 //! Whatever ends an upload early drops what it staged.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use pagewire_proto::codec::SURPLUS_BYTES;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitChecksum, CommitHeader, Invalid, Page, StagingId, pb};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
@@ -16,8 +17,8 @@ use crate::store::PageWrite;
 /// Bytes of pages that one upload keeps in memory: a commit of 1 GiB needs no more than this and a message.
 const KEEP_BYTES: usize = 4 << 20;
 
-/// The same for all uploads together: beyond it each stages what it has at once.
-const KEEP_BYTES_IN_TOTAL: usize = 256 << 20;
+/// What a message costs beside its pages: the decoder leaves no more of it than this.
+const MESSAGE_BYTES: usize = SURPLUS_BYTES;
 
 /// The next message of an upload, or an error where the client is too slow.
 pub(super) async fn next<T>(hub: &Hub, inbound: &mut Streaming<T>) -> Result<Option<T>, Status> {
@@ -37,6 +38,8 @@ pub(super) struct Upload {
     /// In the order of the databases of the header.
     parts: Vec<Part>,
     kept_bytes: usize,
+    /// For them; without it they are staged at once.
+    kept: Option<OwnedSemaphorePermit>,
     /// A call to the store that outlives a client that goes away: what it stages is dropped after it.
     staging: Option<JoinHandle<Result<(), Status>>>,
     checksum: CommitChecksum,
@@ -57,6 +60,7 @@ impl Upload {
             header,
             parts,
             kept_bytes: 0,
+            kept: None,
             staging: None,
             checksum: CommitChecksum::default(),
         }
@@ -70,9 +74,7 @@ impl Upload {
     ) -> Result<(), Status> {
         let mut message = first;
         loop {
-            for batch in std::mem::take(&mut message.batches) {
-                self.add(batch).await?;
-            }
+            self.take_over(std::mem::take(&mut message.batches)).await?;
             if let Some(finish) = message.finish {
                 std::mem::take(&mut self.checksum).check(&finish)?;
                 return match next(&self.hub, inbound).await? {
@@ -92,12 +94,40 @@ impl Upload {
         }
     }
 
-    /// The parts, which the commit takes over.
-    pub(super) fn take(mut self) -> (CommitHeader, Vec<Part>) {
-        (self.header.clone(), std::mem::take(&mut self.parts))
+    /// The parts, which the commit takes over, and what they were charged: to be kept until the store has them.
+    pub(super) fn take(mut self) -> (CommitHeader, Vec<Part>, Option<OwnedSemaphorePermit>) {
+        (
+            self.header.clone(),
+            std::mem::take(&mut self.parts),
+            self.kept.take(),
+        )
     }
 
-    async fn add(&mut self, batch: pb::PageBatch) -> Result<(), Status> {
+    /// Everything of a message before anything is waited for: what is decoded and not checked is not charged.
+    async fn take_over(&mut self, batches: Vec<pb::PageBatch>) -> Result<(), Status> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let mut added = MESSAGE_BYTES;
+        for batch in batches {
+            added += self.add(batch)?;
+        }
+        self.kept_bytes += added;
+        let room = self.hub.memory.try_keep_upload(added);
+        let has_room = room.is_some();
+        match (&mut self.kept, room) {
+            (Some(kept), Some(room)) => kept.merge(room),
+            (none @ None, room) => *none = room,
+            (Some(_), None) => {}
+        }
+        if self.kept_bytes > KEEP_BYTES || !has_room {
+            self.stage_all().await?;
+        }
+        Ok(())
+    }
+
+    /// The bytes that it takes.
+    fn add(&mut self, batch: pb::PageBatch) -> Result<usize, Status> {
         let index = batch.database_index as usize;
         let (Some(database), Some(part)) =
             (self.header.databases.get(index), self.parts.get_mut(index))
@@ -129,17 +159,7 @@ impl Upload {
                 content: page.content,
             });
         }
-        let before = self.hub.upload_bytes.fetch_add(added, Ordering::Relaxed);
-        self.kept_bytes += added;
-        if self.kept_bytes > KEEP_BYTES || before + added > KEEP_BYTES_IN_TOTAL {
-            self.stage_all().await?;
-        }
-        Ok(())
-    }
-
-    fn forget_kept_bytes(&mut self) {
-        let kept = std::mem::take(&mut self.kept_bytes);
-        self.hub.upload_bytes.fetch_sub(kept, Ordering::Relaxed);
+        Ok(added)
     }
 
     async fn stage_all(&mut self) -> Result<(), Status> {
@@ -162,14 +182,14 @@ impl Upload {
             self.staging = None;
             staged.map_err(|_| Reason::Unavailable.status("staging broke off: commit again"))??;
         }
-        self.forget_kept_bytes();
+        self.kept_bytes = 0;
+        self.kept = None;
         Ok(())
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.forget_kept_bytes();
         let staged: Vec<_> = self.parts.iter().filter_map(|part| part.staged).collect();
         match self.staging.take() {
             None => self.hub.discard(staged),
