@@ -12,3 +12,4 @@ mod outages;
 mod readers;
 mod round_trips;
 mod silent_wrong_data;
+mod staging;

@@ -27,7 +27,14 @@ pub(super) async fn stage_pages(
     let page_size = PageSize::try_from(header.page_size)?;
     let session = hub.session(&header.session_id).await?;
     let open = opened_for_writing(&session, &header.database_id)?;
-    let staging = begin(hub, &session, &open, staging_id, page_size)?;
+    let staging = begin(
+        hub,
+        &session,
+        &open,
+        staging_id,
+        page_size,
+        header.continues,
+    )?;
     let mut page_count = 0;
     loop {
         let pages = checked(std::mem::take(&mut message.pages), page_size)?;
@@ -56,13 +63,14 @@ pub(super) async fn stage_pages(
     }
 }
 
-/// The staging of the session, which comes into being with its first call.
+/// The staging of the session, which comes into being with its first call, and only with that one.
 fn begin(
     hub: &Hub,
     session: &Session,
     open: &Open,
     id: StagingId,
     page_size: PageSize,
+    continues: bool,
 ) -> Result<Staging, Status> {
     let database = open.database.id;
     let dropped;
@@ -80,6 +88,11 @@ fn begin(
                 .into());
             }
             return Ok(staging);
+        }
+        if continues {
+            return Err(status::of_store(crate::store::StoreError::StagingUnknown(
+                id,
+            )));
         }
         dropped = state.make_room_for_staging(database);
         state.stagings_so_far += 1;
