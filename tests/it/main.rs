@@ -8,6 +8,7 @@ mod after_the_commit_point;
 mod commit_faults;
 mod concurrency;
 mod leases;
+mod lost_messages;
 mod outages;
 mod readers;
 mod round_trips;
