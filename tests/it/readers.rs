@@ -411,7 +411,10 @@ fn d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks() {
         )
     };
     assert_eq!(
-        cost(&probe, |_| drop(number(&strict, "SELECT n FROM t"))),
+        cost(&probe, |_| assert_eq!(
+            number(&strict, "SELECT n FROM t"),
+            1
+        )),
         0
     );
     let mut elsewhere = Reader::start(&server, &["mode=ro"]);
