@@ -3,19 +3,23 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_local::faults::{Fault, Faults, Place};
 use pagewire_local::keys::Key;
 use pagewire_local::{LocalOptions, LocalStore};
+use pagewire_server::clock::ManualClock;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 struct Local {
     directory: TempDir,
-    options: LocalOptions,
+    options: Mutex<LocalOptions>,
     faults: Arc<Faults>,
+    clock: ManualClock,
 }
 
 impl Local {
@@ -23,18 +27,20 @@ impl Local {
         let faults = Arc::new(Faults::default());
         Self {
             directory: tempfile::tempdir().unwrap(),
-            options: LocalOptions {
+            options: Mutex::new(LocalOptions {
                 staging_buffer_bytes,
                 faults: Some(Arc::clone(&faults)),
                 ..LocalOptions::default()
-            },
+            }),
             faults,
+            clock: ManualClock::default(),
         }
     }
 
     fn store(&self) -> Result<Arc<dyn PageStore>, StoreError> {
-        let store = LocalStore::open_with(self.directory.path(), self.options.clone());
-        Ok(Arc::new(store?))
+        let options = self.options.lock().clone();
+        let store = LocalStore::open_with(self.directory.path(), options)?;
+        Ok(Arc::new(store))
     }
 }
 
@@ -42,6 +48,23 @@ impl Local {
 impl StoreUnderTest for Local {
     async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
         self.store()
+    }
+
+    async fn open_with_retention(
+        &self,
+        retention: Duration,
+    ) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
+        let with_retention = LocalOptions {
+            retention: Some(retention),
+            clock: self.clock.clock(),
+            ..self.options.lock().clone()
+        };
+        *self.options.lock() = with_retention;
+        self.store().map(Some)
+    }
+
+    fn advance_clock(&self, by: Duration) {
+        self.clock.advance(by);
     }
 
     fn can_restart(&self) -> bool {
