@@ -13,6 +13,7 @@ mod fixture;
 mod leases;
 mod medium;
 mod model;
+mod model_versions;
 mod names;
 mod oracle;
 mod reads;
