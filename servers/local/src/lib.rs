@@ -5,6 +5,7 @@
 //! README.md says what is promised, what is not, and why.
 
 mod apply;
+mod audit;
 mod collect;
 mod committer;
 mod engine;

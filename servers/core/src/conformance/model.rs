@@ -36,6 +36,8 @@ pub(super) struct History<'a> {
     /// Commits that were sent, applied or not.
     pub(super) sent: Vec<Commit>,
     stamp: u64,
+    /// What each branch was made from, also of those that were removed.
+    pub(super) origins: BTreeMap<DatabaseId, (DatabaseId, u64)>,
     /// Whether versions, tags and branches are tried.
     pub(super) versions: bool,
     /// How long the store keeps versions; `None` for longer than any trial.
@@ -57,6 +59,7 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
         // A store without versions keeps none for their age.
         minutes: minutes.or((!capabilities.versions).then_some(0)),
         now: 0,
+        origins: BTreeMap::new(),
         context,
         random: Random::new(context.seed),
         models: Vec::new(),

@@ -1,6 +1,7 @@
 //! Steps of random histories that only a store with versions and branches has: restores, branches, tags, pins, time and
 //! collections; and what is told of versions after each step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pagewire_proto::{CommitId, DatabaseId, Epoch, Moment, PageSize, TagName, Version};
@@ -108,6 +109,7 @@ impl History<'_> {
                 );
                 let maker = CommitId::random()?;
                 self.models[target] = self.models[source].branch(from, id, maker, self.now);
+                self.origins.insert(id, (self.models[source].id, from));
             }
             None => {
                 let id = self.bench.store.lookup(&name, true).await?;
@@ -192,12 +194,21 @@ impl History<'_> {
             self.models[index].loosen(self.now, self.minutes);
         }
         self.bench.collect(None).await?;
+        let problems = self.context.store.audit(&self.bench.store).await?;
+        ensure!(problems.is_empty(), "after a collection: {problems:#?}");
+        // What branches that are there stand on, through others that may have been removed.
+        let mut origins = BTreeSet::new();
+        for model in &self.models {
+            let mut id = model.id;
+            while let Some(origin) = self.origins.get(&id) {
+                origins.insert(*origin);
+                id = origin.0;
+            }
+        }
         for (index, model) in self.models.iter().enumerate() {
             let stood_on = |number: u64| {
-                let mut origins = self.models.iter().filter_map(|model| model.origin);
                 let mut restores = model.versions.iter().filter_map(|v| v.restored_from);
-                origins.any(|origin| origin == (model.id, number))
-                    || restores.any(|from| from == number)
+                origins.contains(&(model.id, number)) || restores.any(|from| from == number)
             };
             let mut kept = 0;
             for number in 1..=model.head() {

@@ -45,8 +45,6 @@ pub(super) struct Model {
     oldest: u64,
     pub(super) pins: BTreeSet<u64>,
     pub(super) tags: BTreeMap<TagName, u64>,
-    /// What it was made from.
-    pub(super) origin: Option<(DatabaseId, u64)>,
 }
 
 /// Staged pages.
@@ -114,7 +112,6 @@ impl Model {
             oldest: 0,
             pins: BTreeSet::new(),
             tags: BTreeMap::new(),
-            origin: None,
         }
     }
 
@@ -138,7 +135,6 @@ impl Model {
             ..Copy::empty()
         });
         branch.makers.push(maker);
-        branch.origin = Some((self.id, from));
         branch.rise();
         branch
     }

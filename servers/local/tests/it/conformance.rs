@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,8 @@ struct Local {
     options: Mutex<LocalOptions>,
     faults: Arc<Faults>,
     clock: ManualClock,
+    /// The store that is open.
+    opened: Mutex<Weak<LocalStore>>,
 }
 
 impl Local {
@@ -34,13 +36,15 @@ impl Local {
             }),
             faults,
             clock: ManualClock::default(),
+            opened: Mutex::default(),
         }
     }
 
     fn store(&self) -> Result<Arc<dyn PageStore>, StoreError> {
         let options = self.options.lock().clone();
-        let store = LocalStore::open_with(self.directory.path(), options)?;
-        Ok(Arc::new(store))
+        let store = Arc::new(LocalStore::open_with(self.directory.path(), options)?);
+        *self.opened.lock() = Arc::downgrade(&store);
+        Ok(store)
     }
 }
 
@@ -61,6 +65,11 @@ impl StoreUnderTest for Local {
         };
         *self.options.lock() = with_retention;
         self.store().map(Some)
+    }
+
+    async fn audit(&self, _store: &Arc<dyn PageStore>) -> Result<Vec<String>, StoreError> {
+        let opened = self.opened.lock().upgrade();
+        opened.map_or(Ok(Vec::new()), |store| store.audit(true))
     }
 
     fn advance_clock(&self, by: Duration) {
