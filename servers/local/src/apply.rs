@@ -1,10 +1,13 @@
-//! Commits: first everything that can refuse one (C4, C5, C6, C15), then the rows of the new versions.
+//! Commits: first everything that can refuse one (C4, C5, C6, C15, V5), then the rows of the new versions.
+//!
+//! A restore of few pages writes them anew. One of many, or of nobody knows how many, begins a segment that stands on the
+//! restored version, whatever its size.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use heed::RwTxn;
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{CommitId, PageCount, PageNumber, Snapshot};
+use pagewire_proto::{Changes, CommitId, PageCount, PageNumber, Snapshot, Version};
 use pagewire_server::store::{CommitOutcome, DatabaseCommit, StoreError};
 
 use crate::committer::{Committer, Done, EncodedCommit};
@@ -13,24 +16,32 @@ use crate::keys::Key;
 use crate::operations::checked;
 use crate::stagings::{EncodedPage, Pages};
 use crate::values::{
-    CHANGES_CHUNK, Changed, GONE, Head, INLINE_CHANGES, Record, encode_pages, encode_staged,
+    Base, CHANGES_CHUNK, Changed, Database, GONE, Head, INLINE_CHANGES, Record, encode_pages,
+    encode_staged,
 };
+
+/// Pages that a restore writes anew: for more it begins a segment.
+const COPIED_BY_RESTORE: usize = 256;
 
 /// Where the content of a page of a commit is.
 #[derive(Debug)]
 enum Source {
     Here(EncodedPage),
-    /// In the rows of the staging with this serial number.
-    Staged(u64),
+    /// In the rows of the staging with this serial number; the length of the body there.
+    Staged(u64, usize),
 }
 
 /// What a commit makes of a database, with everything that had to be read for it.
 struct Plan {
     part: DatabaseCommit,
-    head: Head,
+    base: Database,
+    /// What a segment that begins with it stands on; `None` where none begins.
+    segment: Option<Option<Base>>,
     pages: BTreeMap<PageNumber, Source>,
-    /// Pages of the base that go away.
+    /// Pages of the base that go away, of which there are rows.
     gone: Vec<PageNumber>,
+    /// Pages of the base that may go away with it, of which there are none: they are somewhere below.
+    sunk: std::ops::RangeInclusive<u32>,
     /// Stagings that have rows.
     spilled: Vec<u64>,
     /// Staged pages that this commit does not use.
@@ -50,15 +61,15 @@ impl Committer {
             let why = "a commit names no database, or one twice";
             return Ok(Err(StoreError::Limit(why.to_owned())));
         }
-        let mut heads = Vec::with_capacity(versions.len());
+        let mut bases = Vec::with_capacity(versions.len());
         for part in parts() {
-            heads.push(checked!(self.engine.head(txn, part.database)));
+            bases.push(checked!(self.engine.database(txn, part.database)));
         }
         if checked!(self.was_applied(txn, &commit)) {
             return Ok(Ok(CommitOutcome::Committed(versions)));
         }
-        for (index, (part, head)) in parts().zip(&heads).enumerate() {
-            let head = head.snapshot.version;
+        for (index, (part, base)) in parts().zip(&bases).enumerate() {
+            let head = base.head.snapshot.version;
             if head != part.base {
                 return Ok(Ok(CommitOutcome::Conflict { index, head }));
             }
@@ -77,15 +88,21 @@ impl Committer {
                 }
             }
         }
+        for (part, own) in &commit.databases {
+            checked!(self.check_restore(txn, part, own));
+        }
         let mut plans = Vec::with_capacity(versions.len());
-        for ((part, pages), head) in commit.databases.into_iter().zip(heads) {
+        for ((part, pages), base) in commit.databases.into_iter().zip(bases) {
             // Stagings are taken by now: an error gives up the transaction, and with it puts them back.
-            plans.push(self.plan(txn, part, pages, head)?);
+            plans.push(match part.restore {
+                Some(from) => self.plan_restore(txn, part, from, base)?,
+                None => self.plan(txn, part, pages, base)?,
+            });
         }
         self.dirty = true;
-        let time_ms = (self.options.clock)();
+        let now_ms = self.options.clock.now_ms();
         for plan in plans {
-            self.apply(txn, commit.id, time_ms, plan)?;
+            self.apply(txn, commit.id, now_ms, plan)?;
         }
         Ok(Ok(CommitOutcome::Committed(versions)))
     }
@@ -93,12 +110,36 @@ impl Committer {
     /// Whether every version that it would make was made by it (C6).
     fn was_applied(&self, txn: &RwTxn<'_>, commit: &EncodedCommit) -> Result<bool, StoreError> {
         for (part, _) in &commit.databases {
-            let record = self.engine.record(txn, part.database, part.base.next())?;
-            if record.is_none_or(|record| record.commit != commit.id) {
+            let past = self.engine.past(txn, part.database, part.base.next())?;
+            if past.is_none_or(|past| past.commit != commit.id) {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// A restore is of a version that is kept, and of nothing else.
+    fn check_restore(
+        &self,
+        txn: &RwTxn<'_>,
+        part: &DatabaseCommit,
+        own: &Pages,
+    ) -> Result<(), StoreError> {
+        let Some(from) = part.restore else {
+            return Ok(());
+        };
+        if from == Version::ZERO {
+            return Err(StoreError::VersionGone { version: from });
+        }
+        let restored = self.engine.version(txn, part.database, from)?.snapshot;
+        let same_size = restored.page_size.is_none_or(|size| size == part.page_size);
+        let nothing_else = part.stagings.is_empty() && own.is_empty();
+        if !same_size || restored.page_count != part.page_count || !nothing_else {
+            return Err(StoreError::Limit(format!(
+                "a restore of version {from} has other pages than that"
+            )));
+        }
+        Ok(())
     }
 
     fn plan(
@@ -106,18 +147,28 @@ impl Committer {
         txn: &RwTxn<'_>,
         part: DatabaseCommit,
         own: Pages,
-        head: Head,
+        base: Database,
     ) -> Result<Plan, StoreError> {
+        let head = &base.head;
         let same_size = head.snapshot.page_size == Some(part.page_size);
+        let shrinks = same_size && part.page_count < head.snapshot.page_count;
         let mut plan = Plan {
-            gone: match same_size && part.page_count < head.snapshot.page_count {
+            gone: match shrinks {
                 true => self
                     .engine
-                    .pages_beyond(txn, part.database, &head, part.page_count)?,
+                    .pages_beyond(txn, part.database, head, part.page_count)?,
                 false => Vec::new(),
             },
+            sunk: match shrinks && self.engine.chain(txn, part.database, *head)?.len() > 1 {
+                true => {
+                    part.page_count.get() + 1..=head.lasting.min(head.snapshot.page_count).get()
+                }
+                #[expect(clippy::reversed_empty_ranges, reason = "none")]
+                false => 1..=0,
+            },
+            segment: (!same_size).then_some(None),
             part,
-            head,
+            base,
             pages: BTreeMap::new(),
             spilled: Vec::new(),
             unused: Vec::new(),
@@ -128,8 +179,8 @@ impl Committer {
             };
             if staging.spilled {
                 plan.spilled.push(staging.serial);
-                for number in self.engine.staged_pages(txn, staging.serial)? {
-                    plan.add(number, Source::Staged(staging.serial));
+                for (number, bytes) in self.engine.staged_pages(txn, staging.serial)? {
+                    plan.add(number, Source::Staged(staging.serial, bytes));
                 }
             }
             let buffered = std::mem::take(&mut staging.buffered);
@@ -150,15 +201,66 @@ impl Committer {
         Ok(plan)
     }
 
+    fn plan_restore(
+        &mut self,
+        txn: &RwTxn<'_>,
+        part: DatabaseCommit,
+        from: Version,
+        base: Database,
+    ) -> Result<Plan, StoreError> {
+        let (database, head) = (part.database, base.head);
+        let restored = self.engine.version(txn, database, from)?;
+        let mut plan = Plan {
+            part,
+            base,
+            segment: None,
+            pages: BTreeMap::new(),
+            gone: Vec::new(),
+            #[expect(clippy::reversed_empty_ranges, reason = "none")]
+            sunk: 1..=0,
+            spilled: Vec::new(),
+            unused: Vec::new(),
+        };
+        let changes = match restored.since == head.since {
+            true => self
+                .engine
+                .changes(txn, database, head.snapshot.version, from)?,
+            false => Changes::All,
+        };
+        let Changes::Pages(changed) = changes else {
+            plan.stand_on(restored);
+            return Ok(plan);
+        };
+        if changed.len() > COPIED_BY_RESTORE {
+            plan.stand_on(restored);
+            return Ok(plan);
+        }
+        let old = self.engine.chain(txn, database, restored)?;
+        let new = self.engine.chain(txn, database, head)?;
+        for number in changed {
+            match self.engine.locate(txn, &old, number)? {
+                Some((_, (key, row))) => {
+                    let body = self.engine.content_row(txn, key, row)?.to_vec();
+                    let crc = crc32fast::hash(&body);
+                    plan.add(number, Source::Here(EncodedPage { body, crc }));
+                }
+                None if self.engine.locate(txn, &new, number)?.is_some() => plan.gone.push(number),
+                None => {}
+            }
+        }
+        Ok(plan)
+    }
+
     fn apply(
-        &self,
+        &mut self,
         txn: &mut RwTxn<'_>,
         id: CommitId,
-        time_ms: u64,
+        now_ms: u64,
         plan: Plan,
     ) -> Result<(), WriteError> {
-        let engine = &self.engine;
-        let database = plan.part.database;
+        let engine = std::sync::Arc::clone(&self.engine);
+        let engine = &*engine;
+        let (database, page_count) = (plan.part.database, plan.part.page_count);
         let version = plan.part.base.next();
         for serial in plan.spilled {
             engine.delete(txn, &Key::Staging(serial).encode())?;
@@ -166,30 +268,54 @@ impl Committer {
         for key in plan.unused {
             engine.delete(txn, &key.encode())?;
         }
-        let same_size = plan.head.snapshot.page_size == Some(plan.part.page_size);
-        let mut changed: Vec<_> = plan.pages.keys().copied().collect();
-        changed.extend(&plan.gone);
+        let mut changed: BTreeSet<_> = plan.pages.keys().chain(&plan.gone).copied().collect();
+        let sunk = plan.sunk.clone().count();
+        let mut nameable = plan.segment.is_none();
+        match sunk > MAX_CHANGED_PAGES {
+            true => nameable = false,
+            false => changed.extend(plan.sunk.filter_map(|n| PageNumber::try_from(n).ok())),
+        }
+        self.written += plan.pages.len();
         for number in plan.gone {
             engine.put(txn, &Key::Page(database, number, version), &GONE)?;
         }
+        let (pages, mut bytes) = (plan.pages.len(), 0);
         for (number, source) in plan.pages {
             let key = Key::Page(database, number, version);
             match source {
-                Source::Here(page) => engine.put_summed(txn, &key, &page.body, page.crc)?,
-                Source::Staged(serial) => engine.put(txn, &key, &encode_staged(serial))?,
+                Source::Here(page) => {
+                    bytes += page.body.len();
+                    engine.put_summed(txn, &key, &page.body, page.crc)?;
+                }
+                Source::Staged(serial, body) => {
+                    bytes += body;
+                    engine.put(txn, &key, &encode_staged(serial))?;
+                }
             }
         }
-        let page_count = plan.part.page_count;
+        engine.use_more(txn, database, pages as u64, bytes as u64)?;
+        let old = &plan.base.head;
         let head = Head {
             snapshot: Snapshot {
                 version,
                 page_size: (page_count > PageCount::ZERO).then_some(plan.part.page_size),
                 page_count,
             },
-            since: if same_size { plan.head.since } else { version },
+            since: plan.segment.map_or(old.since, |_| version),
+            lasting: match plan.segment {
+                Some(_) => page_count,
+                None => old.lasting.min(page_count),
+            },
         };
+        // Everything may be another in a segment that begins, and so is told of all of it.
+        let pages_changed = match (nameable, plan.segment) {
+            (true, _) => changed.len(),
+            (false, None) => changed.len().max(sunk),
+            (false, Some(_)) => old.snapshot.page_count.max(page_count).get() as usize,
+        };
+        let changed: Vec<_> = changed.into_iter().collect();
         let changed = match changed.len() {
-            _ if !same_size => Changed::All,
+            _ if !nameable => Changed::All,
             length if length > MAX_CHANGED_PAGES => Changed::All,
             length if length > INLINE_CHANGES => {
                 for (chunk, pages) in (0..).zip(changed.chunks(CHANGES_CHUNK)) {
@@ -200,25 +326,55 @@ impl Committer {
             }
             _ => Changed::Inline(changed),
         };
+        if let Some(base) = plan.segment {
+            self.begin_segment(txn, database, version, base)?;
+        }
+        // Never before that of the version before (K4).
+        let time_ms = now_ms.max(plan.base.time_ms);
         let record = Record {
             commit: id,
             time_ms,
+            ended_ms: 0,
+            restored_from: plan.part.restore.unwrap_or(Version::ZERO),
+            pages_changed: pages_changed as u64,
             head,
             changed,
         };
+        let created_ms = match plan.part.base {
+            Version::ZERO => time_ms,
+            _ => plan.base.created_ms,
+        };
+        let row = Database {
+            head,
+            time_ms,
+            created_ms,
+            versions: plan.base.versions + 1,
+            name: plan.base.name,
+        };
         engine.put(txn, &Key::Record(database, version), &record.encode())?;
-        engine.put(txn, &Key::Head(database), &head.encode())
+        engine.put(txn, &Key::Head(database), &row.encode())?;
+        self.collector.committed(database, time_ms);
+        Ok(())
     }
 }
 
 impl Plan {
+    /// The new version begins a segment.
+    fn stand_on(&mut self, restored: Head) {
+        self.segment = Some(Some(Base {
+            database: self.part.database,
+            head: restored,
+            reach: restored.snapshot.page_count,
+        }));
+    }
+
     /// The last one holds; what is beyond the page count is not kept.
     fn add(&mut self, number: PageNumber, source: Source) {
         let unused = match self.part.page_count.has(number) {
             true => self.pages.insert(number, source),
             false => Some(source),
         };
-        if let Some(Source::Staged(serial)) = unused {
+        if let Some(Source::Staged(serial, _)) = unused {
             self.unused.push(Key::Staged(serial, number));
         }
     }

@@ -10,15 +10,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use heed::RwTxn;
-use pagewire_proto::{CommitId, DatabaseId, DatabaseName, Epoch, PageSize, StagingId};
-use pagewire_server::store::{CommitOutcome, DatabaseCommit, Resolution, Resolve, StoreError};
+use pagewire_proto::{
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageSize, StagingId, TagName, Version,
+    VersionEntry,
+};
+use pagewire_server::store::{
+    Collected, CommitOutcome, DatabaseCommit, Resolution, Resolve, StoreError,
+};
 use tokio::sync::oneshot;
 
 use crate::LocalOptions;
+use crate::collect::Collector;
 use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::garbage::Garbage;
@@ -28,6 +34,10 @@ use crate::stagings::{Pages, Staging, Stagings, bytes_of};
 const MAX_GROUP: usize = 1024;
 /// Bytes of pages at which a transaction takes no more operations.
 const MAX_GROUP_BYTES: usize = 16 << 20;
+
+/// How long the committer waits at least, and at most, where there will be something to collect.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -44,6 +54,17 @@ pub(crate) enum Command {
     Resolve(Resolve, Reply<Resolution>),
     BeginService(Duration, Reply<Duration>),
     EndService(Reply<()>),
+    Protect(DatabaseId, Option<Version>, Vec<Version>, Reply<()>),
+    SetTag(DatabaseId, TagName, Moment, bool, Reply<VersionEntry>),
+    DeleteTag(DatabaseId, TagName, Reply<bool>),
+    Branch(
+        DatabaseId,
+        Moment,
+        DatabaseId,
+        DatabaseName,
+        Reply<VersionEntry>,
+    ),
+    Collect(Option<DatabaseId>, Reply<Collected>),
 }
 
 /// A commit whose pages are encoded.
@@ -66,6 +87,9 @@ pub(crate) struct Committer {
     pub(crate) stagings: Stagings,
     pub(crate) serials: u32,
     pub(crate) garbage: VecDeque<Garbage>,
+    pub(crate) collector: Collector,
+    /// Pages that the current transaction wrote.
+    pub(crate) written: usize,
     /// Stagings that the current transaction consumes.
     pub(crate) consumed: Vec<(StagingId, Staging)>,
     /// What the current transaction makes garbage of.
@@ -88,13 +112,12 @@ impl Committer {
             let first = match commands.try_recv() {
                 Ok(command) => Some(command),
                 Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if self.garbage.is_empty() || self.dead.is_some() => {
-                    match commands.recv() {
-                        Ok(command) => Some(command),
-                        Err(_) => return,
-                    }
-                }
-                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Empty) if self.dead.is_none() && self.has_garbage() => None,
+                Err(TryRecvError::Empty) => match self.wait(commands) {
+                    Ok(command) => Some(command),
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
             };
             let Some(first) = first else {
                 self.collect_when_idle();
@@ -116,10 +139,35 @@ impl Committer {
         }
     }
 
+    /// Waits for a command, or until there may be something to collect.
+    fn wait(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        let now_ms = self.options.clock.now_ms();
+        match self.collector.idle_ms(now_ms) {
+            Some(idle_ms) if self.dead.is_none() => {
+                // The clock may be set while this waits.
+                let idle = Duration::from_millis(idle_ms).clamp(SHORTEST_WAIT, LONGEST_WAIT);
+                commands.recv_timeout(idle)
+            }
+            _ => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
     fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
         if let Some(why) = &self.dead {
             let error = dead(why);
-            group.into_iter().for_each(|c| c.refuse(error.clone()));
+            for command in group {
+                match command {
+                    // Reads go on, and nothing is dropped any more.
+                    Command::Protect(database, floor, pins, reply) => {
+                        let engine = Arc::clone(&self.engine);
+                        let done = engine
+                            .read()
+                            .and_then(|txn| self.protect(&txn, database, floor, pins));
+                        let _ = reply.send(done);
+                    }
+                    command => command.refuse(error.clone()),
+                }
+            }
             return;
         }
         let engine = Arc::clone(&self.engine);
@@ -194,6 +242,8 @@ impl Committer {
             self.stagings.put_back(id, staging);
         }
         self.doomed.clear();
+        self.written = 0;
+        self.collector.reset();
         let error = self.note(error);
         let others = match &error {
             StoreError::Internal(_) | StoreError::Full(_) => error.clone(),
@@ -239,6 +289,19 @@ impl Committer {
             Command::Resolve(resolve, reply) => held(reply, self.resolve(txn, &resolve)),
             Command::BeginService(ttl, reply) => held(reply, self.begin_service(txn, ttl)),
             Command::EndService(reply) => held(reply, self.end_service(txn)),
+            Command::Protect(database, floor, pins, reply) => {
+                held(reply, Ok(self.protect(txn, database, floor, pins)))
+            }
+            Command::SetTag(database, tag, moment, replace, reply) => {
+                held(reply, self.set_tag(txn, database, &tag, &moment, replace))
+            }
+            Command::DeleteTag(database, tag, reply) => {
+                held(reply, self.delete_tag(txn, database, &tag))
+            }
+            Command::Branch(source, moment, branch, name, reply) => {
+                held(reply, self.branch(txn, source, &moment, branch, name))
+            }
+            Command::Collect(database, reply) => held(reply, self.collect(txn, database)),
         }
     }
 
@@ -295,7 +358,7 @@ impl Command {
                 256 + pages.map(|(_, pages)| bytes_of(pages)).sum::<usize>()
             }
             Self::Stage(.., pages, _) => bytes_of(pages),
-            Self::Create(..) => 256,
+            Self::Create(..) | Self::Branch(..) | Self::SetTag(..) => 256,
             _ => 0,
         }
     }
@@ -312,6 +375,10 @@ impl Command {
             Self::Commit(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Resolve(_, reply) => reply.send(Err(error)).is_ok(),
             Self::BeginService(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Protect(.., reply) => reply.send(Err(error)).is_ok(),
+            Self::SetTag(.., reply) | Self::Branch(.., reply) => reply.send(Err(error)).is_ok(),
+            Self::DeleteTag(.., reply) => reply.send(Err(error)).is_ok(),
+            Self::Collect(_, reply) => reply.send(Err(error)).is_ok(),
         };
     }
 }

@@ -18,7 +18,7 @@ use pagewire_server::store::StoreError;
 use crate::keys::Key;
 
 /// The format that this program writes. It reads this one only.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
 /// Free space of the file system below which nothing more is written: LMDB must not meet a full disk in mid-commit.
@@ -108,6 +108,11 @@ impl Engine {
     /// The one transaction that writes; waits for another.
     pub(crate) fn write(&self) -> Result<RwTxn<'_>, StoreError> {
         self.env.write_txn().map_err(read_failed)
+    }
+
+    /// A transaction within one: its end without a commit undoes it alone.
+    pub(crate) fn nested<'t>(&'t self, txn: &'t mut RwTxn<'_>) -> Result<RwTxn<'t>, StoreError> {
+        self.env.nested_write_txn(txn).map_err(read_failed)
     }
 
     /// Whether the medium has room for as many bytes, some more, and what the engine adds.

@@ -19,6 +19,18 @@ pub enum Place {
     BeforeCollect,
     /// Some rows of the dead are gone, others are not.
     AfterCollect,
+    /// Versions are dropped in a transaction, which is not committed.
+    BeforeDrop,
+    /// Some versions are gone, and rows that only they read may not be.
+    AfterDrop,
+    /// Rows that no version reads are dropped in a transaction, which is not committed.
+    BeforeSweep,
+    /// Some of them are gone, others are not.
+    AfterSweep,
+    /// Pages of what a segment stands on are copied in a transaction, which is not committed.
+    BeforeFlatten,
+    /// Some of them are copied, or all, and what the segment stood on has lost a reader.
+    AfterFlatten,
 }
 
 /// What happens there.

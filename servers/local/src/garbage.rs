@@ -1,25 +1,28 @@
 //! Rows that nobody can reach any more: of removed databases, and of stagings that were never committed.
 //!
 //! They are dropped a few at a time. What is left after a crash is found again by the rows `Staging` and `Removed`, which go
-//! last.
+//! last. Of a removed database the history goes here, and its segments where nothing stands on them; its pages, on which
+//! branches may stand, are left to a sweep (`collect.rs`), then and whenever a branch goes (B3).
 
 use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use heed::{RoTxn, RwTxn};
-use pagewire_proto::DatabaseId;
-use pagewire_server::store::StoreError;
+use pagewire_proto::{DatabaseId, Version};
+use pagewire_server::store::{Collected, StoreError};
 
-use crate::committer::Committer;
+use crate::collect::Did;
+use crate::committer::{Committer, Done};
 use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::keys::Key;
+use crate::operations::checked;
 
 /// Rows that a transaction of something else drops beside.
 const ROWS_BESIDE: usize = 64;
 /// Rows that a transaction drops when nothing else is to be done.
-const ROWS_IDLE: usize = 2048;
+const ROWS_IDLE: usize = 512;
 
 /// Something dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,8 @@ impl Garbage {
     /// What earlier processes left.
     pub(crate) fn find(engine: &Engine, txn: &RoTxn<'_>) -> Result<VecDeque<Self>, StoreError> {
         let mut found = VecDeque::new();
-        for prefix in [Key::stagings(), Key::removed()] {
+        let [removed, ..] = Key::to_do();
+        for prefix in [Key::stagings(), removed] {
             engine.scan(txn, Bound::Included(&prefix), &prefix, |key, _| {
                 match Key::decode(key) {
                     Some(Key::Staging(serial)) => found.push_back(Self::Staging(serial)),
@@ -66,12 +70,11 @@ impl Garbage {
         let mut keys = Vec::new();
         let prefixes = match self {
             Self::Staging(serial) => vec![Key::staged(serial)],
-            Self::Database(database) => Key::rows_of(database).to_vec(),
+            Self::Database(database) => Key::history_of(database).to_vec(),
         };
         for prefix in prefixes {
-            engine.scan(txn, Bound::Included(&prefix), &prefix, |key, row| {
+            engine.scan(txn, Bound::Included(&prefix), &prefix, |key, _| {
                 if keys.len() < limit {
-                    keys.extend(Engine::points_to(key, row).map(|staged| staged.encode()));
                     keys.push(key.to_vec());
                 }
                 Ok(keys.len() < limit)
@@ -82,9 +85,42 @@ impl Garbage {
 }
 
 impl Committer {
-    /// Drops a few rows in a transaction that is made anyway.
+    /// Whether there is something dead, or something to collect, now.
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty() || self.collector.idle_ms(self.options.clock.now_ms()) == Some(0)
+    }
+
+    /// Drops a few rows in a transaction that is made anyway: more where it wrote more.
     pub(crate) fn collect_some(&mut self, txn: &mut RwTxn<'_>) -> Result<(), WriteError> {
-        self.collect(txn, ROWS_BESIDE)
+        let rows = ROWS_BESIDE + 2 * std::mem::take(&mut self.written);
+        self.bury(txn, rows)?;
+        if self.collector.idle_ms(self.options.clock.now_ms()) == Some(0) {
+            self.collect_step(txn, None, rows)?;
+        }
+        Ok(())
+    }
+
+    /// A step that somebody asked for, of everything or of a database.
+    pub(crate) fn collect(
+        &mut self,
+        txn: &mut RwTxn<'_>,
+        database: Option<DatabaseId>,
+    ) -> Done<Collected> {
+        if let Some(database) = database {
+            checked!(self.engine.head(txn, database));
+            let (_, freed) = self.collect_step(txn, Some(database), ROWS_IDLE)?;
+            return Ok(Ok(freed));
+        }
+        if !self.garbage.is_empty() {
+            self.dirty = true;
+            self.bury(txn, ROWS_IDLE)?;
+            return Ok(Ok(Collected {
+                more: true,
+                ..Collected::default()
+            }));
+        }
+        let (_, freed) = self.collect_step(txn, None, ROWS_IDLE)?;
+        Ok(Ok(freed))
     }
 
     /// Drops many rows, since nothing else is to be done.
@@ -92,17 +128,29 @@ impl Committer {
         let engine = Arc::clone(&self.engine);
         let collected = (|| {
             let mut txn = engine.write()?;
-            self.collect(&mut txn, ROWS_IDLE)?;
-            self.commit_txn(txn, Place::BeforeCollect, Place::AfterCollect)
+            let (before, after) = match self.garbage.is_empty() {
+                false => {
+                    self.bury(&mut txn, ROWS_IDLE)?;
+                    (Place::BeforeCollect, Place::AfterCollect)
+                }
+                true => match self.collect_step(&mut txn, None, ROWS_IDLE)?.0 {
+                    Did::Nothing => return Ok(()),
+                    Did::Dropped => (Place::BeforeDrop, Place::AfterDrop),
+                    Did::Swept => (Place::BeforeSweep, Place::AfterSweep),
+                    Did::Flattened => (Place::BeforeFlatten, Place::AfterFlatten),
+                },
+            };
+            self.commit_txn(txn, before, after)
         })();
         if let Err(error) = collected {
             let error = self.note(error);
             tracing::warn!(%error, "what is dead stays until the store is opened anew");
             self.garbage.clear();
+            self.collector.stop();
         }
     }
 
-    fn collect(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<(), WriteError> {
+    fn bury(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<(), WriteError> {
         let Some(garbage) = self.garbage.front().copied() else {
             return Ok(());
         };
@@ -123,8 +171,33 @@ impl Committer {
             self.engine.delete(txn, key)?;
         }
         if keys.len() < limit {
+            if let Garbage::Database(database) = garbage {
+                self.free_segments(txn, database)?;
+                self.sweep(txn, database)?;
+            }
             self.engine.delete(txn, &garbage.mark().encode())?;
             self.garbage.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Lets go of the segments of a removed database, newest first, since they may stand on older ones.
+    fn free_segments(
+        &mut self,
+        txn: &mut RwTxn<'_>,
+        database: DatabaseId,
+    ) -> Result<(), WriteError> {
+        let prefix = Key::segments_of(database);
+        let mut before = u64::MAX;
+        while let Some(last) = before.checked_sub(1) {
+            let found = self
+                .engine
+                .newest_version(txn, &prefix, Version::new(last))?;
+            let Some(first) = found else {
+                break;
+            };
+            self.reader_gone(txn, database, first)?;
+            before = first.get();
         }
         Ok(())
     }
@@ -133,9 +206,7 @@ impl Committer {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use pagewire_proto::{
-        CommitId, DatabaseName, PageCount, PageNumber, PageSize, StagingId, Version,
-    };
+    use pagewire_proto::{CommitId, DatabaseName, PageCount, PageNumber, PageSize, StagingId};
     use pagewire_server::store::{Commit, DatabaseCommit, PageStore, PageWrite};
 
     use super::*;

@@ -1,17 +1,22 @@
-//! The local page store: durable on one disk, every version kept.
+//! The local page store: durable on one disk, with old versions, tags and branches.
 //!
 //! `keys.rs` and `values.rs` say what is on disk, `engine.rs` how it gets there, `committer.rs` in which order. Reads take a
 //! transaction of the engine in the thread that asks: they never wait for the committer, and see only what is durable.
 //! README.md says what is promised, what is not, and why.
 
 mod apply;
+mod audit;
+mod collect;
 mod committer;
 mod engine;
 pub mod faults;
 mod garbage;
+mod history;
 pub mod keys;
+mod marks;
 mod operations;
 mod rows;
+mod segments;
 mod stagings;
 pub mod values;
 
@@ -21,19 +26,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_proto::{
-    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
-    StagingId, Version,
+    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
+    StagingId, TagName, Version, VersionEntry,
 };
+use pagewire_server::clock::Clock;
 use pagewire_server::store::{
-    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
-    StoreError, StoredPage,
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
+    PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use tokio::sync::oneshot;
 
+use collect::Collector;
 use committer::{Command, Committer, EncodedCommit, Reply};
 use engine::{Engine, FORMAT, check, corrupt, senseless};
 use faults::Faults;
@@ -46,6 +53,9 @@ const HEAVY_BYTES: usize = 256 << 10;
 /// Pages of a read from which on it leaves the thread of the caller, since each may have to come from the disk.
 const HEAVY_PAGES: usize = 64;
 
+/// How long versions are kept unless somebody says otherwise.
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
 /// How a [`LocalStore`] is opened.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -53,8 +63,10 @@ pub struct LocalOptions {
     pub map_bytes: usize,
     /// Staged pages kept in memory before they are written to the disk.
     pub staging_buffer_bytes: usize,
-    /// Milliseconds since 1970, for the times of versions.
-    pub clock: fn() -> u64,
+    /// How long a version is kept after the next one was made; `None` for ever.
+    pub retention: Option<Duration>,
+    /// For the times of versions.
+    pub clock: Clock,
     /// For tests.
     pub faults: Option<Arc<Faults>>,
 }
@@ -64,7 +76,8 @@ impl Default for LocalOptions {
         Self {
             map_bytes: 1 << 40,
             staging_buffer_bytes: 8 << 20,
-            clock: wall_clock,
+            retention: Some(DEFAULT_RETENTION),
+            clock: Clock::wall(),
             faults: None,
         }
     }
@@ -74,6 +87,7 @@ impl Default for LocalOptions {
 #[derive(Debug)]
 pub struct LocalStore {
     incarnation: Incarnation,
+    options: LocalOptions,
     commands: Option<Sender<Command>>,
     committer: Option<JoinHandle<()>>,
     engine: Arc<Engine>,
@@ -90,14 +104,18 @@ impl LocalStore {
         let engine = Arc::new(Engine::open(directory, options.map_bytes)?);
         let (incarnation, generation) = begin(&engine, directory)?;
         let garbage = Garbage::find(&engine, &*engine.read()?)?;
+        let retention = options.retention;
+        let retention_ms = retention.map(|r| u64::try_from(r.as_millis()).unwrap_or(u64::MAX));
         let committer = Committer {
             engine: Arc::clone(&engine),
-            options,
+            options: options.clone(),
             generation,
             fences: HashMap::new(),
             stagings: Stagings::default(),
             serials: 0,
             garbage,
+            collector: Collector::new(retention_ms),
+            written: 0,
             consumed: Vec::new(),
             doomed: Vec::new(),
             dirty: false,
@@ -111,6 +129,7 @@ impl LocalStore {
             .map_err(|e| StoreError::Unavailable(format!("cannot start a thread: {e}")))?;
         Ok(Self {
             incarnation,
+            options,
             commands: Some(commands),
             committer: Some(thread),
             engine,
@@ -144,10 +163,10 @@ impl PageStore for LocalStore {
         Capabilities {
             name: "local".to_owned(),
             durable: true,
-            versions: false,
-            branches: false,
+            versions: true,
+            branches: true,
             exclusive: true,
-            retention: None,
+            retention: self.options.retention,
         }
     }
 
@@ -245,12 +264,12 @@ impl PageStore for LocalStore {
     async fn protect(
         &self,
         database: DatabaseId,
-        _floor: Option<Version>,
-        _pins: &[Version],
+        floor: Option<Version>,
+        pins: &[Version],
     ) -> Result<(), StoreError> {
-        // Every version is kept.
-        self.engine.head(&*self.engine.read()?, database)?;
-        Ok(())
+        let pins = pins.to_vec();
+        self.ask(|reply| Command::Protect(database, floor, pins, reply))
+            .await
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
@@ -303,6 +322,85 @@ impl PageStore for LocalStore {
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
         self.ask(|reply| Command::Resolve(resolve, reply)).await
     }
+
+    async fn find(
+        &self,
+        database: DatabaseId,
+        moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        let txn = self.engine.read()?;
+        let now_ms = self.options.clock.now_ms();
+        let record = self.engine.find(&txn, database, moment, now_ms)?;
+        self.engine.entry(&txn, database, &record)
+    }
+
+    async fn versions(
+        &self,
+        database: DatabaseId,
+        before: Option<Version>,
+        tagged_only: bool,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, StoreError> {
+        let engine = Arc::clone(&self.engine);
+        elsewhere(move || {
+            let txn = engine.read()?;
+            engine.entries(&txn, database, before, tagged_only, limit)
+        })
+        .await?
+    }
+
+    async fn diff(
+        &self,
+        database: DatabaseId,
+        from: Version,
+        to: Version,
+        after: Option<PageNumber>,
+        limit: usize,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        let engine = Arc::clone(&self.engine);
+        elsewhere(move || {
+            let txn = engine.read()?;
+            engine.diff(&txn, database, [from, to], after, limit)
+        })
+        .await?
+    }
+
+    async fn set_tag(
+        &self,
+        database: DatabaseId,
+        tag: &TagName,
+        moment: &Moment,
+        replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        let (tag, moment) = (tag.clone(), moment.clone());
+        self.ask(|reply| Command::SetTag(database, tag, moment, replace, reply))
+            .await
+    }
+
+    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
+        self.ask(|reply| Command::DeleteTag(database, tag.clone(), reply))
+            .await
+    }
+
+    async fn branch(
+        &self,
+        source: DatabaseId,
+        moment: &Moment,
+        branch: DatabaseId,
+        name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        let (moment, name) = (moment.clone(), name.clone());
+        self.ask(|reply| Command::Branch(source, moment, branch, name, reply))
+            .await
+    }
+
+    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
+        self.engine.describe(&*self.engine.read()?, database)
+    }
+
+    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        self.ask(|reply| Command::Collect(database, reply)).await
+    }
 }
 
 /// Checks the format, and begins a new generation durably: everything of it is above everything of earlier ones.
@@ -354,9 +452,10 @@ fn read(
 ) -> Result<Vec<StoredPage>, StoreError> {
     let txn = engine.read()?;
     let at = engine.version(&txn, database, version)?;
+    let chain = engine.chain(&txn, database, at)?;
     pages
         .iter()
-        .map(|number| engine.page(&txn, database, &at, *number))
+        .map(|number| engine.page(&txn, &chain, *number))
         .collect()
 }
 
@@ -370,13 +469,4 @@ async fn elsewhere<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| StoreError::Internal(format!("work in another thread was lost: {e}")))
-}
-
-fn wall_clock() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the default of the option")]
-    let now = SystemTime::now();
-    let since = now.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }

@@ -12,7 +12,7 @@ use crate::engine::{WriteError, senseless};
 use crate::garbage::Garbage;
 use crate::keys::Key;
 use crate::stagings::Pages;
-use crate::values::Head;
+use crate::values::{Database, Head};
 
 /// Continues with the value, or answers the error: it left no trace.
 macro_rules! checked {
@@ -33,9 +33,15 @@ impl Committer {
         let random = DatabaseId::random();
         let id = checked!(random.map_err(|e| StoreError::Unavailable(e.to_string())));
         self.dirty = true;
+        let row = Database {
+            head: Head::EMPTY,
+            time_ms: 0,
+            created_ms: 0,
+            versions: 0,
+            name: name.clone(),
+        };
         self.engine.put(txn, &Key::Name(name), id.as_bytes())?;
-        let head = Head::EMPTY.encode();
-        self.engine.put(txn, &Key::Head(id), &head)?;
+        self.engine.put(txn, &Key::Head(id), &row.encode())?;
         Ok(Ok(id))
     }
 
@@ -47,6 +53,7 @@ impl Committer {
         self.engine.delete(txn, &Key::Head(id).encode())?;
         self.engine.put(txn, &Key::Removed(id), &[])?;
         self.doomed.push(Garbage::Database(id));
+        self.collector.removed(id);
         for (staging_id, staging) in self.stagings.take_database(id) {
             if staging.spilled {
                 self.doomed.push(Garbage::Staging(staging.serial));
@@ -78,12 +85,12 @@ impl Committer {
         };
         let head = checked!(self.engine.head(txn, first));
         if base.next() <= head.snapshot.version {
-            match checked!(self.engine.record(txn, first, base.next())) {
+            match checked!(self.engine.past(txn, first, base.next())) {
                 None => {
                     let why = format!("the record of version {} is not kept any more", base.next());
                     return Ok(Ok(Resolution::Unknown(why)));
                 }
-                Some(record) if record.commit == resolve.id => {
+                Some(past) if past.commit == resolve.id => {
                     let versions = resolve.participants.iter().map(|p| Version::next(p.1));
                     return Ok(Ok(Resolution::Committed(versions.collect())));
                 }

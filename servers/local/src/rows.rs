@@ -9,14 +9,16 @@ use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{Changes, DatabaseId, DatabaseName, PageCount, PageNumber, Version};
 use pagewire_server::store::{StoreError, StoredPage};
 
-use crate::engine::{Engine, check, corrupt, senseless};
+use crate::engine::{Engine, Row, check, corrupt, senseless};
 use crate::keys::Key;
-use crate::values::{Changed, Head, PageBody, Record, decode_pages};
+use crate::values::{Base, Changed, Database, Head, PageBody, Past, Record, Segment, decode_pages};
 
 /// Versions over which changes are collected: beyond, forgetting is cheaper than the answer.
 const MAX_CHANGES_SPAN: u64 = 4096;
 /// Where the body of a page says of which kind it is: after the checksum of the row.
-const KIND_AT: usize = 4;
+pub(crate) const KIND_AT: usize = SUM_LEN;
+/// Length of the checksum of a row.
+pub(crate) const SUM_LEN: usize = 4;
 
 impl Engine {
     pub(crate) fn named(
@@ -30,10 +32,18 @@ impl Engine {
             .transpose()
     }
 
+    /// A database that was not removed.
+    pub(crate) fn database(
+        &self,
+        txn: &RoTxn<'_>,
+        database: DatabaseId,
+    ) -> Result<Database, StoreError> {
+        let found = self.row(txn, &Key::Head(database), Database::decode)?;
+        found.ok_or(StoreError::DatabaseNotFound)
+    }
+
     pub(crate) fn head(&self, txn: &RoTxn<'_>, database: DatabaseId) -> Result<Head, StoreError> {
-        let key = Key::Head(database);
-        let row = self.get(txn, &key)?.ok_or(StoreError::DatabaseNotFound)?;
-        Head::decode(row).ok_or_else(|| senseless(&key))
+        Ok(self.database(txn, database)?.head)
     }
 
     pub(crate) fn record(
@@ -42,13 +52,38 @@ impl Engine {
         database: DatabaseId,
         version: Version,
     ) -> Result<Option<Record>, StoreError> {
-        let key = Key::Record(database, version);
-        let row = self.get(txn, &key)?;
-        row.map(|body| Record::decode(body).ok_or_else(|| senseless(&key)))
+        self.row(txn, &Key::Record(database, version), Record::decode)
+    }
+
+    /// A row, decoded.
+    pub(crate) fn row<T>(
+        &self,
+        txn: &RoTxn<'_>,
+        key: &Key,
+        decode: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let row = self.get(txn, key)?;
+        row.map(|body| decode(body).ok_or_else(|| senseless(key)))
             .transpose()
     }
 
-    /// What the pages of a version need; `VersionGone` where there is no such version.
+    /// The commit that made a version, and when, as long as that is known: of kept versions, and of others for a while (C14).
+    pub(crate) fn past(
+        &self,
+        txn: &RoTxn<'_>,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<Option<Past>, StoreError> {
+        if let Some(record) = self.record(txn, database, version)? {
+            let Record {
+                commit, time_ms, ..
+            } = record;
+            return Ok(Some(Past { commit, time_ms }));
+        }
+        self.row(txn, &Key::Past(database, version), Past::decode)
+    }
+
+    /// What the pages of a version need; `VersionGone` where it is not kept.
     pub(crate) fn version(
         &self,
         txn: &RoTxn<'_>,
@@ -68,50 +103,131 @@ impl Engine {
         }
     }
 
-    /// A page as of a version.
-    pub(crate) fn page(
+    /// The newest version at or before one that has a row under a prefix of (prefix, version).
+    pub(crate) fn newest_version(
+        &self,
+        txn: &RoTxn<'_>,
+        prefix: &[u8],
+        at: Version,
+    ) -> Result<Option<Version>, StoreError> {
+        // Longer than any key of that version.
+        let key = [prefix, &at.get().to_be_bytes(), &[0xff; 160]].concat();
+        let found = self.seek(txn, &key, prefix)?;
+        Ok(found.and_then(|(key, _)| version_in(key, prefix.len())))
+    }
+
+    /// The oldest version from one on that has such a row.
+    pub(crate) fn oldest_version(
+        &self,
+        txn: &RoTxn<'_>,
+        prefix: &[u8],
+        from: Version,
+    ) -> Result<Option<Version>, StoreError> {
+        let key = [prefix, &from.get().to_be_bytes()].concat();
+        let mut found = None;
+        self.scan(txn, Bound::Included(&key), prefix, |key, _| {
+            found = version_in(key, prefix.len());
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    /// The segment of a version and what that stands on, and so on.
+    pub(crate) fn chain(
         &self,
         txn: &RoTxn<'_>,
         database: DatabaseId,
-        at: &Head,
+        head: Head,
+    ) -> Result<Vec<Base>, StoreError> {
+        let mut chain = vec![Base {
+            database,
+            head,
+            reach: head.snapshot.page_count,
+        }];
+        while let Some(link) = chain.last() {
+            let key = Key::Segment(link.database, link.head.since);
+            let Some(base) = self.row(txn, &key, Segment::decode)?.and_then(|s| s.base) else {
+                break;
+            };
+            chain.push(base);
+        }
+        Ok(chain)
+    }
+
+    /// The row that has a page, and the version to answer for it: nothing from below the segment of the version asked.
+    pub(crate) fn locate<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        chain: &[Base],
+        number: PageNumber,
+    ) -> Result<Option<(Version, Row<'t>)>, StoreError> {
+        for (depth, link) in chain.iter().enumerate() {
+            let head = &link.head;
+            if !link.reach.has(number) || !head.snapshot.page_count.has(number) {
+                return Ok(None);
+            }
+            let newest = Key::Page(link.database, number, head.snapshot.version).encode();
+            // Every version of the page begins alike.
+            let prefix = &newest[..newest.len() - 8];
+            if let Some((key, row)) = self.seek(txn, &newest, prefix)? {
+                let version = version_in(key, prefix.len());
+                let version = version.ok_or_else(|| corrupt(key, "not a key of this store"))?;
+                if version > head.since || (version == head.since && head.lasting.has(number)) {
+                    let there = row.get(KIND_AT) != Some(&0);
+                    // Numbers of versions below mean nothing here (B1).
+                    let version = match depth {
+                        0 => version,
+                        _ => chain[0].head.since,
+                    };
+                    return Ok(there.then_some((version, (key, row))));
+                }
+            }
+            if !head.lasting.has(number) {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A page as of the version at the top of a chain.
+    pub(crate) fn page(
+        &self,
+        txn: &RoTxn<'_>,
+        chain: &[Base],
         number: PageNumber,
     ) -> Result<StoredPage, StoreError> {
-        let nothing = StoredPage {
-            content: Bytes::new(),
-            version: Version::ZERO,
+        let Some((version, (key, row))) = self.locate(txn, chain, number)? else {
+            return Ok(StoredPage {
+                content: Bytes::new(),
+                version: Version::ZERO,
+            });
         };
-        if !at.snapshot.page_count.has(number) {
-            return Ok(nothing);
-        }
-        let newest = Key::Page(database, number, at.snapshot.version).encode();
-        // Every version of the page begins alike.
-        let prefix = &newest[..newest.len() - 8];
-        let Some((key, row)) = self.seek(txn, &newest, prefix)? else {
-            return Ok(nothing);
-        };
-        let Some(Key::Page(_, _, version)) = Key::decode(key) else {
-            return Err(corrupt(key, "not a key of this store"));
-        };
-        if version < at.since {
-            return Ok(nothing);
-        }
-        let body = PageBody::decode(check(key, row)?).ok_or_else(|| corrupt(key, "not a page"))?;
-        let content = match body {
-            PageBody::Gone => return Ok(nothing),
-            PageBody::Staged(serial) => {
-                let staged = Key::Staged(serial, number);
-                let damaged = |problem: &str| corrupt(key, problem);
-                let row = self.get(txn, &staged).map_err(|error| match error {
-                    StoreError::Corrupt(_) => damaged("its staged content: checksum differs"),
-                    error => error,
-                })?;
-                let row = row.ok_or_else(|| damaged("its staged content is not there"))?;
-                PageBody::decode(row).and_then(|body| body.content())
-            }
-            body => body.content(),
-        };
+        let body = self.content_row(txn, key, row)?;
+        let content = PageBody::decode(body).and_then(|body| body.content());
         let content = content.ok_or_else(|| corrupt(key, "cannot be decompressed"))?;
         Ok(StoredPage { content, version })
+    }
+
+    /// The body that has the content of a row of a page: its own, or that of the staged row to which it points.
+    pub(crate) fn content_row<'t>(
+        &self,
+        txn: &'t RoTxn<'_>,
+        key: &[u8],
+        row: &'t [u8],
+    ) -> Result<&'t [u8], StoreError> {
+        let body = check(key, row)?;
+        let page = PageBody::decode(body).ok_or_else(|| corrupt(key, "not a page"))?;
+        let (PageBody::Staged(serial), Some(Key::Page(_, number, _))) = (page, Key::decode(key))
+        else {
+            return Ok(body);
+        };
+        let damaged = |problem: &str| corrupt(key, problem);
+        let staged = self.get(txn, &Key::Staged(serial, number));
+        let staged = staged.map_err(|error| match error {
+            StoreError::Corrupt(_) => damaged("its staged content: checksum differs"),
+            error => error,
+        })?;
+        staged.ok_or_else(|| damaged("its staged content is not there"))
     }
 
     /// Pages beyond a count that the head has, from the last on.
@@ -122,7 +238,7 @@ impl Engine {
         head: &Head,
         count: PageCount,
     ) -> Result<Vec<PageNumber>, StoreError> {
-        let [pages, _, _] = Key::rows_of(database);
+        let pages = Key::pages_of(database);
         let mut found = Vec::new();
         let mut last = head.snapshot.page_count.get();
         while last > count.get() {
@@ -168,19 +284,11 @@ impl Engine {
                 Changed::All => return Ok(Changes::All),
                 Changed::Inline(changed) => pages.extend(changed),
                 Changed::Chunks(count) => {
-                    let [_, _, mut prefix] = Key::rows_of(database);
-                    prefix.extend(version.get().to_be_bytes());
-                    let mut read = 0;
-                    self.scan(txn, Bound::Included(&prefix), &prefix, |key, row| {
-                        let chunk = decode_pages(check(key, row)?)
-                            .ok_or_else(|| corrupt(key, "not a list of pages"))?;
-                        read += chunk.len();
-                        pages.extend(chunk);
-                        Ok(true)
-                    })?;
-                    if read != count as usize {
+                    let chunks = self.changed_chunks(txn, database, version)?;
+                    if chunks.len() != count as usize {
                         return Err(senseless(&Key::Record(database, version)));
                     }
+                    pages.extend(chunks);
                 }
             }
             if pages.len() > MAX_CHANGED_PAGES {
@@ -190,32 +298,44 @@ impl Engine {
         Ok(Changes::Pages(pages.into_iter().collect()))
     }
 
-    /// Numbers of the pages of a staging.
+    /// The changed pages of a version whose record has no room for them.
+    pub(crate) fn changed_chunks(
+        &self,
+        txn: &RoTxn<'_>,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        let prefix = Key::changed_of(database, version);
+        let mut pages = Vec::new();
+        self.scan(txn, Bound::Included(&prefix), &prefix, |key, row| {
+            let chunk = decode_pages(check(key, row)?);
+            pages.extend(chunk.ok_or_else(|| corrupt(key, "not a list of pages"))?);
+            Ok(true)
+        })?;
+        Ok(pages)
+    }
+
+    /// Numbers of the pages of a staging, each with the length of its body.
     pub(crate) fn staged_pages(
         &self,
         txn: &RoTxn<'_>,
         serial: u64,
-    ) -> Result<Vec<PageNumber>, StoreError> {
+    ) -> Result<Vec<(PageNumber, usize)>, StoreError> {
         let prefix = Key::staged(serial);
         let mut pages = Vec::new();
-        self.scan(txn, Bound::Included(&prefix), &prefix, |key, _| {
+        self.scan(txn, Bound::Included(&prefix), &prefix, |key, row| {
             match Key::decode(key) {
-                Some(Key::Staged(_, page)) => pages.push(page),
+                Some(Key::Staged(_, page)) => pages.push((page, row.len().saturating_sub(SUM_LEN))),
                 _ => return Err(corrupt(key, "not a key of this store")),
             }
             Ok(true)
         })?;
         Ok(pages)
     }
+}
 
-    /// The staging whose page has the content of a row of a page, if it is one.
-    pub(crate) fn points_to(key: &[u8], row: &[u8]) -> Option<Key> {
-        let Some(Key::Page(_, number, _)) = Key::decode(key) else {
-            return None;
-        };
-        match PageBody::decode(check(key, row).ok()?)? {
-            PageBody::Staged(serial) => Some(Key::Staged(serial, number)),
-            _ => None,
-        }
-    }
+/// The version that a key has after a prefix.
+fn version_in(key: &[u8], prefix: usize) -> Option<Version> {
+    let bytes = key.get(prefix..prefix + 8)?.try_into().ok()?;
+    Some(Version::new(u64::from_be_bytes(bytes)))
 }

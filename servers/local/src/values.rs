@@ -3,20 +3,82 @@
 //! Decoding answers `None` for bytes that no version of this format writes.
 
 use bytes::Bytes;
-use pagewire_proto::{CommitId, PageCount, PageNumber, PageSize, Snapshot, Version};
+use pagewire_proto::{
+    CommitId, DatabaseId, DatabaseName, PageCount, PageNumber, PageSize, Snapshot, Version,
+};
 
 /// Changed pages that a record has itself; longer lists are in rows of their own.
 pub const INLINE_CHANGES: usize = 256;
 /// Changed pages in one row.
 pub const CHANGES_CHUNK: usize = 8192;
 
-/// The newest version of a database, and what its pages need.
+/// A version, and what its pages need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The version.
     pub snapshot: Snapshot,
-    /// The version in which the page size was last set: pages of earlier ones are not part of it (C8).
+    /// The first version of its segment: rows of earlier ones are not part of it. A segment begins with a branch, with a
+    /// restore of many pages, and where the page size is set (C8).
     pub since: Version,
+    /// The smallest page count that there was since then: pages beyond it that the segment began with, or stands on, are gone.
+    pub lasting: PageCount,
+}
+
+/// A database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Database {
+    /// The newest version.
+    pub head: Head,
+    /// When it was made.
+    pub time_ms: u64,
+    /// When version 1 was made.
+    pub created_ms: u64,
+    /// How many versions are kept.
+    pub versions: u64,
+    /// Its name.
+    pub name: DatabaseName,
+}
+
+/// What the rows of pages of a database take: those with content, over all versions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// How many.
+    pub pages: u64,
+    /// Their bodies, in staged rows where they are there.
+    pub bytes: u64,
+}
+
+/// What versions take their pages from that they have not written themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// `None` where there is nothing.
+    pub base: Option<Base>,
+}
+
+/// What a segment stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Which database; it may have been removed.
+    pub database: DatabaseId,
+    /// The version.
+    pub head: Head,
+    /// Pages beyond it do not come from there.
+    pub reach: PageCount,
+}
+
+/// What a branch was made from: kept with the branch, since the source may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Which database.
+    pub database: DatabaseId,
+    /// The version.
+    pub snapshot: Snapshot,
+    /// When it was made.
+    pub time_ms: u64,
+    /// See [`Record`].
+    pub pages_changed: u64,
+    /// See [`Record`].
+    pub restored_from: Version,
 }
 
 /// How a version was made.
@@ -24,12 +86,34 @@ pub struct Head {
 pub struct Record {
     /// The commit that made it.
     pub commit: CommitId,
-    /// When, in milliseconds since 1970 by the wall clock: for people and retention, never for order.
+    /// When, in milliseconds since 1970 by the wall clock, never before that of the version before.
     pub time_ms: u64,
+    /// When the next version was made, where the record of that one may be gone; 0 where it is not.
+    pub ended_ms: u64,
+    /// The version whose pages it has, 0 for none.
+    pub restored_from: Version,
+    /// How many pages it wrote or dropped.
+    pub pages_changed: u64,
     /// The version.
     pub head: Head,
     /// Which pages differ from the version before.
     pub changed: Changed,
+}
+
+/// What is left of the record of a dropped version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The commit that made it.
+    pub commit: CommitId,
+    /// When.
+    pub time_ms: u64,
+}
+
+/// A version was dropped: the rows that it read and the next one does not are to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The dropped version. The changed pages of the next one are in rows `Changed`.
+    pub dropped: Version,
 }
 
 /// The changed pages of a version.
@@ -66,24 +150,142 @@ impl Head {
     pub const EMPTY: Head = Head {
         snapshot: Snapshot::EMPTY,
         since: Version::ZERO,
+        lasting: PageCount::ZERO,
     };
 
+    fn put(&self, out: &mut Vec<u8>) {
+        put_snapshot(out, &self.snapshot);
+        out.extend(self.since.get().to_be_bytes());
+        out.extend(self.lasting.get().to_be_bytes());
+    }
+}
+
+fn put_snapshot(out: &mut Vec<u8>, snapshot: &Snapshot) {
+    out.extend(snapshot.version.get().to_be_bytes());
+    let size = snapshot.page_size.map_or(0, PageSize::get);
+    out.extend(size.to_be_bytes());
+    out.extend(snapshot.page_count.get().to_be_bytes());
+}
+
+impl Database {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(24);
-        out.extend(self.snapshot.version.get().to_be_bytes());
-        let size = self.snapshot.page_size.map_or(0, PageSize::get);
-        out.extend(size.to_be_bytes());
-        out.extend(self.snapshot.page_count.get().to_be_bytes());
-        out.extend(self.since.get().to_be_bytes());
+        let mut out = Vec::with_capacity(64 + self.name.as_str().len());
+        self.head.put(&mut out);
+        for number in [self.time_ms, self.created_ms, self.versions] {
+            out.extend(number.to_be_bytes());
+        }
+        out.extend(self.name.as_str().as_bytes());
         out
     }
 
-    /// The head with this body.
+    /// The database with this body.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
-        let head = fields.head()?;
-        fields.0.is_empty().then_some(head)
+        Some(Self {
+            head: fields.head()?,
+            time_ms: fields.u64()?,
+            created_ms: fields.u64()?,
+            versions: fields.u64()?,
+            name: DatabaseName::try_from(std::str::from_utf8(fields.0).ok()?).ok()?,
+        })
+    }
+}
+
+impl Usage {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        [self.pages.to_be_bytes(), self.bytes.to_be_bytes()].concat()
+    }
+
+    /// The usage with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let mut fields = Fields(body);
+        let (pages, bytes) = (fields.u64()?, fields.u64()?);
+        fields.0.is_empty().then_some(Self { pages, bytes })
+    }
+}
+
+impl Segment {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Some(base) = &self.base {
+            out.extend(base.database.as_bytes());
+            base.head.put(&mut out);
+            out.extend(base.reach.get().to_be_bytes());
+        }
+        out
+    }
+
+    /// The segment with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        if body.is_empty() {
+            return Some(Self { base: None });
+        }
+        let mut fields = Fields(body);
+        let base = Base {
+            database: fields.database()?,
+            head: fields.head()?,
+            reach: fields.page_count()?,
+        };
+        fields.0.is_empty().then_some(Self { base: Some(base) })
+    }
+}
+
+impl Origin {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.database.as_bytes().to_vec();
+        put_snapshot(&mut out, &self.snapshot);
+        let from = self.restored_from.get();
+        for number in [self.time_ms, self.pages_changed, from] {
+            out.extend(number.to_be_bytes());
+        }
+        out
+    }
+
+    /// The origin with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let mut fields = Fields(body);
+        let origin = Self {
+            database: fields.database()?,
+            snapshot: fields.snapshot()?,
+            time_ms: fields.u64()?,
+            pages_changed: fields.u64()?,
+            restored_from: Version::new(fields.u64()?),
+        };
+        fields.0.is_empty().then_some(origin)
+    }
+}
+
+impl Past {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.commit.as_bytes().to_vec();
+        out.extend(self.time_ms.to_be_bytes());
+        out
+    }
+
+    /// What is left with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let mut fields = Fields(body);
+        let commit = CommitId::from_bytes(fields.take()?);
+        let time_ms = fields.u64()?;
+        fields.0.is_empty().then_some(Self { commit, time_ms })
+    }
+}
+
+impl Due {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        self.dropped.get().to_be_bytes().to_vec()
+    }
+
+    /// What is due with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let dropped = Version::new(u64::from_be_bytes(body.try_into().ok()?));
+        Some(Self { dropped })
     }
 }
 
@@ -91,8 +293,11 @@ impl Record {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.commit.as_bytes().to_vec();
-        out.extend(self.time_ms.to_be_bytes());
-        out.extend(self.head.encode());
+        let from = self.restored_from.get();
+        for number in [self.time_ms, self.ended_ms, from, self.pages_changed] {
+            out.extend(number.to_be_bytes());
+        }
+        self.head.put(&mut out);
         match &self.changed {
             Changed::All => out.push(0),
             Changed::Inline(pages) => {
@@ -111,7 +316,9 @@ impl Record {
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         let commit = CommitId::from_bytes(fields.take()?);
-        let time_ms = fields.u64()?;
+        let (time_ms, ended_ms) = (fields.u64()?, fields.u64()?);
+        let restored_from = Version::new(fields.u64()?);
+        let pages_changed = fields.u64()?;
         let head = fields.head()?;
         let changed = match fields.take::<1>()? {
             [0] => Changed::All,
@@ -122,6 +329,9 @@ impl Record {
         fields.0.is_empty().then_some(Self {
             commit,
             time_ms,
+            ended_ms,
+            restored_from,
+            pages_changed,
             head,
             changed,
         })
@@ -221,20 +431,34 @@ impl Fields<'_> {
         PageSize::try_from(self.u32()?).ok().map(PageSize::get)
     }
 
-    fn head(&mut self) -> Option<Head> {
+    fn page_count(&mut self) -> Option<PageCount> {
+        PageCount::try_from(self.u32()?).ok()
+    }
+
+    fn database(&mut self) -> Option<DatabaseId> {
+        self.take().map(DatabaseId::from_bytes)
+    }
+
+    fn snapshot(&mut self) -> Option<Snapshot> {
         let version = Version::new(self.u64()?);
         let page_size = match self.u32()? {
             0 => None,
             size => Some(PageSize::try_from(size).ok()?),
         };
-        let page_count = PageCount::try_from(self.u32()?).ok()?;
-        let since = Version::new(self.u64()?);
-        let snapshot = Snapshot {
+        let page_count = self.page_count()?;
+        Some(Snapshot {
             version,
             page_size,
             page_count,
-        };
-        Some(Head { snapshot, since })
+        })
+    }
+
+    fn head(&mut self) -> Option<Head> {
+        Some(Head {
+            snapshot: self.snapshot()?,
+            since: Version::new(self.u64()?),
+            lasting: self.page_count()?,
+        })
     }
 }
 
@@ -245,16 +469,22 @@ mod tests {
     use super::*;
 
     fn head() -> impl Strategy<Value = Head> {
-        (any::<u64>(), 0..9_u32, 0..u32::MAX, any::<u64>()).prop_map(
-            |(version, size, count, since)| Head {
+        (
+            any::<u64>(),
+            0..9_u32,
+            0..u32::MAX,
+            any::<u64>(),
+            0..u32::MAX,
+        )
+            .prop_map(|(version, size, count, since, lasting)| Head {
                 snapshot: Snapshot {
                     version: Version::new(version),
                     page_size: PageSize::try_from(256 << size).ok(),
                     page_count: PageCount::try_from(count).unwrap(),
                 },
                 since: Version::new(since),
-            },
-        )
+                lasting: PageCount::try_from(lasting).unwrap(),
+            })
     }
 
     fn pages() -> impl Strategy<Value = Vec<PageNumber>> {
@@ -272,17 +502,45 @@ mod tests {
 
     proptest! {
         #[test]
-        fn heads_come_back(head in head()) {
-            prop_assert_eq!(Head::decode(&head.encode()), Some(head));
+        fn databases_come_back(head in head(), numbers in any::<[u64; 3]>()) {
+            let [time_ms, created_ms, versions] = numbers;
+            let name = DatabaseName::try_from("a/é.db").unwrap();
+            let database = Database { head, time_ms, created_ms, versions, name };
+            prop_assert_eq!(Database::decode(&database.encode()), Some(database));
+        }
+
+        #[test]
+        fn what_versions_stand_on_comes_back(
+            id in any::<[u8; 16]>(), head in head(), reach in 0..u32::MAX, numbers in any::<[u64; 3]>()
+        ) {
+            let (database, reach) = (DatabaseId::from_bytes(id), PageCount::try_from(reach).unwrap());
+            for base in [None, Some(Base { database, head, reach })] {
+                let segment = Segment { base };
+                prop_assert_eq!(Segment::decode(&segment.encode()), Some(segment));
+            }
+            let [time_ms, pages_changed, from] = numbers;
+            let (snapshot, restored_from) = (head.snapshot, Version::new(from));
+            let origin = Origin { database, snapshot, time_ms, pages_changed, restored_from };
+            prop_assert_eq!(Origin::decode(&origin.encode()), Some(origin));
+            let usage = Usage { pages: time_ms, bytes: from };
+            prop_assert_eq!(Usage::decode(&usage.encode()), Some(usage));
         }
 
         #[test]
         fn records_come_back(
-            id in any::<[u8; 16]>(), time_ms in any::<u64>(), head in head(), changed in changed()
+            id in any::<[u8; 16]>(), numbers in any::<[u64; 4]>(), head in head(), changed in changed()
         ) {
             let commit = CommitId::from_bytes(id);
-            let record = Record { commit, time_ms, head, changed };
+            let [time_ms, ended_ms, from, pages_changed] = numbers;
+            let restored_from = Version::new(from);
+            let record = Record {
+                commit, time_ms, ended_ms, restored_from, pages_changed, head, changed,
+            };
             prop_assert_eq!(Record::decode(&record.encode()), Some(record));
+            let past = Past { commit, time_ms };
+            prop_assert_eq!(Past::decode(&past.encode()), Some(past));
+            let due = Due { dropped: restored_from };
+            prop_assert_eq!(Due::decode(&due.encode()), Some(due));
         }
 
         #[test]
@@ -308,7 +566,10 @@ mod tests {
 
         #[test]
         fn other_bytes_are_refused_or_decoded_without_harm(body in any::<Vec<u8>>()) {
-            let _ = Head::decode(&body);
+            let _ = Database::decode(&body);
+            let _ = Segment::decode(&body);
+            let _ = Origin::decode(&body);
+            let _ = (Usage::decode(&body), Past::decode(&body), Due::decode(&body));
             let _ = Record::decode(&body);
             if let Some(page) = PageBody::decode(&body) {
                 let _ = page.content();

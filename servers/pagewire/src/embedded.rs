@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, anyhow};
+use pagewire_local::DEFAULT_RETENTION;
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, bind_unix};
 use tokio::sync::oneshot;
@@ -67,7 +68,10 @@ impl EmbeddedServer {
     fn start(store: &std::path::Path) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("pagewire-").tempdir()?;
         let path = directory.path().join("socket");
-        let store = serve::open(&StoreSetting::Local(store.to_owned()))?;
+        let store = serve::open(&StoreSetting::Local(
+            store.to_owned(),
+            Some(DEFAULT_RETENTION),
+        ))?;
         let (stop, stopped) = oneshot::channel();
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let socket = path.clone();

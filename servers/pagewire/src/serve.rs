@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use pagewire_local::{DEFAULT_RETENTION, LocalOptions, LocalStore};
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, Settings, bind_tcp, bind_unix};
 use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
@@ -27,7 +28,7 @@ pub struct ServeArguments {
     #[arg(long, env = "PAGEWIRE_LEASE_TTL_MS", default_value_t = 5000)]
     lease_ttl_ms: u64,
     /// How long old versions are kept: `24h`, `7days`, `forever`, or `0` for no longer than somebody has them open
-    /// [default: forever in versioned-memory].
+    /// [default: 24h, forever in versioned-memory].
     #[arg(long, env = "PAGEWIRE_RETENTION")]
     retention: Option<String>,
     /// How many clients may be connected at a time.
@@ -45,8 +46,8 @@ pub enum StoreSetting {
     Memory,
     /// In memory, all versions for this long; `None` for ever.
     VersionedMemory(Option<Duration>),
-    /// On the local disk.
-    Local(PathBuf),
+    /// On the local disk, with all versions for this long; `None` for ever.
+    Local(PathBuf, Option<Duration>),
 }
 
 /// Where clients connect.
@@ -86,7 +87,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
         "versioned-memory" => Some(StoreSetting::VersionedMemory(retention.flatten())),
         text => match text.strip_prefix("local:") {
             Some(directory) if !directory.is_empty() => {
-                Some(StoreSetting::Local(PathBuf::from(directory)))
+                let retention = retention.unwrap_or(Some(DEFAULT_RETENTION));
+                Some(StoreSetting::Local(PathBuf::from(directory), retention))
             }
             _ => {
                 problems.push(format!(
@@ -96,8 +98,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
             }
         },
     };
-    if retention.is_some() && !matches!(store, Some(StoreSetting::VersionedMemory(_))) {
-        problems.push("--retention: only for versioned-memory".to_owned());
+    if retention.is_some() && store == Some(StoreSetting::Memory) {
+        problems.push("--retention: the memory store keeps no old versions".to_owned());
     }
     let listen = match arguments.listen.strip_prefix("unix:") {
         Some("") => {
@@ -160,10 +162,14 @@ pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
             };
             Arc::new(VersionedMemoryStore::with_options(options)?)
         }
-        StoreSetting::Local(directory) => Arc::new(
-            pagewire_local::LocalStore::open(directory)
-                .with_context(|| format!("store local:{}", directory.display()))?,
-        ),
+        StoreSetting::Local(directory, retention) => {
+            let options = LocalOptions {
+                retention: *retention,
+                ..LocalOptions::default()
+            };
+            let store = LocalStore::open_with(directory, options);
+            Arc::new(store.with_context(|| format!("store local:{}", directory.display()))?)
+        }
     })
 }
 
@@ -265,6 +271,18 @@ mod tests {
         assert_eq!(retention("1day").unwrap(), kept(Some(day)));
         assert_eq!(retention("0").unwrap(), kept(Some(Duration::ZERO)));
         assert_eq!(retention("forever").unwrap(), kept(None));
+        let forever = ServeArguments {
+            retention: Some("forever".into()),
+            ..arguments("local:/x", "[::1]:0", 1000)
+        };
+        let local = StoreSetting::Local("/x".into(), None);
+        assert_eq!(check(&forever).unwrap().store, local);
+        let memory = ServeArguments {
+            store: "memory".into(),
+            ..forever
+        };
+        let error = check(&memory).unwrap_err().to_string();
+        assert!(error.contains("keeps no old versions"), "{error}");
         let error = retention("soon").unwrap_err().to_string();
         assert!(error.contains("--retention soon"), "{error}");
     }
@@ -272,7 +290,8 @@ mod tests {
     #[test]
     fn stores_and_listeners_are_told_apart() {
         let checked = check(&arguments("local:/x/y", "unix:/tmp/s", 1000)).unwrap();
-        assert_eq!(checked.store, StoreSetting::Local("/x/y".into()));
+        let day = Some(Duration::from_secs(24 * 3600));
+        assert_eq!(checked.store, StoreSetting::Local("/x/y".into(), day));
         assert_eq!(checked.listen, ListenSetting::Unix("/tmp/s".into()));
         let checked = check(&arguments("memory", "[::1]:0", 1000)).unwrap();
         assert_eq!(checked.store, StoreSetting::Memory);

@@ -13,6 +13,7 @@ mod fixture;
 mod leases;
 mod medium;
 mod model;
+mod model_versions;
 mod names;
 mod oracle;
 mod reads;
@@ -57,6 +58,11 @@ pub trait StoreUnderTest: Send + Sync {
 
     /// Moves the clock of a store opened by [`StoreUnderTest::open_with_retention`], which otherwise stands still.
     fn advance_clock(&self, _by: Duration) {}
+
+    /// What is wrong inside, a sentence each, as far as the store can tell; asked when a collection has nothing left to do.
+    async fn audit(&self, _store: &Arc<dyn PageStore>) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Does damage; `false` where it cannot be done to this store.
     async fn damage(

@@ -1,8 +1,10 @@
 //! Random histories of several databases against the model of `oracle.rs`, everything checked after every step.
 //!
-//! One task, so that the model always knows the only right answer. What runs at the same time is tried in the rules.
+//! One task, so that the model always knows the only right answer. What runs at the same time is tried in the rules. What a
+//! store with versions can do besides is in `model_versions.rs`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::{
@@ -20,23 +22,44 @@ use crate::store::{
 const STEPS: usize = 500;
 /// Databases of a history.
 const DATABASES: usize = 3;
+/// How long versions are kept, where that can be set.
+pub(super) const RETENTION_MINUTES: u64 = 60;
 /// Page numbers that a history uses.
-const PAGES: u32 = 12;
+pub(super) const PAGES: u32 = 12;
 
-struct History<'a> {
-    bench: Bench,
-    context: Context<'a>,
-    random: Random,
-    models: Vec<Model>,
+pub(super) struct History<'a> {
+    pub(super) bench: Bench,
+    pub(super) context: Context<'a>,
+    pub(super) random: Random,
+    pub(super) models: Vec<Model>,
     stagings: Stagings,
     /// Commits that were sent, applied or not.
-    sent: Vec<Commit>,
+    pub(super) sent: Vec<Commit>,
     stamp: u64,
+    /// What each branch was made from, also of those that were removed.
+    pub(super) origins: BTreeMap<DatabaseId, (DatabaseId, u64)>,
+    /// Whether versions, tags and branches are tried.
+    pub(super) versions: bool,
+    /// How long the store keeps versions; `None` for longer than any trial.
+    pub(super) minutes: Option<u64>,
+    /// Minutes by the clock of the store since the beginning.
+    pub(super) now: u64,
 }
 
 pub(super) async fn random(context: Context<'_>) -> Outcome {
+    let kept = Duration::from_secs(60 * RETENTION_MINUTES);
+    let (bench, minutes) = match Bench::open_keeping(context, kept).await? {
+        Some(bench) => (bench, Some(RETENTION_MINUTES)),
+        None => (Bench::open(context).await?, None),
+    };
+    let capabilities = bench.store.capabilities();
     let mut history = History {
-        bench: Bench::open(context).await?,
+        bench,
+        versions: capabilities.versions && capabilities.branches,
+        // A store without versions keeps none for their age.
+        minutes: minutes.or((!capabilities.versions).then_some(0)),
+        now: 0,
+        origins: BTreeMap::new(),
         context,
         random: Random::new(context.seed),
         models: Vec::new(),
@@ -49,7 +72,7 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
         let id = history.bench.store.lookup(&name, true).await?;
         history.models.push(Model::new(id));
     }
-    let restarts = context.store.can_restart() && history.bench.store.capabilities().durable;
+    let restarts = context.store.can_restart() && capabilities.durable;
     for step in 0..STEPS {
         if restarts && history.random.percent(2) {
             history = history.restart().await?;
@@ -62,6 +85,10 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
 
 impl History<'_> {
     async fn step(&mut self) -> Result<(), Violation> {
+        if self.versions && self.random.percent(40) {
+            self.step_of_versions().await?;
+            return self.check_all().await;
+        }
         match self.random.below(100) {
             0..40 => self.commit().await?,
             40..46 => self.wrong_commit().await?,
@@ -74,10 +101,19 @@ impl History<'_> {
             92..95 => self.remove().await?,
             _ => {}
         }
+        self.check_all().await
+    }
+
+    async fn check_all(&mut self) -> Result<(), Violation> {
+        let thorough = self.random.percent(8);
         for index in 0..self.models.len() {
+            self.models[index].loosen(self.now, self.minutes);
             self.check_head(index).await?;
-            self.check_versions(index).await?;
+            self.check_versions(index, thorough).await?;
             self.check_changes(index).await?;
+            if self.versions {
+                self.check_list(index).await?;
+            }
         }
         Ok(())
     }
@@ -168,7 +204,7 @@ impl History<'_> {
         for part in &commit.databases {
             let model = self.models.iter_mut().find(|m| m.id == part.database);
             let model = model.ok_or_else(|| Violation("no such model".to_owned()))?;
-            model.apply(commit.id, part, &self.stagings);
+            model.apply(commit.id, part, &self.stagings, self.now);
         }
         let named = |id: &StagingId| {
             commit
@@ -221,10 +257,14 @@ impl History<'_> {
         }
         let versions = commit.databases.iter().map(|part| part.base.next());
         let committed = CommitOutcome::Committed(versions.collect());
+        let forgotten = commit.databases.iter().any(|part| self.may_forget(part));
         let answer = self.bench.store.commit(commit).await;
         let right = match &answer {
-            Ok(outcome) if applied => *outcome == committed,
+            Ok(outcome) if applied && !forgotten => *outcome == committed,
+            Ok(outcome) if applied && *outcome == committed => true,
             Ok(CommitOutcome::Conflict { .. } | CommitOutcome::LeaseLost { .. }) => all_exist,
+            // What a restore names may be gone by now.
+            Err(StoreError::VersionGone { .. }) => forgotten,
             Err(StoreError::DatabaseNotFound) => !all_exist,
             Ok(CommitOutcome::Committed(_)) | Err(_) => false,
         };
@@ -240,6 +280,13 @@ impl History<'_> {
         Ok(())
     }
 
+    /// Whether the record of the version that a commit made may be gone by age (C14).
+    fn may_forget(&self, part: &DatabaseCommit) -> bool {
+        let model = self.models.iter().find(|model| model.id == part.database);
+        let made = model.and_then(|model| model.versions.get(part.base.get() as usize + 1));
+        made.is_some_and(|made| made.loose && made.made + RETENTION_MINUTES <= self.now)
+    }
+
     fn is_stale(&self, part: &DatabaseCommit) -> bool {
         let model = self.models.iter().find(|model| model.id == part.database);
         model.is_none_or(|m| m.head() != part.base.get() || m.epoch != Some(part.epoch))
@@ -250,7 +297,7 @@ impl History<'_> {
         self.fence_one(index).await
     }
 
-    async fn fence_one(&mut self, index: usize) -> Result<(), Violation> {
+    pub(super) async fn fence_one(&mut self, index: usize) -> Result<(), Violation> {
         let model = &mut self.models[index];
         let epoch = self.bench.store.fence(model.id).await?;
         ensure!(
@@ -278,6 +325,7 @@ impl History<'_> {
             return Ok(());
         };
         let answer = self.bench.store.resolve(resolve).await?;
+        let forgotten = self.may_forget(first);
         let model = &mut self.models[index];
         let maker = model.makers.get(first.base.get() as usize).copied();
         match &answer {
@@ -302,6 +350,7 @@ impl History<'_> {
                 model.fenced(current[0]);
                 self.sent.push(commit);
             }
+            Resolution::Unknown(_) if forgotten => {}
             Resolution::Unknown(why) => {
                 return Err(Violation(format!("resolve does not know: {why}")));
             }
@@ -362,6 +411,7 @@ impl History<'_> {
             .protect(id, floor.map(Version::new), &[])
             .await?;
         self.models[index].protect(floor);
+        self.models[index].pins.clear();
         Ok(())
     }
 
@@ -375,8 +425,23 @@ impl History<'_> {
         let known = self.models.iter().any(|model| model.id == id);
         ensure!(!known, "a database created again has the id {id}");
         self.models[index] = Model::new(id);
-        self.stagings.retain(|(_, staged)| staged.database != old);
+        self.drop_stagings(old);
         Ok(())
+    }
+
+    pub(super) fn drop_stagings(&mut self, database: DatabaseId) {
+        self.stagings
+            .retain(|(_, staged)| staged.database != database);
+    }
+
+    /// A commit that succeeded.
+    pub(super) fn made(&mut self, commit: Commit) {
+        for part in &commit.databases {
+            if let Some(model) = self.models.iter_mut().find(|m| m.id == part.database) {
+                model.apply(commit.id, part, &self.stagings, self.now);
+            }
+        }
+        self.sent.push(commit);
     }
 
     /// Takes itself apart, since nobody may hold the store while it is opened anew.
@@ -395,31 +460,36 @@ impl History<'_> {
         Ok(())
     }
 
-    /// Every version reads as the model has it; what need not be kept may be gone.
-    async fn check_versions(&self, index: usize) -> Result<(), Violation> {
-        let model = &self.models[index];
+    /// Versions read as the model has them; what need not be kept may be gone.
+    async fn check_versions(&mut self, index: usize, thorough: bool) -> Result<(), Violation> {
+        let head = self.models[index].head();
+        let mut which: Vec<_> = match thorough {
+            true => (0..=head).collect(),
+            // Older ones were checked often enough.
+            false => (head.saturating_sub(6)..=head).collect(),
+        };
+        which.push(self.random.below(head as usize + 1) as u64);
         let pages: Vec<_> = (1..=PAGES + 1).map(number_of).collect();
-        // Older ones were checked often enough.
-        for version in model.oldest.min(model.head().saturating_sub(6))..=model.head() {
-            let read = self
-                .bench
-                .store
-                .read(model.id, Version::new(version), &pages);
-            let read = match read.await {
-                Err(StoreError::VersionGone { .. }) if version < model.oldest => continue,
-                read => read?,
+        for version in which {
+            let model = &self.models[index];
+            let right = &model.versions[version as usize];
+            let store = &self.bench.store;
+            let read = store.read(model.id, Version::new(version), &pages).await;
+            let read = match read {
+                Err(StoreError::VersionGone { .. }) if right.loose => continue,
+                read => read.map_err(|error| {
+                    Violation(format!("version {version} of database {index}: {error}"))
+                })?,
             };
             ensure!(read.len() == pages.len(), "{} pages", read.len());
             for (number, page) in pages.iter().zip(read) {
-                let right = model.versions[version as usize].page(*number);
                 ensure!(
-                    page == right,
-                    "page {number} of database {index} at version {version} of {}: {} of version {}, must be {} of version {}",
-                    model.head(),
+                    right.fits(*number, &page),
+                    "page {number} of database {index} at version {version} of {head}: {} of version {}, must be {} of version {}",
                     describe(&page.content),
                     page.version,
-                    describe(&right.content),
-                    right.version
+                    describe(&right.page(*number).content),
+                    right.page(*number).version
                 );
             }
         }
@@ -450,7 +520,8 @@ impl History<'_> {
         ensure!(counts.values().all(|n| *n == 1), "changes: {changed:?}");
         for number in (1..=PAGES).map(number_of) {
             ensure!(
-                old.page(number) == new.page(number) || counts.contains_key(&number),
+                old.page(number).content == new.page(number).content
+                    || counts.contains_key(&number),
                 "page {number} of database {index} differs between versions {since} and {}, changes: {changed:?}",
                 model.head()
             );

@@ -1,10 +1,11 @@
 //! The model of the random test: a full copy of every version. Slow and obvious; knows nothing of how stores work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use pagewire_proto::{
-    CommitId, DatabaseId, Epoch, PageCount, PageNumber, PageSize, Snapshot, StagingId, Version,
+    CommitId, DatabaseId, Epoch, PageCount, PageNumber, PageSize, Snapshot, StagingId, TagName,
+    Version,
 };
 
 use crate::store::{Commit, DatabaseCommit, StoredPage};
@@ -13,7 +14,21 @@ use crate::store::{Commit, DatabaseCommit, StoredPage};
 #[derive(Clone, Debug)]
 pub(super) struct Copy {
     pub(super) head: Snapshot,
-    pages: BTreeMap<PageNumber, StoredPage>,
+    pages: BTreeMap<PageNumber, Written>,
+    /// The version whose pages it took.
+    pub(super) restored_from: Option<u64>,
+    /// Minutes of the trial in which it was made.
+    pub(super) made: u64,
+    /// It need not be readable, or did not need to be for a moment.
+    pub(super) loose: bool,
+}
+
+/// A page, and what may be told to be the version that wrote it.
+#[derive(Clone, Debug)]
+struct Written {
+    content: Bytes,
+    low: Version,
+    high: Version,
 }
 
 /// A database: index is the version.
@@ -25,9 +40,11 @@ pub(super) struct Model {
     pub(super) versions: Vec<Copy>,
     /// Index is the version less one.
     pub(super) makers: Vec<CommitId>,
-    floor: Option<u64>,
-    /// From it on all versions have to be readable.
-    pub(super) oldest: u64,
+    pub(super) floor: Option<u64>,
+    /// From it on all versions are protected.
+    oldest: u64,
+    pub(super) pins: BTreeSet<u64>,
+    pub(super) tags: BTreeMap<TagName, u64>,
 }
 
 /// Staged pages.
@@ -48,13 +65,38 @@ pub(super) fn staging(stagings: &Stagings, id: StagingId) -> Option<&Staged> {
 }
 
 impl Copy {
-    /// A page of this version.
+    fn empty() -> Self {
+        Self {
+            head: Snapshot::EMPTY,
+            pages: BTreeMap::new(),
+            restored_from: None,
+            made: 0,
+            loose: false,
+        }
+    }
+
+    /// A page of this version, as of the newest version that may be told to have written it.
     pub(super) fn page(&self, number: PageNumber) -> StoredPage {
-        let nothing = StoredPage {
-            content: Bytes::new(),
-            version: Version::ZERO,
-        };
-        self.pages.get(&number).cloned().unwrap_or(nothing)
+        match self.pages.get(&number) {
+            Some(written) => StoredPage {
+                content: written.content.clone(),
+                version: written.high,
+            },
+            None => StoredPage {
+                content: Bytes::new(),
+                version: Version::ZERO,
+            },
+        }
+    }
+
+    /// Whether a store may answer this.
+    pub(super) fn fits(&self, number: PageNumber, page: &StoredPage) -> bool {
+        match self.pages.get(&number) {
+            Some(right) => {
+                right.content == page.content && (right.low..=right.high).contains(&page.version)
+            }
+            None => *page == self.page(number),
+        }
     }
 }
 
@@ -64,13 +106,57 @@ impl Model {
             id,
             epoch: None,
             largest_epoch: Epoch::NONE,
-            versions: vec![Copy {
-                head: Snapshot::EMPTY,
-                pages: BTreeMap::new(),
-            }],
+            versions: vec![Copy::empty()],
             makers: Vec::new(),
             floor: None,
             oldest: 0,
+            pins: BTreeSet::new(),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    /// A branch from a version of this one (V4).
+    pub(super) fn branch(&self, from: u64, id: DatabaseId, maker: CommitId, now: u64) -> Self {
+        let mut branch = Self::new(id);
+        let source = &self.versions[from as usize];
+        let first = Version::new(1);
+        let pages = source.pages.iter().map(|(number, written)| {
+            let content = written.content.clone();
+            let (low, high) = (first, first);
+            (*number, Written { content, low, high })
+        });
+        branch.versions.push(Copy {
+            head: Snapshot {
+                version: first,
+                ..source.head
+            },
+            pages: pages.collect(),
+            made: now,
+            ..Copy::empty()
+        });
+        branch.makers.push(maker);
+        branch.rise();
+        branch
+    }
+
+    /// Whether a version has to be kept, where stores keep what was the head within so many minutes; `None` for ever (V2).
+    pub(super) fn has_to_keep(&self, version: u64, now: u64, minutes: Option<u64>) -> bool {
+        let replaced = self
+            .versions
+            .get(version as usize + 1)
+            .map(|next| next.made);
+        version >= self.oldest
+            || self.pins.contains(&version)
+            || self.tags.values().any(|named| *named == version)
+            || minutes.is_none_or(|minutes| replaced.is_none_or(|made| made + minutes > now))
+    }
+
+    /// What did not have to be kept for a moment may be gone for ever.
+    pub(super) fn loosen(&mut self, now: u64, minutes: Option<u64>) {
+        for version in 0..=self.head() {
+            if !self.has_to_keep(version, now, minutes) {
+                self.versions[version as usize].loose = true;
+            }
         }
     }
 
@@ -90,6 +176,7 @@ impl Model {
     /// Nobody protects anything after a restart.
     pub(super) fn restart(&mut self) {
         self.epoch = None;
+        self.pins.clear();
         self.protect(None);
     }
 
@@ -104,7 +191,13 @@ impl Model {
     }
 
     /// What the commit makes of this database (C8).
-    pub(super) fn apply(&mut self, id: CommitId, part: &DatabaseCommit, stagings: &Stagings) {
+    pub(super) fn apply(
+        &mut self,
+        id: CommitId,
+        part: &DatabaseCommit,
+        stagings: &Stagings,
+        now: u64,
+    ) {
         let version = Version::new(self.head() + 1);
         let base = &self.versions[self.makers.len()];
         let mut pages = match base.head.page_size {
@@ -121,15 +214,37 @@ impl Model {
                 true => Bytes::from(vec![0; part.page_size.bytes()]),
                 false => content,
             };
-            pages.insert(number, StoredPage { content, version });
+            let (low, high) = (version, version);
+            pages.insert(number, Written { content, low, high });
         }
         pages.retain(|number, _| part.page_count.has(*number));
+        let restored_from = part.restore.map(Version::get);
+        if let Some(from) = restored_from {
+            let restored = self.versions[from as usize].pages.iter();
+            // Where the content is that of the base it may be told to be older (V5).
+            let low = |number, content: &Bytes| match base.pages.get(number) {
+                Some(page) if page.content == content => page.low,
+                _ => version,
+            };
+            let restored = restored.map(|(number, page)| {
+                let content = page.content.clone();
+                let (low, high) = (low(number, &content), version);
+                (*number, Written { content, low, high })
+            });
+            pages = restored.collect();
+        }
         let head = Snapshot {
             version,
             page_size: (part.page_count > PageCount::ZERO).then_some(part.page_size),
             page_count: part.page_count,
         };
-        self.versions.push(Copy { head, pages });
+        self.versions.push(Copy {
+            head,
+            pages,
+            restored_from,
+            made: now,
+            loose: false,
+        });
         self.makers.push(id);
         self.rise();
     }

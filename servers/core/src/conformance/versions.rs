@@ -86,6 +86,7 @@ pub(super) async fn v01(context: Context<'_>) -> Outcome {
     double.pages = writes(double.page_size, &[(2, 8)]);
     bench.commit(vec![double]).await?;
     differences_are_named(&bench, db, 8).await?;
+    drop(bench);
     times_are_of_their_versions(context).await
 }
 

@@ -2,20 +2,26 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_local::faults::{Fault, Faults, Place};
 use pagewire_local::keys::Key;
 use pagewire_local::{LocalOptions, LocalStore};
+use pagewire_server::clock::ManualClock;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 struct Local {
     directory: TempDir,
-    options: LocalOptions,
+    options: Mutex<LocalOptions>,
     faults: Arc<Faults>,
+    clock: ManualClock,
+    /// The store that is open.
+    opened: Mutex<Weak<LocalStore>>,
 }
 
 impl Local {
@@ -23,18 +29,22 @@ impl Local {
         let faults = Arc::new(Faults::default());
         Self {
             directory: tempfile::tempdir().unwrap(),
-            options: LocalOptions {
+            options: Mutex::new(LocalOptions {
                 staging_buffer_bytes,
                 faults: Some(Arc::clone(&faults)),
                 ..LocalOptions::default()
-            },
+            }),
             faults,
+            clock: ManualClock::default(),
+            opened: Mutex::default(),
         }
     }
 
     fn store(&self) -> Result<Arc<dyn PageStore>, StoreError> {
-        let store = LocalStore::open_with(self.directory.path(), self.options.clone());
-        Ok(Arc::new(store?))
+        let options = self.options.lock().clone();
+        let store = Arc::new(LocalStore::open_with(self.directory.path(), options)?);
+        *self.opened.lock() = Arc::downgrade(&store);
+        Ok(store)
     }
 }
 
@@ -42,6 +52,28 @@ impl Local {
 impl StoreUnderTest for Local {
     async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
         self.store()
+    }
+
+    async fn open_with_retention(
+        &self,
+        retention: Duration,
+    ) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
+        let with_retention = LocalOptions {
+            retention: Some(retention),
+            clock: self.clock.clock(),
+            ..self.options.lock().clone()
+        };
+        *self.options.lock() = with_retention;
+        self.store().map(Some)
+    }
+
+    async fn audit(&self, _store: &Arc<dyn PageStore>) -> Result<Vec<String>, StoreError> {
+        let opened = self.opened.lock().upgrade();
+        opened.map_or(Ok(Vec::new()), |store| store.audit(true))
+    }
+
+    fn advance_clock(&self, by: Duration) {
+        self.clock.advance(by);
     }
 
     fn can_restart(&self) -> bool {

@@ -2,7 +2,9 @@
 
 mod conformance;
 mod crash;
+mod crash_collect;
 mod measure;
 mod opening;
 mod places;
 mod scene;
+mod versions;

@@ -1,3 +1,4 @@
 //! Tests of the versioned memory store.
 
 mod conformance;
+mod wrong_stores;

@@ -1,0 +1,221 @@
+//! What versions, branches and collection take on the disk and at reading: space that comes back, depth that is bounded,
+//! branches that cost the same at any size.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pagewire_local::{LocalOptions, LocalStore};
+use pagewire_proto::{
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, UnixMillis,
+    Version,
+};
+use pagewire_server::clock::ManualClock;
+use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite};
+
+const SIZE: PageSize = PageSize::MIN;
+
+fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> LocalStore {
+    let options = LocalOptions {
+        retention,
+        clock: clock.clock(),
+        ..LocalOptions::default()
+    };
+    LocalStore::open_with(directory, options).unwrap()
+}
+
+fn name(name: &str) -> DatabaseName {
+    DatabaseName::try_from(name).unwrap()
+}
+
+fn content(number: u32, stamp: u64) -> Bytes {
+    let mut state = stamp * 1_000_003 + u64::from(number) + 1;
+    let byte = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..SIZE.get()).map(byte).collect()
+}
+
+async fn commit(
+    store: &LocalStore,
+    (database, epoch): (DatabaseId, Epoch),
+    base: u64,
+    count: u32,
+    pages: impl Iterator<Item = u32>,
+) {
+    let pages = pages.map(|number| PageWrite {
+        number: PageNumber::try_from(number).unwrap(),
+        content: content(number, base + 1),
+    });
+    let part = DatabaseCommit {
+        database,
+        base: Version::new(base),
+        epoch,
+        page_size: SIZE,
+        page_count: PageCount::try_from(count).unwrap(),
+        stagings: Vec::new(),
+        pages: pages.collect(),
+        restore: None,
+    };
+    let id = CommitId::random().unwrap();
+    let databases = vec![part];
+    let outcome = store.commit(Commit { id, databases }).await.unwrap();
+    assert!(
+        matches!(outcome, CommitOutcome::Committed(_)),
+        "{outcome:?}"
+    );
+}
+
+async fn database(store: &LocalStore, label: &str) -> (DatabaseId, Epoch) {
+    let id = store.lookup(&name(label), true).await.unwrap();
+    (id, store.fence(id).await.unwrap())
+}
+
+async fn branch(store: &LocalStore, source: DatabaseId, label: &str) -> (DatabaseId, Epoch) {
+    let id = DatabaseId::random().unwrap();
+    let name = name(label);
+    let branch = store.branch(source, &Moment::Age(0), id, &name).await;
+    branch.unwrap();
+    (id, store.fence(id).await.unwrap())
+}
+
+async fn collect(store: &LocalStore) {
+    while store.collect(None).await.unwrap().more {}
+    let problems = store.audit(true).unwrap();
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
+fn file_bytes(directory: &Path) -> u64 {
+    std::fs::metadata(directory.join("data.mdb")).unwrap().len()
+}
+
+/// Without anybody asking for a collection.
+#[tokio::test]
+async fn v6_endless_overwriting_does_not_let_the_file_grow() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(directory.path(), Some(Duration::ZERO), &clock);
+    let db = database(&store, "a").await;
+    for base in 0..200 {
+        commit(&store, db, base, 100, 1..=100).await;
+    }
+    let early = file_bytes(directory.path());
+    for base in 200..2000 {
+        commit(&store, db, base, 100, 1..=100).await;
+    }
+    let late = file_bytes(directory.path());
+    println!("{early} bytes after 200 commits, {late} after 2000");
+    // The records of an hour stay, some 100 bytes each; the pages would be 90 MiB.
+    assert!(late < early + (2 << 20), "{early} bytes became {late}");
+    collect(&store).await;
+    let described = store.describe(db.0).await.unwrap();
+    assert_eq!((described.versions, described.pages), (1, 100));
+}
+
+/// An agent that goes on from its last branch, and drops the one before, for ever.
+#[tokio::test]
+async fn b2_depth_is_bounded_and_what_nobody_stands_on_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(directory.path(), Some(Duration::ZERO), &clock);
+    let main = database(&store, "main").await;
+    commit(&store, main, 0, 200, 1..=200).await;
+    let (mut last, mut label) = (main.0, "main".to_owned());
+    for step in 1..=300_u32 {
+        let next = branch(&store, last, &format!("b{step}")).await;
+        commit(&store, next, 1, 200, [step % 200 + 1, 7].into_iter()).await;
+        if step > 1 {
+            store.remove(&name(&label)).await.unwrap();
+        }
+        (last, label) = (next.0, format!("b{step}"));
+    }
+    collect(&store).await;
+    let depth = store.depth(last).unwrap();
+    assert!(depth <= 8, "a page is looked for in {depth} places");
+    let all: Vec<_> = (1..=200)
+        .map(|n| PageNumber::try_from(n).unwrap())
+        .collect();
+    let pages = store.read(last, Version::new(2), &all).await.unwrap();
+    for (number, page) in (1..).zip(pages) {
+        // 300 steps wrote each of the pages once at least, as version 2 of some branch.
+        assert_eq!(page.content, content(number, 2), "page {number}");
+    }
+    // What is left of 300 branches is what one of them has.
+    store.remove(&name("main")).await.unwrap();
+    collect(&store).await;
+    store.remove(&name(&label)).await.unwrap();
+    collect(&store).await;
+    let described = store.list("", "", 10).await.unwrap();
+    assert!(described.is_empty());
+}
+
+/// The file grows by less than a few pages of the engine, however large the source is. As many pages as the variable
+/// `PAGEWIRE_TEST_BRANCH_PAGES` says: 2097152 are 1 GiB.
+#[tokio::test]
+async fn v4_a_branch_takes_the_same_at_any_size() {
+    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
+    let large = std::env::var("PAGEWIRE_TEST_BRANCH_PAGES");
+    let large: u32 = large.map_or(40_000, |pages| pages.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = open(directory.path(), None, &clock);
+    let mut grown = Vec::new();
+    for (label, pages) in [("small", 2048), ("large", large)] {
+        let db = database(&store, label).await;
+        let mut base = 0;
+        for from in (1..=pages).step_by(8192) {
+            let to = pages.min(from + 8191);
+            commit(&store, db, base, to, from..=to).await;
+            base += 1;
+        }
+        let before = file_bytes(directory.path());
+        let began = std::time::Instant::now();
+        let made = branch(&store, db.0, &format!("{label}/branch")).await;
+        println!("{pages} pages: {:?}", began.elapsed());
+        grown.push(file_bytes(directory.path()) - before);
+        let usage = store.describe(made.0).await.unwrap();
+        assert_eq!((usage.pages, usage.bytes), (0, 0));
+        // Both go on, and the parent goes.
+        commit(&store, made, 1, pages, [pages].into_iter()).await;
+        commit(&store, db, base, pages, [1].into_iter()).await;
+        store.remove(&name(label)).await.unwrap();
+        let ends = [1, pages].map(|n| PageNumber::try_from(n).unwrap());
+        let read = store.read(made.0, Version::new(2), &ends).await.unwrap();
+        assert_eq!(read[0].content, content(1, 1));
+        assert_eq!(read[1].content, content(pages, 2));
+    }
+    println!("the file grew by {grown:?} bytes");
+    assert!(grown.iter().all(|bytes| *bytes <= 256 << 10), "{grown:?}");
+}
+
+/// Neither find nor read has to look at the versions in between.
+#[tokio::test]
+async fn v1_a_time_is_found_among_many_versions() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = Arc::new(open(directory.path(), None, &clock));
+    let db = database(&store, "a").await;
+    for base in 0..600 {
+        clock.advance(Duration::from_millis(10));
+        commit(&store, db, base, 3, [base as u32 % 3 + 1].into_iter()).await;
+    }
+    let first = store.find(db.0, &Moment::Version(Version::new(1))).await;
+    let first = first.unwrap().time.0;
+    for version in [1, 2, 3, 300, 301, 512, 599, 600] {
+        for plus in [0, 9] {
+            let time = first + (version - 1) * 10 + plus;
+            let found = store.find(db.0, &Moment::Time(UnixMillis(time))).await;
+            assert_eq!(found.unwrap().snapshot.version.get() as i64, version);
+        }
+    }
+    // A clock that is set back makes no time fall (K4).
+    clock.turn_back(Duration::from_secs(3600));
+    commit(&store, db, 600, 3, [1].into_iter()).await;
+    let head = store.find(db.0, &Moment::Age(0)).await.unwrap();
+    assert_eq!(head.snapshot.version.get(), 601);
+    assert_eq!(head.time.0, first + 599 * 10);
+}
