@@ -11,6 +11,7 @@ mod concurrency;
 mod history;
 mod leases;
 mod outages;
+mod prefetch;
 mod readers;
 mod round_trips;
 mod silent_wrong_data;
