@@ -9,6 +9,7 @@ mod causal;
 mod commit_faults;
 mod concurrency;
 mod history;
+mod hot_list;
 mod leases;
 mod outages;
 mod prefetch;
