@@ -8,6 +8,7 @@ mod commit;
 pub mod counters;
 mod gather;
 mod history;
+mod link;
 mod news;
 mod runtime;
 mod session;
@@ -40,6 +41,7 @@ pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
 use counters::{COUNTERS, CallKind};
 use gather::Gathering;
 pub use history::{Description, VersionList};
+pub use link::Link;
 pub use runtime::Runtime;
 pub use session::{PinCall, Session};
 pub use stage::{PageSource, StagePages};
@@ -54,8 +56,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
 /// How long a DeleteDatabase waits for the CloseDatabase that this process sent before it.
 const CLOSE_ARRIVES_WITHIN: Duration = Duration::from_millis(250);
-/// Pages wanted along with an open: a small database comes whole, without another round trip.
-const OPEN_PAGE_BYTES: u32 = 256 << 10;
+/// Pages wanted along with an open, so that they cost no other round trip: a small database comes whole, and of a table of 1,000,000
+/// rows of 100 bytes all interior pages, which are 63 of 4 KiB.
+const OPEN_PAGE_BYTES: u32 = 384 << 10;
 
 type Stub = PageServiceClient<InterceptedService<PromptEnd, Bearer>>;
 
@@ -78,8 +81,8 @@ impl Interceptor for Bearer {
 pub struct Client {
     /// Everything that tasks of the runtime may hold too.
     pub core: Arc<Core>,
-    /// Pages of all databases of the client.
-    pub cache: PageCache,
+    /// Pages of all databases of the client. Tasks of the runtime may hold it too.
+    pub cache: Arc<PageCache>,
     runtime: Runtime,
     slots: Mutex<HashMap<DatabaseName, Arc<Slot>>>,
 }
@@ -95,6 +98,8 @@ pub struct Core {
     /// The session of this process with the endpoint.
     pub session: Session,
     known: Arc<Mutex<Known>>,
+    /// What is known of the way to the server.
+    pub link: Link,
 }
 
 /// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
@@ -228,11 +233,12 @@ impl Client {
             stub,
             session: Session::new()?,
             known: Arc::default(),
+            link: Link::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {
             core,
-            cache: PageCache::new(cache_bytes),
+            cache: Arc::new(PageCache::new(cache_bytes)),
             runtime,
             slots: Mutex::new(HashMap::new()),
         })
@@ -307,6 +313,11 @@ impl Client {
         self.runtime.spawn(task);
     }
 
+    /// Starts a task that makes progress whether somebody calls or not: somebody will ask for its result soon.
+    pub fn spawn_urgent(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn_urgent(task);
+    }
+
     /// Makes pushes for a database reach it. Returns the newest epoch of it that this client has released.
     pub fn subscribe(&self, database: &Arc<DatabaseState>) -> Epoch {
         let mut known = self.core.known.lock();
@@ -329,8 +340,14 @@ impl Client {
         known.open.insert(database.id(), Arc::downgrade(database));
     }
 
-    /// The opposite of [`Client::subscribe`]; tells the server that nobody here has the database open.
-    pub fn unsubscribe(&self, database: &Arc<DatabaseState>, open_sequence: u64) {
+    /// The opposite of [`Client::subscribe`]; tells the server that nobody here has the database open, and what the
+    /// next one will want first.
+    pub fn unsubscribe(
+        &self,
+        database: &Arc<DatabaseState>,
+        open_sequence: u64,
+        hot_pages: Vec<u32>,
+    ) {
         let mut known = self.core.known.lock();
         known.release(database.id(), database.released());
         let is_ours =
@@ -341,7 +358,7 @@ impl Client {
         drop(known);
         self.core
             .session
-            .close_database(database.id(), open_sequence);
+            .close_database(database.id(), open_sequence, hot_pages);
     }
 
     /// The database of the name, if a connection of this process has it open.
@@ -446,7 +463,7 @@ impl Core {
         (open, known.settled_opens())
     }
 
-    /// One attempt, bounded by the deadline.
+    /// One attempt that somebody waits for, bounded by the deadline.
     async fn once<Q, A, F, Fut>(
         &self,
         kind: CallKind,
@@ -460,8 +477,24 @@ impl Core {
         F: FnOnce(Stub, Q) -> Fut,
         Fut: Future<Output = std::result::Result<Response<A>, Status>>,
     {
-        let begun = Instant::now();
         COUNTERS.waited(kind);
+        self.attempt(kind, deadline, request, call).await
+    }
+
+    async fn attempt<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message,
+        A: Message,
+        F: FnOnce(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let begun = Instant::now();
         let sent = request.encoded_len();
         match tokio::time::timeout_at(deadline, call(self.stub.clone(), request)).await {
             Ok(Ok(response)) => {
@@ -646,12 +679,7 @@ impl Core {
         pages: Vec<PageNumber>,
         deadline: Instant,
     ) -> std::result::Result<Vec<Page>, CallError> {
-        let request = pb::ReadPagesRequest {
-            session_id: self.session.id().to_wire(),
-            database_id: id.to_wire(),
-            version: snapshot.version.get(),
-            pages: pages.iter().map(|page| page.get()).collect(),
-        };
+        let request = self.read_request(id, snapshot, &pages);
         let answer = self
             .repeat(
                 CallKind::Read,
@@ -660,27 +688,46 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        if answer.pages.is_empty() || answer.pages.len() > pages.len() {
-            return valid(Err(pagewire_proto::Invalid::new(
-                "pages",
-                format!("{} pages for {} asked", answer.pages.len(), pages.len()),
-            )));
+        pages_of(answer, &pages, snapshot)
+    }
+
+    /// The same for pages that nobody waits for yet; not repeated, since whoever needs them asks himself.
+    pub async fn read_pages_ahead(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+        deadline: Instant,
+    ) -> std::result::Result<Vec<Page>, CallError> {
+        let request = self.read_request(id, snapshot, pages);
+        COUNTERS.background(CallKind::Read);
+        let sent = self.link.sent(std::time::Instant::now());
+        let answer = self
+            .attempt(
+                CallKind::Read,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.read_pages(request).await },
+            )
+            .await?;
+        let pages = pages_of(answer, pages, snapshot)?;
+        let bytes = pages.iter().map(|page| page.content.len() as u64).sum();
+        self.link.arrived(&sent, bytes, std::time::Instant::now());
+        Ok(pages)
+    }
+
+    fn read_request(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+    ) -> pb::ReadPagesRequest {
+        pb::ReadPagesRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            version: snapshot.version.get(),
+            pages: pages.iter().map(|page| page.get()).collect(),
         }
-        let mut received = Vec::with_capacity(answer.pages.len());
-        for (wire, asked) in answer.pages.into_iter().zip(pages) {
-            let page = valid(Page::from_wire(wire, snapshot.page_size))?;
-            if page.number != asked || page.version > snapshot.version {
-                return valid(Err(pagewire_proto::Invalid::new(
-                    "pages",
-                    format!(
-                        "page {} of version {} for page {asked} at {}",
-                        page.number, page.version, snapshot.version
-                    ),
-                )));
-            }
-            received.push(page);
-        }
-        Ok(received)
     }
 
     /// Asks for the write lease.
@@ -757,6 +804,35 @@ impl Opened {
             found,
         })
     }
+}
+
+/// The pages of an answer, which are the first of those asked for.
+fn pages_of(
+    answer: pb::ReadPagesResponse,
+    pages: &[PageNumber],
+    snapshot: Snapshot,
+) -> std::result::Result<Vec<Page>, CallError> {
+    if answer.pages.is_empty() || answer.pages.len() > pages.len() {
+        return valid(Err(pagewire_proto::Invalid::new(
+            "pages",
+            format!("{} pages for {} asked", answer.pages.len(), pages.len()),
+        )));
+    }
+    let mut received = Vec::with_capacity(answer.pages.len());
+    for (wire, asked) in answer.pages.into_iter().zip(pages) {
+        let page = valid(Page::from_wire(wire, snapshot.page_size))?;
+        if page.number != *asked || page.version > snapshot.version {
+            return valid(Err(pagewire_proto::Invalid::new(
+                "pages",
+                format!(
+                    "page {} of version {} for page {asked} at {}",
+                    page.number, page.version, snapshot.version
+                ),
+            )));
+        }
+        received.push(page);
+    }
+    Ok(received)
 }
 
 /// An answer that breaks the protocol is an error that repeating does not mend.

@@ -194,6 +194,7 @@ async fn k1_the_end_of_a_session_or_of_an_open_lets_go() {
     let close = Request::CloseDatabase(pb::CloseDatabase {
         database_id: database.id.clone(),
         open_sequence: 0,
+        hot_pages: Vec::new(),
     });
     readers[1].0.send(close);
     readers[1].0.heartbeat(Vec::new()).await;

@@ -210,6 +210,7 @@ async fn s2_whoever_gives_a_subscription_up_is_not_waited_for() {
             "close" => reader.send(Request::CloseDatabase(pb::CloseDatabase {
                 database_id: scene.database.id.clone(),
                 open_sequence: 0,
+                hot_pages: Vec::new(),
             })),
             "goodbye" => reader.goodbye().await,
             "hello" => assert!(reader.connect().await.resumed),

@@ -51,6 +51,7 @@ impl Scene {
         self.client.send(Request::CloseDatabase(pb::CloseDatabase {
             database_id: self.databases[index].id.clone(),
             open_sequence: 0,
+            hot_pages: Vec::new(),
         }));
         self.client.heartbeat(Vec::new()).await;
     }
