@@ -9,7 +9,8 @@ Debian's Python with the loadable library writes N MiB of random bytes (default 
  * the anonymous memory (RssAnon + RssShmem of /proc/PID/status) of client and server stays below 256 MiB all the time. VmRSS
    less RssFile, that is: the local store maps its file, and the pages of that mapping are the kernel's page cache, which it
    takes back as it likes. VmHWM, which has them, is printed beside it;
- * the COMMIT is exactly one commit call;
+ * the COMMIT is exactly one commit call, and no other comes before it. Most pages were staged by then: the call carries no more
+   bytes than a small transaction may have, and takes less than half of the time of the whole;
  * another process finds all of it, and integrity_check says ok.
 Then K times (default 4): the same transaction on top, and client or server killed with SIGKILL at a random moment before or
 during COMMIT (a kill that comes after its end is looked at in the same way, and does not count). Afterwards the transaction is there whole or not at all: whole if COMMIT had returned, not at all if it had
@@ -35,6 +36,8 @@ MIB = 1 << 20
 MEMORY_LIMIT = 256 * MIB
 SAMPLE_SECONDS = 0.01
 LEASE_TTL_MS = 2000
+# What a COMMIT carries at most that stages nothing: the default of PAGEWIRE_STAGE_BYTES. A small test takes less, so as to stage too.
+STAGE_BYTES = 64 * MIB
 # Bytes of the random part of a row: most fit into a page with others, every 256th takes a chain of overflow pages.
 ROW_BYTES = "iif(i % 256 = 0, 16000, 200 + i * 7919 % 1600)"
 ROW_BYTES_MEAN = 16000 / 256 + 999.5 * 255 / 256
@@ -71,8 +74,10 @@ def work(tag, mib, uri, library):
     """Says how far it is, a line for each step, so that the controller knows what a kill has met."""
     connection, own = connect(uri, library)
 
-    def commits():
-        return own.execute("SELECT count + background FROM pagewire_rpc WHERE kind = 'commit'").fetchone()[0]
+    def calls():
+        """Commit calls and their bytes, stage calls and their bytes."""
+        rpc = "SELECT count + background, bytes_sent FROM pagewire_rpc WHERE kind = ?"
+        return " ".join(str(n) for kind in ("commit", "stage") for n in own.execute(rpc, (kind,)).fetchone())
 
     try:
         connection.executescript(
@@ -82,7 +87,7 @@ def work(tag, mib, uri, library):
             "CREATE TABLE IF NOT EXISTS done(tag TEXT PRIMARY KEY, rows INTEGER);"
         )
         rows = int(mib * MIB / ROW_BYTES_MEAN)
-        say("begin", commits())
+        say("begin", calls())
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(
             "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < ?2)"
@@ -90,9 +95,9 @@ def work(tag, mib, uri, library):
             (tag, rows),
         )
         connection.execute("INSERT INTO done VALUES(?, ?)", (tag, rows))
-        say("commit", commits())
+        say("commit", calls())
         connection.execute("COMMIT")
-        say("committed", commits())
+        say("committed", calls())
     except sqlite3.Error as error:
         text = own.execute("SELECT pagewire_last_error()").fetchone()[0]
         say("error", f"{error}: {text}".replace("\n", " "))
@@ -205,7 +210,8 @@ class BigTransaction:
         self.log = open(self.scratch / "clients.log", "a")
         self.server = Server(f"local:{scratch}/store", f"{scratch}/server.log", free_port(), LEASE_TTL_MS).start()
         self.uri = f"file:big.db?vfs=pagewire&endpoint={self.server.endpoint}"
-        self.environment = guest_environment(self.server.endpoint)
+        self.stage_bytes = min(STAGE_BYTES, self.mib * MIB // 4)
+        self.environment = guest_environment(self.server.endpoint, PAGEWIRE_STAGE_BYTES=str(self.stage_bytes))
         self.present = set()
 
     def store_bytes(self):
@@ -248,18 +254,24 @@ class BigTransaction:
         if not self.server.alive():
             raise Broken("the server ended by itself")
         figures = ", ".join(one.end(who) for one, who in zip(memory, ("client", "server")))
-        calls = int(client.said["committed"]) - int(client.said["begin"])
-        before = int(client.said["commit"]) - int(client.said["begin"])
-        if (before, calls) != (0, 1):
-            raise Broken(f"{before} commit calls before COMMIT and {calls} with it, not 0 and 1")
+        begin, commit, committed = ([int(n) for n in client.said[step].split()] for step in ("begin", "commit", "committed"))
+        if (commit[0] - begin[0], committed[0] - commit[0]) != (0, 1):
+            raise Broken(f"{begin[0]}, {commit[0]} and {committed[0]} commit calls at BEGIN, before and after COMMIT: not one by COMMIT")
+        carried, staged = committed[1] - begin[1], committed[3] - begin[3]
+        if carried > self.stage_bytes:
+            raise Broken(f"COMMIT carried {carried / MIB:.1f} MiB itself, {staged / MIB:.1f} MiB had been staged")
+        if carried + staged < self.mib * MIB:
+            raise Broken(f"{carried} + {staged} bytes were sent for {self.mib} MiB: the figures are wrong")
         self.body_seconds = client.at["commit"] - client.at["begin"]
         self.commit_seconds = client.at["committed"] - client.at["commit"]
+        if self.commit_seconds > self.body_seconds:
+            raise Broken(f"COMMIT took {self.commit_seconds:.1f} s, everything before it {self.body_seconds:.1f} s")
         self.present.add(tag)
         if self.check() != self.present:
             raise Broken(f"{tag} is not all there is: {self.present}")
         print(
             f"big transaction: {tag}: {self.mib} MiB; rows written in {self.body_seconds:.1f} s, COMMIT {self.commit_seconds:.1f} s"
-            f" in 1 commit call, looked at by another process in {self.check_seconds:.1f} s; memory: {figures};"
+            f" in 1 commit call with {carried / MIB:.1f} MiB, {staged / MIB:.1f} MiB in {committed[2] - begin[2]} stage calls, looked at by another process in {self.check_seconds:.1f} s; memory: {figures};"
             f" store {self.store_bytes() / MIB:.0f} MiB",
             flush=True,
         )

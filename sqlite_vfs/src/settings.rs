@@ -14,6 +14,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 /// Pages of a running transaction that are kept in memory; the rest goes to an unlinked temporary file.
 const DEFAULT_OVERLAY_BYTES: u64 = 16 << 20;
+/// Design, section 4: a COMMIT of up to 64 MiB is one call and nothing else.
+const DEFAULT_STAGE_BYTES: u64 = 64 << 20;
 /// Longest time for which a bounded reader may go without news: a day.
 const MAX_STALENESS_MS: u64 = 86_400_000;
 
@@ -48,6 +50,8 @@ pub struct ProcessSettings {
     pub cache_bytes: u64,
     /// `PAGEWIRE_OVERLAY_BYTES`: bytes of a transaction's pages kept in memory for each connection.
     pub overlay_bytes: u64,
+    /// `PAGEWIRE_STAGE_BYTES`: bytes of pages beyond which a transaction is uploaded while it runs.
+    pub stage_bytes: u64,
     /// `PAGEWIRE_TIMEOUT_MS`: the deadline of each operation.
     pub timeout: Duration,
     /// `PAGEWIRE_BATCH_ATOMIC`: whether the VFS claims SQLITE_IOCAP_BATCH_ATOMIC.
@@ -98,6 +102,7 @@ impl ProcessSettings {
         };
         let cache_bytes = number("PAGEWIRE_CACHE_BYTES", DEFAULT_CACHE_BYTES, 0, 1 << 44);
         let overlay_bytes = number("PAGEWIRE_OVERLAY_BYTES", DEFAULT_OVERLAY_BYTES, 0, 1 << 44);
+        let stage_bytes = number("PAGEWIRE_STAGE_BYTES", DEFAULT_STAGE_BYTES, 0, 1 << 44);
         let timeout_ms = number(
             "PAGEWIRE_TIMEOUT_MS",
             DEFAULT_TIMEOUT.as_millis() as u64,
@@ -148,6 +153,7 @@ impl ProcessSettings {
             token,
             cache_bytes,
             overlay_bytes,
+            stage_bytes,
             timeout: Duration::from_millis(timeout_ms),
             batch_atomic,
             consistency: reading.consistency,
@@ -181,6 +187,8 @@ pub struct ConnectionSettings {
     pub subscribe: SubscribeWhen,
     /// The moment that it looks at; read-only then. `None` for the newest version.
     pub at: Option<Moment>,
+    /// Bytes of pages beyond which a transaction is uploaded while it runs.
+    pub stage_bytes: u64,
 }
 
 impl ConnectionSettings {
@@ -256,6 +264,7 @@ impl ConnectionSettings {
             consistency: reading.consistency,
             subscribe: reading.subscribe,
             at,
+            stage_bytes: process.stage_bytes,
         })
     }
 }

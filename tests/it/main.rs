@@ -16,4 +16,5 @@ mod readers;
 mod removals;
 mod round_trips;
 mod silent_wrong_data;
+mod staging;
 mod versions;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pagewire_proto::pb;
 use pagewire_proto::pb::page_service_client::PageServiceClient;
 use pagewire_proto::pb::page_service_server::{PageService, PageServiceServer};
+use pagewire_proto::status::Reason;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
@@ -55,6 +56,8 @@ pub enum Fault {
     RequestLate(Duration),
     /// Passed on so much later.
     Delay(Duration),
+    /// The server never sees it; the caller gets the status that a server sends for the reason.
+    Refused(Reason),
     /// ReadPages: one bit of the first page's content is another.
     FlippedBit,
     /// ReadPages: pages that nobody asked for, in the place of the right ones.
@@ -118,10 +121,14 @@ impl Proxy {
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
+        let incoming = TcpListenerStream::new(listener).map(|accepted| {
+            // As a page server does: otherwise a small answer waits for the acknowledgement of the one before.
+            accepted.inspect(|stream| drop(stream.set_nodelay(true)))
+        });
         runtime.spawn(
             Server::builder()
                 .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
+                .serve_with_incoming(incoming),
         );
         Self {
             address,
@@ -257,6 +264,10 @@ impl CallRelay {
                     late.strikes(call);
                 });
                 return Err(broken());
+            }
+            Some(Fault::Refused(reason)) => {
+                self.strikes(call);
+                return Err(reason.status("refused by the proxy"));
             }
             Some(Fault::Empty) => {
                 self.strikes(call);

@@ -1,30 +1,30 @@
-//! Commit and ResolveCommit: pages are streamed in bounded messages, straight from memory or from the spill file.
+//! Commit and ResolveCommit: pages that were not staged ahead are streamed in bounded messages, straight from memory or from the spill file.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use pagewire_proto::limits::BATCH_BYTES;
 use pagewire_proto::{
     CommitChecksum, CommitDatabase, CommitHeader, CommitId, CommitParticipant, DatabaseId, Epoch,
-    PageCount, PageNumber, PageSize, ResolveCommit, Version, pb,
+    PageCount, PageNumber, PageSize, ResolveCommit, StagingId, Version, pb,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::time::Instant;
 
 use super::counters::{COUNTERS, CallKind};
-use super::{Core, valid};
+use super::{Core, PageSource, valid};
 use crate::error::CallError;
 
-/// Where the content of a page to be committed lies.
+/// A page of a commit.
 #[derive(Clone, Debug)]
-pub enum PageSource {
-    /// In memory.
-    Memory(Bytes),
-    /// In the spill file of its part, at this byte offset.
-    Spilled(u64),
+pub struct CommitPage {
+    /// Which page.
+    pub number: PageNumber,
+    /// Its content.
+    pub source: PageSource,
+    /// One of the stagings has exactly this content, and no later one has another.
+    pub staged: bool,
 }
 
 /// What a commit makes of one database.
@@ -39,11 +39,13 @@ pub struct CommitPart {
     /// Of the new version.
     pub page_count: PageCount,
     /// Each page once, in ascending order.
-    pub pages: Vec<(PageNumber, PageSource)>,
+    pub pages: Vec<CommitPage>,
     /// Where spilled pages lie.
     pub spill: Option<Arc<File>>,
     /// The version whose pages the new one has; there are no others then.
     pub restore: Option<Version>,
+    /// What was staged ahead, in the order in which it applies.
+    pub stagings: Vec<StagingId>,
 }
 
 /// A commit that may be sent.
@@ -55,6 +57,8 @@ pub struct CommitAttempt {
     pub parts: Arc<Vec<CommitPart>>,
     /// Of the write lease of each part.
     pub epochs: Vec<Epoch>,
+    /// Whether it relies on what was staged ahead. Without, it carries all pages itself.
+    pub with_stagings: bool,
 }
 
 /// How a commit ended, as far as the server said.
@@ -130,7 +134,10 @@ impl Core {
                     epoch: *epoch,
                     page_size: part.page_size,
                     page_count: part.page_count,
-                    stagings: Vec::new(),
+                    stagings: match attempt.with_stagings {
+                        true => part.stagings.clone(),
+                        false => Vec::new(),
+                    },
                     restore: part.restore,
                 })
                 .collect(),
@@ -139,6 +146,7 @@ impl Core {
         let messages = Messages {
             header: Some((&header).into()),
             parts: Arc::clone(&attempt.parts),
+            with_stagings: attempt.with_stagings,
             part: 0,
             page: 0,
             checksum: Some(CommitChecksum::default()),
@@ -248,6 +256,7 @@ fn versions(
 struct Messages {
     header: Option<pb::CommitHeader>,
     parts: Arc<Vec<CommitPart>>,
+    with_stagings: bool,
     part: usize,
     page: usize,
     /// `None` after the last message.
@@ -266,10 +275,14 @@ impl Iterator for Messages {
             && bytes < BATCH_BYTES
         {
             let mut pages = Vec::new();
-            while let Some((number, source)) = part.pages.get(self.page)
+            while let Some(page) = part.pages.get(self.page)
                 && bytes < BATCH_BYTES
             {
-                let content = match content(part, source) {
+                self.page += 1;
+                if page.staged && self.with_stagings {
+                    continue;
+                }
+                let content = match page.source.read(part.page_size, part.spill.as_ref()) {
                     Ok(content) => content,
                     Err(error) => {
                         *self.failure.lock() = Some(error);
@@ -280,12 +293,11 @@ impl Iterator for Messages {
                 checksum.add(crc32);
                 bytes += content.len();
                 pages.push(pb::PageContent {
-                    number: number.get(),
+                    number: page.number.get(),
                     content,
                     crc32,
                     version: 0,
                 });
-                self.page += 1;
             }
             if !pages.is_empty() {
                 batches.push(pb::PageBatch {
@@ -311,20 +323,5 @@ impl Iterator for Messages {
         };
         COUNTERS.bytes(CallKind::Commit, message.encoded_len(), 0);
         Some(message)
-    }
-}
-
-fn content(part: &CommitPart, source: &PageSource) -> std::io::Result<Bytes> {
-    match source {
-        PageSource::Memory(content) => Ok(content.clone()),
-        PageSource::Spilled(offset) => {
-            let file = part
-                .spill
-                .as_ref()
-                .ok_or_else(|| std::io::Error::other("there is no spill file"))?;
-            let mut content = vec![0; part.page_size.bytes()];
-            file.read_exact_at(&mut content, *offset)?;
-            Ok(content.into())
-        }
     }
 }

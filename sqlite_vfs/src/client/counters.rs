@@ -35,6 +35,8 @@ kinds! {
     Read = "read";
     /// AcquireLease.
     Acquire = "acquire";
+    /// StagePages.
+    Stage = "stage";
     /// Commit.
     Commit = "commit";
     /// ResolveCommit.
@@ -53,7 +55,7 @@ kinds! {
     Branch = "branch";
     /// Heartbeat.
     Heartbeat = "heartbeat";
-    /// ReleaseLease and KeepLease.
+    /// ReleaseLease, KeepLease and DropStagings.
     Release = "release";
     /// Subscribe, Unsubscribe, and the news of a subscription with their answers.
     Push = "push";
@@ -91,6 +93,12 @@ impl Counters {
     /// A call that somebody waits for.
     pub fn waited(&self, kind: CallKind) {
         self.rows[kind as usize][0].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Somebody waits, after all, for a call that was counted as one for which nobody does.
+    pub fn waited_after_all(&self, kind: CallKind) {
+        self.rows[kind as usize][1].fetch_sub(1, Ordering::Relaxed);
+        self.waited(kind);
     }
 
     /// A call that nobody waits for.

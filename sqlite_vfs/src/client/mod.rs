@@ -11,6 +11,7 @@ mod history;
 mod news;
 mod runtime;
 mod session;
+mod stage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -35,12 +36,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use body::PromptEnd;
-pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
+pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
 use counters::{COUNTERS, CallKind};
 use gather::Gathering;
 pub use history::{Description, VersionList};
 pub use runtime::Runtime;
 pub use session::{PinCall, Session};
+pub use stage::{PageSource, StagePages};
 
 use crate::cache::PageCache;
 use crate::database::{Database, DatabaseState, Looked};

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, pb, version};
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, StagingId, pb, version};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc, watch};
@@ -297,6 +297,14 @@ impl Session {
         let mut phase = self.phase.subscribe();
         let over = phase.wait_for(|phase| !matches!(phase, Phase::Up(_)));
         let _ = tokio::time::timeout(patience, over).await;
+    }
+
+    /// Tells that what was staged belongs to no transaction any more.
+    pub(crate) fn drop_stagings(&self, stagings: &[StagingId]) {
+        let message = pb::DropStagings {
+            staging_ids: stagings.iter().map(|id| id.to_wire()).collect(),
+        };
+        self.send(CallKind::Release, Outgoing::DropStagings(message));
     }
 
     fn send(&self, kind: CallKind, message: Outgoing) -> bool {

@@ -7,8 +7,9 @@ use pagewire_proto::{PageCount, PageNumber, PageSize, Snapshot};
 use super::header::{self, Header};
 use super::overlay::Overlay;
 use super::read::{ReadAhead, read_range};
+use super::staging::Stager;
 use super::{Connection, Progress, State};
-use crate::client::CommitPart;
+use crate::client::{CommitPage, CommitPart};
 use crate::database::{CommitMember, commit};
 use crate::error::{Error, Kind, Result};
 
@@ -159,6 +160,7 @@ impl Connection {
         page_size: PageSize,
         page_count: PageCount,
     ) -> Result<CommitPart> {
+        let limits = self.stage_limits();
         let State::Writing { overlay, .. } = &mut self.state else {
             return Err(Error::new(
                 Kind::Bug,
@@ -183,17 +185,23 @@ impl Connection {
                 // Nothing of the base is kept where the page size differs, so zeros need not be sent.
                 if page.iter().any(|byte| *byte != 0) {
                     whole.put(index, bytes::Bytes::copy_from_slice(&page))?;
+                    Stager::go_on(&mut whole, &self.database, limits);
                 }
             }
-            *overlay = whole;
+            **overlay = whole;
         }
+        Stager::settle(overlay, &self.database);
         let mut pages = Vec::new();
         for index in overlay.indexes() {
             let number = PageNumber::try_from(index + 1)?;
             if page_count.has(number)
                 && let Some(source) = overlay.source(index)
             {
-                pages.push((number, source));
+                pages.push(CommitPage {
+                    number,
+                    source,
+                    staged: overlay.is_sent(index),
+                });
             }
         }
         Ok(CommitPart {
@@ -204,6 +212,7 @@ impl Connection {
             pages,
             spill: overlay.spill_file(),
             restore: None,
+            stagings: overlay.stager.stagings().to_vec(),
         })
     }
 
@@ -254,10 +263,11 @@ impl Connection {
             progress,
             counter,
             ..
-        } = &self.state
+        } = &mut self.state
         else {
             return;
         };
+        overlay.stager.consumed();
         let progress = match progress {
             Progress::Open | Progress::Over if may_fail => Progress::Durable(head.version),
             Progress::Open | Progress::Over | Progress::Durable(_) => Progress::Over,
@@ -284,7 +294,7 @@ impl Connection {
             return;
         };
         let base = base.snapshot();
-        *overlay = Overlay::new(
+        **overlay = Overlay::new(
             base.page_size,
             base.byte_size(),
             self.settings.overlay_bytes,

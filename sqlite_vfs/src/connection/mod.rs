@@ -32,6 +32,7 @@ mod header;
 pub mod header;
 mod overlay;
 mod read;
+mod staging;
 mod view;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use crate::file::spool::Spool;
 use crate::settings::ConnectionSettings;
 use overlay::Overlay;
 use read::ReadAhead;
+use staging::{StageLimits, Stager};
 use view::View;
 
 pub use commit::commit_group;
@@ -92,7 +94,7 @@ enum State {
     Writing {
         base: Pin,
         level: LockLevel,
-        overlay: Overlay,
+        overlay: Box<Overlay>,
         progress: Progress,
         /// The change counter that SQLite has in its page 1: it moves with each commit, except in exclusive locking mode.
         counter: u32,
@@ -280,12 +282,12 @@ impl Connection {
         }
     }
 
-    fn overlay_on(&self, base: &Snapshot) -> Overlay {
-        Overlay::new(
+    fn overlay_on(&self, base: &Snapshot) -> Box<Overlay> {
+        Box::new(Overlay::new(
             base.page_size,
             base.byte_size(),
             self.settings.overlay_bytes,
-        )
+        ))
     }
 
     /// xUnlock: K3, K5.
@@ -371,7 +373,7 @@ impl Connection {
 
     /// xWrite.
     pub fn write(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        let what = self.database.describe();
+        let limits = self.stage_limits();
         match &mut self.state {
             State::Failed {
                 rolled_back: false, ..
@@ -380,23 +382,41 @@ impl Connection {
             State::Refusing { error, .. } => Err(error.clone()),
             State::Idle | State::Reading { .. } => Err(Error::new(
                 Kind::ReadOnly,
-                format!("{what}: a write without a write lock is refused"),
+                format!(
+                    "{}: a write without a write lock is refused",
+                    self.database.describe()
+                ),
             )),
-            State::Writing { base, overlay, .. } => read::write_through(
-                &self.database,
-                &base.snapshot(),
-                overlay,
-                bytes,
-                offset,
-                self.settings.timeout,
-            ),
+            State::Writing { base, overlay, .. } => {
+                read::write_through(
+                    &self.database,
+                    &base.snapshot(),
+                    overlay,
+                    bytes,
+                    offset,
+                    self.settings.timeout,
+                )?;
+                Stager::go_on(overlay, &self.database, limits);
+                Ok(())
+            }
+        }
+    }
+
+    fn stage_limits(&self) -> StageLimits {
+        StageLimits {
+            bound: self.settings.stage_bytes,
+            timeout: self.settings.timeout,
         }
     }
 
     /// xTruncate. After a commit SQLite sets the size of the committed version, or of the one before if it rolls back.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         match &mut self.state {
-            State::Writing { overlay, .. } => overlay.truncate(size),
+            State::Writing { overlay, .. } => {
+                if overlay.truncate(size) {
+                    Stager::start_again(overlay);
+                }
+            }
             State::Refusing { error, .. } => return Err(error.clone()),
             State::Idle | State::Reading { .. } | State::Failed { .. } => {}
         }

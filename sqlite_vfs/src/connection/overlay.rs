@@ -2,8 +2,10 @@
 //!
 //! The unit is the page size of the base, or that of the first write into an empty database. SQLite also writes other
 //! lengths (VACUUM with a new page size, the backup API), so a unit is not a page until the commit says so.
+//!
+//! Each unit is "unsent" until its content was handed to a StagePages call (`staging.rs`), and again once it is replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pagewire_proto::PageSize;
 
+use super::staging::Stager;
 use crate::client::PageSource;
 use crate::error::Result;
 use crate::file::spool::{local_error, shared_temporary_file};
@@ -24,9 +27,39 @@ pub struct Overlay {
     memory_limit: u64,
     spill: Option<Arc<File>>,
     spill_end: u64,
+    /// The unsent units in the order of their last write, each under the number of that write; also what is sent, gone or
+    /// written again by now.
+    unsent: VecDeque<(u32, u64)>,
+    writes: u64,
+    unsent_bytes: u64,
+    /// What the server has of it already.
+    pub(super) stager: Stager,
 }
 
-enum Slot {
+struct Slot {
+    place: Place,
+    sent: Sent,
+    /// The number of its last write.
+    written: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Never,
+    /// Perhaps an older content, or this one without an answer.
+    Before,
+    /// This content.
+    Now,
+}
+
+impl Slot {
+    /// Whether this entry of the queue still says that it is to be sent.
+    fn is_due(&self, written: u64) -> bool {
+        self.written == written && self.sent != Sent::Now
+    }
+}
+
+enum Place {
     Memory(Bytes),
     Spilled(u64),
 }
@@ -42,6 +75,10 @@ impl Overlay {
             memory_limit,
             spill: None,
             spill_end: 0,
+            unsent: VecDeque::new(),
+            writes: 0,
+            unsent_bytes: 0,
+            stager: Stager::default(),
         }
     }
 
@@ -67,12 +104,12 @@ impl Overlay {
 
     /// Copies a part of a written unit; `false` if it was not written.
     pub fn read(&self, index: u32, within: usize, out: &mut [u8]) -> Result<bool> {
-        match self.slots.get(&index) {
+        match self.slots.get(&index).map(|slot| &slot.place) {
             None => return Ok(false),
-            Some(Slot::Memory(content)) => {
+            Some(Place::Memory(content)) => {
                 out.copy_from_slice(&content[within..within + out.len()])
             }
-            Some(Slot::Spilled(offset)) => {
+            Some(Place::Spilled(offset)) => {
                 if let Some(file) = &self.spill {
                     file.read_exact_at(out, offset + within as u64)
                         .map_err(local_error)?;
@@ -99,23 +136,59 @@ impl Overlay {
     pub fn put(&mut self, index: u32, content: Bytes) -> Result<()> {
         let length = content.len() as u64;
         let before = self.slots.remove(&index);
-        let reusable = match before {
-            Some(Slot::Memory(_)) => {
-                self.memory -= length;
-                None
+        let reusable = match &before {
+            Some(slot) => {
+                self.forget(slot, length);
+                match slot.place {
+                    Place::Memory(_) => None,
+                    Place::Spilled(offset) => Some(offset),
+                }
             }
-            Some(Slot::Spilled(offset)) => Some(offset),
             None => None,
         };
-        let slot = if self.memory + length <= self.memory_limit && reusable.is_none() {
+        let place = if self.memory + length <= self.memory_limit && reusable.is_none() {
             self.memory += length;
-            Slot::Memory(content)
+            Place::Memory(content)
         } else {
-            Slot::Spilled(self.spill_content(&content, reusable)?)
+            Place::Spilled(self.spill_content(&content, reusable)?)
+        };
+        let sent = match before.map(|slot| slot.sent) {
+            None | Some(Sent::Never) => Sent::Never,
+            Some(Sent::Before | Sent::Now) => Sent::Before,
+        };
+        self.unsent_bytes += length;
+        self.writes += 1;
+        let written = self.writes;
+        let slot = Slot {
+            place,
+            sent,
+            written,
         };
         self.slots.insert(index, slot);
+        self.enqueue(index, written);
         self.size = self.size.max((u64::from(index) + 1) * length);
         Ok(())
+    }
+
+    fn enqueue(&mut self, index: u32, written: u64) {
+        if self.unsent.len() >= 2 * self.slots.len() + 1024 {
+            // Units that are written again and again.
+            let slots = &self.slots;
+            self.unsent.retain(|(index, written)| {
+                slots.get(index).is_some_and(|slot| slot.is_due(*written))
+            });
+        }
+        self.unsent.push_back((index, written));
+    }
+
+    /// What a unit that goes away counted for.
+    fn forget(&mut self, slot: &Slot, length: u64) {
+        if matches!(slot.place, Place::Memory(_)) {
+            self.memory -= length;
+        }
+        if slot.sent != Sent::Now {
+            self.unsent_bytes -= length;
+        }
     }
 
     fn spill_content(&mut self, content: &[u8], reusable: Option<u64>) -> Result<u64> {
@@ -129,26 +202,91 @@ impl Overlay {
         Ok(offset)
     }
 
-    /// Sets the size; what lies beyond it is gone.
-    pub fn truncate(&mut self, size: u64) {
+    /// Sets the size; what lies beyond it is gone. Whether a unit was among it of which the server
+    /// may have something, that must not come back.
+    pub fn truncate(&mut self, size: u64) -> bool {
+        let mut sent_is_gone = false;
         if let Some(unit) = self.unit {
             let kept = size.div_ceil(u64::from(unit.get()));
             if let Ok(first_gone) = u32::try_from(kept) {
                 for slot in self.slots.split_off(&first_gone).into_values() {
-                    if let Slot::Memory(content) = slot {
-                        self.memory -= content.len() as u64;
-                    }
+                    self.forget(&slot, u64::from(unit.get()));
+                    sent_is_gone |= slot.sent != Sent::Never;
                 }
             }
         }
         self.size = size;
+        sent_is_gone
+    }
+
+    /// Bytes of all units written.
+    pub fn written_bytes(&self) -> u64 {
+        self.slots.len() as u64 * self.unit.map_or(0, |unit| u64::from(unit.get()))
+    }
+
+    /// Bytes of the units that were not handed out by [`Overlay::take_unsent`] since they were written.
+    pub fn unsent_bytes(&self) -> u64 {
+        self.unsent_bytes
+    }
+
+    /// Indexes of unsent units, those first that were left alone longest, of about so many bytes. They count as sent from here on.
+    pub fn take_unsent(&mut self, bytes: u64) -> Vec<u32> {
+        let Some(unit) = self.unit else {
+            return Vec::new();
+        };
+        let mut taken = Vec::new();
+        let most = (bytes / u64::from(unit.get())).max(1);
+        while (taken.len() as u64) < most
+            && let Some((index, written)) = self.unsent.pop_front()
+        {
+            if let Some(slot) = self.slots.get_mut(&index)
+                && slot.is_due(written)
+            {
+                slot.sent = Sent::Now;
+                self.unsent_bytes -= u64::from(unit.get());
+                taken.push(index);
+            }
+        }
+        taken
+    }
+
+    /// Undoes [`Overlay::take_unsent`] for units that did not arrive.
+    pub fn give_back(&mut self, indexes: &[u32]) {
+        let length = self.unit.map_or(0, |unit| u64::from(unit.get()));
+        for index in indexes {
+            if let Some(slot) = self.slots.get_mut(index)
+                && slot.sent == Sent::Now
+            {
+                slot.sent = Sent::Before;
+                self.unsent_bytes += length;
+                let written = slot.written;
+                self.enqueue(*index, written);
+            }
+        }
+    }
+
+    /// The server has nothing of any unit.
+    pub fn forget_sent(&mut self) {
+        self.unsent_bytes = self.written_bytes();
+        self.unsent.clear();
+        for (index, slot) in &mut self.slots {
+            slot.sent = Sent::Never;
+            self.unsent.push_back((*index, slot.written));
+        }
+    }
+
+    /// Whether the unit was handed out since it was written.
+    pub fn is_sent(&self, index: u32) -> bool {
+        self.slots
+            .get(&index)
+            .is_some_and(|slot| slot.sent == Sent::Now)
     }
 
     /// Where the content of a unit lies, for a commit.
     pub fn source(&self, index: u32) -> Option<PageSource> {
-        Some(match self.slots.get(&index)? {
-            Slot::Memory(content) => PageSource::Memory(content.clone()),
-            Slot::Spilled(offset) => PageSource::Spilled(*offset),
+        Some(match &self.slots.get(&index)?.place {
+            Place::Memory(content) => PageSource::Memory(content.clone()),
+            Place::Spilled(offset) => PageSource::Spilled(*offset),
         })
     }
 
@@ -194,9 +332,45 @@ mod tests {
         for index in 0..4 {
             overlay.put(index, bytes(1)).unwrap();
         }
-        overlay.truncate(1024);
+        assert!(!overlay.truncate(1024));
         assert_eq!(overlay.indexes().collect::<Vec<_>>(), [0, 1]);
         assert_eq!((overlay.size(), overlay.memory), (1024, 1024));
+    }
+
+    #[test]
+    fn a_unit_is_unsent_until_it_is_taken_and_again_when_it_is_replaced_or_given_back() {
+        for limit in [0, 1 << 20] {
+            let mut overlay = Overlay::new(Some(PageSize::MIN), 0, limit);
+            for index in [3, 1, 2] {
+                overlay.put(index, bytes(1)).unwrap();
+            }
+            overlay.put(3, bytes(2)).unwrap();
+            assert_eq!(
+                (overlay.unsent_bytes(), overlay.written_bytes()),
+                (1536, 1536)
+            );
+            assert_eq!(overlay.take_unsent(1024), [1, 2]);
+            assert_eq!(overlay.unsent_bytes(), 512);
+            overlay.put(1, bytes(3)).unwrap();
+            assert_eq!(
+                [1, 2, 3].map(|index| overlay.is_sent(index)),
+                [false, true, false]
+            );
+            // What was replaced meanwhile is unsent already.
+            overlay.give_back(&[2, 1, 9]);
+            assert_eq!(overlay.unsent_bytes(), 1536);
+            assert_eq!(overlay.take_unsent(1 << 20), [3, 1, 2]);
+            assert!(overlay.take_unsent(1 << 20).is_empty());
+            overlay.put(4, bytes(4)).unwrap();
+            assert!(!overlay.truncate(4 * 512), "unit 4 was never sent");
+            overlay.put(3, bytes(4)).unwrap();
+            assert!(overlay.truncate(3 * 512), "of unit 3 an older content was");
+            assert_eq!(overlay.unsent_bytes(), 0);
+            overlay.forget_sent();
+            assert!(!overlay.truncate(2 * 512));
+            assert_eq!(overlay.unsent_bytes(), 512);
+            assert_eq!(overlay.take_unsent(1 << 20), [1]);
+        }
     }
 
     #[test]

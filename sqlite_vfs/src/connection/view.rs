@@ -260,6 +260,7 @@ impl Connection {
                 page_count: from.page_count,
                 pages: Vec::new(),
                 spill: None,
+                stagings: Vec::new(),
                 restore: Some(from.version),
             },
         };

@@ -3,6 +3,7 @@
 //! ```text
 //! sent --Committed--> applied
 //!  |  \--Conflict, LeaseLost, refused--> failed (nothing was applied)
+//!  |  \--StagingUnknown--> sent again with a new id, all pages in the call
 //!  \--no answer--> in question --ResolveCommit--> applied | aborted | record gone
 //!                      |                              aborted, leases still ours: sent again with a new id
 //!                      \--deadline--> unsettled: the error says so; settled before anything else begins
@@ -12,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
+use pagewire_proto::status::Reason;
 use pagewire_proto::{Changes, CommitId, Epoch, PageCount, PageNumber, Snapshot};
 use tokio::time::Instant;
 
 use super::lease::WriterId;
 use super::state::Unsettled;
-use super::{Database, REOPEN_PAUSE, open_for_question, tokio_sleep};
+use super::{Database, REOPEN_PAUSE, SLOWEST_TRANSFER, open_for_question, tokio_sleep};
 use crate::client::{CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled};
 use crate::error::{CallError, Error, Kind, Result};
 
@@ -33,8 +35,6 @@ pub struct CommitMember {
     pub part: CommitPart,
 }
 
-/// Slowest transfer that is waited for, in bytes per second.
-const SLOWEST_TRANSFER: u64 = 1 << 20;
 /// How long it is asked at least what became of a commit.
 const SHORTEST_QUESTION: Duration = Duration::from_secs(1);
 /// How often a commit that was resolved as aborted is sent again.
@@ -74,6 +74,7 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         id: new_id()?,
         parts: Arc::new(parts),
         epochs,
+        with_stagings: true,
     };
     for database in &databases {
         database.state.commit_begins();
@@ -138,6 +139,12 @@ fn settle_attempt(
             Err(error) => error,
         };
         if was_refused(&error) {
+            if error.reason == Reason::StagingUnknown && attempt.with_stagings {
+                // The server may drop a staging whenever it likes. Nothing was applied, and everything is here.
+                attempt.with_stagings = false;
+                attempt.id = new_id().map_err(Failure::NotApplied)?;
+                continue;
+            }
             if error.wants_reopen() {
                 return Err(Failure::NotApplied(lease_lost(&databases[0])));
             }
@@ -303,11 +310,11 @@ fn applied(databases: &[Arc<Database>], bases: &[Snapshot], parts: &[CommitPart]
             page_count: part.page_count,
         };
         database.state.commit_applied(head, &changed(base, part));
-        for (number, source) in &part.pages {
-            if let PageSource::Memory(content) = source {
+        for page in &part.pages {
+            if let PageSource::Memory(content) = &page.source {
                 database.client.cache.put(
                     database.state.key,
-                    *number,
+                    page.number,
                     head.version,
                     head.version,
                     content.clone(),
@@ -326,7 +333,7 @@ fn changed(base: &Snapshot, part: &CommitPart) -> Changes {
     if part.restore.is_some() || !same_size || gone as usize > MAX_CHANGED_PAGES {
         return Changes::All;
     }
-    let written = part.pages.iter().map(|(number, _)| *number);
+    let written = part.pages.iter().map(|page| page.number);
     let cut_off = (part.page_count.get()..base.page_count.get())
         .filter_map(|last| PageNumber::try_from(last + 1).ok());
     Changes::Pages(written.chain(cut_off).collect())
@@ -334,7 +341,6 @@ fn changed(base: &Snapshot, part: &CommitPart) -> Changes {
 
 /// Whether the server said that the commit was not and will not be applied.
 fn was_refused(error: &CallError) -> bool {
-    use pagewire_proto::status::Reason;
     error.explicit
         && match error.reason {
             // The last one says that nothing was applied, but it may be soon: it is settled and sent again.

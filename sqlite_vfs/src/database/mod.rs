@@ -4,6 +4,7 @@ mod commit;
 mod history;
 mod lease;
 mod pins;
+mod stage;
 mod state;
 mod subscription;
 
@@ -36,6 +37,8 @@ const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
 /// How long xLock waits for a push after the holder said that it is writing: transactions are short, the first sleep of
 /// SQLite's busy handler is not much shorter.
 const GRANT_WAIT: Duration = Duration::from_millis(25);
+/// Slowest transfer that is waited for, in bytes per second.
+const SLOWEST_TRANSFER: u64 = 1 << 20;
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 /// How long a strict reader waits for the end of a Prepare: about the sync of a commit. After that it asks, since the commit may
 /// be waiting for somebody else.

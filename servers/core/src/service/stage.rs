@@ -31,7 +31,14 @@ pub(super) async fn stage_pages(
         .live_session(SessionId::try_from(&header.session_id[..])?)
         .ok_or_else(status::session_unknown)?;
     let open = opened_for_writing(&session, &header.database_id)?;
-    let staging = begin(hub, &session, &open, staging_id, page_size)?;
+    let staging = begin(
+        hub,
+        &session,
+        &open,
+        staging_id,
+        page_size,
+        header.continues,
+    )?;
     let mut page_count = 0;
     loop {
         let pages = checked(std::mem::take(&mut message.pages), page_size)?;
@@ -60,13 +67,14 @@ pub(super) async fn stage_pages(
     }
 }
 
-/// The staging of the session, which comes into being with its first call.
+/// The staging of the session, which comes into being with its first call, and only with that one.
 fn begin(
     hub: &Hub,
     session: &Session,
     open: &Open,
     id: StagingId,
     page_size: PageSize,
+    continues: bool,
 ) -> Result<Staging, Status> {
     let database = open.database.id;
     let dropped;
@@ -85,6 +93,11 @@ fn begin(
                 .into());
             }
             return Ok(staging);
+        }
+        if continues {
+            return Err(status::of_store(crate::store::StoreError::StagingUnknown(
+                id,
+            )));
         }
         dropped = state.make_room_for_staging(database);
         let Ok(place) = Arc::clone(&hub.stagings).try_acquire_owned() else {

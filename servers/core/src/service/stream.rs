@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_core::Stream;
-use pagewire_proto::limits::MAX_PEER_NAME_BYTES;
+use pagewire_proto::limits::{MAX_PEER_NAME_BYTES, MAX_STAGINGS};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, Version, pb, version};
+use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, StagingId, Version, pb, version};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -277,12 +277,34 @@ fn receive(
             let version = Version::new(ack.version);
             hub.prepare_acknowledged(session, database, ack.subscription, version);
         }
+        Message::DropStagings(drop) => drop_stagings(hub, session, &drop)?,
         Message::Goodbye(pb::Goodbye {}) => {
             hub.end_session(session, End::Goodbye);
             return Ok(Next::End);
         }
     }
     Ok(Next::GoOn)
+}
+
+fn drop_stagings(hub: &Hub, session: &Session, drop: &pb::DropStagings) -> Result<(), Status> {
+    if drop.staging_ids.len() > MAX_STAGINGS {
+        return Err(Invalid::new(
+            "staging_ids",
+            format!(
+                "{} stagings, at most {MAX_STAGINGS} are allowed",
+                drop.staging_ids.len()
+            ),
+        )
+        .into());
+    }
+    let mut dropped = Vec::with_capacity(drop.staging_ids.len());
+    for id in &drop.staging_ids {
+        let id = StagingId::try_from(&id[..])?;
+        let staging = session.state.lock().stagings.remove(&id);
+        dropped.extend(staging.map(|staging| staging.stored));
+    }
+    hub.discard(dropped);
+    Ok(())
 }
 
 fn heartbeat_came(

@@ -381,6 +381,7 @@ fn staging(
             database_id: database.id.clone(),
             staging_id: Bytes::from(vec![id; 16]),
             page_size: PAGE_SIZE,
+            continues: false,
         }),
         pages,
     }
@@ -429,6 +430,39 @@ async fn staged_pages_appear_with_their_commit_and_only_for_their_session() {
     commit.databases[0].staging_ids = vec![Bytes::from(vec![3; 16])];
     assert_eq!(reason(thief.commit(&commit).await), Reason::StagingUnknown);
     assert_eq!(thief.head(&database).await.unwrap(), 1);
+}
+
+/// A later call of a staging that the server has dropped must not begin it anew: the commit would lack what it had.
+#[tokio::test]
+async fn a_staging_that_is_gone_is_not_continued() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut client, database, epoch) = writer(&server, "a.db").await;
+    let goes_on = |client: &Client, id| {
+        let mut request = staging(client, &database, id, vec![page(2, 2)]);
+        request.header.as_mut().unwrap().continues = true;
+        tokio_stream::iter([request])
+    };
+    let refused = goes_on(&client, 1);
+    let refused = client.calls.stage_pages(refused).await;
+    assert_eq!(reason(refused), Reason::StagingUnknown, "it never was");
+    stage(&mut client, &database, 1, vec![page(1, 1)]).await;
+    stage(&mut client, &database, 2, vec![page(1, 1)]).await;
+    let continued = goes_on(&client, 1);
+    client.calls.stage_pages(continued).await.unwrap();
+
+    client.send(Request::DropStagings(pb::DropStagings {
+        staging_ids: vec![Bytes::from(vec![1; 16]), Bytes::from(vec![9; 16])],
+    }));
+    client.heartbeat(Vec::new()).await;
+    let refused = goes_on(&client, 1);
+    let refused = client.calls.stage_pages(refused).await;
+    assert_eq!(reason(refused), Reason::StagingUnknown, "it was dropped");
+    let mut commit = TestCommit::new(&database, 0, epoch, 7);
+    commit.databases[0].page_count = 2;
+    commit.databases[0].staging_ids = vec![Bytes::from(vec![1; 16])];
+    assert_eq!(reason(client.commit(&commit).await), Reason::StagingUnknown);
+    commit.databases[0].staging_ids = vec![Bytes::from(vec![2; 16])];
+    assert_eq!(client.commit(&commit).await.unwrap(), committed(&[1]));
 }
 
 #[tokio::test]

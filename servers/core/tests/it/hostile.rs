@@ -157,6 +157,7 @@ async fn ids_of_other_lengths_are_refused_in_every_call() {
                     database_id: database_id.clone(),
                     staging_id: good.clone(),
                     page_size: 512,
+                    continues: false,
                 }),
                 pages: Vec::new(),
             };
