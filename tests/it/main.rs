@@ -11,6 +11,7 @@ mod concurrency;
 mod history;
 mod hostile_memory;
 mod leases;
+mod lost_messages;
 mod outages;
 mod readers;
 mod removals;

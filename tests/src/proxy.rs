@@ -75,11 +75,46 @@ pub struct News {
     pub twice: bool,
 }
 
+/// A message on the session stream. One that is lost takes the stream with it, as on any connection that breaks: the next one
+/// resumes the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// CloseDatabase
+    Close,
+    /// ReleaseLease
+    Release,
+    /// LeaseGranted
+    Granted,
+    /// LeaseRecall
+    Recall,
+}
+
+impl Lost {
+    fn of_request(message: &pb::SessionRequest) -> Option<Self> {
+        use pb::session_request::Message;
+        match &message.message {
+            Some(Message::CloseDatabase(_)) => Some(Lost::Close),
+            Some(Message::ReleaseLease(_)) => Some(Lost::Release),
+            _ => None,
+        }
+    }
+
+    fn of_response(message: &pb::SessionResponse) -> Option<Self> {
+        use pb::session_response::Message;
+        match &message.message {
+            Some(Message::LeaseGranted(_)) => Some(Lost::Granted),
+            Some(Message::LeaseRecall(_)) => Some(Lost::Recall),
+            _ => None,
+        }
+    }
+}
+
 /// A proxy on a port of its own.
 #[derive(Debug)]
 pub struct Proxy {
     address: String,
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
+    losses: Arc<Mutex<Vec<Lost>>>,
     struck: mpsc::Receiver<Call>,
     gate: watch::Sender<bool>,
     news: Arc<Mutex<News>>,
@@ -106,6 +141,7 @@ impl Proxy {
                 .connect_lazy()
         };
         let faults = Arc::new(Mutex::new(VecDeque::new()));
+        let losses = Arc::new(Mutex::new(Vec::new()));
         let (strike, struck) = mpsc::channel();
         let (gate, open) = watch::channel(true);
         let news = Arc::new(Mutex::new(News::default()));
@@ -113,6 +149,7 @@ impl Proxy {
         let relay = CallRelay {
             channel,
             faults: Arc::clone(&faults),
+            losses: Arc::clone(&losses),
             strike,
             open,
             news: Arc::clone(&news),
@@ -133,6 +170,7 @@ impl Proxy {
         Self {
             address,
             faults,
+            losses,
             struck,
             gate,
             news,
@@ -151,6 +189,16 @@ impl Proxy {
         self.faults.lock().expect("faults").push_back((call, fault));
     }
 
+    /// Loses the next such message, once, and breaks the session stream in its place.
+    pub fn lose(&self, news: Lost) {
+        self.losses.lock().expect("losses").push(news);
+    }
+
+    /// Whether every message that was to be lost is lost.
+    pub fn has_lost_all(&self) -> bool {
+        self.losses.lock().expect("losses").is_empty()
+    }
+
     /// Waits until an armed fault has struck. After `AnswerBroken` and `AnswerSilent` the server has answered by then.
     pub fn wait_for_strike(&self, call: Call) {
         let struck = self
@@ -158,6 +206,11 @@ impl Proxy {
             .recv_timeout(Duration::from_secs(30))
             .expect("the fault never struck");
         assert_eq!(struck, call);
+    }
+
+    /// Forgets what is armed and has not struck.
+    pub fn disarm(&self) {
+        self.faults.lock().expect("faults").clear();
     }
 
     /// Whether every armed fault has struck.
@@ -198,6 +251,7 @@ impl Drop for Proxy {
 struct CallRelay {
     channel: Channel,
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
+    losses: Arc<Mutex<Vec<Lost>>>,
     strike: mpsc::Sender<Call>,
     open: watch::Receiver<bool>,
     news: Arc<Mutex<News>>,
@@ -225,6 +279,17 @@ impl CallRelay {
         let mut faults = self.faults.lock().expect("faults");
         let index = faults.iter().position(|(armed, _)| *armed == call)?;
         faults.remove(index).map(|(_, fault)| fault)
+    }
+
+    fn is_lost(&self, news: Option<Lost>) -> bool {
+        let mut losses = self.losses.lock().expect("losses");
+        match losses.iter().position(|lost| Some(*lost) == news) {
+            Some(index) => {
+                losses.remove(index);
+                true
+            }
+            None => false,
+        }
     }
 
     fn strikes(&self, call: Call) {
@@ -366,10 +431,14 @@ impl PageService for CallRelay {
         let (metadata, extensions, mut inbound) = request.into_parts();
         let (up, upstream) = tokio::sync::mpsc::channel(16);
         let open = self.open.clone();
+        let relay = self.clone();
+        // Both directions end together.
+        let (alive, mut other_is_dead) = watch::channel(());
         let mut cut = self.cut.clone();
         cut.mark_unchanged();
         let mut cut_upstream = cut.clone();
         tokio::spawn(async move {
+            let _alive = alive;
             loop {
                 let message = tokio::select! {
                     message = inbound.next() => message,
@@ -377,7 +446,7 @@ impl PageService for CallRelay {
                 };
                 let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
-                if up.send(message).await.is_err() {
+                if relay.is_lost(Lost::of_request(&message)) || up.send(message).await.is_err() {
                     return;
                 }
             }
@@ -387,16 +456,24 @@ impl PageService for CallRelay {
         let (down, downstream) = tokio::sync::mpsc::channel(16);
         let open = self.open.clone();
         let faults = Arc::clone(&self.news);
+        let relay = self.clone();
         tokio::spawn(async move {
             loop {
                 let answer = tokio::select! {
                     answer = answers.next() => answer,
+                    _ = other_is_dead.changed() => None,
                     // The client went away: so does its stream to the server.
                     () = down.closed() => None,
                     _ = cut.changed() => None,
                 };
                 let Some(answer) = answer else { return };
                 passes(open.clone()).await;
+                let is_lost = answer
+                    .as_ref()
+                    .is_ok_and(|answer| relay.is_lost(Lost::of_response(answer)));
+                if is_lost {
+                    return;
+                }
                 let faults = *faults.lock().expect("news");
                 tokio::time::sleep(faults.delay).await;
                 let times = match &answer {
