@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::uri;
 use pagewire_tests::process::Guest;
-use pagewire_tests::proxy::{Call, Fault, Proxy, StreamMessage};
+use pagewire_tests::proxy::{Call, Fault, Lost, Proxy};
 use pagewire_tests::server::{PageServer, target_dir};
 
 const TTL: &[&str] = &["--lease-ttl-ms", "4000"];
@@ -89,7 +89,7 @@ fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
 fn a_close_whose_message_was_lost_is_repeated() {
     let mut scene = Scene::new();
     scene.near.close("t").expect("close");
-    scene.proxy.lose(StreamMessage::Close);
+    scene.proxy.lose(Lost::Close);
     scene.far.close("t").expect("close");
     eventually("the close", || delete(&scene.server, "t.db").is_ok());
     assert!(scene.proxy.has_lost_all());
@@ -103,7 +103,7 @@ fn a_close_whose_message_was_lost_is_repeated() {
 #[test]
 fn a_close_that_is_repeated_does_not_undo_a_later_open() {
     let mut scene = Scene::new();
-    scene.proxy.lose(StreamMessage::Close);
+    scene.proxy.lose(Lost::Close);
     scene.far.close("t").expect("close");
     let again = uri(&scene.proxy.endpoint(), "t.db", &[]);
     scene.far.open("t", &again).expect("open");
@@ -135,7 +135,7 @@ fn a_release_whose_message_was_lost_is_made_good_by_the_next_stream() {
     scene.far.ok("t", "PRAGMA busy_timeout = 20000");
     scene.far.ok("t", "INSERT INTO t VALUES('far')");
     // Recalled while nobody writes: it is released at once.
-    scene.proxy.lose(StreamMessage::Release);
+    scene.proxy.lose(Lost::Release);
     scene.assert_near_writes("a lost release");
     scene.assert_far_goes_on();
 }
@@ -145,7 +145,7 @@ fn a_recall_that_was_lost_is_repeated_on_the_next_stream() {
     let mut scene = Scene::new();
     scene.far.ok("t", "PRAGMA busy_timeout = 20000");
     scene.far.ok("t", "INSERT INTO t VALUES('far')");
-    scene.proxy.lose(StreamMessage::Recall);
+    scene.proxy.lose(Lost::Recall);
     scene.assert_near_writes("a lost recall");
     scene.assert_far_goes_on();
 }
@@ -157,7 +157,7 @@ fn a_lease_that_was_granted_by_a_message_that_was_lost_is_given_back() {
     let told = scene.far.sql("t", "INSERT INTO t VALUES('far')");
     assert_eq!(told.expect_err("near is writing").code & 0xff, 5);
     // Its ticket is in the queue, and it does not come back for it.
-    scene.proxy.lose(StreamMessage::Granted);
+    scene.proxy.lose(Lost::Granted);
     scene.near.ok("t", "COMMIT");
     scene.assert_near_writes("a lost grant");
     scene.assert_far_goes_on();

@@ -10,8 +10,8 @@ use pagewire_tests::proxy::{Call, Fault, Proxy};
 use pagewire_tests::server::PageServer;
 
 /// What a COMMIT carries itself in these tests, so that small transactions are large.
-const BOUND: u64 = 1 << 20;
-const ROWS: u32 = 2500;
+const BOUND: u64 = 512 << 10;
+const ROWS: u32 = 1500;
 
 /// A guest behind a proxy whose transactions are staged from `BOUND` on, beside a plain SQLite that does the same.
 struct Scene {
@@ -103,7 +103,7 @@ fn a_transaction_up_to_the_bound_is_one_call_and_stages_nothing() {
     let mut scene = Scene::new();
     let before = scene.rpc("count", "commit");
     scene.both("BEGIN");
-    scene.insert(1, 500);
+    scene.insert(1, 300);
     scene.both("COMMIT");
     assert_eq!(scene.rpc("count", "commit") - before, 1);
     assert_eq!(scene.staged(), 0);
@@ -133,7 +133,7 @@ fn a_larger_transaction_is_staged_and_its_commit_is_one_call_with_the_rest() {
     let staged = scene.rpc("bytes_sent", "stage");
     assert!(staged > 10 * BOUND, "{staged} bytes were staged");
     assert!(
-        carried < 2 * BOUND,
+        carried < staged / 8,
         "COMMIT carried {carried} bytes, {staged} had been staged"
     );
     scene.assert_same();
@@ -210,25 +210,27 @@ fn a_call_that_is_lost_is_made_good_whatever_was_lost() {
     }
 }
 
-/// The original of a call that was taken for lost arrives after newer content of the same pages.
+/// The original of a call that was taken for lost arrives after newer content of the same pages was staged, and before the COMMIT,
+/// which carries none of them.
 #[test]
 fn a_call_that_arrives_late_brings_nothing_back() {
-    for delay in [5, 30, 100, 400] {
+    for earlier_calls in [0, 1, 3] {
         let mut scene = Scene::new();
-        for _ in 0..3 {
-            scene.proxy.arm(
-                Call::Stage,
-                Fault::RequestLate(Duration::from_millis(delay)),
-            );
-            for _ in 0..3 {
-                scene.proxy.arm(Call::Stage, Fault::Delay(Duration::ZERO));
-            }
+        for _ in 0..earlier_calls {
+            scene.proxy.arm(Call::Stage, Fault::Delay(Duration::ZERO));
         }
-        scene.rewriting_transaction();
-        scene.proxy.wait_for_strike(Call::Stage);
-        scene.assert_same();
-        scene.both("DELETE FROM t");
-        scene.rewriting_transaction();
+        scene
+            .proxy
+            .arm(Call::Stage, Fault::RequestLate(Duration::from_secs(3)));
+        scene.both("BEGIN");
+        scene.insert(1, ROWS);
+        scene.both("UPDATE t SET w = printf('%0600d', -i), v = 'new ' || v");
+        // So that what was updated has been left alone for long, and is staged again.
+        scene.insert(ROWS + 1, 2 * ROWS);
+        for _ in 0..=earlier_calls {
+            scene.proxy.wait_for_strike(Call::Stage);
+        }
+        scene.both("COMMIT");
         scene.assert_same();
     }
 }

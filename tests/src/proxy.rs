@@ -78,7 +78,7 @@ pub struct News {
 /// A message on the session stream. One that is lost takes the stream with it, as on any connection that breaks: the next one
 /// resumes the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamMessage {
+pub enum Lost {
     /// CloseDatabase
     Close,
     /// ReleaseLease
@@ -89,12 +89,12 @@ pub enum StreamMessage {
     Recall,
 }
 
-impl StreamMessage {
+impl Lost {
     fn of_request(message: &pb::SessionRequest) -> Option<Self> {
         use pb::session_request::Message;
         match &message.message {
-            Some(Message::CloseDatabase(_)) => Some(StreamMessage::Close),
-            Some(Message::ReleaseLease(_)) => Some(StreamMessage::Release),
+            Some(Message::CloseDatabase(_)) => Some(Lost::Close),
+            Some(Message::ReleaseLease(_)) => Some(Lost::Release),
             _ => None,
         }
     }
@@ -102,8 +102,8 @@ impl StreamMessage {
     fn of_response(message: &pb::SessionResponse) -> Option<Self> {
         use pb::session_response::Message;
         match &message.message {
-            Some(Message::LeaseGranted(_)) => Some(StreamMessage::Granted),
-            Some(Message::LeaseRecall(_)) => Some(StreamMessage::Recall),
+            Some(Message::LeaseGranted(_)) => Some(Lost::Granted),
+            Some(Message::LeaseRecall(_)) => Some(Lost::Recall),
             _ => None,
         }
     }
@@ -114,7 +114,7 @@ impl StreamMessage {
 pub struct Proxy {
     address: String,
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
-    losses: Arc<Mutex<Vec<StreamMessage>>>,
+    losses: Arc<Mutex<Vec<Lost>>>,
     struck: mpsc::Receiver<Call>,
     gate: watch::Sender<bool>,
     news: Arc<Mutex<News>>,
@@ -190,7 +190,7 @@ impl Proxy {
     }
 
     /// Loses the next such message, once, and breaks the session stream in its place.
-    pub fn lose(&self, news: StreamMessage) {
+    pub fn lose(&self, news: Lost) {
         self.losses.lock().expect("losses").push(news);
     }
 
@@ -251,7 +251,7 @@ impl Drop for Proxy {
 struct CallRelay {
     channel: Channel,
     faults: Arc<Mutex<VecDeque<(Call, Fault)>>>,
-    losses: Arc<Mutex<Vec<StreamMessage>>>,
+    losses: Arc<Mutex<Vec<Lost>>>,
     strike: mpsc::Sender<Call>,
     open: watch::Receiver<bool>,
     news: Arc<Mutex<News>>,
@@ -281,7 +281,7 @@ impl CallRelay {
         faults.remove(index).map(|(_, fault)| fault)
     }
 
-    fn is_lost(&self, news: Option<StreamMessage>) -> bool {
+    fn is_lost(&self, news: Option<Lost>) -> bool {
         let mut losses = self.losses.lock().expect("losses");
         match losses.iter().position(|lost| Some(*lost) == news) {
             Some(index) => {
@@ -431,12 +431,12 @@ impl PageService for CallRelay {
         let (metadata, extensions, mut inbound) = request.into_parts();
         let (up, upstream) = tokio::sync::mpsc::channel(16);
         let open = self.open.clone();
-        let mut cut = self.cut.clone();
-        cut.mark_unchanged();
-        let mut cut_upstream = cut.clone();
         let relay = self.clone();
         // Both directions end together.
         let (alive, mut other_is_dead) = watch::channel(());
+        let mut cut = self.cut.clone();
+        cut.mark_unchanged();
+        let mut cut_upstream = cut.clone();
         tokio::spawn(async move {
             let _alive = alive;
             loop {
@@ -446,9 +446,7 @@ impl PageService for CallRelay {
                 };
                 let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
-                if relay.is_lost(StreamMessage::of_request(&message))
-                    || up.send(message).await.is_err()
-                {
+                if relay.is_lost(Lost::of_request(&message)) || up.send(message).await.is_err() {
                     return;
                 }
             }
@@ -472,7 +470,7 @@ impl PageService for CallRelay {
                 passes(open.clone()).await;
                 let is_lost = answer
                     .as_ref()
-                    .is_ok_and(|answer| relay.is_lost(StreamMessage::of_response(answer)));
+                    .is_ok_and(|answer| relay.is_lost(Lost::of_response(answer)));
                 if is_lost {
                     return;
                 }
