@@ -9,6 +9,7 @@
 //! file/       journals and temporary bytes, private to the process
 //! database/   one database of this process: lease, head, commits
 //! cache/      (database, page, version) -> bytes
+//! prefetch/   which pages SQLite will read next
 //! client/     domain request -> gRPC call, deadlines, the session
 //! ```
 
@@ -21,6 +22,7 @@ mod error;
 #[allow(unsafe_code)]
 mod ffi;
 mod file;
+mod prefetch;
 mod process;
 mod settings;
 
@@ -30,6 +32,7 @@ pub mod fuzzing {
     pub use crate::connection::header;
     pub use crate::error::{Error, Result};
     pub use crate::ffi::check_name;
+    pub use crate::prefetch::btree;
     pub use crate::settings::{ConnectionSettings, ProcessSettings};
 }
 

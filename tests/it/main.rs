@@ -12,6 +12,7 @@ mod history;
 mod hostile_memory;
 mod leases;
 mod outages;
+mod prefetch;
 mod readers;
 mod removals;
 mod round_trips;

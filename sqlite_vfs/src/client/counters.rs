@@ -118,3 +118,55 @@ impl Counters {
 
 /// The counters of this process, over all endpoints.
 pub static COUNTERS: Counters = Counters::new();
+
+/// What reading ahead was worth, in pages: what `pagewire_status` shows.
+#[derive(Debug)]
+pub struct PrefetchCounters {
+    fetched: AtomicU64,
+    hits: AtomicU64,
+    wasted: AtomicU64,
+}
+
+/// A reading of [`PrefetchCounters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefetchCount {
+    /// Pages that came before anybody had asked for them.
+    pub fetched: u64,
+    /// Those that were read then.
+    pub hits: u64,
+    /// Those of which it is clear that they were fetched for nothing.
+    pub wasted: u64,
+}
+
+impl PrefetchCounters {
+    /// Pages have come.
+    pub fn fetched(&self, pages: u64) {
+        self.fetched.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// One of them is read.
+    pub fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Nobody will read these.
+    pub fn wasted(&self, pages: u64) {
+        self.wasted.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// The counts.
+    pub fn read(&self) -> PrefetchCount {
+        PrefetchCount {
+            fetched: self.fetched.load(Ordering::Relaxed),
+            hits: self.hits.load(Ordering::Relaxed),
+            wasted: self.wasted.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The counters of this process, over all endpoints.
+pub static PREFETCH: PrefetchCounters = PrefetchCounters {
+    fetched: AtomicU64::new(0),
+    hits: AtomicU64::new(0),
+    wasted: AtomicU64::new(0),
+};

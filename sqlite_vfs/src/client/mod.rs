@@ -8,6 +8,7 @@ mod commit;
 pub mod counters;
 mod gather;
 mod history;
+mod link;
 mod news;
 mod runtime;
 mod session;
@@ -39,6 +40,7 @@ pub use commit::{CommitAttempt, CommitPart, CommitResult, PageSource, Settled};
 use counters::{COUNTERS, CallKind};
 use gather::Gathering;
 pub use history::{Description, VersionList};
+pub use link::Link;
 pub use runtime::Runtime;
 pub use session::{PinCall, Session};
 
@@ -76,8 +78,8 @@ impl Interceptor for Bearer {
 pub struct Client {
     /// Everything that tasks of the runtime may hold too.
     pub core: Arc<Core>,
-    /// Pages of all databases of the client.
-    pub cache: PageCache,
+    /// Pages of all databases of the client. Tasks of the runtime may hold it too.
+    pub cache: Arc<PageCache>,
     runtime: Runtime,
     slots: Mutex<HashMap<DatabaseName, Arc<Slot>>>,
 }
@@ -93,6 +95,8 @@ pub struct Core {
     /// The session of this process with the endpoint.
     pub session: Session,
     known: Arc<Mutex<Known>>,
+    /// What is known of the way to the server.
+    pub link: Link,
 }
 
 /// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
@@ -226,11 +230,12 @@ impl Client {
             stub,
             session: Session::new()?,
             known: Arc::default(),
+            link: Link::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {
             core,
-            cache: PageCache::new(cache_bytes),
+            cache: Arc::new(PageCache::new(cache_bytes)),
             runtime,
             slots: Mutex::new(HashMap::new()),
         })
@@ -303,6 +308,11 @@ impl Client {
     /// Starts a task beside the calls.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
+    }
+
+    /// Starts a task that makes progress whether somebody calls or not: somebody will ask for its result soon.
+    pub fn spawn_urgent(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn_urgent(task);
     }
 
     /// Makes pushes for a database reach it. Returns the newest epoch of it that this client has released.
@@ -444,7 +454,7 @@ impl Core {
         (open, known.settled_opens())
     }
 
-    /// One attempt, bounded by the deadline.
+    /// One attempt that somebody waits for, bounded by the deadline.
     async fn once<Q, A, F, Fut>(
         &self,
         kind: CallKind,
@@ -458,8 +468,24 @@ impl Core {
         F: FnOnce(Stub, Q) -> Fut,
         Fut: Future<Output = std::result::Result<Response<A>, Status>>,
     {
-        let begun = Instant::now();
         COUNTERS.waited(kind);
+        self.attempt(kind, deadline, request, call).await
+    }
+
+    async fn attempt<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message,
+        A: Message,
+        F: FnOnce(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let begun = Instant::now();
         let sent = request.encoded_len();
         match tokio::time::timeout_at(deadline, call(self.stub.clone(), request)).await {
             Ok(Ok(response)) => {
@@ -644,12 +670,7 @@ impl Core {
         pages: Vec<PageNumber>,
         deadline: Instant,
     ) -> std::result::Result<Vec<Page>, CallError> {
-        let request = pb::ReadPagesRequest {
-            session_id: self.session.id().to_wire(),
-            database_id: id.to_wire(),
-            version: snapshot.version.get(),
-            pages: pages.iter().map(|page| page.get()).collect(),
-        };
+        let request = self.read_request(id, snapshot, &pages);
         let answer = self
             .repeat(
                 CallKind::Read,
@@ -658,27 +679,46 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        if answer.pages.is_empty() || answer.pages.len() > pages.len() {
-            return valid(Err(pagewire_proto::Invalid::new(
-                "pages",
-                format!("{} pages for {} asked", answer.pages.len(), pages.len()),
-            )));
+        pages_of(answer, &pages, snapshot)
+    }
+
+    /// The same for pages that nobody waits for yet; not repeated, since whoever needs them asks himself.
+    pub async fn read_pages_ahead(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+        deadline: Instant,
+    ) -> std::result::Result<Vec<Page>, CallError> {
+        let request = self.read_request(id, snapshot, pages);
+        COUNTERS.background(CallKind::Read);
+        let sent = self.link.sent(std::time::Instant::now());
+        let answer = self
+            .attempt(
+                CallKind::Read,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.read_pages(request).await },
+            )
+            .await?;
+        let pages = pages_of(answer, pages, snapshot)?;
+        let bytes = pages.iter().map(|page| page.content.len() as u64).sum();
+        self.link.arrived(&sent, bytes, std::time::Instant::now());
+        Ok(pages)
+    }
+
+    fn read_request(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+    ) -> pb::ReadPagesRequest {
+        pb::ReadPagesRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            version: snapshot.version.get(),
+            pages: pages.iter().map(|page| page.get()).collect(),
         }
-        let mut received = Vec::with_capacity(answer.pages.len());
-        for (wire, asked) in answer.pages.into_iter().zip(pages) {
-            let page = valid(Page::from_wire(wire, snapshot.page_size))?;
-            if page.number != asked || page.version > snapshot.version {
-                return valid(Err(pagewire_proto::Invalid::new(
-                    "pages",
-                    format!(
-                        "page {} of version {} for page {asked} at {}",
-                        page.number, page.version, snapshot.version
-                    ),
-                )));
-            }
-            received.push(page);
-        }
-        Ok(received)
     }
 
     /// Asks for the write lease.
@@ -755,6 +795,35 @@ impl Opened {
             found,
         })
     }
+}
+
+/// The pages of an answer, which are the first of those asked for.
+fn pages_of(
+    answer: pb::ReadPagesResponse,
+    pages: &[PageNumber],
+    snapshot: Snapshot,
+) -> std::result::Result<Vec<Page>, CallError> {
+    if answer.pages.is_empty() || answer.pages.len() > pages.len() {
+        return valid(Err(pagewire_proto::Invalid::new(
+            "pages",
+            format!("{} pages for {} asked", answer.pages.len(), pages.len()),
+        )));
+    }
+    let mut received = Vec::with_capacity(answer.pages.len());
+    for (wire, asked) in answer.pages.into_iter().zip(pages) {
+        let page = valid(Page::from_wire(wire, snapshot.page_size))?;
+        if page.number != *asked || page.version > snapshot.version {
+            return valid(Err(pagewire_proto::Invalid::new(
+                "pages",
+                format!(
+                    "page {} of version {} for page {asked} at {}",
+                    page.number, page.version, snapshot.version
+                ),
+            )));
+        }
+        received.push(page);
+    }
+    Ok(received)
 }
 
 /// An answer that breaks the protocol is an error that repeating does not mend.

@@ -6,11 +6,12 @@
 //!
 //! The hand-over: a caller counts itself in `callers` and, if the idle thread is driving, wakes it; that one leaves its
 //! `block_on`, and tokio gives the scheduler to the caller. The idle thread takes it again when no call was under way for
-//! one `IDLE_POLL`.
+//! one `IDLE_POLL`, or at once where there is work that somebody will ask for soon (`spawn_urgent`: reads ahead, while SQLite
+//! computes). Who waits for such work does not call: the thread that drives it wakes him.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ struct Shared {
     callers: AtomicUsize,
     calls: AtomicUsize,
     idle_thread_drives: AtomicBool,
+    idle_thread: OnceLock<Thread>,
+    /// Urgent tasks that have not ended. Apart from `Shared`, since tasks hold it and `Shared` holds tasks.
+    urgent: Arc<AtomicUsize>,
     leave: Notify,
     stop: AtomicBool,
 }
@@ -54,6 +58,8 @@ impl Runtime {
             callers: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             idle_thread_drives: AtomicBool::new(false),
+            idle_thread: OnceLock::new(),
+            urgent: Arc::new(AtomicUsize::new(0)),
             leave: Notify::new(),
             stop: AtomicBool::new(false),
         });
@@ -62,6 +68,7 @@ impl Runtime {
             .name("pagewire".to_owned())
             .spawn(move || for_thread.drive_while_idle())
             .map_err(cannot)?;
+        shared.idle_thread.get_or_init(|| thread.thread().clone());
         Ok(Self {
             shared,
             idle_thread: thread.thread().clone(),
@@ -94,6 +101,20 @@ impl Runtime {
     {
         self.shared.runtime.get().spawn(future);
     }
+
+    /// Starts a task that is driven from now on until it ends, whether somebody calls or not.
+    pub fn spawn_urgent<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.urgent.fetch_add(1, Ordering::SeqCst);
+        let urgent = Urgent(Arc::clone(&self.shared.urgent));
+        self.shared.runtime.get().spawn(async move {
+            let _urgent = urgent;
+            future.await;
+        });
+        self.shared.wake_for_urgent();
+    }
 }
 
 impl Drop for Runtime {
@@ -115,7 +136,8 @@ impl Shared {
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::park_timeout(IDLE_POLL);
             let calls = self.calls.load(Ordering::SeqCst);
-            let idle = self.callers.load(Ordering::SeqCst) == 0 && calls == calls_seen;
+            let idle = self.callers.load(Ordering::SeqCst) == 0
+                && (calls == calls_seen || self.urgent.load(Ordering::SeqCst) > 0);
             calls_seen = calls;
             if idle && !self.stop.load(Ordering::SeqCst) {
                 self.idle_thread_drives.store(true, Ordering::SeqCst);
@@ -126,6 +148,28 @@ impl Shared {
                 self.idle_thread_drives.store(false, Ordering::SeqCst);
             }
         }
+    }
+}
+
+impl Shared {
+    /// Makes the idle thread drive what is urgent, unless somebody drives already: a caller does this again when he leaves.
+    fn wake_for_urgent(&self) {
+        if self.urgent.load(Ordering::SeqCst) > 0
+            && self.callers.load(Ordering::SeqCst) == 0
+            && !self.idle_thread_drives.load(Ordering::SeqCst)
+            && let Some(thread) = self.idle_thread.get()
+        {
+            thread.unpark();
+        }
+    }
+}
+
+/// A task that counts as urgent until it has ended or was dropped.
+struct Urgent(Arc<AtomicUsize>);
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -165,6 +209,7 @@ impl Drop for Caller<'_> {
     fn drop(&mut self) {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         self.0.callers.fetch_sub(1, Ordering::SeqCst);
+        self.0.wake_for_urgent();
     }
 }
 
@@ -207,6 +252,25 @@ mod tests {
             sender.send(()).unwrap();
         });
         receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn an_urgent_task_is_driven_at_once_between_calls_and_while_nobody_calls() {
+        let runtime = Runtime::start().unwrap();
+        // Calls that come faster than `IDLE_POLL` keep the idle thread away from what is not urgent.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for turn in 0..200 {
+            runtime.block_on(tokio::task::yield_now());
+            let sender = sender.clone();
+            runtime.spawn_urgent(async move {
+                tokio::task::yield_now().await;
+                sender.send(turn).unwrap();
+            });
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(turn));
+        }
+        while runtime.shared.urgent.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Connection {
         let only_page_1 = overlay.indexes().eq([0]);
         if only_page_1 && base.page_size == Some(unit) {
             let mut before = vec![0; unit.bytes()];
-            let mut ahead = ReadAhead::default();
+            let mut ahead = ReadAhead::new(&self.database);
             read_range(
                 &self.database,
                 base,
@@ -127,7 +127,7 @@ impl Connection {
         let Some(unit) = overlay.unit() else {
             return Ok(true);
         };
-        let mut ahead = ReadAhead::default();
+        let mut ahead = ReadAhead::new(&self.database);
         let mut ours = vec![0; unit.bytes()];
         let mut theirs = vec![0; unit.bytes()];
         for index in overlay.indexes() {
@@ -167,7 +167,7 @@ impl Connection {
         };
         if overlay.unit() != Some(page_size) {
             let mut whole = Overlay::new(Some(page_size), 0, self.settings.overlay_bytes);
-            let mut ahead = ReadAhead::default();
+            let mut ahead = ReadAhead::new(&self.database);
             let mut page = vec![0; page_size.bytes()];
             for index in 0..page_count.get() {
                 let offset = u64::from(index) * u64::from(page_size.get());
@@ -225,7 +225,7 @@ impl Connection {
             &self.database,
             base,
             None,
-            &mut ReadAhead::default(),
+            &mut ReadAhead::new(&self.database),
             &mut before,
             0,
             self.settings.timeout,

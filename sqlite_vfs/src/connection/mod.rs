@@ -137,6 +137,7 @@ impl Connection {
     ) -> Result<Self> {
         static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
         let view = View::of_new(&database, looked, &settings)?;
+        let ahead = ReadAhead::new(&database);
         Ok(Self {
             writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
             database,
@@ -145,7 +146,7 @@ impl Connection {
             view,
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
-            ahead: ReadAhead::default(),
+            ahead,
             cache_is_stale: false,
             batch_began_clean: false,
             journal_mode: "delete",

@@ -1,5 +1,7 @@
 //! Byte ranges of a snapshot and of an overlay on it: what SQLite reads is put together from pages here.
 
+use std::sync::Arc;
+
 use pagewire_proto::{PageNumber, PageSize, Snapshot, Version};
 
 use super::header::{self, derive_change_counter};
@@ -7,36 +9,27 @@ use super::overlay::Overlay;
 use super::{Connection, State};
 use crate::database::Database;
 use crate::error::{Error, Kind, Result};
+use crate::prefetch::Prefetcher;
 
-/// Largest read ahead in one call, in bytes.
-const MAX_AHEAD_BYTES: u64 = 1 << 20;
-
-/// Recognises a scan by pages that follow each other.
-#[derive(Default)]
+/// The prefetcher of one reader. What it has asked for and nobody has read is given up with it.
 pub struct ReadAhead {
-    last: u32,
-    run: u32,
+    prefetcher: Prefetcher,
+    database: Arc<Database>,
 }
 
 impl ReadAhead {
-    /// A page is read.
-    fn note(&mut self, page: PageNumber) {
-        if page.get() == self.last.wrapping_add(1) {
-            self.run = self.run.saturating_add(1);
-        } else if page.get() != self.last {
-            self.run = 0;
+    /// For a reader that has read nothing yet.
+    pub fn new(database: &Arc<Database>) -> Self {
+        Self {
+            prefetcher: Prefetcher::default(),
+            database: Arc::clone(database),
         }
-        self.last = page.get();
     }
+}
 
-    /// How many pages to fetch when the last page noted is missing.
-    fn window(&self, page_size: PageSize, limit: u64) -> u32 {
-        let most = (MAX_AHEAD_BYTES.min(limit) / u64::from(page_size.get())).max(1) as u32;
-        if self.run == 0 {
-            1
-        } else {
-            (1u32 << self.run.min(12)).min(most)
-        }
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        self.database.abandon_pages(self.prefetcher.end());
     }
 }
 
@@ -142,7 +135,7 @@ impl Connection {
 
 /// Reads a range of a snapshot under an overlay.
 pub fn read_range(
-    database: &Database,
+    database: &Arc<Database>,
     base: &Snapshot,
     overlay: Option<&Overlay>,
     ahead: &mut ReadAhead,
@@ -186,7 +179,7 @@ pub fn read_range(
 
 /// A part of one page of the base.
 fn read_base(
-    database: &Database,
+    database: &Arc<Database>,
     base: &Snapshot,
     ahead: &mut ReadAhead,
     index: u32,
@@ -199,20 +192,17 @@ fn read_base(
         out.fill(0);
         return Ok(());
     };
-    ahead.note(number);
-    let content = match database.cached_page(base, number) {
-        Some(content) => content,
+    let view = database.view(base, page_size, timeout);
+    let content = match view.page_at_hand(number) {
+        Some((content, came)) => {
+            ahead.prefetcher.read(&view, number.get(), &content, came);
+            content
+        }
         None => {
-            let window = ahead.window(page_size, database.read_ahead_limit());
-            let last = number
-                .get()
-                .saturating_add(window - 1)
-                .min(base.page_count.get());
-            let wanted = (number.get()..=last)
-                .filter_map(|number| PageNumber::try_from(number).ok())
-                .filter(|page| *page == number || database.cached_page(base, *page).is_none())
-                .collect();
-            database.fetch_pages(base, wanted, timeout)?
+            let along = ahead.prefetcher.miss(&view, number.get());
+            let content = view.fetch(number, along)?;
+            ahead.prefetcher.came(number.get(), &content);
+            content
         }
     };
     if content.is_empty() {
@@ -240,7 +230,7 @@ fn read_base(
 
 /// Writes a range into the overlay; the rest of a unit that is not covered comes from below.
 pub fn write_through(
-    database: &Database,
+    database: &Arc<Database>,
     base: &Snapshot,
     overlay: &mut Overlay,
     bytes: &[u8],
@@ -264,7 +254,7 @@ pub fn write_through(
                 read_base(
                     database,
                     base,
-                    &mut ReadAhead::default(),
+                    &mut ReadAhead::new(database),
                     index,
                     0,
                     &mut whole,

@@ -3,21 +3,23 @@
 mod commit;
 mod history;
 mod lease;
+mod pages;
 mod pins;
 mod state;
 mod subscription;
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pagewire_proto::limits::MAX_READ_PAGES;
 use pagewire_proto::pb::OpenMode;
 use pagewire_proto::{DatabaseName, Moment, PageNumber, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::client::counters::PREFETCH;
 use crate::client::{Acquired, Client, OpenError, Opened, PinCall};
 use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
@@ -48,6 +50,8 @@ pub struct Database {
     client: Arc<Client>,
     /// With which mode it was opened, and which open of the session that was.
     opened: Mutex<(OpenMode, u64)>,
+    /// Byte 20 of page 1, as it was read last.
+    reserved: AtomicU8,
 }
 
 impl Database {
@@ -96,6 +100,7 @@ impl Database {
             state,
             client,
             opened: Mutex::new((mode, opened.open_sequence)),
+            reserved: AtomicU8::new(0),
         });
         Ok((database, looked))
     }
@@ -113,7 +118,13 @@ impl Database {
     /// What `pagewire_status` shows of the session.
     pub fn session_status(&self) -> Vec<(&'static str, String)> {
         let session = &self.client.core.session;
-        let mut rows = vec![("trusted", session.is_trusted().to_string())];
+        let prefetch = PREFETCH.read();
+        let mut rows = vec![
+            ("trusted", session.is_trusted().to_string()),
+            ("prefetched_pages", prefetch.fetched.to_string()),
+            ("prefetch_hits", prefetch.hits.to_string()),
+            ("prefetch_waste", prefetch.wasted.to_string()),
+        ];
         if let Some(welcome) = session.current_welcome() {
             rows.push(("server", welcome.server_name.clone()));
             rows.push(("store", welcome.store_name.clone()));
@@ -126,11 +137,6 @@ impl Database {
     /// Lets a moment pass.
     pub fn pause(&self, duration: Duration) {
         self.client.wait(tokio_sleep(duration));
-    }
-
-    /// Bytes that it makes sense to read ahead.
-    pub fn read_ahead_limit(&self) -> u64 {
-        self.client.cache.read_ahead_limit()
     }
 
     /// Refuses what needs old versions where the server keeps none: the snapshot of a read-only connection has no bound in time.
@@ -357,48 +363,11 @@ impl Database {
             &self.state.log.read(),
         )
     }
-
-    /// The first of the pages at the snapshot, from the server. The others come along into the cache.
-    /// Empty content is a page that was never written.
-    pub fn fetch_pages(
-        &self,
-        snapshot: &Snapshot,
-        mut pages: Vec<PageNumber>,
-        timeout: Duration,
-    ) -> Result<Bytes> {
-        pages.truncate(MAX_READ_PAGES);
-        self.state.check()?;
-        let deadline = Instant::now() + timeout;
-        let core = &self.client.core;
-        let received = self.call(deadline, || {
-            core.read_pages(self.state.id(), *snapshot, pages.clone(), deadline)
-        })?;
-        // A store that was replaced meanwhile may have answered with a version of its own.
-        self.state.check()?;
-        let alone = received.len() == 1;
-        let mut first = None;
-        for page in received {
-            // A page that came with others shares their message: it would keep all of them in memory.
-            let content = if alone {
-                page.content
-            } else {
-                Bytes::copy_from_slice(&page.content)
-            };
-            self.client.cache.put(
-                self.state.key,
-                page.number,
-                page.version,
-                snapshot.version,
-                content.clone(),
-            );
-            first.get_or_insert(content);
-        }
-        first.ok_or_else(|| Error::io(format!("{}: the server sent no page", self.describe())))
-    }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
+        self.client.cache.ahead.forget(self.state.key);
         let (_, open_sequence) = *self.opened.lock();
         self.client.unsubscribe(&self.state, open_sequence);
     }

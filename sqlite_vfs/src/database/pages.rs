@@ -1,0 +1,276 @@
+//! Pages of a database at one snapshot: out of the cache, from among those fetched ahead, or from the server.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pagewire_proto::limits::MAX_READ_PAGES;
+use pagewire_proto::{Page, PageNumber, PageSize, Snapshot};
+use tokio::time::Instant;
+
+use super::{Database, DatabaseState};
+use crate::cache::{CacheKey, PageCache, Taken, TakenPage};
+use crate::client::counters::{COUNTERS, CallKind};
+use crate::error::{Error, Result};
+use crate::prefetch::{Came, Pages};
+
+/// Bytes of pages in one call ahead. Pages of a call come together, so a reader that has to wait waits for all of them.
+const CALL_BYTES: usize = 512 << 10;
+/// Calls into which a window is divided.
+const CALLS_OF_A_WINDOW: usize = 2;
+/// The smallest part of it: a call costs about as much as ten pages do.
+const LEAST_PAGES: usize = 32;
+/// A window is never held below this, whatever the link seems to need: what is known of the link grows with the window.
+const LEAST_WINDOW_BYTES: u64 = 1 << 20;
+/// Byte of page 1 that says how many bytes are reserved at the end of each page (SQLite file format, 1.3.4).
+const RESERVED_BYTE: usize = 20;
+
+/// See the file's header.
+pub struct View<'a> {
+    database: &'a Database,
+    snapshot: &'a Snapshot,
+    page_size: PageSize,
+    timeout: Duration,
+}
+
+impl Database {
+    /// The pages of a snapshot, each call bounded by the timeout.
+    pub fn view<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        page_size: PageSize,
+        timeout: Duration,
+    ) -> View<'a> {
+        View {
+            database: self,
+            snapshot,
+            page_size,
+            timeout,
+        }
+    }
+
+    /// Nobody will read these, which were asked for ahead.
+    pub fn abandon_pages(&self, pages: Vec<u32>) {
+        let cache = &self.client.cache;
+        let pages = pages.into_iter().filter_map(number);
+        for (page, taken) in cache.ahead.abandon(self.state.key, pages) {
+            put(cache, self.state.key, page, taken);
+        }
+    }
+}
+
+impl View<'_> {
+    fn key(&self) -> CacheKey {
+        self.database.state.key
+    }
+
+    fn cache(&self) -> &Arc<PageCache> {
+        &self.database.client.cache
+    }
+
+    /// The page, if it does not have to be asked for: it may be waited for, and that counts as a round trip.
+    pub fn page_at_hand(&self, page: PageNumber) -> Option<(Bytes, Came)> {
+        if let Some(content) = self.database.cached_page(self.snapshot, page) {
+            return Some((content, Came::AtOnce));
+        }
+        let mut came = Came::AtOnce;
+        let deadline = std::time::Instant::now() + self.timeout;
+        let taken = loop {
+            let taken = {
+                let log = self.database.state.log.read();
+                let ahead = &self.cache().ahead;
+                ahead.take(self.key(), page, self.snapshot.version, &log)
+            };
+            match taken {
+                Taken::Here(taken) => break taken,
+                Taken::Nothing => return None,
+                Taken::UnderWay if std::time::Instant::now() >= deadline => return None,
+                Taken::UnderWay => {
+                    COUNTERS.waited(CallKind::Read);
+                    came = Came::Late;
+                    self.cache().ahead.wait(self.key(), page, deadline);
+                }
+            }
+        };
+        let content = taken.content.clone();
+        put(self.cache(), self.key(), page, taken);
+        self.look_at(page, &content);
+        Some((content, came))
+    }
+
+    /// The page from the server, and others along with it. Empty content is a page that was never written.
+    pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
+        let database = self.database;
+        database.state.check()?;
+        let along = along
+            .into_iter()
+            .filter_map(number)
+            .take(MAX_READ_PAGES - 1);
+        let page_bytes = u64::from(self.page_size.get());
+        let along = self.cache().ahead.begin(self.key(), along, page_bytes);
+        let mut asked = vec![page];
+        asked.extend_from_slice(&along);
+        let ahead = PagesAhead {
+            cache: Arc::clone(self.cache()),
+            state: Arc::clone(&database.state),
+            pages: along,
+        };
+        let deadline = Instant::now() + self.timeout;
+        let core = &database.client.core;
+        let received = database.call(deadline, || {
+            core.read_pages(database.state.id(), *self.snapshot, asked.clone(), deadline)
+        })?;
+        // A store that was replaced meanwhile may have answered with a version of its own.
+        database.state.check()?;
+        let mut received = received.into_iter();
+        let Some(first) = received.next() else {
+            return Err(Error::io(format!(
+                "{}: the server sent no page",
+                database.describe()
+            )));
+        };
+        let taken = TakenPage {
+            from: first.version,
+            upto: self.snapshot.version,
+            content: match received.len() {
+                0 => first.content,
+                _ => own(&first.content),
+            },
+        };
+        let content = taken.content.clone();
+        put(self.cache(), self.key(), page, taken);
+        ahead.arrived(received, self.snapshot);
+        self.look_at(page, &content);
+        Ok(content)
+    }
+
+    fn look_at(&self, page: PageNumber, content: &[u8]) {
+        if page == PageNumber::FIRST
+            && let Some(reserved) = content.get(RESERVED_BYTE)
+        {
+            self.database.reserved.store(*reserved, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks for pages without waiting for them.
+    fn request_part(&self, pages: Vec<PageNumber>) {
+        let database = self.database;
+        let mut ahead = PagesAhead {
+            cache: Arc::clone(self.cache()),
+            state: Arc::clone(&database.state),
+            pages,
+        };
+        let core = Arc::clone(&database.client.core);
+        let snapshot = *self.snapshot;
+        let timeout = self.timeout;
+        database.client.spawn_urgent(async move {
+            let deadline = Instant::now() + timeout;
+            while !ahead.pages.is_empty() {
+                let call =
+                    core.read_pages_ahead(ahead.state.id(), snapshot, &ahead.pages, deadline);
+                // Whoever needs them asks himself, and hears what is wrong.
+                let Ok(received) = call.await else { return };
+                if ahead.state.check().is_err() {
+                    return;
+                }
+                let count = received.len();
+                ahead.arrived(received.into_iter(), &snapshot);
+                ahead.pages.drain(..count);
+            }
+        });
+    }
+}
+
+impl Pages for View<'_> {
+    fn content(&self, page: u32) -> Option<Bytes> {
+        let page = number(page)?;
+        self.database.cached_page(self.snapshot, page).or_else(|| {
+            let log = self.database.state.log.read();
+            let ahead = &self.cache().ahead;
+            ahead.peek(self.key(), page, self.snapshot.version, &log)
+        })
+    }
+
+    fn is_known(&self, page: u32) -> bool {
+        number(page).is_some_and(|page| {
+            self.cache().ahead.has(self.key(), page)
+                || self.database.cached_page(self.snapshot, page).is_some()
+        })
+    }
+
+    fn request(&self, pages: Vec<u32>) {
+        let pages = pages.into_iter().filter_map(number);
+        let page_bytes = u64::from(self.page_size.get());
+        let pages = self.cache().ahead.begin(self.key(), pages, page_bytes);
+        let most = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
+        let part = (pages.len() / CALLS_OF_A_WINDOW).max(LEAST_PAGES).min(most);
+        for part in pages.chunks(part) {
+            self.request_part(part.to_vec());
+        }
+    }
+
+    fn abandon(&self, pages: Vec<u32>) {
+        self.database.abandon_pages(pages);
+    }
+
+    fn page_count(&self) -> u32 {
+        self.snapshot.page_count.get()
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.page_size.bytes()
+    }
+
+    fn reserved(&self) -> u8 {
+        self.database.reserved.load(Ordering::Relaxed)
+    }
+
+    fn window_limit(&self) -> u64 {
+        let needed = 2 * self.database.client.core.link.product();
+        needed
+            .max(LEAST_WINDOW_BYTES)
+            .min(self.cache().ahead.limit() / 2)
+    }
+}
+
+/// Pages of a call; when it ends, those that have not come are given up.
+struct PagesAhead {
+    cache: Arc<PageCache>,
+    state: Arc<DatabaseState>,
+    pages: Vec<PageNumber>,
+}
+
+impl PagesAhead {
+    fn arrived(&self, received: impl Iterator<Item = Page>, snapshot: &Snapshot) {
+        let key = self.state.key;
+        for page in received {
+            // It shares the message of all of them, which it would keep in memory.
+            let content = own(&page.content);
+            let ahead = &self.cache.ahead;
+            let unwanted = ahead.arrived(key, page.number, page.version, snapshot.version, content);
+            if let Some(taken) = unwanted {
+                put(&self.cache, key, page.number, taken);
+            }
+        }
+        self.cache.ahead.call_ended(key, &[]);
+    }
+}
+
+impl Drop for PagesAhead {
+    fn drop(&mut self) {
+        self.cache.ahead.call_ended(self.state.key, &self.pages);
+    }
+}
+
+fn own(content: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(content)
+}
+
+fn put(cache: &PageCache, key: CacheKey, page: PageNumber, taken: TakenPage) {
+    cache.put(key, page, taken.from, taken.upto, taken.content);
+}
+
+fn number(page: u32) -> Option<PageNumber> {
+    PageNumber::try_from(page).ok()
+}

@@ -1,0 +1,142 @@
+//! Rows looked up by the entries of an index: the rowids of an index leaf tell which leaves of the table come next.
+
+use super::btree::TreePage;
+use super::walk::Walk;
+use super::{Direction, Pages, Step};
+
+/// Rowids whose way down through the table is not here yet.
+const MAX_PUT_OFF: usize = 256;
+
+/// See the file's header.
+#[derive(Debug)]
+pub struct Lookups {
+    /// Leaves of the index behind the present one.
+    leaves: Walk,
+    /// The present leaf and the one after it, which is asked for as soon as the present one is begun.
+    leaf: u32,
+    cell: Option<usize>,
+    next_leaf: Option<u32>,
+    table: Table,
+    put_off: Vec<i64>,
+}
+
+/// The way down a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The highest page that is known, the root as a rule.
+    pub top: u32,
+    /// Levels from there to the leaves.
+    pub levels: usize,
+}
+
+impl Lookups {
+    /// What comes after a cell of an index leaf. The walk goes on behind the leaf.
+    pub fn new(leaf: u32, cell: usize, leaves: Walk, table: Table) -> Self {
+        Self {
+            leaves,
+            leaf,
+            cell: Some(cell),
+            next_leaf: None,
+            table,
+            put_off: Vec::new(),
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        self.leaves.direction()
+    }
+
+    /// The next leaf of the table.
+    pub fn next(&mut self, pages: &impl Pages) -> Step {
+        let mut waits_for = None;
+        for index in 0..self.put_off.len() {
+            match self.table.leaf_of(self.put_off[index], pages) {
+                Ok(Some(page)) => {
+                    self.put_off.swap_remove(index);
+                    return Step::Page(page);
+                }
+                Ok(None) => {
+                    self.put_off.swap_remove(index);
+                    return Step::Also(self.table.top);
+                }
+                Err(needed) => waits_for = Some(needed),
+            }
+        }
+        if let Some(needed) = waits_for
+            && self.put_off.len() >= MAX_PUT_OFF
+        {
+            return Step::Needs(needed);
+        }
+        match self.next_rowid(pages) {
+            Ok(Some(rowid)) => match self.table.leaf_of(rowid, pages) {
+                Ok(Some(page)) => Step::Page(page),
+                Ok(None) => Step::Also(self.table.top),
+                Err(needed) => {
+                    self.put_off.push(rowid);
+                    Step::Also(needed)
+                }
+            },
+            Ok(None) => waits_for.map_or(Step::End, Step::Needs),
+            Err(needed) => Step::Needs(needed),
+        }
+    }
+
+    /// Index pages to be asked for now.
+    pub fn interior_pages(&mut self, pages: &impl Pages) -> Vec<u32> {
+        let mut wanted = self.leaves.interior_pages(1, pages);
+        if self.next_leaf.is_none()
+            && let Step::Page(leaf) = self.leaves.next(pages)
+        {
+            self.next_leaf = Some(leaf);
+        }
+        wanted.extend(self.next_leaf);
+        wanted
+    }
+
+    fn next_rowid(&mut self, pages: &impl Pages) -> Result<Option<i64>, u32> {
+        loop {
+            let Some(content) = pages.content(self.leaf) else {
+                return Err(self.leaf);
+            };
+            if let Some(leaf) = TreePage::parse(self.leaf, &content, pages.reserved()) {
+                while let Some(cell) = self.direction().after(self.cell, leaf.cells()) {
+                    self.cell = Some(cell);
+                    if let Some(rowid) = leaf.rowid_of_entry(cell) {
+                        return Ok(Some(rowid));
+                    }
+                }
+            }
+            let next = match self.next_leaf.take() {
+                Some(leaf) => Step::Page(leaf),
+                None => self.leaves.next(pages),
+            };
+            match next {
+                Step::Page(leaf) => {
+                    self.leaf = leaf;
+                    self.cell = None;
+                }
+                Step::Needs(page) | Step::Also(page) => return Err(page),
+                Step::End => return Ok(None),
+            }
+        }
+    }
+}
+
+impl Table {
+    /// The leaf in which a row must lie. `Err` names a page whose bytes are needed, `None` says that the pages make no sense.
+    fn leaf_of(&self, rowid: i64, pages: &impl Pages) -> Result<Option<u32>, u32> {
+        let mut page = self.top;
+        for _ in 0..self.levels {
+            let Some(content) = pages.content(page) else {
+                return Err(page);
+            };
+            let child = TreePage::parse(page, &content, pages.reserved())
+                .and_then(|tree| tree.child_for_rowid(rowid));
+            match child {
+                Some((_, child)) => page = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(page))
+    }
+}

@@ -1,0 +1,197 @@
+//! Reading ahead of SQLite, by what its pages say: which pages are next is known, not guessed, however scattered they lie.
+//!
+//! A connection has a [`Prefetcher`]. It sees each page that SQLite reads, recognises what is going on, and keeps a window of
+//! reads in flight for each *stream* of pages that it has recognised:
+//!
+//! ```text
+//!   what SQLite reads                                         stream
+//!   two neighbouring children of an interior page             walk: the leaves that follow, in either direction
+//!   the overflow page that a cell or an overflow page names   chains: the rest of it; from the second row on, those of the
+//!                                                              rows that follow
+//!   two leaves of a table for rowids of one index leaf        lookups: the leaves for the rowids that follow
+//!   page n + 1 after page n                                   run: the pages that follow (backup)
+//! ```
+//! So table and index scans, `PRAGMA integrity_check` (which descends), `CREATE INDEX` and `VACUUM` are walks, with chains where
+//! rows overflow.
+//!
+//! * **R1** Nothing here decides what SQLite reads: a wrong plan costs pages fetched for nothing, never a wrong answer.
+//! * **R2** Nothing is fetched ahead before two reads have shown a pattern, so that point reads fetch what they need.
+//! * **R3** A window grows only while its pages are read, at most by a factor of four at a time: what a stream has fetched for
+//!   nothing when it ends is at most four times what it was good for, plus its first window.
+//! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, at least 1 MiB) and half of what may lie
+//!   ahead.
+//! * **R5** Work is bounded: a read plans at most two windows, and looks for a pattern in at most `MAX_INTERIOR` pages.
+//! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
+
+#[cfg(not(fuzzing))]
+mod btree;
+#[cfg(fuzzing)]
+pub mod btree;
+mod chains;
+mod lookups;
+mod patterns;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use bytes::Bytes;
+
+use patterns::Patterns;
+use stream::Stream;
+
+/// Streams of a connection: cursors that SQLite moves in turn, as in a join.
+const MAX_STREAMS: usize = 8;
+/// First window of a stream, in pages.
+const FIRST_WINDOW: usize = 4;
+/// Bytes that may come along with a page that is waited for; what is more comes by calls of its own.
+const ALONG_BYTES: usize = 128 << 10;
+
+/// What the prefetcher knows of the database and may ask of it, at one version.
+pub trait Pages {
+    /// The bytes of a page, if they are here.
+    fn content(&self, page: u32) -> Option<Bytes>;
+    /// Whether the page is here or on its way.
+    fn is_known(&self, page: u32) -> bool;
+    /// Asks for pages; returns at once.
+    fn request(&self, pages: Vec<u32>);
+    /// These will not be read.
+    fn abandon(&self, pages: Vec<u32>);
+    /// Number of the last page.
+    fn page_count(&self) -> u32;
+    /// Bytes of a page.
+    fn page_bytes(&self) -> usize;
+    /// Bytes reserved at the end of each page: byte 20 of page 1.
+    fn reserved(&self) -> u8;
+    /// Largest window in bytes (R4).
+    fn window_limit(&self) -> u64;
+}
+
+/// Which way a cursor goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards larger keys.
+    Ascending,
+    /// Towards smaller keys.
+    Descending,
+}
+
+/// What a plan says when it is asked for the next page.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// SQLite will read this page.
+    Page(u32),
+    /// The plan needs this page beside those that it gives.
+    Also(u32),
+    /// The plan can't go on before the bytes of this page are here.
+    Needs(u32),
+    /// Nothing more.
+    End,
+}
+
+/// How a page came to its reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// It was in the cache, or had been fetched ahead and was here.
+    AtOnce,
+    /// Its call was under way, and the reader waited.
+    Late,
+}
+
+/// See the file's header.
+#[derive(Default)]
+pub struct Prefetcher {
+    patterns: Patterns,
+    streams: Vec<Stream>,
+}
+
+impl Prefetcher {
+    /// SQLite reads a page that did not have to be asked for.
+    pub fn read(&mut self, pages: &impl Pages, page: u32, content: &[u8], came: Came) {
+        if !self.streams.is_empty() {
+            let mut wanted = Vec::new();
+            self.advance(pages, page, came == Came::Late, &mut wanted);
+            if !wanted.is_empty() {
+                pages.request(wanted);
+            }
+        }
+        self.patterns.note(page, content);
+    }
+
+    /// SQLite reads a page that has to be asked for now. Returns the pages that shall come along with it; more may have been asked
+    /// for by the way.
+    pub fn miss(&mut self, pages: &impl Pages, page: u32) -> Vec<u32> {
+        let mut wanted = Vec::new();
+        let mut foreseen = self.advance(pages, page, true, &mut wanted);
+        if !foreseen && self.streams.iter().any(Stream::may_revise) {
+            // A chain may know better by now.
+            let chains = self.streams.iter_mut().filter(|stream| stream.may_revise());
+            chains.for_each(|stream| stream.fill(pages, &mut wanted));
+            foreseen = self.advance(pages, page, true, &mut wanted);
+        }
+        if !foreseen {
+            let (over, going_on) = std::mem::take(&mut self.streams)
+                .into_iter()
+                .partition(Stream::is_over);
+            self.streams = going_on;
+            end(pages, over);
+            if let Some(plan) = self.patterns.recognise(pages, page, &mut self.streams) {
+                if self.streams.len() >= MAX_STREAMS {
+                    let idlest = (0..self.streams.len())
+                        .max_by_key(|index| self.streams[*index].idle())
+                        .unwrap_or(0);
+                    end(pages, vec![self.streams.remove(idlest)]);
+                }
+                let mut stream = Stream::new(plan, FIRST_WINDOW);
+                stream.fill(pages, &mut wanted);
+                self.streams.push(stream);
+            }
+        }
+        wanted.retain(|wanted| *wanted != page);
+        let along = wanted.len().min(ALONG_BYTES / pages.page_bytes().max(1));
+        let rest = wanted.split_off(along);
+        if !rest.is_empty() {
+            pages.request(rest);
+        }
+        wanted
+    }
+
+    /// The page of the last [`Prefetcher::miss`] has come.
+    pub fn came(&mut self, page: u32, content: &[u8]) {
+        self.patterns.note(page, content);
+    }
+
+    /// Whether a stream had foreseen the page.
+    fn advance(
+        &mut self,
+        pages: &impl Pages,
+        page: u32,
+        stalled: bool,
+        wanted: &mut Vec<u32>,
+    ) -> bool {
+        let mut foreseen = false;
+        for stream in &mut self.streams {
+            if stream.read(pages, page, stalled, wanted) {
+                foreseen = true;
+            } else {
+                stream.pass_over(false);
+            }
+        }
+        foreseen
+    }
+
+    /// Nobody reads on. Returns what was asked for and not read.
+    pub fn end(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.streams)
+            .into_iter()
+            .flat_map(Stream::unread)
+            .collect()
+    }
+}
+
+fn end(pages: &impl Pages, streams: Vec<Stream>) {
+    let unread: Vec<u32> = streams.into_iter().flat_map(Stream::unread).collect();
+    if !unread.is_empty() {
+        pages.abandon(unread);
+    }
+}

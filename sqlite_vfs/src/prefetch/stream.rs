@@ -1,0 +1,278 @@
+//! One stream of pages: a plan, the pages of it that were not read yet, and how many those may be.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::chains::Chains;
+use super::lookups::Lookups;
+use super::walk::Walk;
+use super::{Pages, Step};
+
+/// By how much a window grows at a time, and how much larger it may be than what has been read (R3).
+const GROWTH: usize = 4;
+/// Up to here a window grows although nobody had to wait: the next wait is dearer than some pages.
+const EASY_WINDOW: usize = 32;
+/// SQLite may pass over so many pages of a plan that is not in the order of reading.
+const SLACK: usize = 64;
+
+/// A stream is over when so many pages in a row were read that it did not foresee: between two leaves lies perhaps a row of some
+/// megabytes. A page that no other stream foresaw either counts for more.
+const PATIENCE: u32 = 4096;
+const MISS_WEIGHT: u32 = 64;
+
+/// Where the pages of a stream come from.
+#[derive(Debug)]
+pub enum Plan {
+    /// Leaves of a b-tree.
+    Walk(Walk),
+    /// Overflow pages.
+    Chains(Chains),
+    /// Leaves of a table by the rowids of an index.
+    Lookups(Lookups),
+    /// Pages by their numbers, this one next.
+    Run(u32),
+}
+
+impl Plan {
+    fn next(&mut self, window: usize, pages: &impl Pages) -> Step {
+        match self {
+            Self::Walk(walk) => walk.next(pages),
+            Self::Chains(chains) => chains.next(window, pages),
+            Self::Lookups(lookups) => lookups.next(pages),
+            Self::Run(next) if *next > pages.page_count() => Step::End,
+            Self::Run(next) => {
+                *next += 1;
+                Step::Page(*next - 1)
+            }
+        }
+    }
+
+    /// Pages that it gave and that have turned out not to be what comes.
+    fn taken_back(&mut self, pages: &impl Pages) -> Vec<u32> {
+        match self {
+            Self::Chains(chains) => chains.check(pages),
+            Self::Walk(_) | Self::Lookups(_) | Self::Run(_) => Vec::new(),
+        }
+    }
+
+    /// Pages that name others, to be here before the window gets to what they name.
+    fn interior_pages(&mut self, window: usize, pages: &impl Pages) -> Vec<u32> {
+        match self {
+            Self::Walk(walk) => walk.interior_pages(window, pages),
+            Self::Chains(chains) => chains.interior_pages(window, pages),
+            Self::Lookups(lookups) => lookups.interior_pages(pages),
+            Self::Run(_) => Vec::new(),
+        }
+    }
+
+    /// Whether pages are read in the order of the plan, apart from some that are left out.
+    fn is_ordered(&self) -> bool {
+        match self {
+            Self::Walk(_) | Self::Run(_) => true,
+            Self::Chains(_) | Self::Lookups(_) => false,
+        }
+    }
+}
+
+/// See the file's header.
+#[derive(Debug)]
+pub struct Stream {
+    /// What comes.
+    pub plan: Plan,
+    window: usize,
+    /// Pages read, altogether and since the window grew.
+    read_so_far: usize,
+    confirmed: usize,
+    /// Planned and not read; `order` may have some that were read.
+    unread: HashSet<u32>,
+    order: VecDeque<u32>,
+    /// Asked for beside them: interior pages.
+    beside: HashSet<u32>,
+    /// Planned, and passed over by the reader.
+    passed: usize,
+    /// How long nobody has read of it, see [`Stream::is_over`].
+    idle: u32,
+}
+
+impl Stream {
+    /// A stream of which nothing was asked for yet.
+    pub fn new(plan: Plan, window: usize) -> Self {
+        Self {
+            plan,
+            window,
+            read_so_far: 0,
+            confirmed: 0,
+            unread: HashSet::new(),
+            order: VecDeque::new(),
+            beside: HashSet::new(),
+            passed: 0,
+            idle: 0,
+        }
+    }
+
+    /// SQLite reads a page; `true` if it is one of this stream. What shall be asked for now is added to `wanted`.
+    pub fn read(
+        &mut self,
+        pages: &impl Pages,
+        page: u32,
+        stalled: bool,
+        wanted: &mut Vec<u32>,
+    ) -> bool {
+        if !self.unread.remove(&page) {
+            return self.beside.remove(&page);
+        }
+        self.idle = 0;
+        let passed = self.pass(page);
+        if !passed.is_empty() {
+            self.passed += passed.len();
+            self.window = self.window.saturating_sub(passed.len()).max(1);
+            pages.abandon(passed);
+        }
+        self.read_so_far += 1;
+        self.confirmed += 1;
+        if stalled || (self.confirmed * 2 >= self.window && self.window < EASY_WINDOW) {
+            self.grow(pages);
+        }
+        // A small window is filled by halves, or each page would be a call of its own.
+        let few = if self.window < EASY_WINDOW {
+            self.window / 2
+        } else {
+            self.window / 4 * 3
+        };
+        if self.unread.len() <= few {
+            self.fill(pages, wanted);
+        }
+        true
+    }
+
+    /// Forgets what comes before a page in the order of the plan, or long before it. Returns what nobody has read.
+    fn pass(&mut self, page: u32) -> Vec<u32> {
+        let slack = if self.plan.is_ordered() { 0 } else { SLACK };
+        let mut passed = Vec::new();
+        if slack == 0 {
+            while let Some(front) = self.order.pop_front()
+                && front != page
+            {
+                if self.unread.remove(&front) {
+                    passed.push(front);
+                }
+            }
+            return passed;
+        }
+        while self
+            .order
+            .front()
+            .is_some_and(|front| !self.unread.contains(front))
+        {
+            self.order.pop_front();
+        }
+        if self.order.len() > slack
+            && let Some(place) = self.order.iter().position(|planned| *planned == page)
+        {
+            for _ in 0..place.saturating_sub(slack) {
+                if let Some(front) = self.order.pop_front()
+                    && self.unread.remove(&front)
+                {
+                    passed.push(front);
+                }
+            }
+        }
+        passed
+    }
+
+    /// R3, R4.
+    fn grow(&mut self, pages: &impl Pages) {
+        let most = (pages.window_limit() / pages.page_bytes().max(1) as u64) as usize;
+        let earned = super::FIRST_WINDOW
+            + self
+                .read_so_far
+                .saturating_sub(self.passed)
+                .saturating_mul(GROWTH);
+        let grown = (self.window * GROWTH).min(earned).max(self.window);
+        self.window = grown.min(most.max(1));
+        self.confirmed = 0;
+    }
+
+    /// Plans up to the window (R5).
+    pub fn fill(&mut self, pages: &impl Pages, wanted: &mut Vec<u32>) {
+        let last = pages.page_count();
+        let mut taken_back = self.plan.taken_back(pages);
+        taken_back.retain(|page| self.unread.remove(page));
+        if !taken_back.is_empty() {
+            pages.abandon(taken_back);
+        }
+        let mut steps = 2 * self.window + 16;
+        while self.unread.len() < self.window && steps > 0 {
+            steps -= 1;
+            match self.plan.next(self.window, pages) {
+                Step::Page(page) if page == 0 || page > last => {}
+                Step::Page(page) => {
+                    let is_known = pages.is_known(page);
+                    // Where the order is not that of reading, a page that is here may have been read already.
+                    if (self.plan.is_ordered() || !is_known) && self.unread.insert(page) {
+                        self.order.push_back(page);
+                        if !is_known {
+                            wanted.push(page);
+                        }
+                    }
+                }
+                Step::Also(page) => self.ask_beside(page, pages, wanted),
+                Step::Needs(page) => {
+                    self.ask_beside(page, pages, wanted);
+                    break;
+                }
+                Step::End => break,
+            }
+        }
+        for page in self.plan.interior_pages(self.window, pages) {
+            self.ask_beside(page, pages, wanted);
+        }
+    }
+
+    fn ask_beside(&mut self, page: u32, pages: &impl Pages, wanted: &mut Vec<u32>) {
+        let is_valid = page != 0 && page <= pages.page_count();
+        if is_valid && !pages.is_known(page) && !wanted.contains(&page) {
+            self.beside.insert(page);
+            wanted.push(page);
+        }
+    }
+
+    /// A page was read that it did not foresee; `missed` where no other stream did either.
+    pub fn pass_over(&mut self, missed: bool) {
+        self.idle += if missed { MISS_WEIGHT } else { 1 };
+    }
+
+    /// Whether its reader seems to have gone elsewhere.
+    pub fn is_over(&self) -> bool {
+        self.idle > PATIENCE
+    }
+
+    /// How long nobody has read of it.
+    pub fn idle(&self) -> u32 {
+        self.idle
+    }
+
+    /// Another stream takes its place.
+    pub fn retire(&mut self) {
+        self.idle = PATIENCE + 1;
+    }
+
+    /// Whether the plan rests on guesses that pages may have refuted since.
+    pub fn may_revise(&self) -> bool {
+        matches!(self.plan, Plan::Chains(_))
+    }
+
+    /// Pages of it that were read.
+    pub fn read_so_far(&self) -> usize {
+        self.read_so_far
+    }
+
+    /// Whether everything planned was read.
+    pub fn is_read_out(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    /// What was planned and not read.
+    pub fn unread(self) -> Vec<u32> {
+        self.unread.into_iter().chain(self.beside).collect()
+    }
+}
