@@ -143,8 +143,9 @@ fn rows_looked_up_by_an_index_cost_a_call_for_many_pages() {
         assert_eq!(sum, expected);
         let pages = spent.bytes / 4096;
         assert!(pages > 300, "{order}: {spent:?}");
+        // The window is earned row by row, and the rows wait for the interior pages above them.
         assert!(
-            spent.calls <= calls_for(pages),
+            spent.calls <= 16 + pages / 8,
             "{order}: {spent:?} for {pages} pages"
         );
         // Some hundred rows, each on a page of its own, and what lies ahead when the last one is read.

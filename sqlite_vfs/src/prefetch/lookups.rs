@@ -15,9 +15,16 @@ pub struct Lookups {
     /// The present leaf and the one after it, which is asked for as soon as the present one is begun.
     leaf: u32,
     cell: Option<usize>,
-    next_leaf: Option<u32>,
+    next_leaf: Option<NextLeaf>,
     table: Table,
     put_off: Vec<i64>,
+}
+
+/// A leaf of the index, and its parent, which has the entry between it and the leaf before.
+#[derive(Clone, Copy, Debug)]
+struct NextLeaf {
+    page: u32,
+    parent: u32,
 }
 
 /// The way down a table.
@@ -42,12 +49,22 @@ impl Lookups {
         }
     }
 
+    /// The leaf of the index whose entries are looked up.
+    pub fn leaf(&self) -> u32 {
+        self.leaf
+    }
+
+    /// Rows that wait for the way down to them.
+    pub fn put_off(&self) -> usize {
+        self.put_off.len()
+    }
+
     fn direction(&self) -> Direction {
         self.leaves.direction()
     }
 
-    /// The next leaf of the table.
-    pub fn next(&mut self, pages: &impl Pages) -> Step {
+    /// The next leaf of the table. Rows that were put off keep their place in a window that has room for so many more.
+    pub fn next(&mut self, room: usize, pages: &impl Pages) -> Step {
         let mut waits_for = None;
         for index in 0..self.put_off.len() {
             match self.table.leaf_of(self.put_off[index], pages) {
@@ -63,7 +80,7 @@ impl Lookups {
             }
         }
         if let Some(needed) = waits_for
-            && self.put_off.len() >= MAX_PUT_OFF
+            && self.put_off.len() >= room.min(MAX_PUT_OFF)
         {
             return Step::Needs(needed);
         }
@@ -87,9 +104,12 @@ impl Lookups {
         if self.next_leaf.is_none()
             && let Step::Page(leaf) = self.leaves.next(pages)
         {
-            self.next_leaf = Some(leaf);
+            self.next_leaf = Some(NextLeaf {
+                page: leaf,
+                parent: self.leaves.parent(),
+            });
         }
-        wanted.extend(self.next_leaf);
+        wanted.extend(self.next_leaf.map(|leaf| leaf.page));
         wanted
     }
 
@@ -107,17 +127,33 @@ impl Lookups {
                 }
             }
             let next = match self.next_leaf.take() {
-                Some(leaf) => Step::Page(leaf),
-                None => self.leaves.next(pages),
+                Some(leaf) => leaf,
+                None => match self.leaves.next(pages) {
+                    Step::Page(page) => NextLeaf {
+                        page,
+                        parent: self.leaves.parent(),
+                    },
+                    Step::Needs(page) | Step::Also(page) => return Err(page),
+                    Step::End => return Ok(None),
+                },
             };
-            match next {
-                Step::Page(leaf) => {
-                    self.leaf = leaf;
-                    self.cell = None;
-                }
-                Step::Needs(page) | Step::Also(page) => return Err(page),
-                Step::End => return Ok(None),
+            self.leaf = next.page;
+            self.cell = None;
+            if let Some(rowid) = self.rowid_before(next, pages) {
+                return Ok(Some(rowid));
             }
+        }
+    }
+
+    /// The rowid of the entry between a leaf and the one before it. It lies on their parent, or above where they have none in
+    /// common: then it is one row that is not foreseen.
+    fn rowid_before(&self, next: NextLeaf, pages: &impl Pages) -> Option<i64> {
+        let content = pages.content(next.parent)?;
+        let tree = TreePage::parse(next.parent, &content, pages.reserved())?;
+        let child = tree.index_of_child(next.page)?;
+        match self.direction() {
+            Direction::Ascending => tree.rowid_of_entry(child.checked_sub(1)?),
+            Direction::Descending => tree.rowid_of_entry(child),
         }
     }
 }

@@ -124,12 +124,14 @@ impl Prefetcher {
         let mut wanted = Vec::new();
         let mut foreseen = self.advance(pages, page, true, &mut wanted);
         if !foreseen && self.streams.iter().any(Stream::may_revise) {
-            // A chain may know better by now.
-            let chains = self.streams.iter_mut().filter(|stream| stream.may_revise());
-            chains.for_each(|stream| stream.fill(pages, &mut wanted));
+            let revised = self.streams.iter_mut().filter(|stream| stream.may_revise());
+            revised.for_each(|stream| stream.fill(pages, &mut wanted));
             foreseen = self.advance(pages, page, true, &mut wanted);
         }
         if !foreseen {
+            for stream in &mut self.streams {
+                stream.pass_over(true);
+            }
             let (over, going_on) = std::mem::take(&mut self.streams)
                 .into_iter()
                 .partition(Stream::is_over);

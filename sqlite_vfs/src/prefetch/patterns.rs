@@ -17,6 +17,10 @@ const LIKELY_PARENTS: usize = 16;
 const MAX_LEAVES: usize = 4;
 /// Levels of a tree that are climbed: SQLite allows no more (BTCURSOR_MAX_DEPTH).
 const MAX_LEVELS: usize = 20;
+/// Entries of an index leaf that are considered for one row.
+const MAX_CELLS: usize = 8;
+/// Rows of entries that are no further apart are looked up one after the other: those between may be in the cache.
+const NEAR: usize = 8;
 /// Two neighbours belong together if no more pages than these had to be asked for from the one to the other: among many point
 /// reads there are neighbours too.
 const RECENT: u32 = 8;
@@ -56,10 +60,20 @@ struct Interior {
 #[derive(Clone, Copy, Debug)]
 struct IndexLeaf {
     page: u32,
-    /// The entry whose row had to be asked for last.
-    cell: Option<usize>,
+    /// The row that had to be asked for last.
+    row: Option<Row>,
     /// Pages of tables asked for since, without such an entry.
     strangers: u32,
+}
+
+/// A row of a table that an index leaf names.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Entries whose row it may be, lying on the page asked for. Several, where neighbours in the table are so in the index too.
+    cells: [Option<usize>; MAX_CELLS],
+    /// The page that had to be asked for, and how it was found.
+    page: u32,
+    table: Table,
 }
 
 impl Patterns {
@@ -74,13 +88,16 @@ impl Patterns {
         let kind = PageKind::of(page, content);
         self.last_is_no_tree_page = kind.is_none();
         match kind {
-            Some(PageKind::InteriorIndex | PageKind::InteriorTable) => self.note_interior(page),
+            Some(PageKind::InteriorIndex | PageKind::InteriorTable) => {
+                self.note_interior(page);
+                self.no_row(page);
+            }
             Some(PageKind::LeafIndex) => {
                 self.note_leaf(page);
                 if self.index_leaf.is_none_or(|leaf| leaf.page != page) {
                     self.index_leaf = Some(IndexLeaf {
                         page,
-                        cell: None,
+                        row: None,
                         strangers: 0,
                     });
                 }
@@ -139,7 +156,7 @@ impl Patterns {
             return Some(plan);
         }
         if let Some(found) = self.find_parent(pages, page, LIKELY_PARENTS) {
-            let plan = self.child(pages, &found);
+            let plan = self.child(pages, &found, streams);
             if plan.is_some() || run < LONG_RUN {
                 return plan;
             }
@@ -229,7 +246,12 @@ impl Patterns {
     }
 
     /// A child of an interior page.
-    fn child(&mut self, pages: &impl Pages, found: &Parent) -> Option<Plan> {
+    fn child(
+        &mut self,
+        pages: &impl Pages,
+        found: &Parent,
+        streams: &mut [Stream],
+    ) -> Option<Plan> {
         let place = self
             .interior
             .iter()
@@ -243,69 +265,94 @@ impl Patterns {
         {
             return Some(Plan::Walk(self.walk(pages, found, direction)?));
         }
-        self.lookup(pages, found)
+        self.lookup(pages, found, streams)
     }
 
-    /// A leaf of a table in which an entry of the index leaf read last has its row; the second one shows the direction.
-    fn lookup(&mut self, pages: &impl Pages, found: &Parent) -> Option<Plan> {
-        if found.kind != PageKind::InteriorTable {
-            return None;
+    /// The page asked for last has turned out to be on the way to a row, not the row's.
+    fn no_row(&mut self, page: u32) {
+        if let Some(leaf) = &mut self.index_leaf
+            && leaf.row.is_some_and(|row| row.page == page)
+        {
+            leaf.row = None;
         }
-        let mut index_leaf = self.index_leaf.take()?;
-        let before = index_leaf.cell;
-        if before.is_none() && index_leaf.strangers > 1 {
+    }
+
+    /// A leaf of a table in which an entry of the index leaf read last has its row. The second row, if its entry is near that of the
+    /// first one, shows the direction.
+    fn lookup(
+        &mut self,
+        pages: &impl Pages,
+        found: &Parent,
+        streams: &mut [Stream],
+    ) -> Option<Plan> {
+        let index_leaf = self.index_leaf.as_ref()?;
+        let (leaf_page, before) = (index_leaf.page, index_leaf.row);
+        if found.kind != PageKind::InteriorTable || (before.is_none() && index_leaf.strangers > 1) {
             // What is read has nothing to do with that leaf.
             return None;
         }
-        let content = pages.content(index_leaf.page)?;
-        let leaf = TreePage::parse(index_leaf.page, &content, pages.reserved())?;
-        let holds = |cell: &usize| {
+        let table = self.table_above(pages, found.page);
+        if before.is_some_and(|row| row.table.top == table.top && row.table.levels > table.levels) {
+            // A page on the way to a row.
+            return None;
+        }
+        let content = pages.content(leaf_page)?;
+        let leaf = TreePage::parse(leaf_page, &content, pages.reserved())?;
+        let mut holding = (0..leaf.cells()).filter(|cell| {
             leaf.rowid_of_entry(*cell)
                 .is_some_and(|rowid| found.above < rowid && rowid <= found.upto)
-        };
-        // Behind the entry before, or else before it: both directions are likely, small steps more than large ones.
-        let cell = match before {
-            None => (0..leaf.cells()).find(holds),
-            Some(before) => (before + 1..leaf.cells())
-                .find(holds)
-                .or_else(|| (0..before.min(leaf.cells())).rev().find(holds)),
-        };
-        let Some(cell) = cell else {
-            index_leaf.strangers += 1;
-            self.index_leaf = Some(index_leaf);
+        });
+        let cells = [(); MAX_CELLS].map(|()| holding.next());
+        let index_leaf = self.index_leaf.as_mut()?;
+        if cells[0].is_none() {
+            index_leaf.strangers = index_leaf.strangers.saturating_add(1);
             return None;
-        };
-        index_leaf.cell = Some(cell);
-        index_leaf.strangers = 0;
-        self.index_leaf = Some(index_leaf);
-        let direction = match before {
-            Some(before) if before < cell => Direction::Ascending,
-            Some(_) => Direction::Descending,
-            None => return None,
-        };
-        let leaves = self.walk_from(pages, index_leaf.page, direction)?;
-        let mut top = found.page;
-        let mut levels = 1;
-        while levels < MAX_LEVELS
-            && let Some(parent) = self.parent_of(pages, top, MAX_INTERIOR)
-        {
-            top = parent.page;
-            levels += 1;
         }
-        let table = Table { top, levels };
-        Some(Plan::Lookups(Lookups::new(
-            index_leaf.page,
-            cell,
-            leaves,
+        index_leaf.strangers = 0;
+        index_leaf.row = Some(Row {
+            cells,
+            page: found.itself,
             table,
-        )))
+        });
+        let (before, cell) = nearest(&before?.cells, &cells)?;
+        let direction = match before < cell {
+            true => Direction::Ascending,
+            false => Direction::Descending,
+        };
+        for stream in streams {
+            if matches!(&stream.plan, Plan::Lookups(lookups) if lookups.leaf() == leaf_page) {
+                if stream.is_followed() {
+                    return None;
+                }
+                // It was wrong.
+                stream.retire();
+            }
+        }
+        let leaves = self.walk_from(pages, leaf_page, direction)?;
+        let lookups = Lookups::new(leaf_page, cell, leaves, table);
+        Some(Plan::Lookups(lookups))
+    }
+
+    /// The way down from the highest page that is known to the children of an interior page.
+    fn table_above(&self, pages: &impl Pages, page: u32) -> Table {
+        let mut table = Table {
+            top: page,
+            levels: 1,
+        };
+        while table.levels < MAX_LEVELS
+            && let Some(parent) = self.parent_of(pages, table.top, MAX_INTERIOR)
+        {
+            table.top = parent.page;
+            table.levels += 1;
+        }
+        table
     }
 
     /// The walk that goes on behind a leaf; empty if its parent is not known.
     fn walk_from(&self, pages: &impl Pages, leaf: u32, direction: Direction) -> Option<Walk> {
         match self.parent_of(pages, leaf, MAX_INTERIOR) {
             Some(found) => self.walk(pages, &found, direction),
-            None => Some(Walk::new(direction, Vec::new())),
+            None => Some(Walk::new(direction, 0, Vec::new())),
         }
     }
 
@@ -319,7 +366,7 @@ impl Patterns {
             levels.push(self.siblings(pages, &parent, direction)?);
             below = parent.page;
         }
-        Some(Walk::new(direction, levels))
+        Some(Walk::new(direction, found.page, levels))
     }
 
     fn siblings(
@@ -350,6 +397,7 @@ impl Patterns {
             let tree = TreePage::parse(interior.page, &content, pages.reserved())?;
             let child = tree.index_of_child(page)?;
             Some(Parent {
+                itself: page,
                 page: interior.page,
                 kind: tree.kind(),
                 child,
@@ -365,6 +413,9 @@ impl Patterns {
 
 /// Where a page was found.
 struct Parent {
+    /// The page that was looked for.
+    itself: u32,
+    /// Its parent.
     page: u32,
     kind: PageKind,
     /// Which child it is.
@@ -372,6 +423,20 @@ struct Parent {
     /// Rowids of a table's child: above this, at most that.
     above: i64,
     upto: i64,
+}
+
+/// The two entries, one of each row, that are nearest to each other, if they are near.
+fn nearest(
+    before: &[Option<usize>; MAX_CELLS],
+    now: &[Option<usize>; MAX_CELLS],
+) -> Option<(usize, usize)> {
+    let pairs = before
+        .iter()
+        .flatten()
+        .flat_map(|before| now.iter().flatten().map(move |now| (*before, *now)));
+    pairs
+        .filter(|(before, now)| (1..=NEAR).contains(&before.abs_diff(*now)))
+        .min_by_key(|(before, now)| before.abs_diff(*now))
 }
 
 fn neighbours(before: usize, now: usize) -> Option<Direction> {

@@ -33,16 +33,24 @@ pub enum Plan {
 }
 
 impl Plan {
-    fn next(&mut self, window: usize, pages: &impl Pages) -> Step {
+    fn next(&mut self, window: usize, room: usize, pages: &impl Pages) -> Step {
         match self {
             Self::Walk(walk) => walk.next(pages),
             Self::Chains(chains) => chains.next(window, pages),
-            Self::Lookups(lookups) => lookups.next(pages),
+            Self::Lookups(lookups) => lookups.next(room, pages),
             Self::Run(next) if *next > pages.page_count() => Step::End,
             Self::Run(next) => {
                 *next += 1;
                 Step::Page(*next - 1)
             }
+        }
+    }
+
+    /// Pages that it will give before all others, as soon as it knows them.
+    fn put_off(&self) -> usize {
+        match self {
+            Self::Lookups(lookups) => lookups.put_off(),
+            Self::Walk(_) | Self::Chains(_) | Self::Run(_) => 0,
         }
     }
 
@@ -118,7 +126,11 @@ impl Stream {
         wanted: &mut Vec<u32>,
     ) -> bool {
         if !self.unread.remove(&page) {
-            return self.beside.remove(&page);
+            let is_beside = self.beside.remove(&page);
+            if is_beside && self.plan.put_off() > 0 {
+                self.fill(pages, wanted);
+            }
+            return is_beside;
         }
         self.idle = 0;
         let passed = self.pass(page);
@@ -203,7 +215,8 @@ impl Stream {
         let mut steps = 2 * self.window + 16;
         while self.unread.len() < self.window && steps > 0 {
             steps -= 1;
-            match self.plan.next(self.window, pages) {
+            let room = self.window - self.unread.len();
+            match self.plan.next(self.window, room, pages) {
                 Step::Page(page) if page == 0 || page > last => {}
                 Step::Page(page) => {
                     let is_known = pages.is_known(page);
@@ -246,6 +259,11 @@ impl Stream {
         self.idle > PATIENCE
     }
 
+    /// Whether it foresaw one of the last pages that had to be asked for.
+    pub fn is_followed(&self) -> bool {
+        self.idle < 4 * MISS_WEIGHT
+    }
+
     /// How long nobody has read of it.
     pub fn idle(&self) -> u32 {
         self.idle
@@ -256,9 +274,9 @@ impl Stream {
         self.idle = PATIENCE + 1;
     }
 
-    /// Whether the plan rests on guesses that pages may have refuted since.
+    /// Whether the plan may know better by now: guesses were refuted, or what it waited for has come.
     pub fn may_revise(&self) -> bool {
-        matches!(self.plan, Plan::Chains(_))
+        matches!(self.plan, Plan::Chains(_)) || self.plan.put_off() > 0
     }
 
     /// Pages of it that were read.

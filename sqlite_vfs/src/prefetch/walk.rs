@@ -15,24 +15,32 @@ pub struct Walk {
     direction: Direction,
     /// Upcoming pages, nearest first; level 0 is the one that is walked, each next one holds the parents of the one below.
     levels: Vec<VecDeque<u32>>,
-    /// Children of the interior page that was opened last, by level.
+    /// Children of the interior page that was opened last.
     fanout: usize,
+    /// The parent of the pages of level 0.
+    parent: u32,
 }
 
 impl Walk {
-    /// A walk that goes on behind a page: for each level its siblings, in the order of the walk, that of the page first.
-    pub fn new(direction: Direction, levels: Vec<VecDeque<u32>>) -> Self {
+    /// A walk that goes on behind a child of `parent`: for each level the siblings to come, those of the child first.
+    pub fn new(direction: Direction, parent: u32, levels: Vec<VecDeque<u32>>) -> Self {
         let fanout = levels.first().map_or(1, VecDeque::len).max(16);
         Self {
             direction,
             levels,
             fanout,
+            parent,
         }
     }
 
     /// The direction of the walk.
     pub fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// The parent of the page that was given last.
+    pub fn parent(&self) -> u32 {
+        self.parent
     }
 
     /// The next page of the level.
@@ -99,6 +107,9 @@ impl Walk {
             return Ok(true);
         };
         self.fanout = tree.children().max(1);
+        if level == 0 {
+            self.parent = parent;
+        }
         self.levels[level].extend(children(&tree, 0..tree.children(), self.direction));
         Ok(true)
     }
