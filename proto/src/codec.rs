@@ -16,7 +16,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstCodec;
 
 use crate::limits::{
-    BATCH_BYTES, MAX_CHANGED_PAGES, MAX_COMMIT_DATABASES, MAX_DIFF_PAGES, MAX_LIST,
+    BATCH_BYTES, MAX_CHANGED_PAGES, MAX_COMMIT_DATABASES, MAX_DIFF_PAGES, MAX_HOT_PAGES, MAX_LIST,
     MAX_LIST_VERSIONS, MAX_OPEN_DATABASES, MAX_PINS, MAX_READ_PAGES, MAX_STAGINGS, MAX_TAGS,
 };
 use crate::pb;
@@ -90,7 +90,11 @@ const ENTRY: &[Field] = &[list(4, MAX_TAGS, &[])];
 const PINS: &[Field] = &[numbers(3, 2 * LENIENT * MAX_PINS)];
 
 bounded! {
-    SessionRequest: &[one(1, &[list(6, MAX_CAPABILITIES, &[])]), one(2, &[list(2, LENIENT * MAX_OPEN_DATABASES, PINS)])];
+    SessionRequest: &[
+        one(1, &[list(6, MAX_CAPABILITIES, &[])]),
+        one(2, &[list(2, LENIENT * MAX_OPEN_DATABASES, PINS)]),
+        one(5, &[numbers(3, LENIENT * MAX_HOT_PAGES)]),
+    ];
     SessionResponse: &[
         one(1, &[list(6, MAX_OPEN_DATABASES, &[])]),
         one(3, &[one(2, GRANT)]),

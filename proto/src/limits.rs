@@ -19,6 +19,8 @@ pub const MAX_NAME_BYTES: usize = 400;
 pub const MAX_OPEN_DATABASES: usize = 65_536;
 /// Longest client or server name in a handshake.
 pub const MAX_PEER_NAME_BYTES: usize = 128;
+/// Pages that a client may name for the next open of a database; more are not kept.
+pub const MAX_HOT_PAGES: usize = 1024;
 /// Longest list of changed pages in an answer; beyond it the receiver forgets its cache.
 pub const MAX_CHANGED_PAGES: usize = 65_536;
 /// Longest list of changed pages in Published; beyond it the receiver asks, or forgets its cache. As many messages as wait for a slow

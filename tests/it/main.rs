@@ -10,6 +10,7 @@ mod commit_faults;
 mod concurrency;
 mod history;
 mod hostile_memory;
+mod hot_list;
 mod leases;
 mod outages;
 mod prefetch;

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::hot::HotLists;
 use crate::memory::Memory;
 use crate::process::Host;
 use crate::session::Session;
@@ -39,6 +40,8 @@ pub(crate) struct Hub {
     /// Changes with each new session.
     arrivals: watch::Sender<()>,
     databases: Mutex<HashMap<DatabaseId, Arc<Database>>>,
+    /// What clients would like with their next open.
+    pub(crate) hot: HotLists,
     open_count: AtomicUsize,
     /// A database is not removed while it is being opened.
     pub(crate) names: names::Names,
@@ -91,6 +94,7 @@ impl Hub {
             sessions: Mutex::default(),
             arrivals: watch::Sender::new(()),
             databases: Mutex::default(),
+            hot: HotLists::default(),
             open_count: AtomicUsize::new(0),
             names: names::Names::default(),
             visible_from: Instant::now() + quarantine,

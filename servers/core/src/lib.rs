@@ -9,6 +9,7 @@ pub mod conformance;
 mod connections;
 mod database;
 mod handover;
+mod hot;
 mod hub;
 mod lease;
 mod memory;

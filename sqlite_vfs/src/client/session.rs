@@ -228,10 +228,10 @@ impl Session {
         self.send(CallKind::Release, Outgoing::KeepLease(message));
     }
 
-    pub(crate) fn close_database(&self, id: DatabaseId, open_sequence: u64) {
+    pub(crate) fn close_database(&self, id: DatabaseId, open_sequence: u64, hot_pages: Vec<u32>) {
         // Until it is sent no heartbeat proves that it was taken.
         self.closes.lock().insert(id, (open_sequence, u64::MAX));
-        self.send_close(id, open_sequence);
+        self.send_close(id, open_sequence, hot_pages);
         let before = self.beats.load(Ordering::Acquire);
         if let Some(close) = self.closes.lock().get_mut(&id)
             && close.0 == open_sequence
@@ -252,13 +252,14 @@ impl Session {
 
     /// Closes what was opened for one question.
     pub(crate) fn close_borrowed(&self, id: DatabaseId) {
-        self.send_close(id, 0);
+        self.send_close(id, 0, Vec::new());
     }
 
-    fn send_close(&self, id: DatabaseId, open_sequence: u64) {
+    fn send_close(&self, id: DatabaseId, open_sequence: u64, hot_pages: Vec<u32>) {
         let message = pb::CloseDatabase {
             database_id: id.to_wire(),
             open_sequence,
+            hot_pages,
         };
         self.send(CallKind::Close, Outgoing::CloseDatabase(message));
     }
@@ -283,7 +284,7 @@ impl Session {
             .map(|(id, (open, _))| (*id, *open))
             .collect();
         for (id, open_sequence) in closes {
-            self.send_close(id, open_sequence);
+            self.send_close(id, open_sequence, Vec::new());
         }
     }
 

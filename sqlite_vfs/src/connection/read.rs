@@ -30,6 +30,7 @@ impl ReadAhead {
 impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.database.abandon_pages(self.prefetcher.end());
+        self.database.note_hot_pages(self.prefetcher.hot());
     }
 }
 

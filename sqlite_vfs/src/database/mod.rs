@@ -23,6 +23,7 @@ use crate::client::counters::PREFETCH;
 use crate::client::{Acquired, Client, OpenError, Opened, PinCall};
 use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
+use crate::prefetch::HotPages;
 use crate::settings::ConnectionSettings;
 
 pub use commit::{CommitMember, commit};
@@ -50,6 +51,8 @@ pub struct Database {
     client: Arc<Client>,
     /// With which mode it was opened, and which open of the session that was.
     opened: Mutex<(OpenMode, u64)>,
+    /// What its connections have read, to be named to the server with the close.
+    hot: Mutex<HotPages>,
     /// Byte 20 of page 1, as it was read last.
     reserved: AtomicU8,
 }
@@ -100,6 +103,7 @@ impl Database {
             state,
             client,
             opened: Mutex::new((mode, opened.open_sequence)),
+            hot: Mutex::default(),
             reserved: AtomicU8::new(0),
         });
         Ok((database, looked))
@@ -367,9 +371,11 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
+        let hot_pages = self.hot_pages();
         self.client.cache.ahead.forget(self.state.key);
         let (_, open_sequence) = *self.opened.lock();
-        self.client.unsubscribe(&self.state, open_sequence);
+        self.client
+            .unsubscribe(&self.state, open_sequence, hot_pages);
     }
 }
 

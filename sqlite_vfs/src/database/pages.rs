@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pagewire_proto::limits::MAX_READ_PAGES;
+use pagewire_proto::limits::{MAX_HOT_PAGES, MAX_READ_PAGES};
 use pagewire_proto::{Page, PageNumber, PageSize, Snapshot};
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::{Database, DatabaseState};
 use crate::cache::{CacheKey, PageCache, Taken, TakenPage};
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::error::{Error, Result};
-use crate::prefetch::{Came, Pages};
+use crate::prefetch::{self, Came, HotPages, Pages};
 
 /// Bytes of pages in one call ahead. Pages of a call come together, so a reader that has to wait waits for all of them.
 const CALL_BYTES: usize = 512 << 10;
@@ -57,6 +57,29 @@ impl Database {
         for (page, taken) in cache.ahead.abandon(self.state.key, pages) {
             put(cache, self.state.key, page, taken);
         }
+    }
+}
+
+impl Database {
+    /// What a connection has read.
+    pub fn note_hot_pages(&self, hot: &HotPages) {
+        self.hot.lock().merge(hot);
+    }
+
+    /// The hot list: the pages of a schema that is larger than page 1, and then interior pages.
+    pub(super) fn hot_pages(&self) -> Vec<u32> {
+        let mut hot = self.schema_pages();
+        hot.extend(self.hot.lock().list(MAX_HOT_PAGES));
+        hot.truncate(MAX_HOT_PAGES);
+        hot
+    }
+
+    fn schema_pages(&self) -> Vec<u32> {
+        let head = self.state.head();
+        let Some(content) = self.cached_page(&head, PageNumber::FIRST) else {
+            return Vec::new();
+        };
+        prefetch::children_of(PageNumber::FIRST.get(), &content)
     }
 }
 

@@ -28,6 +28,7 @@ mod btree;
 #[cfg(fuzzing)]
 pub mod btree;
 mod chains;
+mod hot;
 mod lookups;
 mod patterns;
 mod stream;
@@ -37,6 +38,7 @@ mod walk;
 
 use bytes::Bytes;
 
+pub use hot::HotPages;
 use patterns::Patterns;
 use stream::Stream;
 
@@ -182,6 +184,11 @@ impl Prefetcher {
         foreseen
     }
 
+    /// The interior pages that were read.
+    pub fn hot(&self) -> &HotPages {
+        &self.patterns.hot
+    }
+
     /// Nobody reads on. Returns what was asked for and not read.
     pub fn end(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.streams)
@@ -195,5 +202,13 @@ fn end(pages: &impl Pages, streams: Vec<Stream>) {
     let unread: Vec<u32> = streams.into_iter().flat_map(Stream::unread).collect();
     if !unread.is_empty() {
         pages.abandon(unread);
+    }
+}
+
+/// The children of a page, if it is an interior page.
+pub fn children_of(page: u32, content: &[u8]) -> Vec<u32> {
+    match btree::TreePage::parse(page, content, 0) {
+        Some(tree) => walk::children(&tree, 0..tree.children(), Direction::Ascending).into(),
+        None => Vec::new(),
     }
 }

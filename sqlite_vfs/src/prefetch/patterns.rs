@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::btree::{PageKind, TreePage, successor};
 use super::chains::Chains;
+use super::hot::HotPages;
 use super::lookups::{Lookups, Table};
 use super::stream::{Plan, Stream};
 use super::walk::{Walk, children};
@@ -43,6 +44,8 @@ pub struct Patterns {
     index_leaf: Option<IndexLeaf>,
     /// The row whose overflow chain was read last.
     chain: Option<(u32, usize)>,
+    /// Interior pages, for the next process.
+    pub hot: HotPages,
     /// Pages that had to be asked for and that no stream had foreseen; wraps.
     asked: u32,
 }
@@ -89,6 +92,7 @@ impl Patterns {
         self.last_is_no_tree_page = kind.is_none();
         match kind {
             Some(PageKind::InteriorIndex | PageKind::InteriorTable) => {
+                self.hot.note(page);
                 self.note_interior(page);
                 self.no_row(page);
             }

@@ -173,7 +173,7 @@ async fn take_free_lease(
     })
 }
 
-/// The whole database where it fits into what the client wants, page 1 alone otherwise.
+/// The whole database where it fits into what the client wants, otherwise page 1 and those that clients have named before.
 async fn first_pages(
     hub: &Arc<Hub>,
     database: &Database,
@@ -185,12 +185,22 @@ async fn first_pages(
         return Ok(Vec::new());
     }
     database.note_page_size(head);
-    let count = match head.byte_size() <= want_bytes as u64 {
-        true => head.page_count.get(),
-        false => 1,
+    let want_bytes = want_bytes as u64;
+    let pages: Vec<PageNumber> = if head.byte_size() <= want_bytes {
+        (1..=head.page_count.get())
+            .map(PageNumber::try_from)
+            .collect::<Result<_, _>>()?
+    } else {
+        let page_bytes = u64::from(database.likely_page_size().get());
+        let hot = hub.hot.of(database.id);
+        let hot = hot
+            .iter()
+            .filter_map(|page| PageNumber::try_from(*page).ok())
+            .filter(|page| *page != PageNumber::FIRST && head.page_count.has(*page));
+        std::iter::once(PageNumber::FIRST)
+            .chain(hot)
+            .take((want_bytes / page_bytes).max(1) as usize)
+            .collect()
     };
-    let pages = (1..=count)
-        .map(PageNumber::try_from)
-        .collect::<Result<Vec<_>, _>>()?;
     read_some(hub, database, head.version, &pages, charge).await
 }

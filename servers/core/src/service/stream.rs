@@ -257,6 +257,10 @@ fn receive(
         }
         Message::CloseDatabase(close) => {
             let database = DatabaseId::try_from(&close.database_id[..])?;
+            // Only of what the session may see.
+            if session.open(database).is_some() {
+                hub.hot.name(database, &close.hot_pages);
+            }
             hub.close_database(session, database, close.open_sequence);
         }
         Message::Subscribe(subscribe) => {

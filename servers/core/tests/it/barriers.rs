@@ -82,6 +82,7 @@ async fn goodbye_close_and_release_leave_no_barrier() {
             "close" => holder.send(Request::CloseDatabase(pb::CloseDatabase {
                 database_id: database.id.clone(),
                 open_sequence: 0,
+                ..Default::default()
             })),
             _ => holder.release(&database, epoch, false),
         }

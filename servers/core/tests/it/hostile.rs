@@ -323,6 +323,7 @@ async fn n4_messages_about_the_lease_of_another_session_change_nothing() {
         thief.send(Request::CloseDatabase(pb::CloseDatabase {
             database_id: database.id.clone(),
             open_sequence: 0,
+            ..Default::default()
         }));
         thief.heartbeat(Vec::new()).await;
     }

@@ -277,6 +277,7 @@ async fn a_database_that_is_closed_while_a_call_waits_for_its_lease_gets_none() 
     other.send(Request::CloseDatabase(pb::CloseDatabase {
         database_id: database.id.clone(),
         open_sequence: 0,
+        ..Default::default()
     }));
     other.heartbeat(Vec::new()).await;
     holder.release(&database, epoch, false);

@@ -114,6 +114,7 @@ async fn a_close_that_was_overtaken_by_an_open_is_ignored() {
         client.send(Request::CloseDatabase(pb::CloseDatabase {
             database_id: database.id.clone(),
             open_sequence,
+            ..Default::default()
         }));
         client.heartbeat(Vec::new()).await;
         assert_eq!(client.head(&database).await.is_ok(), open);
@@ -186,6 +187,7 @@ async fn an_open_that_fails_after_it_was_noted_leaves_nothing_open() {
         client.send(Request::CloseDatabase(pb::CloseDatabase {
             database_id: database.id.clone(),
             open_sequence: 0,
+            ..Default::default()
         }));
         client.heartbeat(Vec::new()).await;
         let failing = match fails {

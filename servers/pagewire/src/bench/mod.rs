@@ -5,6 +5,7 @@
 //! beside the ratios, and never fails because of one.
 
 mod child;
+mod delay;
 mod echo;
 mod report;
 mod rounds;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rusqlite::Connection;
 
+use super::delay;
 use super::echo::{EchoClient, EchoRequest};
 use super::report::{Floor, Row, Unit};
 use super::rounds::{Contestant, Operation, Shape, Traffic, alternate, traffic_of};
@@ -98,6 +99,8 @@ pub enum Workload {
     Open,
     /// A scan by a new client.
     ColdScan,
+    /// The same over links with added round trips of 5 and 20 ms.
+    DistantScan,
     /// The same scan again.
     WarmScan,
     /// Many rows in one transaction.
@@ -132,6 +135,7 @@ impl Scene<'_> {
             Workload::ColdRead => vec![self.cold_read()?],
             Workload::Open => vec![self.open()?],
             Workload::ColdScan => vec![self.cold_scan()?],
+            Workload::DistantScan => self.distant_scan()?,
             Workload::WarmScan => vec![self.warm_scan()?],
             Workload::BulkLoad => vec![self.bulk_load()?],
             Workload::Index => vec![self.index()?],
@@ -387,6 +391,47 @@ impl Scene<'_> {
             contestants,
             &[],
         )
+    }
+
+    /// A scan over a long way, against one over a shorter way: what a round trip costs beyond the first ones.
+    fn distant_scan(&self) -> anyhow::Result<Vec<Row>> {
+        if self.remote.endpoint.starts_with("unix:") {
+            // There is no long way to a unix socket.
+            return Ok(Vec::new());
+        }
+        let rows = self.sizes.table_rows();
+        self.fill_once("scan", rows)?;
+        let at = |ms: u64| -> anyhow::Result<Contestant> {
+            let remote = Remote {
+                store: self.remote.store,
+                endpoint: delay::proxy(&self.remote.endpoint, Duration::from_millis(ms))?,
+            };
+            let opener = Opener::Remote(remote, "scan".to_owned());
+            Ok(Contestant::new(
+                format!("{}, {ms} ms added", self.ours()),
+                ColdScan::new(opener),
+            ))
+        };
+        let operation = |ms: u64| {
+            let operation = format!("cold scan over {ms} ms, new client");
+            self.of_table(&operation)
+        };
+        let near = self.row(
+            operation(5),
+            self.throughput(),
+            self.sizes.long(),
+            vec![at(5)?, at(0)?],
+            &[],
+        )?;
+        let aim = format!("{}, 5 ms", self.ours());
+        let far = self.row(
+            operation(20),
+            self.throughput(),
+            self.sizes.long(),
+            vec![at(20)?, at(5)?],
+            &[(&aim, 1.5)],
+        )?;
+        Ok(vec![near, far])
     }
 
     fn warm_scan(&self) -> anyhow::Result<Row> {
