@@ -216,35 +216,27 @@ impl Connection {
         })
     }
 
-    /// A schema cookie must never stand for two schemas. SQLite counts it up from the one before; after a restore it would count
-    /// through values that were used already, and connections that remember one of them would take their schema for the one
-    /// that is there now. So a new cookie is derived from the version that brings it.
+    /// A schema cookie must never stand for two schemas (B5). SQLite counts it up from the one before; after a restore it would
+    /// count through values that were used already, and connections that remember one of them would take their schema for the
+    /// one that is there now. So a new cookie is derived from the version that brings it.
     fn derive_schema_cookie(&mut self, base: &Snapshot) -> Result<()> {
+        let before = self.schema_cookie_of(base)?;
+        let next = base.version.next();
         let State::Writing { overlay, .. } = &mut self.state else {
             return Ok(());
         };
-        let Some(page_1) = first_bytes(overlay)? else {
+        let page_1 = first_bytes(overlay)?;
+        let ours = page_1.as_deref().and_then(Header::of);
+        let Some(cookie) = ours.map(Header::schema_cookie) else {
             return Ok(());
         };
-        let Some(cookie) = Header::of(&page_1).map(Header::schema_cookie) else {
-            return Ok(());
-        };
-        let mut before = vec![0; header::LENGTH];
-        read_range(
-            &self.database,
-            base,
-            None,
-            &mut ReadAhead::new(&self.database),
-            &mut before,
-            0,
-            self.settings.timeout,
-        )?;
-        let next = base.version.next();
-        let is_new = Header::of(&before).map_or(0, Header::schema_cookie) != cookie;
-        if !is_new || cookie == header::schema_cookie_of(next) {
-            return Ok(());
-        }
-        let Some(unit) = overlay.unit() else {
+        let derived = header::schema_cookie_of(next);
+        // Of what will be the base of the next transaction, if this one is applied.
+        self.schema = Some((next, if cookie == before { before } else { derived }));
+        let Some(unit) = overlay
+            .unit()
+            .filter(|_| cookie != before && cookie != derived)
+        else {
             return Ok(());
         };
         let mut page_1 = vec![0; unit.bytes()];
@@ -253,6 +245,26 @@ impl Connection {
         // SQLite has its own cookie in its cache.
         self.cache_is_stale = true;
         overlay.put(0, page_1.into())
+    }
+
+    /// Mostly known, so that it costs no read at the end of a transaction that has driven page 1 out of the cache.
+    fn schema_cookie_of(&self, base: &Snapshot) -> Result<u32> {
+        if let Some((version, cookie)) = self.schema
+            && version == base.version
+        {
+            return Ok(cookie);
+        }
+        let mut page_1 = vec![0; header::LENGTH];
+        read_range(
+            &self.database,
+            base,
+            None,
+            &mut ReadAhead::new(&self.database),
+            &mut page_1,
+            0,
+            self.settings.timeout,
+        )?;
+        Ok(Header::of(&page_1).map_or(0, Header::schema_cookie))
     }
 
     /// `may_fail`: SQLite may still roll it back (K6). It does so once; what it restores is not rolled back again.

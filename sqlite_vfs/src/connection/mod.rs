@@ -79,6 +79,8 @@ pub struct Connection {
     ahead: ReadAhead,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it.
     cache_is_stale: bool,
+    /// The schema cookie of a version: what SQLite read last, or what the last commit wrote.
+    schema: Option<(Version, u32)>,
     /// Whether nothing had been written when SQLite began its batch.
     batch_began_clean: bool,
     /// What `PRAGMA journal_mode` answers when a change is refused.
@@ -150,6 +152,7 @@ impl Connection {
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead,
             cache_is_stale: false,
+            schema: None,
             batch_began_clean: false,
             journal_mode: "delete",
             last_error: None,

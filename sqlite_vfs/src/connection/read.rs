@@ -51,6 +51,12 @@ impl Connection {
             self.transaction_begins();
         }
         let outcome = self.read_as_it_is(out, offset)?;
+        if offset == 0
+            && let State::Reading { base } = &self.state
+            && let Some(header) = header::Header::of(out)
+        {
+            self.schema = Some((base.snapshot().version, header.schema_cookie()));
+        }
         if self.cache_is_stale && is_cache_check {
             // Any other counter makes SQLite drop its cache; the page itself it then reads with the true one.
             self.cache_is_stale = false;

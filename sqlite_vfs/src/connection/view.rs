@@ -147,7 +147,7 @@ impl Connection {
         let pin = match &self.state {
             State::Idle => self.begin_read()?,
             State::Reading { base } => base.clone(),
-            _ => {
+            State::Writing { .. } | State::Failed { .. } | State::Refusing { .. } => {
                 return Err(self.refused(
                     "a transaction that is being written has no version yet: commit it first",
                 ));
