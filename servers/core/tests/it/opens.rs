@@ -11,7 +11,9 @@ use pagewire_server::store::{PageStore as _, StoreError};
 use tokio::time::Instant;
 
 use crate::gate::GatedStore;
-use crate::harness::{Client, LONG_TTL, Opened, TestCommit, TestServer, committed, reason};
+use crate::harness::{
+    Client, LONG_TTL, Opened, PAGE_SIZE, TestCommit, TestServer, committed, page, reason,
+};
 
 const TTL: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,44 @@ async fn a_close_that_was_overtaken_by_an_open_is_ignored() {
         }));
         client.heartbeat(Vec::new()).await;
         assert_eq!(client.head(&database).await.is_ok(), open);
+    }
+}
+
+#[tokio::test]
+async fn the_pages_named_with_a_close_come_with_the_next_open() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    let mut commit = TestCommit::new(&database, 0, epoch, 1);
+    commit.databases[0].page_count = 9;
+    commit.batches[0].pages = (1..10).map(|number| page(number, 1)).collect();
+    client.commit(&commit).await.unwrap();
+    let mut stranger = server.client().await;
+    for (session, hot_pages) in [
+        // Nobody's business who has not opened it.
+        (&mut stranger, vec![2, 3]),
+        // Page 1 is there anyway; the others are in no database, or of no use twice.
+        (&mut client, vec![8, 1, 5, 0, 10, u32::MAX, 8, 6]),
+    ] {
+        session.send(Request::CloseDatabase(pb::CloseDatabase {
+            database_id: database.id.clone(),
+            open_sequence: 0,
+            hot_pages,
+        }));
+        session.heartbeat(Vec::new()).await;
+    }
+    for (room, expected) in [
+        (0, vec![]),
+        (1, vec![1]),
+        (3, vec![1, 8, 5]),
+        (8, vec![1, 8, 5, 6]),
+    ] {
+        let mut request = client.open_request("a.db", pb::OpenMode::ReadWrite);
+        request.want_page_bytes = room * PAGE_SIZE;
+        let opened = client.open_with(request).await.unwrap();
+        let pages: Vec<u32> = opened.answer.pages.iter().map(|page| page.number).collect();
+        assert_eq!(pages, expected, "room for {room} pages");
     }
 }
 
