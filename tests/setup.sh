@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine that has Rust, gcc and apt: Debian's own sqlite3 and Python, apsw in a
+# Installs what the tests need on a Debian machine that has Rust, gcc and apt: Debian's own sqlite3 and Python, apsw and grpcio in a
 # private venv, and cargo-nextest. Says nothing and changes nothing where all of it is there.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,11 +28,11 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # Debian's own Python: others are often built without loadable extensions.
-if ! "$tools/venv/bin/python" -c 'import apsw' 2>/dev/null; then
-    echo "setup: making .test-tools/venv with apsw"
+if ! "$tools/venv/bin/python" -c 'import apsw, grpc_tools' 2>/dev/null; then
+    echo "setup: making .test-tools/venv with apsw and grpcio"
     rm -rf "$tools/venv"
     /usr/bin/python3 -m venv "$tools/venv"
-    "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary apsw apsw
+    "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: apsw grpcio grpcio-tools
 fi
 
 if ! cargo nextest --version >/dev/null 2>&1; then

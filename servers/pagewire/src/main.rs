@@ -4,6 +4,7 @@
 //! standard error (`RUST_LOG`).
 
 mod bench;
+mod conformance;
 mod db;
 mod embedded;
 mod serve;
@@ -39,6 +40,8 @@ enum Command {
     Import(transfer::ImportArguments),
     /// Copies a database into a new local SQLite file.
     Export(transfer::ExportArguments),
+    /// Tries the rules of the protocol on any server and says which tier it earns.
+    Conformance(conformance::ConformanceArguments),
     /// Measures commits, reads and scans beside their floors.
     Bench(bench::BenchArguments),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Db(arguments) => db::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {

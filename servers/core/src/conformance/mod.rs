@@ -9,6 +9,7 @@ mod changes;
 mod collection;
 mod commits;
 mod contents;
+pub mod endpoint;
 mod fixture;
 mod leases;
 mod medium;
@@ -62,6 +63,13 @@ pub trait StoreUnderTest: Send + Sync {
     /// What is wrong inside, a sentence each, as far as the store can tell; asked when a collection has nothing left to do.
     async fn audit(&self, _store: &Arc<dyn PageStore>) -> Result<Vec<String>, StoreError> {
         Ok(Vec::new())
+    }
+
+    /// Whether the store is seen through a page server, which differs from its store in this: every answer to a commit, and every
+    /// fence, ends all stagings of its databases (they are the rest of a transaction that is over), and a database that was
+    /// removed is part of no question.
+    fn behind_a_server(&self) -> bool {
+        false
     }
 
     /// Does damage; `false` where it cannot be done to this store.

@@ -213,6 +213,7 @@ impl History<'_> {
                 .any(|part| part.stagings.contains(id))
         };
         self.stagings.retain(|(id, _)| !named(id));
+        self.end_stagings(&commit);
         self.sent.push(commit);
         Ok(())
     }
@@ -236,8 +237,17 @@ impl History<'_> {
         };
         let outcome = self.bench.store.commit(commit.clone()).await?;
         ensure!(outcome == expected, "{outcome:?} instead of {expected:?}");
+        self.end_stagings(&commit);
         self.sent.push(commit);
         Ok(())
+    }
+
+    /// Where an answer to a commit ends all stagings of its databases.
+    fn end_stagings(&mut self, commit: &Commit) {
+        if self.context.store.behind_a_server() {
+            let of = |id| commit.databases.iter().any(|part| part.database == id);
+            self.stagings.retain(|(_, staged)| !of(staged.database));
+        }
     }
 
     /// A commit that was sent before: answered as then if it was applied, refused for ever if not.
@@ -258,7 +268,10 @@ impl History<'_> {
         let versions = commit.databases.iter().map(|part| part.base.next());
         let committed = CommitOutcome::Committed(versions.collect());
         let forgotten = commit.databases.iter().any(|part| self.may_forget(part));
-        let answer = self.bench.store.commit(commit).await;
+        let answer = self.bench.store.commit(commit.clone()).await;
+        if answer.is_ok() {
+            self.end_stagings(&commit);
+        }
         let right = match &answer {
             Ok(outcome) if applied && !forgotten => *outcome == committed,
             Ok(outcome) if applied && *outcome == committed => true,
@@ -306,6 +319,10 @@ impl History<'_> {
             model.largest_epoch
         );
         model.fenced(epoch);
+        let id = model.id;
+        if self.context.store.behind_a_server() {
+            self.stagings.retain(|(_, staged)| staged.database != id);
+        }
         Ok(())
     }
 
@@ -324,6 +341,10 @@ impl History<'_> {
         let Some(index) = self.models.iter().position(|m| m.id == first.database) else {
             return Ok(());
         };
+        let exists = |part: &DatabaseCommit| self.models.iter().any(|m| m.id == part.database);
+        if self.context.store.behind_a_server() && !commit.databases.iter().all(exists) {
+            return Ok(());
+        }
         let answer = self.bench.store.resolve(resolve).await?;
         let forgotten = self.may_forget(first);
         let model = &mut self.models[index];
@@ -347,7 +368,10 @@ impl History<'_> {
                     None => true,
                 };
                 ensure!(right, "{answer:?}, the epoch was {:?}", model.epoch);
-                model.fenced(current[0]);
+                // An endpoint does not tell the epoch of a lease that the session has not.
+                if current[0] > Epoch::NONE {
+                    model.fenced(current[0]);
+                }
                 self.sent.push(commit);
             }
             Resolution::Unknown(_) if forgotten => {}

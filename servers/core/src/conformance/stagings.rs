@@ -8,6 +8,9 @@ use crate::store::{Commit, DatabaseCommit, StoreError};
 
 pub(super) async fn c15(context: Context<'_>) -> Outcome {
     let bench = Bench::open(context).await?;
+    if context.store.behind_a_server() {
+        return within_a_transaction(&bench).await;
+    }
     let (db, other) = (bench.database("a").await?, bench.database("b").await?);
     let store = &bench.store;
     let staging = stage(&bench, db, &[(1, 1), (2, 1)]).await?;
@@ -95,6 +98,42 @@ pub(super) async fn c15(context: Context<'_>) -> Outcome {
             .expect(db, 6, &[(1, w(1, 3)), (2, w(7, 6)), (3, w(6, 5))])
             .await?;
     }
+    Ok(Verdict::Kept)
+}
+
+/// What holds although a commit ends all stagings of its database.
+async fn within_a_transaction(bench: &Bench) -> Outcome {
+    let (db, other) = (bench.database("a").await?, bench.database("b").await?);
+    let store = &bench.store;
+    bench.commit(vec![part(db, 0, 4, &[(1, 1)])]).await?;
+    let staging = stage(bench, db, &[(1, 2), (2, 2)]).await?;
+    let foreign = stage(bench, other, &[(1, 9)]).await?;
+    ensure!(
+        store.head(db.id).await?.version == Version::new(1)
+            && store.head(other.id).await? == Snapshot::EMPTY,
+        "a staging made a version"
+    );
+    bench.expect(db, 1, &[(1, Some((1, 1))), (2, None)]).await?;
+    let pages = writes(SIZE, &[(2, 3), (4, 3)]);
+    store.stage(db.id, staging, SIZE, pages).await?;
+    bench
+        .commit(vec![staged(db, 1, 4, &[staging], &[(3, 4)])])
+        .await?;
+    let now = [
+        (1, Some((2, 2))),
+        (2, Some((3, 2))),
+        (3, Some((4, 2))),
+        (4, Some((3, 2))),
+    ];
+    bench.expect(db, 2, &now).await?;
+    for wrong in [staging, foreign, StagingId::random()?] {
+        expect_unknown(bench, staged(db, 2, 4, &[wrong], &[])).await?;
+    }
+    bench.expect(db, 2, &now).await?;
+    bench.commit(vec![part(db, 2, 4, &[(1, 5)])]).await?;
+    bench
+        .expect(db, 3, &[(1, Some((5, 3))), (2, Some((3, 2)))])
+        .await?;
     Ok(Verdict::Kept)
 }
 

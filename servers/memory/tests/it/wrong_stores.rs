@@ -19,7 +19,7 @@ use pagewire_server::store::{
 use parking_lot::Mutex;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     LookupCreatesUnasked,
     ListIsReversed,
     CommitIsTorn,
@@ -390,6 +390,15 @@ impl PageStore for WrongStore {
     async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
         self.right.collect(database).await
     }
+}
+
+/// A memory store with a fault.
+pub(crate) fn wrong_store(fault: Fault) -> Arc<dyn PageStore> {
+    Arc::new(WrongStore {
+        right: MemoryStore::new().unwrap(),
+        fault,
+        memory: Mutex::default(),
+    })
 }
 
 struct Wrong(Fault);

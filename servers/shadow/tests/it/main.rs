@@ -3,5 +3,6 @@
 mod calls;
 mod conformance;
 mod crash;
+mod endpoint;
 mod scene;
 mod servers;
