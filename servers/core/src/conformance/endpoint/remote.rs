@@ -231,11 +231,11 @@ impl PageStore for RemoteStore {
         Capabilities {
             name: store.store_name,
             durable: store.durable,
-            versions: store.versions,
-            branches: store.branches,
+            // The calls about old versions are not mapped here yet: their rules are tried on the stores themselves.
+            versions: false,
+            branches: false,
             exclusive: store.strict_push,
-            retention: (store.versions && store.retention_ms > 0)
-                .then(|| Duration::from_millis(store.retention_ms)),
+            retention: None,
         }
     }
 
