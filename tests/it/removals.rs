@@ -120,7 +120,7 @@ fn a_connection_to_a_database_without_a_commit_goes_on_after_its_session_lapsed(
     assert_eq!(guest.ok("main", "SELECT v FROM t"), ["1"]);
     let mut other = Guest::start(&[]);
     other
-        .open("main", &uri(&server.endpoint(), "new.db", &["mode=ro"]))
+        .open("main", &uri(&server.endpoint(), "new.db", &[]))
         .expect("open");
     assert_eq!(other.ok("main", "SELECT v FROM t"), ["1"]);
 }
