@@ -41,6 +41,8 @@ struct Twin {
     file: PathBuf,
     /// The copy of version n at n - 1.
     copies: Vec<PathBuf>,
+    /// The last one asked for: a connection remembers it for its next VACUUM.
+    page_size: Option<String>,
 }
 
 impl Twin {
@@ -59,6 +61,7 @@ impl Twin {
             plain,
             file,
             copies: Vec::new(),
+            page_size: None,
         };
         if from.is_some() {
             twin.keep();
@@ -80,6 +83,9 @@ impl Twin {
             connection
                 .execute_batch(sql)
                 .unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+        if let Some((pragma, _)) = sql.split_once(';').filter(|_| sql.contains("page_size")) {
+            self.page_size = Some(pragma.to_owned());
         }
         let newest = number(&self.ours, "SELECT max(version) FROM pagewire_versions");
         // A statement that changed nothing made no version.
@@ -103,6 +109,9 @@ impl Twin {
             .expect("close");
         std::fs::copy(&self.copies[version - 1], &self.file).expect("copy");
         self.plain = plain(&self.file);
+        if let Some(pragma) = &self.page_size {
+            self.plain.execute_batch(pragma).expect("page size");
+        }
         if version != before {
             self.keep();
         }

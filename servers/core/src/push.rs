@@ -70,10 +70,11 @@ impl Hub {
             let Some(asked) = database.subscriptions.lock().asked(session.id) else {
                 return;
             };
+            // Before the head is read: an epoch that was given out only afterwards says nothing about that head.
+            let granted = database.lease.lock().last_epoch();
             let news = self
                 .bounded(self.store.changes(database.id, asked.known))
                 .await;
-            let granted = database.lease.lock().last_epoch();
             let mut state = session.state.lock();
             let mut subscriptions = database.subscriptions.lock();
             if subscriptions.asked(session.id) != Some(asked) {

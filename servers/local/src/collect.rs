@@ -369,8 +369,12 @@ impl Committer {
             }
             match self.is_kept(txn, database, version, now_ms)? {
                 Keeps::Until(time) => break time,
-                Keeps::ForItself => {}
+                Keeps::ForItself => {
+                    self.collector.passed.insert(database, version);
+                }
                 Keeps::Nothing => {
+                    // Before the version goes: what only stood under it may be an older one, which is then looked at again.
+                    self.collector.passed.insert(database, version);
                     rows = rows
                         .saturating_sub(self.drop_version(txn, database, version, now_ms, freed)?);
                     if engine.get(txn, &Key::Due(database))?.is_some() {
@@ -378,7 +382,6 @@ impl Committer {
                     }
                 }
             }
-            self.collector.passed.insert(database, version);
         };
         let next_at = match next_at {
             Some(0) => Some(0),

@@ -108,7 +108,10 @@ impl Committer {
         if checked!(engine.named(txn, &name)).is_some() {
             return taken(format!("there is a database {name}"));
         }
-        if checked!(engine.get(txn, &Key::Removed(branch))).is_some() {
+        // Also where it was removed long ago and other branches stand on it: their pages lie under its id.
+        if checked!(engine.get(txn, &Key::Removed(branch))).is_some()
+            || checked!(engine.has_history(txn, branch))
+        {
             return taken(format!("branch {name} was removed"));
         }
         let now_ms = self.options.clock.now_ms();

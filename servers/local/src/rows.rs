@@ -132,6 +132,26 @@ impl Engine {
         Ok(found)
     }
 
+    /// Whether anything lies under the id of a database, be it one that was removed.
+    pub(crate) fn has_history(
+        &self,
+        txn: &RoTxn<'_>,
+        database: DatabaseId,
+    ) -> Result<bool, StoreError> {
+        let mut found = false;
+        for prefix in [
+            Key::segments_of(database),
+            Key::children_of(database),
+            Key::pages_of(database),
+        ] {
+            self.scan(txn, Bound::Included(&prefix), &prefix, |_, _| {
+                found = true;
+                Ok(false)
+            })?;
+        }
+        Ok(found)
+    }
+
     /// The segment of a version and what that stands on, and so on.
     pub(crate) fn chain(
         &self,

@@ -205,7 +205,9 @@ impl Inner {
         }
         let patience = self.options.abandoned_after.as_millis();
         let age = self.now_ms().saturating_sub(loaded.state.created_ms);
-        if i128::from(age) < i128::try_from(patience).unwrap_or(i128::MAX) {
+        // What was ever leased or committed to has an owner, whatever the clocks say.
+        let is_used = loaded.state.version > 0 || loaded.state.epoch > 0;
+        if is_used || i128::from(age) < i128::try_from(patience).unwrap_or(i128::MAX) {
             return Ok(());
         }
         let found = self.name_cell(&name).await?;

@@ -449,7 +449,10 @@ impl Prepared {
         let state = &loaded.state;
         let is_live = |id: &SegmentId| state.entries.iter().any(|e| e.is_live() && e.id() == *id);
         let part = state.overflowing_records().map(|_| state.first_record());
-        self.generation >= loaded.root.horizon
+        let horizon = loaded.root.horizon;
+        self.generation >= horizon
+            // Staged segments may be older than the root that was known when the commit was prepared (I7).
+            && self.entries.iter().all(|entry| entry.generation >= horizon)
             && self.absorbed.iter().all(is_live)
             && self.history.as_ref().map(|part| part.first) == part
     }

@@ -56,7 +56,7 @@ impl Entry {
     }
 
     fn holds(&self, page: PageNumber, at: Version, log: &ChangeLog) -> bool {
-        self.from <= at && (at <= self.upto || log.unchanged_since(page, self.upto))
+        self.from <= at && (at <= self.upto || log.unchanged(page, self.upto, at))
     }
 }
 
@@ -128,10 +128,11 @@ impl PageCache {
     }
 }
 
-/// For each page the newest version known to have changed it, complete from `since` on.
+/// For each page the newest version known to have changed it, complete from `since` up to `head`.
 #[derive(Debug, Default)]
 pub struct ChangeLog {
     since: Version,
+    head: Version,
     changed_at: HashMap<PageNumber, Version>,
 }
 
@@ -140,13 +141,16 @@ impl ChangeLog {
     pub fn new(since: Version) -> Self {
         Self {
             since,
+            head: since,
             changed_at: HashMap::new(),
         }
     }
 
-    /// Whether no version after `known` up to the newest one known has changed the page.
-    pub fn unchanged_since(&self, page: PageNumber, known: Version) -> bool {
+    /// Whether it is known that no version after `known` up to `at` has changed the page. A version may be looked at before
+    /// anything else is known of it.
+    pub fn unchanged(&self, page: PageNumber, known: Version, at: Version) -> bool {
         known >= self.since
+            && at <= self.head
             && self
                 .changed_at
                 .get(&page)
@@ -159,6 +163,7 @@ impl ChangeLog {
             Changes::Pages(pages) if self.changed_at.len() + pages.len() <= MAX_LOGGED_PAGES => {
                 self.changed_at
                     .extend(pages.iter().map(|page| (*page, head)));
+                self.head = self.head.max(head);
             }
             Changes::Pages(_) | Changes::All => *self = Self::new(head),
         }
@@ -197,6 +202,26 @@ mod tests {
         log.advance(version(7), &Changes::Pages(vec![page(7)]));
         assert!(cache.get(KEY, page(7), version(7), &log).is_none());
         assert!(cache.get(KEY, page(7), version(5), &log).is_some());
+    }
+
+    #[test]
+    fn of_a_version_beyond_the_known_head_nothing_is_known() {
+        let cache = PageCache::new(1 << 20);
+        let mut log = ChangeLog::new(version(5));
+        let put = |upto, content| {
+            let content = Bytes::from_static(content);
+            cache.put(KEY, page(7), version(upto), version(upto), content);
+        };
+        put(5, b"of 5");
+        // Another process has made it, and this one looks at it by its tag.
+        assert!(cache.get(KEY, page(7), version(8), &log).is_none());
+        put(8, b"of 8");
+        assert_eq!(cache.get(KEY, page(7), version(8), &log).unwrap(), "of 8");
+        log.advance(version(9), &Changes::Pages(vec![page(7)]));
+        assert!(cache.get(KEY, page(7), version(9), &log).is_none());
+        log.advance(version(10), &Changes::Pages(vec![page(8)]));
+        put(9, b"of 9");
+        assert_eq!(cache.get(KEY, page(7), version(10), &log).unwrap(), "of 9");
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Connection {
         let Some(cookie) = ours.map(Header::schema_cookie) else {
             return Ok(());
         };
-        let derived = header::schema_cookie_of(next);
+        let derived = header::next_schema_cookie(self.database.state.id(), base.version, before);
         // Of what will be the base of the next transaction, if this one is applied.
         self.schema = Some((next, if cookie == before { before } else { derived }));
         let Some(unit) = overlay
@@ -241,7 +241,7 @@ impl Connection {
         };
         let mut page_1 = vec![0; unit.bytes()];
         overlay.read(0, 0, &mut page_1)?;
-        header::derive_schema_cookie(&mut page_1, next);
+        header::set_schema_cookie(&mut page_1, derived);
         // SQLite has its own cookie in its cache.
         self.cache_is_stale = true;
         overlay.put(0, page_1.into())

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use pagewire_proto::{PageSize, Version};
+use pagewire_proto::{DatabaseId, PageSize, Version};
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const PAGE_SIZE: Range<usize> = 16..18;
@@ -84,15 +84,25 @@ pub fn derive_change_counter(page_1: &[u8], version: Version, within: usize, out
     }
 }
 
-/// The schema cookie that a version brings.
-pub fn schema_cookie_of(version: Version) -> u32 {
-    version.get() as u32
+/// The schema cookie that a version brings, made on a base with the cookie `before`.
+///
+/// The number of the version, which no other version of the database has. A branch has one cookie that it did not make: that
+/// of its version 1, which its parent counted. While the base has a cookie above its own number, the new one is taken from the
+/// upper half of all numbers, from a place that the id of the database gives: it meets the one of version 1 only if that is the cookie
+/// of a branch too, and then in one of 2^31 cases. The cookie of version 1 never lies among the numbers above such a base.
+pub fn next_schema_cookie(database: DatabaseId, base: Version, before: u32) -> u32 {
+    const UPPER_HALF: u32 = 1 << 31;
+    let number = base.next().get() as u32;
+    if u64::from(before) <= base.get() {
+        return number;
+    }
+    let place = crc32fast::hash(database.as_bytes());
+    UPPER_HALF | place.wrapping_add(number)
 }
 
-/// Puts the schema cookie of a version into page 1.
-pub fn derive_schema_cookie(page_1: &mut [u8], version: Version) {
-    let cookie = schema_cookie_of(version).to_be_bytes();
-    overwrite(&cookie, SCHEMA_COOKIE, 0, page_1);
+/// Puts a schema cookie into page 1.
+pub fn set_schema_cookie(page_1: &mut [u8], cookie: u32) {
+    overwrite(&cookie.to_be_bytes(), SCHEMA_COOKIE, 0, page_1);
 }
 
 fn overwrite(bytes: &[u8], place: Range<usize>, within: usize, out: &mut [u8]) {
@@ -200,5 +210,24 @@ mod tests {
         derive_change_counter(&page, Version::new(9), 0, &mut out);
         assert_eq!(out, page);
         assert!(Header::of(&page).is_none());
+    }
+
+    #[test]
+    fn b5_a_branch_brings_no_schema_cookie_that_it_began_with() {
+        let branch = DatabaseId::from_bytes([7; 16]);
+        for inherited in [0, 1, 5, 9, 1_000] {
+            let mut seen = vec![inherited];
+            let mut cookies = vec![inherited];
+            for base in 1..40 {
+                // Each commit has another schema, on the one before or on a restored one.
+                let before = cookies[base as usize * 7 % cookies.len()];
+                let next = next_schema_cookie(branch, Version::new(base), before);
+                assert!(!seen.contains(&next), "{inherited} {base}");
+                seen.push(next);
+                cookies.push(next);
+            }
+        }
+        assert_eq!(next_schema_cookie(branch, Version::ZERO, 0), 1);
+        assert_eq!(next_schema_cookie(branch, Version::new(8), 3), 9);
     }
 }
