@@ -19,9 +19,8 @@ const MIB: usize = 1 << 20;
 /// `memory_bytes` of the server.
 const MEMORY: usize = 160 * MIB;
 const SETTINGS: &[&str] = &["--memory-mib", "160", "--max-connections", "200"];
-/// What a server takes that serves nobody, with what its allocator keeps in each thread. With 4,000 MiB for `memory_bytes` the same
-/// attack takes more than 600.
-const BASE: usize = 96 * MIB;
+/// What a server takes that serves nobody, with what its allocator keeps in each thread.
+const BASE: usize = 64 * MIB;
 /// How long each attack goes on.
 const ATTACK: Duration = Duration::from_secs(12);
 /// The victim's statements end within this, long before they would fail (15 s), on two cores that do nothing but attack and are

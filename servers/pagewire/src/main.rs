@@ -15,10 +15,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The system's allocator gives memory back and asks for it again with each commit of some pages: a system call each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// An unmodified SQLite whose pages live in a page server.
 #[derive(Parser)]
 #[command(name = "pagewire", version, about)]

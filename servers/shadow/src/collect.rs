@@ -5,6 +5,7 @@
 //! found to be garbage stays garbage.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use pagewire_proto::{DatabaseId, DatabaseName};
@@ -15,6 +16,8 @@ use crate::cells::{Entry, Mark, NameCell, Root, State};
 use crate::keys::{self, SegmentId};
 use crate::roots::{Change, Loaded, harmless};
 
+/// A database that is being made has no name yet for so long at the most, whatever else may be taken for abandoned.
+const CREATION_TAKES: Duration = Duration::from_secs(1);
 /// Keys that one step lists.
 const STEP_KEYS: usize = 1000;
 /// Decisions that one step forgets.
@@ -203,7 +206,7 @@ impl Inner {
         if loaded.state.is_removed() {
             return self.free_name(&name, database).await;
         }
-        let patience = self.options.abandoned_after.as_millis();
+        let patience = self.options.abandoned_after.max(CREATION_TAKES).as_millis();
         let age = self.now_ms().saturating_sub(loaded.state.created_ms);
         // What was ever leased or committed to has an owner, whatever the clocks say.
         let is_used = loaded.state.version > 0 || loaded.state.epoch > 0;
