@@ -161,7 +161,7 @@ impl Inner {
         }
         for keys in garbage.chunks(DELETES) {
             for deleted in join_all(keys.iter().map(|key| self.kv.delete(key))).await {
-                deleted.map_err(harmless)?;
+                deleted.map_err(|error| self.failure(error))?;
             }
         }
         match listed.last() {
@@ -187,7 +187,7 @@ impl Inner {
         const LATE_MS: i64 = 3_600_000;
         if self.now_ms().saturating_sub(loaded.state.removed_ms) > LATE_MS {
             let deleted = self.kv.delete(&keys::root(database)).await;
-            deleted.map_err(harmless)?;
+            deleted.map_err(|error| self.failure(error))?;
             self.roots.remove(&database);
         }
         Ok(())

@@ -385,7 +385,7 @@ impl Inner {
         }
     }
 
-    /// The error of a call that a commit needs; the medium that failed is not trusted any more (C17).
+    /// The error of a call that writes, be it for a collection: a medium that failed is not trusted any more (C17).
     pub(crate) fn failure(&self, error: KeyValueError) -> StoreError {
         if let KeyValueError::Failed(why) = &error {
             tracing::error!(%why, "the medium failed: nothing is committed before the store is opened anew");

@@ -166,7 +166,7 @@ impl Inner {
                 // Done or Lost: it is decided.
                 Ok(_) => return Ok(()),
                 Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
-                Err(error) => return Err(harmless(error)),
+                Err(error) => return Err(self.failure(error)),
             }
         }
         Err(StoreError::Unavailable(last_error.unwrap_or_default()))
@@ -219,7 +219,7 @@ impl Inner {
                 Ok(Some(_)) => return Ok(said),
                 Ok(None) => {}
                 Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
-                Err(error) => return Err(harmless(error)),
+                Err(error) => return Err(self.failure(error)),
             }
         }
         Err(last_error.map_or_else(|| busy(database), StoreError::Unavailable))
@@ -293,7 +293,7 @@ impl Inner {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) => {}
                 Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
-                Err(error) => return Err(harmless(error)),
+                Err(error) => return Err(self.failure(error)),
             }
         }
         Err(last_error.map_or_else(|| busy(database), StoreError::Unavailable))
@@ -323,7 +323,10 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        self.kv.delete(&key).await.map_err(harmless)
+        self.kv
+            .delete(&key)
+            .await
+            .map_err(|error| self.failure(error))
     }
 }
 

@@ -290,7 +290,7 @@ impl Inner {
                 Ok(Swap::Done(_)) => return Ok(database),
                 Ok(Swap::Lost) => {}
                 Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
-                Err(error) => return Err(harmless(error)),
+                Err(error) => return Err(self.failure(error)),
             }
         }
         Err(StoreError::Unavailable(last_error.unwrap_or_default()))
@@ -363,7 +363,7 @@ impl Inner {
         let key = keys::name(name);
         let swap = self.kv.swap(&key, Some(&tag), cells::encode(&free));
         // Lost: somebody else has done it.
-        swap.await.map(|_| ()).map_err(harmless)
+        swap.await.map(|_| ()).map_err(|error| self.failure(error))
     }
 
     async fn list(
