@@ -77,7 +77,7 @@ struct Process {
     total: u64,
     death: Option<Death>,
     dead: bool,
-    fail_next_write: bool,
+    fail_next_put: bool,
     weather: Weather,
     random: u64,
     /// Keys that begin so are held back until they are let go: kind of call, beginning.
@@ -213,9 +213,9 @@ impl TestKeyValue {
         process.death = Some(death);
     }
 
-    /// The next call that writes fails as a broken medium does.
-    pub fn fail_next_write(&self) {
-        self.process.lock().fail_next_write = true;
+    /// The next put fails as on a broken medium: commits put, collections only swap and delete.
+    pub fn fail_next_put(&self) {
+        self.process.lock().fail_next_put = true;
     }
 
     /// Calls of this kind for keys that begin so do not get on before [`TestKeyValue::let_go`].
@@ -270,9 +270,6 @@ impl TestKeyValue {
                 process.dead = true;
                 return Ok(fate);
             }
-        }
-        if writes && std::mem::take(&mut process.fail_next_write) {
-            return Err(KeyValueError::Failed("the disk is broken".to_owned()));
         }
         process.random = process
             .random
@@ -379,6 +376,9 @@ impl KeyValue for TestKeyValue {
     async fn put(&self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
         tokio::task::yield_now().await;
         self.wait_if_held(Kind::Put, key).await;
+        if std::mem::take(&mut self.process.lock().fail_next_put) {
+            return Err(KeyValueError::Failed("the disk is broken".to_owned()));
+        }
         let fate = self.fate(true, |calls| {
             calls.puts += 1;
             calls.bytes_written += value.len() as u64;

@@ -108,14 +108,7 @@ impl StoreUnderTest for Installation {
                 self.medium.damage(&key, byte);
                 store.drop_caches();
             }
-            Damage::FailNextCommit => {
-                // A collection behind the last commit would meet the failure in place of the next one.
-                let mut before = None;
-                while before.replace(kv.total()) != Some(kv.total()) {
-                    tokio::time::sleep(Duration::from_millis(30)).await;
-                }
-                kv.fail_next_write();
-            }
+            Damage::FailNextCommit => kv.fail_next_put(),
         }
         Ok(true)
     }
