@@ -19,6 +19,7 @@ LIBRARY = TARGET / "libpagewire.so"
 COMMAND = TARGET / "pagewire"
 GUEST = TARGET / "pagewire-guest"
 STATIC_SHELL = TOP / ".test-tools" / "static-shell" / "sqlite3"
+OLD_SQLITE = TOP / ".test-tools" / "sqlite-3.31"
 DEBIAN_SHELL = pathlib.Path("/usr/bin/sqlite3")
 DEBIAN_PYTHON = pathlib.Path("/usr/bin/python3")
 VENV_PYTHON = TOP / ".test-tools" / "venv" / "bin" / "python"

@@ -39,3 +39,5 @@ if ! cargo nextest --version >/dev/null 2>&1; then
     echo "setup: building cargo-nextest (some minutes)"
     cargo install --quiet --locked cargo-nextest
 fi
+
+"$top/tests/old_sqlite.sh" "$tools/sqlite-3.31"

@@ -15,6 +15,9 @@ class StandardModule:
     def __init__(self, remote, library):
         import sqlite3
 
+        wanted = os.environ.get("PAGEWIRE_TEST_SQLITE", sqlite3.sqlite_version)
+        if sqlite3.sqlite_version != wanted:
+            raise RuntimeError(f"SQLite {wanted} was to be tested, this is {sqlite3.sqlite_version}")
         self.module = sqlite3
         self.error = sqlite3.Error
         self.remote = remote

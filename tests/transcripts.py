@@ -1,4 +1,4 @@
-"""Golden SQL transcripts: each file of tests/sql through five kinds of SQLite, on pages of a page server and on a plain
+"""Golden SQL transcripts: each file of tests/sql through six kinds of SQLite, on pages of a page server and on a plain
 file, compared byte by byte.
 
 transcripts.py [--client NAME]... [--store NAME]... [--plain-only] [TRANSCRIPT]...
@@ -27,6 +27,7 @@ from harness import (
     DEBIAN_SHELL,
     GUEST,
     LIBRARY,
+    OLD_SQLITE,
     STATIC_SHELL,
     TOP,
     VENV_PYTHON,
@@ -34,7 +35,7 @@ from harness import (
     guest_environment,
 )
 
-CLIENTS = ["debian-shell", "debian-python", "apsw", "rusqlite", "static-shell"]
+CLIENTS = ["debian-shell", "debian-python", "old-python", "apsw", "rusqlite", "static-shell"]
 STORES = ["memory", "local"]
 STEP_SECONDS = 300
 SHELL_DIRECTIVES = {"open": ".open", "backup": ".backup main", "restore": ".restore main", "connection": ".connection"}
@@ -116,6 +117,10 @@ def play(client, transcript, directory, server, prefix):
     # linked in and would put plain files on a server too.
     settings = {"PAGEWIRE_DEFAULT": "0"} if not remote or not client.endswith("shell") else {}
     environment = guest_environment(server.endpoint if remote else None, **settings)
+    if client == "old-python":
+        # SQLite 3.31.0, the oldest that the VFS supports, in place of Debian's.
+        environment["LD_LIBRARY_PATH"] = str(OLD_SQLITE)
+        environment["PAGEWIRE_TEST_SQLITE"] = "3.31.0"
     if client.endswith("shell"):
         if client == "debian-shell":
             command = [DEBIAN_SHELL, *(["-cmd", f".load {LIBRARY}"] if remote else []), ":memory:"]
@@ -128,6 +133,7 @@ def play(client, transcript, directory, server, prefix):
         mode = "pagewire" if remote else "plain"
         program = {
             "debian-python": [DEBIAN_PYTHON, TOP / "tests" / "transcript_client.py", "sqlite3"],
+            "old-python": [DEBIAN_PYTHON, TOP / "tests" / "transcript_client.py", "sqlite3"],
             "apsw": [VENV_PYTHON, TOP / "tests" / "transcript_client.py", "apsw"],
             "rusqlite": [GUEST, "transcript"],
         }[client]
