@@ -38,6 +38,8 @@ pub mod fuzzing {
 
 pub use client::counters::{CallCount, CallKind};
 pub use ffi::{ApiRoutines, pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
+/// Every variable of the environment that the VFS reads, for programs that look for misspelt ones.
+pub use settings::VARIABLES;
 
 /// Counts of calls of this process, by kind: what the table-valued function `pagewire_rpc` shows.
 pub fn rpc_count(kind: CallKind) -> CallCount {

@@ -19,6 +19,21 @@ const DEFAULT_STAGE_BYTES: u64 = 64 << 20;
 /// Longest time for which a bounded reader may go without news: a day.
 const MAX_STALENESS_MS: u64 = 86_400_000;
 
+/// Every variable of the environment that the VFS reads.
+pub const VARIABLES: &[&str] = &[
+    "PAGEWIRE_BATCH_ATOMIC",
+    "PAGEWIRE_CACHE_BYTES",
+    "PAGEWIRE_CONSISTENCY",
+    "PAGEWIRE_DEFAULT",
+    "PAGEWIRE_ENDPOINT",
+    "PAGEWIRE_MAX_STALENESS_MS",
+    "PAGEWIRE_OVERLAY_BYTES",
+    "PAGEWIRE_STAGE_BYTES",
+    "PAGEWIRE_SUBSCRIBE",
+    "PAGEWIRE_TIMEOUT_MS",
+    "PAGEWIRE_TOKEN",
+];
+
 /// Which commits a transaction sees that begins now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
@@ -409,6 +424,17 @@ mod tests {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.endpoint, DEFAULT_ENDPOINT);
         assert_eq!(settings.cache_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn the_list_of_variables_is_what_is_read() {
+        let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        ProcessSettings::read(|name| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        })
+        .unwrap();
+        assert!(asked.into_inner().iter().eq(VARIABLES));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bench;
 mod conformance;
 mod db;
+mod doctor;
 mod embedded;
 mod serve;
 mod shell;
@@ -38,13 +39,15 @@ enum Command {
     Export(transfer::ExportArguments),
     /// Tries the rules of the protocol on any server and says which tier it earns.
     Conformance(conformance::ConformanceArguments),
+    /// Says whether a server can be used from here, and if not what to do.
+    Doctor(doctor::DoctorArguments),
     /// Measures commits, reads and scans beside their floors.
     Bench(bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse_from(shell::with_double_dashes(std::env::args_os()));
-    let quiet = matches!(arguments.command, Command::Shell(_));
+    let quiet = matches!(arguments.command, Command::Shell(_) | Command::Doctor(_));
     let level = if quiet {
         tracing::Level::ERROR
     } else {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {

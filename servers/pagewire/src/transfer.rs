@@ -156,7 +156,7 @@ pub(crate) fn open_remote(
 }
 
 /// SQLite's message says that something failed; ours says what, and what to do next.
-fn explain(connection: &Connection) -> impl FnOnce(rusqlite::Error) -> anyhow::Error {
+pub(crate) fn explain(connection: &Connection) -> impl FnOnce(rusqlite::Error) -> anyhow::Error {
     let cause: Option<String> = connection
         .query_row("SELECT pagewire_last_error()", [], |row| row.get(0))
         .ok()

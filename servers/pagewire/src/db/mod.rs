@@ -5,7 +5,7 @@
 
 mod diff;
 mod history;
-mod session;
+pub(crate) mod session;
 
 use std::io::Write as _;
 
@@ -123,7 +123,7 @@ impl std::str::FromStr for TagArgument {
     }
 }
 
-type Client = PageServiceClient<tonic::transport::Channel>;
+pub(crate) type Client = PageServiceClient<tonic::transport::Channel>;
 
 /// Does it and returns.
 pub fn run(arguments: DbArguments) -> anyhow::Result<()> {
@@ -151,14 +151,7 @@ async fn answer(arguments: DbArguments) -> anyhow::Result<()> {
         json,
         command,
     } = arguments;
-    let channel = Endpoint::from_shared(endpoint.clone())
-        .with_context(|| format!("--endpoint {endpoint}"))?
-        .connect_timeout(std::time::Duration::from_secs(5))
-        .connect()
-        .await
-        .with_context(|| format!("no page server answers at {endpoint}"))?;
-    let client =
-        PageServiceClient::new(channel).max_decoding_message_size(limits::MAX_MESSAGE_BYTES);
+    let client = connect(&endpoint).await?;
     match command {
         DbCommand::List { prefix } => list(client, prefix, json).await,
         DbCommand::Delete { name } => delete(client, name).await,
@@ -200,6 +193,17 @@ async fn answer(arguments: DbArguments) -> anyhow::Result<()> {
         DbCommand::Gc { name } => history::collect(client, name.unwrap_or_default(), json).await,
         DbCommand::Info { name } => history::info(client, &name, json).await,
     }
+}
+
+/// Connects to a page server.
+pub(crate) async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    let channel = Endpoint::from_shared(endpoint.to_owned())
+        .with_context(|| format!("--endpoint {endpoint}"))?
+        .connect_timeout(std::time::Duration::from_secs(5))
+        .connect()
+        .await
+        .with_context(|| format!("no page server answers at {endpoint}"))?;
+    Ok(PageServiceClient::new(channel).max_decoding_message_size(limits::MAX_MESSAGE_BYTES))
 }
 
 async fn list(mut client: Client, prefix: String, json: bool) -> anyhow::Result<()> {
@@ -247,13 +251,13 @@ async fn delete(mut client: Client, name: String) -> anyhow::Result<()> {
 }
 
 /// A call that gives up after a minute.
-fn timely<T>(message: T) -> tonic::Request<T> {
+pub(crate) fn timely<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(std::time::Duration::from_secs(60));
     request
 }
 
-fn refusal(status: tonic::Status) -> anyhow::Error {
+pub(crate) fn refusal(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message().to_owned())
 }
 

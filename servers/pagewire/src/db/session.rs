@@ -30,30 +30,7 @@ impl Session {
         name: &str,
         mode: pb::OpenMode,
     ) -> anyhow::Result<Self> {
-        let id = SessionId::random()?.to_wire();
-        let (outbound, requests) = mpsc::unbounded_channel();
-        send(
-            &outbound,
-            Request::Hello(pb::Hello {
-                protocol_major: version::MAJOR,
-                protocol_minor: version::MINOR,
-                session_id: id.clone(),
-                client_name: "pagewire db".to_owned(),
-                process: None,
-                capabilities: Vec::new(),
-            }),
-        );
-        let mut inbound = calls
-            .session(UnboundedReceiverStream::new(requests))
-            .await
-            .map_err(refusal)?
-            .into_inner();
-        let first = inbound.message().await.map_err(refusal)?;
-        let Some(News::Welcome(welcome)) = first.and_then(|first| first.message) else {
-            bail!("the server did not answer with a welcome");
-        };
-        let every = Duration::from_millis(u64::from(welcome.lease_ttl_ms / 3).max(1));
-        tokio::spawn(stay(outbound.clone(), inbound, every));
+        let (id, outbound, _) = begin(&mut calls, "pagewire db").await?;
         let opened = calls
             .open_database(timely(pb::OpenDatabaseRequest {
                 session_id: id.clone(),
@@ -102,10 +79,51 @@ impl Session {
 
     /// Ends the session; without it the server would wait for its time to be over.
     pub(super) async fn end(self) {
-        send(&self.outbound, Request::Goodbye(pb::Goodbye {}));
-        // Until the task of the stream has seen its end, so that the goodbye has been read.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.outbound.closed()).await;
+        end(&self.outbound).await;
     }
+}
+
+/// Begins a session: its id, the way to its stream, and what the server says of itself. Its heartbeats go on while the way is held.
+pub(crate) async fn begin(
+    calls: &mut Client,
+    client_name: &str,
+) -> anyhow::Result<(
+    Bytes,
+    mpsc::UnboundedSender<pb::SessionRequest>,
+    pb::Welcome,
+)> {
+    let id = SessionId::random()?.to_wire();
+    let (outbound, requests) = mpsc::unbounded_channel();
+    send(
+        &outbound,
+        Request::Hello(pb::Hello {
+            protocol_major: version::MAJOR,
+            protocol_minor: version::MINOR,
+            session_id: id.clone(),
+            client_name: client_name.to_owned(),
+            process: None,
+            capabilities: Vec::new(),
+        }),
+    );
+    let mut inbound = calls
+        .session(UnboundedReceiverStream::new(requests))
+        .await
+        .map_err(refusal)?
+        .into_inner();
+    let first = inbound.message().await.map_err(refusal)?;
+    let Some(News::Welcome(welcome)) = first.and_then(|first| first.message) else {
+        bail!("the server did not answer with a welcome");
+    };
+    let every = Duration::from_millis(u64::from(welcome.lease_ttl_ms / 3).max(1));
+    tokio::spawn(stay(outbound.clone(), inbound, every));
+    Ok((id, outbound, welcome))
+}
+
+/// Ends a session.
+pub(crate) async fn end(outbound: &mpsc::UnboundedSender<pb::SessionRequest>) {
+    send(outbound, Request::Goodbye(pb::Goodbye {}));
+    // Until the task of the stream has seen its end, so that the goodbye has been read.
+    let _ = tokio::time::timeout(Duration::from_secs(1), outbound.closed()).await;
 }
 
 fn send(outbound: &mpsc::UnboundedSender<pb::SessionRequest>, message: Request) {

@@ -9,14 +9,14 @@ use tempfile::TempDir;
 use crate::{SHELL, command};
 
 /// A server of its own, which ends with the test.
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    endpoint: String,
+    pub(crate) endpoint: String,
     directory: TempDir,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = TempDir::new().unwrap();
         let mut child = command(SHELL, directory.path())
             .args(["serve", "--store", "versioned-memory"])
@@ -43,7 +43,7 @@ impl Server {
         self.directory.path()
     }
 
-    fn pagewire(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn pagewire(&self, arguments: &[&str]) -> Command {
         let mut command = command(SHELL, self.path());
         command
             .args(arguments)
@@ -52,7 +52,7 @@ impl Server {
     }
 
     /// Standard output of a command that has to succeed.
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         let output = self.pagewire(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}");
@@ -66,7 +66,7 @@ impl Server {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    fn sql(&self, name: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, name: &str, sql: &str) -> String {
         self.run(&["shell", name, sql])
     }
 }

@@ -4,6 +4,7 @@
 //! `sqlite3` is the judge; where it is not installed the comparisons say so and stop. What only
 //! Pagewire's shell does is in `own.rs`.
 
+mod doctor;
 mod history;
 mod own;
 
