@@ -2,6 +2,7 @@
 //!
 //! Knows neither SQLite nor storage. The specification is `proto/pagewire/v1/pagewire.proto`.
 
+pub mod capability;
 pub mod codec;
 pub mod limits;
 pub mod model;

@@ -538,6 +538,50 @@ impl PageService for CallRelay {
         self.relay(Call::Commit, forward, leave).await
     }
 
+    type CommitEachStream = ReceiverStream<Result<pb::CommitResponse, Status>>;
+
+    /// Each message as a call of Commit would be treated; a broken one breaks the stream.
+    async fn commit_each(
+        &self,
+        request: Request<Streaming<pb::CommitRequest>>,
+    ) -> Result<Response<Self::CommitEachStream>, Status> {
+        let mut inbound = request.into_inner();
+        let (up, upstream) = tokio::sync::mpsc::channel(1);
+        let (down, downstream) = tokio::sync::mpsc::channel(1);
+        let relay = self.clone();
+        tokio::spawn(async move {
+            // One answer stream for the whole of them, as for a client that talks to the server itself.
+            let mut upstream = Some(ReceiverStream::new(upstream));
+            let answers = Arc::new(tokio::sync::Mutex::new(None));
+            loop {
+                let message = tokio::select! {
+                    message = inbound.next() => message,
+                    () = down.closed() => None,
+                };
+                let Some(Ok(message)) = message else { return };
+                let (up, answers, begin) = (up.clone(), Arc::clone(&answers), upstream.take());
+                let mut client = relay.client();
+                let forward = async move {
+                    let mut answers = answers.lock().await;
+                    // The server ends its side after an error.
+                    let _ = up.send(message).await;
+                    if let Some(upstream) = begin {
+                        *answers = Some(client.commit_each(upstream).await?.into_inner());
+                    }
+                    let stream = answers.as_mut().ok_or_else(broken)?;
+                    let answer = stream.message().await?;
+                    Ok(Response::new(answer.ok_or_else(broken)?))
+                };
+                let answer = relay.relay(Call::Commit, forward, leave).await;
+                let failed = answer.is_err();
+                if down.send(answer.map(Response::into_inner)).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(downstream)))
+    }
+
     async fn resolve_commit(
         &self,
         request: Request<pb::ResolveCommitRequest>,

@@ -51,6 +51,8 @@ pub(crate) struct Hub {
     pub(crate) barriers: watch::Sender<()>,
     /// Set once.
     pub(crate) draining: AtomicBool,
+    /// Set once, when all sessions have been ended: streams that wait for a next commit end too.
+    pub(crate) ended: watch::Sender<bool>,
     /// For one staging of a session each.
     pub(crate) stagings: Arc<Semaphore>,
     /// What calls and their pages may take.
@@ -100,6 +102,7 @@ impl Hub {
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
             stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
             memory,
             commits: watch::Sender::new(0),

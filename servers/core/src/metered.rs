@@ -27,7 +27,15 @@ const CALL_BYTES: usize = 4 << 10;
 /// What a header costs beside its text, as HTTP/2 counts it.
 const HEADER_BYTES: usize = 32;
 /// Calls that send several messages, with pauses between them that their handlers bound. All others end with their message.
-const STREAMING: &[&str] = &["Session", "Commit", "StagePages", "ServerReflectionInfo"];
+const STREAMING: &[&str] = &[
+    "Session",
+    "Commit",
+    "CommitEach",
+    "StagePages",
+    "ServerReflectionInfo",
+];
+/// Calls whose answers are each to the newest message: it is done with then, and the next may come at any time or never.
+const ANSWERED_ONE_BY_ONE: &str = "CommitEach";
 /// Compression flag and length of a gRPC message.
 const PREFIX_BYTES: usize = 5;
 
@@ -59,6 +67,7 @@ pub(crate) async fn call(
     });
     let method = request.uri().path().rsplit('/').next();
     let streams = method.is_some_and(|method| STREAMING.contains(&method));
+    let one_by_one = method == Some(ANSWERED_ONE_BY_ONE);
     let request = request.map(|body| Body::new(RequestBody::new(body, streams, Arc::clone(&call))));
     let mut response = routes.call(request).await?;
     let charge = response.extensions_mut().remove();
@@ -66,7 +75,14 @@ pub(crate) async fn call(
         // Nobody reads messages any more, and the handler is done with what it read.
         *call.message.lock() = None;
     }
-    Ok(response.map(|body| Body::new(AnswerBody { body, call, charge })))
+    Ok(response.map(|body| {
+        Body::new(AnswerBody {
+            body,
+            call,
+            charge,
+            one_by_one,
+        })
+    }))
 }
 
 fn cost(headers: &HeaderMap) -> usize {
@@ -266,6 +282,8 @@ struct AnswerBody {
     call: Arc<Call>,
     /// Taken before the answer was made; otherwise what is sent is charged.
     charge: Option<AnswerCharge>,
+    /// See [`ANSWERED_ONE_BY_ONE`].
+    one_by_one: bool,
 }
 
 /// Bytes of an answer: charged for as long as the transport has them.
@@ -295,6 +313,9 @@ impl http_body::Body for AnswerBody {
         let Some(content) = frame.data_ref() else {
             return Poll::Ready(Some(Ok(frame)));
         };
+        if self.one_by_one {
+            *self.call.message.lock() = None;
+        }
         let charge = match &self.charge {
             Some(charge) => charge.clone(),
             // Small, as a rule; where there is no room the stream breaks, and the client asks again.

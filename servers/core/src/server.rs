@@ -278,6 +278,7 @@ impl Hub {
         for session in self.all_sessions() {
             self.end_session(&session, End::Drained);
         }
+        self.ended.send_replace(true);
         // What the store was given, it finishes.
         let mut commits = self.commits.subscribe();
         let ended = commits.wait_for(|count| *count == 0);

@@ -143,7 +143,7 @@ impl Core {
                 .collect(),
         };
         let failure = Arc::new(Mutex::new(None));
-        let messages = Messages {
+        let mut messages = Messages {
             header: Some((&header).into()),
             parts: Arc::clone(&attempt.parts),
             with_stagings: attempt.with_stagings,
@@ -154,10 +154,21 @@ impl Core {
         };
         COUNTERS.waited(CallKind::Commit);
         let begun = Instant::now();
-        let mut stub = self.stub.clone();
-        let call = stub.commit(tokio_stream::iter(messages));
+        let first = messages.next();
+        let call = async {
+            match first {
+                Some(whole) if messages.is_over() && self.has_commit_each() => {
+                    self.lanes.commit(&self.stub, whole).await
+                }
+                first => {
+                    let messages = tokio_stream::iter(first.into_iter().chain(messages));
+                    let response = self.stub.clone().commit(messages).await?;
+                    Ok(response.into_inner())
+                }
+            }
+        };
         let outcome = match tokio::time::timeout_at(deadline, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => Ok(response),
             Ok(Err(status)) => Err(CallError::from_status(&status)),
             Err(_) => Err(CallError::timeout(begun.elapsed())),
         };
@@ -187,6 +198,11 @@ impl Core {
             }),
             None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
         }
+    }
+
+    fn has_commit_each(&self) -> bool {
+        let welcome = self.session.current_welcome();
+        welcome.is_some_and(|welcome| welcome.commit_each)
     }
 
     /// Settles a commit; repeated until the deadline.
@@ -262,6 +278,13 @@ struct Messages {
     /// `None` after the last message.
     checksum: Option<CommitChecksum>,
     failure: Arc<Mutex<Option<std::io::Error>>>,
+}
+
+impl Messages {
+    /// Nothing follows, be it for a failure.
+    fn is_over(&self) -> bool {
+        self.checksum.is_none()
+    }
 }
 
 impl Iterator for Messages {

@@ -8,6 +8,7 @@ mod commit;
 pub mod counters;
 mod gather;
 mod history;
+mod lane;
 mod link;
 mod news;
 mod runtime;
@@ -100,6 +101,7 @@ pub struct Core {
     known: Arc<Mutex<Known>>,
     /// What is known of the way to the server.
     pub link: Link,
+    lanes: lane::Lanes,
 }
 
 /// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
@@ -234,6 +236,7 @@ impl Client {
             session: Session::new()?,
             known: Arc::default(),
             link: Link::default(),
+            lanes: lane::Lanes::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {

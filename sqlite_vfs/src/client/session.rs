@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, StagingId, pb, version};
+use pagewire_proto::{
+    DatabaseId, Epoch, Incarnation, SessionId, StagingId, capability, pb, version,
+};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc, watch};
@@ -52,6 +54,8 @@ pub struct Welcome {
     pub versions: bool,
     /// Strict subscribers are told of a commit before it becomes visible.
     pub strict_push: bool,
+    /// The server has the call CommitEach.
+    pub commit_each: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -542,6 +546,8 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     unwanted.extend(held);
     let resumed = wire.resumed;
     let store = wire.store.unwrap_or_default();
+    let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
+    let commit_each = has(capability::COMMIT_EACH);
     let welcome = Arc::new(Welcome {
         lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
         incarnation,
@@ -549,6 +555,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         store_name: store.store_name,
         versions: store.versions,
         strict_push: store.strict_push,
+        commit_each,
     });
     Ok(Accepted {
         welcome,

@@ -1,4 +1,4 @@
-//! Commit: upload, then one future that passes the barriers, warns the subscribers and hands it to the store, and goes on whether
+//! Commit and CommitEach: upload, then one future that passes the barriers, warns the subscribers and hands it to the store, and goes on whether
 //! or not the client still waits.
 //!
 //! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::Stream;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, StagingId, pb};
 use tokio::sync::OwnedMutexGuard;
@@ -28,6 +29,7 @@ const NO_EPOCH: Epoch = Epoch::new(u64::MAX);
 /// How long a client waits for the store after the barriers; the commit goes on behind it.
 const STORE_COMMIT_WAIT: Duration = Duration::from_secs(120);
 
+/// Commit: its messages are the whole stream.
 pub(super) async fn commit(
     hub: &Arc<Hub>,
     mut inbound: Streaming<pb::CommitRequest>,
@@ -35,6 +37,46 @@ pub(super) async fn commit(
     let mut first = next(hub, &mut inbound)
         .await?
         .ok_or_else(|| Invalid::missing("header"))?;
+    let mut accepted = accept(hub, &mut first)?;
+    accepted.upload.receive(first, &mut inbound).await?;
+    carry_out(hub, accepted).await
+}
+
+/// CommitEach: each message is a commit. The next one is read when this one is answered, until the client ends the stream, a commit
+/// fails, or the service ends.
+pub(super) fn commit_each(
+    hub: Arc<Hub>,
+    inbound: Streaming<pb::CommitRequest>,
+) -> impl Stream<Item = Result<pb::CommitResponse, Status>> {
+    let ended = hub.ended.subscribe();
+    futures_util::stream::try_unfold(
+        (hub, inbound, ended),
+        |(hub, mut inbound, mut ended)| async move {
+            let message = tokio::select! {
+                biased;
+                message = inbound.message() => message?,
+                _ = ended.wait_for(|ended| *ended) => None,
+            };
+            let Some(mut message) = message else {
+                return Ok(None);
+            };
+            let mut accepted = accept(&hub, &mut message)?;
+            accepted.upload.receive_whole(message).await?;
+            let response = carry_out(&hub, accepted).await?;
+            Ok(Some((response, (hub, inbound, ended))))
+        },
+    )
+}
+
+/// A commit whose header is right.
+struct Accepted {
+    session: Arc<Session>,
+    databases: Vec<Arc<Database>>,
+    upload: Upload,
+}
+
+/// By its first message.
+fn accept(hub: &Arc<Hub>, first: &mut pb::CommitRequest) -> Result<Accepted, Status> {
     let header = first
         .header
         .take()
@@ -51,9 +93,20 @@ pub(super) async fn commit(
             opened_for_writing(&session, named.database.as_bytes()).map(|open| open.database)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let mut upload = Upload::new(Arc::clone(hub), header);
-    upload.receive(first, &mut inbound).await?;
+    Ok(Accepted {
+        session,
+        databases,
+        upload: Upload::new(Arc::clone(hub), header),
+    })
+}
 
+/// With all of its pages.
+async fn carry_out(hub: &Arc<Hub>, accepted: Accepted) -> Result<pb::CommitResponse, Status> {
+    let Accepted {
+        session,
+        databases,
+        upload,
+    } = accepted;
     let under_way = UnderWay::begin(hub);
     let applied = {
         let hub = Arc::clone(hub);

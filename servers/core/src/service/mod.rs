@@ -156,6 +156,17 @@ impl PageService for Service {
             .map(Response::new)
     }
 
+    type CommitEachStream =
+        Pin<Box<dyn Stream<Item = Result<pb::CommitResponse, Status>> + Send + 'static>>;
+
+    async fn commit_each(
+        &self,
+        request: Request<Streaming<pb::CommitRequest>>,
+    ) -> Result<Response<Self::CommitEachStream>, Status> {
+        let answers = commit::commit_each(Arc::clone(&self.hub), request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
+    }
+
     async fn resolve_commit(
         &self,
         request: Request<pb::ResolveCommitRequest>,

@@ -218,6 +218,7 @@ fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome 
             }),
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
+        capabilities: vec![pagewire_proto::capability::COMMIT_EACH.to_owned()],
     }
 }
 

@@ -94,6 +94,19 @@ impl Upload {
         }
     }
 
+    /// Takes a commit that is one message.
+    pub(super) async fn receive_whole(&mut self, message: pb::CommitRequest) -> Result<(), Status> {
+        self.take_over(message.batches).await?;
+        let finish = message.finish.ok_or_else(|| {
+            Invalid::new(
+                "finish",
+                "is missing: a commit is one message of CommitEach, larger ones are for Commit",
+            )
+        })?;
+        std::mem::take(&mut self.checksum).check(&finish)?;
+        Ok(())
+    }
+
     /// The parts, which the commit takes over, and what they were charged: to be kept until the store has them.
     pub(super) fn take(mut self) -> (CommitHeader, Vec<Part>, Option<OwnedSemaphorePermit>) {
         (
