@@ -23,6 +23,9 @@
 //!   transaction that finishes the work, and are looked for at the next opening (G4).
 //! * **COL4** While `Due` is there no other version of the database is dropped: the list that it needs stays.
 //! * **COL5** What is remembered here beside rows (cursors, queues) can be forgotten at any time: [`Collector::reset`].
+//! * **COL6** A step is a transaction within the one of something else: an error undoes it alone. Damage is of the database that the step
+//!   worked on, removed or not: it is left alone until the store is opened anew, who asks for its collection is told, and all others are
+//!   collected. A full disk is no damage: the step is tried again (ROOM4).
 mod drop;
 mod examine;
 mod schedule;
@@ -36,6 +39,7 @@ use pagewire_server::store::{Collected, StoreError};
 use crate::committer::Committer;
 use crate::engine::WriteError;
 use crate::keys::Key;
+use crate::segments::STEP_BYTES;
 use schedule::Sweep;
 pub(crate) use schedule::{Collector, Protected};
 
@@ -85,7 +89,7 @@ impl Committer {
         }
         for key in found {
             match key {
-                Key::Sweep(id) | Key::Flatten(id, _) if self.collector.damaged.contains(&id) => {}
+                Key::Sweep(id) | Key::Flatten(id, _) if self.collector.is_damaged(id) => {}
                 Key::Head(database) if self.collector.retention_ms.is_some() => {
                     self.collector.schedule(database, 0);
                 }
@@ -103,34 +107,17 @@ impl Committer {
         Ok(())
     }
 
-    /// One step, of one database or of whatever comes first, within a transaction of something else.
-    ///
-    /// Damage among the dead must not keep the living from committing: what a step did before an error is undone, and its
-    /// database left alone until the store is opened anew.
+    /// One step, of one database or of whatever comes first, within a transaction of something else (COL6).
     pub(crate) fn collect_step(
         &mut self,
         txn: &mut RwTxn<'_>,
         only: Option<DatabaseId>,
         rows: usize,
     ) -> Result<(Did, Collected), WriteError> {
-        let engine = std::sync::Arc::clone(&self.engine);
-        let mut nested = engine.nested(txn)?;
-        match self.step(&mut nested, only, rows) {
-            Ok(done) => {
-                nested.commit()?;
-                self.dirty |= done.0 != Did::Nothing;
-                Ok(done)
-            }
-            Err(WriteError::Refused(error)) => {
-                drop(nested);
-                let database = self.collector.current.take();
-                tracing::warn!(%error, ?database, "cannot be collected");
-                self.collector.reset();
-                self.collector.damaged.extend(database);
-                Ok((Did::Nothing, Collected::default()))
-            }
-            Err(error) => Err(error),
-        }
+        let done = self.guarded(txn, |this, txn| this.step(txn, only, rows))?;
+        let done = done.unwrap_or((Did::Nothing, Collected::default()));
+        self.dirty |= done.0 != Did::Nothing;
+        Ok(done)
     }
 
     fn step(
@@ -139,6 +126,7 @@ impl Committer {
         only: Option<DatabaseId>,
         rows: usize,
     ) -> Result<(Did, Collected), WriteError> {
+        self.collector.current = None;
         self.remember(txn)?;
         let now_ms = self.options.clock.now_ms();
         let mut freed = Collected::default();
@@ -153,7 +141,16 @@ impl Committer {
         let mut sweeps = self.collector.sweeps.iter();
         let sweep = sweeps.position(|sweep| fits(sweep.database));
         let mut flattenings = self.collector.flattenings.iter();
-        let flattening = flattenings.position(|work| fits(work.database));
+        let mut flattening = flattenings.position(|work| fits(work.database));
+        if flattening.is_some() && due.is_none() && sweep.is_none() {
+            // Takes room before it gives any (ROOM3).
+            let faults = self.options.faults.as_deref();
+            let room = self.engine.check_room(txn, STEP_BYTES as u64, faults);
+            self.collector.flattening_waits(room.err());
+            if self.collector.is_flattening_waiting() {
+                flattening = None;
+            }
+        }
         self.collector.current = due;
         let did = if let Some(database) = due {
             self.drop_some(txn, database, now_ms, rows, &mut freed)?;
@@ -176,11 +173,7 @@ impl Committer {
             Some(database) => {
                 self.collector.is_due(database, now_ms)
                     || self.collector.is_swept(database)
-                    || self
-                        .collector
-                        .flattenings
-                        .iter()
-                        .any(|w| w.database == database)
+                    || self.collector.is_flattened(database)
             }
             None => self.collector.idle_ms(now_ms) == Some(0),
         };

@@ -18,20 +18,18 @@ use pagewire_server::store::StoreError;
 use crate::keys::Key;
 
 /// The format that this program writes. It reads this one only.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
-/// Free space of the file system below which nothing more is written: LMDB must not meet a full disk in mid-commit.
-const DISK_RESERVE: u64 = 32 << 20;
 
 type Rows = heed::Database<Raw, Raw>;
 
 /// The open engine. Dropped last of all that uses it, since it holds the directory.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    env: heed::Env<WithoutTls>,
-    rows: Rows,
-    directory: File,
+    pub(crate) env: heed::Env<WithoutTls>,
+    pub(crate) rows: Rows,
+    pub(crate) directory: File,
     /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
     _lock: File,
 }
@@ -115,23 +113,6 @@ impl Engine {
         self.env.nested_write_txn(txn).map_err(read_failed)
     }
 
-    /// Whether the medium has room for as many bytes, some more, and what the engine adds.
-    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
-        // Overflow pages and copies of inner pages: at most twice, and some for the list of free pages.
-        let needed = bytes * 2 + (1 << 20);
-        match rustix::fs::fstatvfs(&self.directory) {
-            Ok(fs) if fs.f_bavail * fs.f_frsize < needed + DISK_RESERVE => {
-                Err(StoreError::Full(format!(
-                    "{} bytes are free on the disk, {} are kept for safety",
-                    fs.f_bavail * fs.f_frsize,
-                    DISK_RESERVE
-                )))
-            }
-            // A file system that does not tell is written to until it refuses.
-            _ => Ok(()),
-        }
-    }
-
     /// The body of a row, if there is one.
     pub(crate) fn get<'t>(
         &self,
@@ -200,12 +181,13 @@ impl Engine {
             row.write_all(&sum.to_be_bytes())?;
             row.write_all(body)
         });
-        put.map_err(WriteError::from)
+        put.map_err(|error| self.write_failed(error))
     }
 
     /// Drops a row, if it is there.
     pub(crate) fn delete(&self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), WriteError> {
-        self.rows.delete(txn, key).map_err(WriteError::from)?;
+        let deleted = self.rows.delete(txn, key);
+        deleted.map_err(|error| self.write_failed(error))?;
         Ok(())
     }
 }
@@ -215,24 +197,13 @@ impl Engine {
 pub(crate) enum WriteError {
     /// The store is at fault, or the request; the transaction is as good as never begun once it is aborted.
     Refused(StoreError),
-    /// The medium failed: nothing may be written any more (C17).
+    /// The medium failed: nothing may be written any more (C17). A full one is not failed: see `room.rs`.
     Medium(String),
 }
 
 impl From<StoreError> for WriteError {
     fn from(error: StoreError) -> Self {
         Self::Refused(error)
-    }
-}
-
-impl From<heed::Error> for WriteError {
-    fn from(error: heed::Error) -> Self {
-        match error {
-            heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull) => Self::Refused(
-                StoreError::Full("the file has its largest size, nothing was applied".to_owned()),
-            ),
-            error => Self::Medium(error.to_string()),
-        }
     }
 }
 

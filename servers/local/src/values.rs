@@ -39,7 +39,7 @@ pub struct Database {
     pub name: DatabaseName,
 }
 
-/// What the rows of pages of a database take: those with content, over all versions.
+/// What the rows of pages of a segment take: those with content, over all versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// How many.

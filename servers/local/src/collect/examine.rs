@@ -76,7 +76,7 @@ impl Committer {
             engine.delete(txn, &key.encode())?;
         }
         if !gone {
-            engine.use_less(txn, database, 1, bytes)?;
+            engine.use_less(txn, database, written, bytes)?;
             freed.pages += 1;
             freed.bytes += bytes;
         }

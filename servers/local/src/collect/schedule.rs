@@ -1,10 +1,22 @@
 //! What the collector remembers beside rows: what is to be looked at, and when (COL5).
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
 
 use pagewire_proto::{DatabaseId, Version};
+use pagewire_server::store::StoreError;
+use tokio::time::Instant;
 
 use crate::segments::Flattening;
+
+/// How long is waited where there was no room.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long is waited where damage is of no database.
+const AFTER_DAMAGE: Duration = Duration::from_secs(60);
+/// How often the rows of a step are halved before that.
+const MOST_HALVED: u32 = 6;
+/// Rows of a step, at least.
+const LEAST_ROWS: usize = 8;
 
 /// What sessions read: never on disk (V7).
 #[derive(Debug, Default)]
@@ -40,8 +52,16 @@ pub(crate) struct Collector {
     pub(super) forgotten: bool,
     pub(super) retention_ms: Option<u64>,
     /// What the step under way works on, and what is left alone because that came to an error.
-    pub(super) current: Option<DatabaseId>,
-    pub(super) damaged: HashSet<DatabaseId>,
+    pub(crate) current: Option<DatabaseId>,
+    damaged: HashMap<DatabaseId, StoreError>,
+    /// Nothing is done before, and why.
+    paused: Option<(Instant, StoreError)>,
+    /// Nothing is done beside anything else before: its transaction is not to find no room.
+    apart_until: Option<Instant>,
+    /// How often the rows of a step are halved, since there was no room for more.
+    halved: u32,
+    /// Why flattening waits, and until when it is not asked again.
+    flattening_waits: Option<(StoreError, Instant)>,
 }
 
 impl Collector {
@@ -58,6 +78,11 @@ impl Collector {
         *self = Self {
             protected: std::mem::take(&mut self.protected),
             damaged: std::mem::take(&mut self.damaged),
+            current: self.current,
+            paused: self.paused.take(),
+            apart_until: self.apart_until,
+            halved: self.halved,
+            flattening_waits: self.flattening_waits.take(),
             ..Self::new(self.retention_ms)
         };
     }
@@ -109,7 +134,7 @@ impl Collector {
     }
 
     pub(super) fn schedule(&mut self, database: DatabaseId, time_ms: u64) {
-        if self.damaged.contains(&database) {
+        if self.is_damaged(database) {
             return;
         }
         match self.times.get(&database) {
@@ -142,12 +167,109 @@ impl Collector {
         self.sweeps.iter().any(|sweep| sweep.database == database)
     }
 
+    pub(super) fn is_flattened(&self, database: DatabaseId) -> bool {
+        let mut flattenings = self.flattenings.iter();
+        !self.is_flattening_waiting() && flattenings.any(|work| work.database == database)
+    }
+
     /// Milliseconds until there is something to do; `None` for never.
     pub(crate) fn idle_ms(&self, now_ms: u64) -> Option<u64> {
-        if self.forgotten || !self.sweeps.is_empty() || !self.flattenings.is_empty() {
+        let flattens = !self.flattenings.is_empty();
+        if self.forgotten || !self.sweeps.is_empty() || (flattens && !self.is_flattening_waiting())
+        {
             return Some(0);
         }
-        let (time_ms, _) = self.by_time.first()?;
-        Some(time_ms.saturating_sub(now_ms))
+        let due = self.by_time.first();
+        let due = due.map(|(time_ms, _)| time_ms.saturating_sub(now_ms));
+        let room = flattens.then_some(AGAIN.as_millis() as u64);
+        due.into_iter().chain(room).min()
+    }
+
+    /// Milliseconds for which nothing is done, since there was no room.
+    pub(crate) fn paused_ms(&self) -> u64 {
+        let now = Instant::now();
+        let left = self
+            .paused
+            .as_ref()
+            .map(|(until, _)| until.duration_since(now));
+        // A part of a millisecond is one, so that nobody spins.
+        left.map_or(0, |left| left.as_micros().div_ceil(1000) as u64)
+    }
+
+    /// A step found no room: the next one looks at fewer rows, and where they are few already it comes later (ROOM4).
+    pub(crate) fn found_no_room(&mut self, full: StoreError) {
+        self.apart_until = Some(Instant::now() + AGAIN);
+        match self.halved < MOST_HALVED {
+            true => self.halved += 1,
+            false => self.paused = Some((Instant::now() + AGAIN, full)),
+        }
+    }
+
+    /// A step found room.
+    pub(crate) fn found_room(&mut self) {
+        self.halved = self.halved.saturating_sub(1);
+        self.paused = None;
+    }
+
+    /// Whether a transaction found no room a moment ago.
+    pub(crate) fn is_kept_apart(&self) -> bool {
+        self.apart_until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Why nothing is done for a while, if that is so.
+    pub(crate) fn no_room(&self) -> Result<(), StoreError> {
+        match &self.paused {
+            Some((until, full)) if *until > Instant::now() => Err(full.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the last step came to nothing, and the next one may not.
+    pub(crate) fn forgotten(&self) -> bool {
+        self.forgotten
+    }
+
+    /// So many rows, or fewer where there was no room for them.
+    pub(crate) fn fitting(&self, rows: usize) -> usize {
+        (rows >> self.halved).max(LEAST_ROWS)
+    }
+
+    /// Whether there is room for a step of flattening: asked again after a while.
+    pub(super) fn flattening_waits(&mut self, full: Option<StoreError>) {
+        self.flattening_waits = full.map(|full| (full, Instant::now() + AGAIN));
+    }
+
+    pub(super) fn is_flattening_waiting(&self) -> bool {
+        let waits = self.flattening_waits.as_ref();
+        waits.is_some_and(|(_, until)| *until > Instant::now())
+    }
+
+    /// Leaves a database alone for what was met there; where that is of none, everything for a while.
+    pub(crate) fn set_aside(&mut self, database: Option<DatabaseId>, error: StoreError) {
+        match database {
+            Some(database) => {
+                self.damaged.insert(database, error);
+            }
+            None => self.paused = Some((Instant::now() + AFTER_DAMAGE, error)),
+        }
+    }
+
+    pub(super) fn is_damaged(&self, database: DatabaseId) -> bool {
+        self.damaged.contains_key(&database)
+    }
+
+    /// What keeps something from being collected, in a database or in all of them.
+    pub(crate) fn hindrance(&self, database: Option<DatabaseId>) -> Result<(), StoreError> {
+        let damage = match database {
+            Some(database) => self.damaged.get(&database),
+            None => self.damaged.values().next(),
+        };
+        let mut flattenings = self.flattenings.iter();
+        let flattens = flattenings.any(|work| database.is_none_or(|only| only == work.database));
+        let full = self.flattening_waits.as_ref().filter(|_| flattens);
+        match damage.or(full.map(|(full, _)| full)) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
     }
 }
