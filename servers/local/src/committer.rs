@@ -106,6 +106,8 @@ pub(crate) struct Committer {
     pub(crate) busy_at: Instant,
     /// See ROOM5.
     pub(crate) short_of_room: bool,
+    /// What the current transaction drops the last of.
+    pub(crate) buried: Option<Garbage>,
     /// Stagings that the current transaction consumes.
     pub(crate) consumed: Vec<(StagingId, Staging)>,
     /// What the current transaction makes garbage of.
@@ -269,6 +271,7 @@ impl Committer {
         }
         match self.finish(txn) {
             Ok(()) => {
+                self.end_burial(true);
                 self.consumed.clear();
                 self.garbage.extend(self.doomed.drain(..));
                 answers.into_iter().for_each(|answer| answer(None));
@@ -312,6 +315,7 @@ impl Committer {
             self.stagings.put_back(id, staging);
         }
         self.doomed.clear();
+        self.end_burial(false);
         self.collector.reset();
         if let WriteError::Refused(full @ StoreError::Full(_)) = &error {
             self.collector.found_no_room(full.clone());

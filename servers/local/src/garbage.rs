@@ -141,13 +141,16 @@ impl Committer {
             }));
         }
         let (did, mut freed) = self.collect_step(txn, database, rows)?;
+        // What cannot be collected must not pass for collected (V6): it is told when nothing else is left.
+        let hindrance = self.collector.hindrance(database);
         if did == Did::Nothing {
             checked!(self.collector.no_room());
             freed.more = self.collector.forgotten();
             if !freed.more {
-                // What cannot be collected must not pass for collected (V6).
-                checked!(self.collector.hindrance(database));
+                checked!(hindrance);
             }
+        } else {
+            freed.more |= hindrance.is_err();
         }
         Ok(Ok(freed))
     }
@@ -178,6 +181,7 @@ impl Committer {
                 false => Ok(()),
             }
         })();
+        self.end_burial(collected.is_ok());
         match collected {
             Ok(()) => self.collector.found_room(),
             Err(WriteError::Refused(error)) => self.set_aside(error),
@@ -235,10 +239,19 @@ impl Committer {
     fn bury(&mut self, txn: &mut RwTxn<'_>, rows: usize) -> Result<(), WriteError> {
         let buried = self.guarded(txn, |this, txn| this.bury_some(txn, rows))?;
         self.dirty |= buried.is_some();
+        // Not before that is durable: what is not durably gone is still to be dropped.
         if buried == Some(true) {
-            self.garbage.pop_front();
+            self.buried = self.garbage.front().copied();
         }
         Ok(())
+    }
+
+    /// The transaction is durable, or it is given up.
+    pub(crate) fn end_burial(&mut self, durable: bool) {
+        let buried = self.buried.take().filter(|_| durable);
+        if buried.is_some() && self.garbage.front().copied() == buried {
+            self.garbage.pop_front();
+        }
     }
 
     /// Whether that was all of it.

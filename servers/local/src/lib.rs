@@ -126,6 +126,7 @@ impl LocalStore {
             owed: 0,
             busy_at: tokio::time::Instant::now(),
             short_of_room: false,
+            buried: None,
             consumed: Vec::new(),
             doomed: Vec::new(),
             dirty: false,

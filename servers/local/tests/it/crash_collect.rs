@@ -36,6 +36,8 @@ fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
     let options = LocalOptions {
         retention: Some(Duration::ZERO),
         staging_buffer_bytes: 4096,
+        // So that collection takes transactions of its own between commits.
+        collect_after_quiet: Duration::ZERO,
         faults,
         ..LocalOptions::default()
     };

@@ -9,7 +9,7 @@ use pagewire_server::store::{
     Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite, StoreError,
 };
 
-use crate::scene;
+use crate::scene::{self, row_places};
 
 #[test]
 fn a_directory_that_another_process_has_open_is_refused() {
@@ -88,17 +88,6 @@ fn rewrite_row(directory: &std::path::Path, key: &Key, body: &[u8]) {
         bytes[at..at + row.len()].copy_from_slice(&row);
     }
     std::fs::write(&path, bytes).unwrap();
-}
-
-/// Where rows of this length follow this key: a node of the engine is length (4), flags (2), length of the key (2), key.
-fn row_places(bytes: &[u8], key: &Key, length: usize) -> Vec<usize> {
-    let key = key.encode();
-    let mut node = (length as u32).to_le_bytes().to_vec();
-    node.extend([0, 0]);
-    node.extend((key.len() as u16).to_le_bytes());
-    node.extend(&key);
-    let starts = (0..bytes.len() - node.len()).filter(|at| bytes[*at..].starts_with(&node));
-    starts.map(|at| at + node.len()).collect()
 }
 
 #[tokio::test]

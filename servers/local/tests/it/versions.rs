@@ -5,16 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use pagewire_local::{LocalOptions, LocalStore};
-use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, UnixMillis,
-    Version,
-};
+use pagewire_proto::{Moment, PageNumber, UnixMillis, Version};
 use pagewire_server::clock::ManualClock;
-use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite};
+use pagewire_server::store::PageStore;
 
-const SIZE: PageSize = PageSize::MIN;
+use crate::bench::{SIZE, branch, collect, commit, content, database, name, restore};
 
 fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> LocalStore {
     let options = LocalOptions {
@@ -23,70 +19,6 @@ fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> L
         ..LocalOptions::default()
     };
     LocalStore::open_with(directory, options).unwrap()
-}
-
-fn name(name: &str) -> DatabaseName {
-    DatabaseName::try_from(name).unwrap()
-}
-
-fn content(number: u32, stamp: u64) -> Bytes {
-    let mut state = stamp * 1_000_003 + u64::from(number) + 1;
-    let byte = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..SIZE.get()).map(byte).collect()
-}
-
-async fn commit(
-    store: &LocalStore,
-    (database, epoch): (DatabaseId, Epoch),
-    base: u64,
-    count: u32,
-    pages: impl Iterator<Item = u32>,
-) {
-    let pages = pages.map(|number| PageWrite {
-        number: PageNumber::try_from(number).unwrap(),
-        content: content(number, base + 1),
-    });
-    let part = DatabaseCommit {
-        database,
-        base: Version::new(base),
-        epoch,
-        page_size: SIZE,
-        page_count: PageCount::try_from(count).unwrap(),
-        stagings: Vec::new(),
-        pages: pages.collect(),
-        restore: None,
-    };
-    let id = CommitId::random().unwrap();
-    let databases = vec![part];
-    let outcome = store.commit(Commit { id, databases }).await.unwrap();
-    assert!(
-        matches!(outcome, CommitOutcome::Committed(_)),
-        "{outcome:?}"
-    );
-}
-
-async fn database(store: &LocalStore, label: &str) -> (DatabaseId, Epoch) {
-    let id = store.lookup(&name(label), true).await.unwrap();
-    (id, store.fence(id).await.unwrap())
-}
-
-async fn branch(store: &LocalStore, source: DatabaseId, label: &str) -> (DatabaseId, Epoch) {
-    let id = DatabaseId::random().unwrap();
-    let name = name(label);
-    let branch = store.branch(source, &Moment::Age(0), id, &name).await;
-    branch.unwrap();
-    (id, store.fence(id).await.unwrap())
-}
-
-async fn collect(store: &LocalStore) {
-    while store.collect(None).await.unwrap().more {}
-    let problems = store.audit(true).unwrap();
-    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 fn file_bytes(directory: &Path) -> u64 {
@@ -142,7 +74,7 @@ async fn b2_depth_is_bounded_and_what_nobody_stands_on_goes() {
     let pages = store.read(last, Version::new(2), &all).await.unwrap();
     for (number, page) in (1..).zip(pages) {
         // 300 steps wrote each of the pages once at least, as version 2 of some branch.
-        assert_eq!(page.content, content(number, 2), "page {number}");
+        assert_eq!(page.content, content(SIZE, number, 2), "page {number}");
     }
     // What is left of 300 branches is what one of them has.
     store.remove(&name("main")).await.unwrap();
@@ -151,6 +83,28 @@ async fn b2_depth_is_bounded_and_what_nobody_stands_on_goes() {
     collect(&store).await;
     let described = store.list("", "", 10).await.unwrap();
     assert!(described.is_empty());
+}
+
+/// Each restore of many pages begins a segment of the same database: what they have is counted by segment (SEG5).
+#[tokio::test]
+async fn seg5_flattening_copies_what_small_segments_have_not_the_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), None, &ManualClock::default());
+    let db = database(&store, "a").await;
+    let (pages, rounds) = (8000, 12);
+    commit(&store, db, 0, pages, 1..=pages).await;
+    let mut head = 1;
+    for _ in 0..rounds {
+        commit(&store, db, head, pages, 1..=300).await;
+        restore(&store, db, head + 1, head, pages).await;
+        head += 2;
+    }
+    collect(&store).await;
+    let depth = store.depth(db.0).unwrap();
+    assert!(depth <= 8, "a page is looked for in {depth} places");
+    let described = store.describe(db.0).await.unwrap();
+    let written = u64::from(pages + rounds * 300);
+    assert_eq!(described.pages, written, "nothing is copied that is there");
 }
 
 /// The file grows by less than a few pages of the engine, however large the source is. As many pages as the variable
@@ -185,8 +139,8 @@ async fn v4_a_branch_takes_the_same_at_any_size() {
         store.remove(&name(label)).await.unwrap();
         let ends = [1, pages].map(|n| PageNumber::try_from(n).unwrap());
         let read = store.read(made.0, Version::new(2), &ends).await.unwrap();
-        assert_eq!(read[0].content, content(1, 1));
-        assert_eq!(read[1].content, content(pages, 2));
+        assert_eq!(read[0].content, content(SIZE, 1, 1));
+        assert_eq!(read[1].content, content(SIZE, pages, 2));
     }
     println!("the file grew by {grown:?} bytes");
     assert!(grown.iter().all(|bytes| *bytes <= 256 << 10), "{grown:?}");
