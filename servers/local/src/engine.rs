@@ -3,11 +3,15 @@
 //! The only file of the store that opens the engine (unsafe, because it maps a file into memory). A row is crc32 (4 bytes,
 //! big-endian) over the body and then the key, and the body: a row that was moved to another key differs too (C16).
 //!
+//! * **DIR1** While the file `NEW` is in the directory nothing was ever acknowledged: what lies there is of a store whose making was cut
+//!   off, and it is made anew. It is durable before the engine's file is made, and gone, durably, before the store is open.
+//! * **DIR2** A file that was cut short is refused, never mapped (`truncation.rs`).
+//!
 //! Every write transaction ends in two syncs of LMDB (data, then its root), in that order; a reader sees a transaction
 //! only after both.
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::ops::Bound;
 use std::path::Path;
 
@@ -16,11 +20,17 @@ use heed::{EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use pagewire_server::store::StoreError;
 
 use crate::keys::Key;
+use crate::truncation;
 
 /// The format that this program writes. It reads this one only.
 pub(crate) const FORMAT: u32 = 3;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
+
+/// The engine's file.
+const ROWS_FILE: &str = "data.mdb";
+/// There while a store is made.
+const MAKING_FILE: &str = "NEW";
 
 type Rows = heed::Database<Raw, Raw>;
 
@@ -65,6 +75,16 @@ impl Engine {
             }
             Err(TryLockError::Error(error)) => return Err(failed("cannot lock")(error)),
         }
+        let held = File::open(directory).map_err(failed("cannot open"))?;
+        begin_making(directory, &held).map_err(failed("cannot make files in"))?;
+        if let Ok(file) = File::open(directory.join(ROWS_FILE))
+            && let Some(why) = truncation::find(&file).map_err(failed("cannot read"))?
+        {
+            return Err(StoreError::Corrupt(format!(
+                "{}: {why}; put back a copy of the directory",
+                directory.join(ROWS_FILE).display()
+            )));
+        }
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(map_bytes).max_readers(MAX_READERS);
         // SAFETY: the files are changed by nobody else while they are mapped: the lock above is exclusive among processes of
@@ -77,7 +97,6 @@ impl Engine {
             .create_database(&mut txn, None)
             .map_err(|e| open_failed(directory, &e))?;
         txn.commit().map_err(|e| open_failed(directory, &e))?;
-        let held = File::open(directory).map_err(failed("cannot open"))?;
         // The names of the files have to be as durable as what is in them.
         held.sync_all().map_err(failed("cannot sync"))?;
         if let Some(parent) = directory
@@ -96,6 +115,15 @@ impl Engine {
             directory: held,
             _lock: lock,
         })
+    }
+
+    /// The store is made: everything that it has to have from the beginning is durable (DIR1).
+    pub(crate) fn end_making(&self, directory: &Path) -> std::io::Result<()> {
+        match std::fs::remove_file(directory.join(MAKING_FILE)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.directory.sync_all(),
+        }
     }
 
     /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
@@ -190,6 +218,21 @@ impl Engine {
         deleted.map_err(|error| self.write_failed(error))?;
         Ok(())
     }
+}
+
+/// Takes away what a making left that was cut off, and says that one begins where there is no store (DIR1).
+fn begin_making(directory: &Path, held: &File) -> std::io::Result<()> {
+    let (making, rows) = (directory.join(MAKING_FILE), directory.join(ROWS_FILE));
+    if making.try_exists()? {
+        if rows.try_exists()? {
+            std::fs::remove_file(&rows)?;
+        }
+    } else if rows.try_exists()? {
+        return Ok(());
+    } else {
+        File::create(&making)?;
+    }
+    held.sync_all()
 }
 
 /// Why a write was not done.

@@ -19,6 +19,7 @@ mod room;
 mod rows;
 mod segments;
 mod stagings;
+mod truncation;
 pub mod values;
 
 use std::collections::HashMap;
@@ -445,13 +446,17 @@ fn begin(engine: &Engine, directory: &Path) -> Result<(Incarnation, u32), StoreE
         engine.put(&mut txn, &Key::Generation, &generation.to_be_bytes())?;
         engine.commit(txn)
     })();
+    let cannot = |why: String| {
+        StoreError::Unavailable(format!("cannot write to {}: {why}", directory.display()))
+    };
     match begun {
-        Ok(()) => Ok((incarnation, generation)),
+        Ok(()) => {
+            let made = engine.end_making(directory);
+            made.map_err(|error| cannot(error.to_string()))?;
+            Ok((incarnation, generation))
+        }
         Err(engine::WriteError::Refused(error)) => Err(error),
-        Err(engine::WriteError::Medium(why)) => Err(StoreError::Unavailable(format!(
-            "cannot write to {}: {why}",
-            directory.display()
-        ))),
+        Err(engine::WriteError::Medium(why)) => Err(cannot(why)),
     }
 }
 

@@ -354,7 +354,8 @@ struct Wrong(Fault, ManualClock);
 impl Wrong {
     fn store(&self, retention: Option<Duration>) -> Result<Arc<dyn PageStore>, StoreError> {
         let options = VersionedMemoryOptions {
-            retention,
+            // The right one drops versions by time too.
+            retention: retention.filter(|_| self.0 != Fault::NothingIsEverCollected),
             clock: self.1.clock(),
         };
         Ok(Arc::new(WrongStore {
