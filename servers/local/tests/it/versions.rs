@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_local::{LocalOptions, LocalStore};
-use pagewire_proto::{Moment, PageNumber, UnixMillis, Version};
+use pagewire_proto::{Moment, PageNumber, PageSize, TagName, UnixMillis, Version};
 use pagewire_server::clock::ManualClock;
 use pagewire_server::store::PageStore;
 
-use crate::bench::{SIZE, branch, collect, commit, content, database, name, restore};
+use crate::bench::{
+    SIZE, branch, collect, commit, commit_part, content, database, name, part, read, restore,
+};
 
 fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> LocalStore {
     let options = LocalOptions {
@@ -107,43 +109,110 @@ async fn seg5_flattening_copies_what_small_segments_have_not_the_database() {
     assert_eq!(described.pages, written, "nothing is copied that is there");
 }
 
-/// The file grows by less than a few pages of the engine, however large the source is. As many pages as the variable
-/// `PAGEWIRE_TEST_BRANCH_PAGES` says: 2097152 are 1 GiB.
+fn given(name: &str, otherwise: u64) -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
+    let given = std::env::var(name);
+    given.map_or(otherwise, |number| number.parse().unwrap())
+}
+
+/// The file grows by less than a few pages of the engine, however large the source is. As many pages of 4096 bytes as the variable
+/// `PAGEWIRE_TEST_BRANCH_PAGES` says: 262144 are 1 GiB.
 #[tokio::test]
 async fn v4_a_branch_takes_the_same_at_any_size() {
-    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
-    let large = std::env::var("PAGEWIRE_TEST_BRANCH_PAGES");
-    let large: u32 = large.map_or(40_000, |pages| pages.parse().unwrap());
+    let large = given("PAGEWIRE_TEST_BRANCH_PAGES", 8192) as u32;
+    let size = PageSize::try_from(4096).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(directory.path(), None, &clock);
     let mut grown = Vec::new();
-    for (label, pages) in [("small", 2048), ("large", large)] {
+    for (label, pages) in [("small", 256), ("large", large)] {
         let db = database(&store, label).await;
         let mut base = 0;
-        for from in (1..=pages).step_by(8192) {
-            let to = pages.min(from + 8191);
-            commit(&store, db, base, to, from..=to).await;
+        for from in (1..=pages).step_by(2048) {
+            let to = pages.min(from + 2047);
+            commit_part(&store, part(db, size, base, to, from..=to)).await;
             base += 1;
         }
         let before = file_bytes(directory.path());
         let began = std::time::Instant::now();
         let made = branch(&store, db.0, &format!("{label}/branch")).await;
-        println!("{pages} pages: {:?}", began.elapsed());
+        println!("branch of {pages} pages: {:?}", began.elapsed());
         grown.push(file_bytes(directory.path()) - before);
         let usage = store.describe(made.0).await.unwrap();
         assert_eq!((usage.pages, usage.bytes), (0, 0));
         // Both go on, and the parent goes.
-        commit(&store, made, 1, pages, [pages].into_iter()).await;
-        commit(&store, db, base, pages, [1].into_iter()).await;
+        commit_part(&store, part(made, size, 1, pages, [pages].into_iter())).await;
+        commit_part(&store, part(db, size, base, pages, [1].into_iter())).await;
+        let head = read(&store, db, base + 1, 1).await;
+        assert_eq!(head, content(size, 1, base + 1));
         store.remove(&name(label)).await.unwrap();
-        let ends = [1, pages].map(|n| PageNumber::try_from(n).unwrap());
-        let read = store.read(made.0, Version::new(2), &ends).await.unwrap();
-        assert_eq!(read[0].content, content(SIZE, 1, 1));
-        assert_eq!(read[1].content, content(SIZE, pages, 2));
+        assert_eq!(read(&store, made, 2, 1).await, content(size, 1, 1));
+        assert_eq!(read(&store, made, 2, pages).await, content(size, pages, 2));
     }
     println!("the file grew by {grown:?} bytes");
     assert!(grown.iter().all(|bytes| *bytes <= 256 << 10), "{grown:?}");
+}
+
+/// A read of an old version is the seek that one of the head is. As many versions as `PAGEWIRE_TEST_VERSIONS` says.
+#[tokio::test]
+async fn v2_a_read_of_any_version_costs_what_one_of_the_head_costs() {
+    let versions = given("PAGEWIRE_TEST_VERSIONS", 1500);
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), None, &ManualClock::default());
+    let db = database(&store, "a").await;
+    for base in 0..versions {
+        let number = base as u32 % 3 + 1;
+        commit(&store, db, base, 3, [number].into_iter()).await;
+    }
+    // In turns, so that what else the machine does concerns all of them.
+    let asked = [versions, versions / 2, 3];
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..2001 {
+        for (version, times) in asked.iter().zip(&mut times) {
+            let began = std::time::Instant::now();
+            let page = read(&store, db, *version, 1).await;
+            times.push(began.elapsed());
+            let written = (1..=*version).rev().find(|v| v % 3 == 1).unwrap();
+            assert_eq!(page, content(SIZE, 1, written));
+        }
+    }
+    let medians = times.map(|mut times| {
+        times.sort();
+        times[times.len() / 2]
+    });
+    println!("{versions} versions, {asked:?} read in {medians:?}");
+    let [head, middle, old] = medians;
+    assert!(middle < head * 3 && old < head * 3, "{medians:?}");
+}
+
+#[tokio::test]
+async fn v7_numbers_times_and_tags_are_the_same_after_any_number_of_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let mut told = Vec::new();
+    for restart in 0..given("PAGEWIRE_TEST_RESTARTS", 12) {
+        let store = open(directory.path(), None, &clock);
+        let db = database(&store, "a").await;
+        let now = store.versions(db.0, None, false, 100_000).await.unwrap();
+        assert_eq!(now, told, "restart {restart}");
+        let head = now
+            .first()
+            .map_or(0, |newest| newest.snapshot.version.get());
+        for base in head..head + 5 {
+            match restart % 3 {
+                0 => clock.advance(Duration::from_secs(7)),
+                // A clock that is set back makes no time fall (K4), over a restart too.
+                _ => clock.turn_back(Duration::from_secs(3)),
+            }
+            commit(&store, db, base, 3, [base as u32 % 3 + 1].into_iter()).await;
+        }
+        let tag = TagName::try_from(format!("t{}", restart % 4).as_str()).unwrap();
+        let moment = Moment::Version(Version::new(head + 2));
+        store.set_tag(db.0, &tag, &moment, true).await.unwrap();
+        told = store.versions(db.0, None, false, 100_000).await.unwrap();
+        assert_eq!(told[0].snapshot.version.get(), head + 5);
+        assert!(told.is_sorted_by(|newer, older| newer.time >= older.time));
+    }
 }
 
 /// Neither find nor read has to look at the versions in between.
