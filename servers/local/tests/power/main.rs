@@ -344,3 +344,134 @@ async fn dir2_a_file_cut_short_anywhere_is_refused_with_a_sentence_or_whole() {
     );
     assert!(refused > 10 && opened >= 1);
 }
+
+/// What a process that has the damaged store makes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Made {
+    Right,
+    Refused,
+    Died,
+    Wrong,
+}
+
+fn reads(directory: &Path) -> Made {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["reader", "--exact", "--ignored", "--nocapture"])
+        .env("PAGEWIRE_TEST_DIRECTORY", directory)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut told = String::new();
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_to_string(&mut out, &mut told).unwrap();
+    child.wait().unwrap();
+    match () {
+        () if told.contains("<wrong>") => Made::Wrong,
+        () if told.contains("<refused>") && told.contains("<end>") => Made::Refused,
+        () if told.contains("<end>") => Made::Right,
+        () => Made::Died,
+    }
+}
+
+/// Reads every page of every version, and says which ones are neither right nor refused.
+#[tokio::test]
+#[ignore = "the process of the test below"]
+async fn reader() {
+    #[expect(clippy::disallowed_methods, reason = "how the test says where")]
+    let directory = std::env::var("PAGEWIRE_TEST_DIRECTORY").unwrap();
+    // A loop in a damaged tree must not keep the test.
+    rustix::process::setrlimit(
+        rustix::process::Resource::Cpu,
+        rustix::process::Rlimit {
+            current: Some(20),
+            maximum: Some(20),
+        },
+    )
+    .unwrap();
+    let store = match open_keeping(directory.as_ref(), None) {
+        Ok(store) => store,
+        Err(error) => {
+            println!("<refused> {error} <end>");
+            return;
+        }
+    };
+    let id = match store.lookup(&name("a"), false).await {
+        Ok(id) => id,
+        Err(StoreError::DatabaseNotFound) => {
+            println!("<wrong> the database is not found <end>");
+            return;
+        }
+        Err(error) => {
+            println!("<refused> {error} <end>");
+            return;
+        }
+    };
+    for version in 1..=3 {
+        for number in 1..=PAGES {
+            let page = [PageNumber::try_from(number).unwrap()];
+            match store.read(id, Version::new(version), &page).await {
+                Ok(page) if page[0].content == bench::content(SIZE, number, version) => {}
+                Ok(_) => println!("<wrong> page {number} of version {version}"),
+                Err(error) => println!("<refused> {error}"),
+            }
+        }
+    }
+    println!("<end>");
+}
+
+/// C16: what a row has is returned as it was, or refused. A bit of the engine's tree has no checksum: what that comes to is told here, and
+/// promised nowhere (README.md, "What is not").
+#[tokio::test]
+async fn c16_a_flipped_bit_in_what_was_stored_is_refused_and_never_returned() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    let store = open_keeping(&directory, None).unwrap();
+    let db = database(&store, "a").await;
+    for base in 0..3 {
+        bench::commit(&store, db, base, PAGES, 1..=PAGES).await;
+    }
+    drop(store);
+    let whole = std::fs::read(directory.join("data.mdb")).unwrap();
+    // Content cannot be compressed, and is in the file as it is.
+    let mut bodies = Vec::new();
+    for (number, version) in (1..=PAGES).flat_map(|n| (1..=3).map(move |v| (n, v))) {
+        let content = bench::content(SIZE, number, version);
+        let place = whole
+            .windows(content.len())
+            .position(|bytes| bytes == content);
+        bodies.push(place.unwrap()..place.unwrap() + content.len());
+    }
+    let mut random = random();
+    let mut counts = [
+        std::collections::BTreeMap::new(),
+        std::collections::BTreeMap::new(),
+    ];
+    for _ in 0..if is_long() { 3000 } else { 60 } {
+        let at = match random.next() % 2 {
+            0 => {
+                let body = &bodies[random.next() as usize % bodies.len()];
+                body.start + random.next() as usize % body.len()
+            }
+            _ => random.next() as usize % whole.len(),
+        };
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (random.next() % 8);
+        let path = home.path().join("flipped");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("data.mdb"), bytes).unwrap();
+        let made = reads(&path);
+        std::fs::remove_dir_all(&path).unwrap();
+        let in_body = bodies.iter().any(|body| body.contains(&at));
+        *counts[usize::from(!in_body)].entry(made).or_insert(0) += 1;
+        if in_body {
+            // The file also has pages that are not used any more.
+            assert!(
+                matches!(made, Made::Refused | Made::Right),
+                "{made:?} at {at}"
+            );
+        }
+    }
+    println!("in content: {:?}, elsewhere: {:?}", counts[0], counts[1]);
+    assert!(counts[0].contains_key(&Made::Refused));
+}
