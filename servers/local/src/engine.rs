@@ -1,7 +1,12 @@
 //! The engine: LMDB through `heed`, rows with checksums, and the directory that only one process may have open.
 //!
 //! The only file of the store that opens the engine (unsafe, because it maps a file into memory). A row is crc32 (4 bytes,
-//! big-endian) over the body and then the key, and the body: a row that was moved to another key differs too (C16).
+//! big-endian) over the body and then the key, crc32 of the key alone, and the body: a row that was moved to another key differs too (C16).
+//!
+//! * **KEY1** The engine's tree has no checksums. A bit of a key that flips would hide its row, and an older one would be read in its place: so
+//!   where not the very row is found that was asked for, the keys on both sides of its place have to be right, by their own checksums
+//!   and in their order. Damage to the pages above keys is found where it leads to a place out of order, and not where it leads
+//!   to another tree.
 //!
 //! * **DIR1** While the file `NEW` is in the directory nothing was ever acknowledged: what lies there is of a store whose making was cut
 //!   off, and it is made anew. It is durable before the engine's file is made, and gone, durably, before the store is open.
@@ -24,6 +29,8 @@ use crate::truncation;
 
 /// The format that this program writes. It reads this one only.
 pub(crate) const FORMAT: u32 = 3;
+/// Length of the checksums of a row.
+pub(crate) const SUM_LEN: usize = 8;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
 
@@ -150,7 +157,10 @@ impl Engine {
         let bytes = key.encode();
         match self.rows.get(txn, &bytes).map_err(read_failed)? {
             Some(row) => check(&bytes, row).map(Some),
-            None => Ok(None),
+            None => {
+                self.seek(txn, &bytes, &[])?;
+                Ok(None)
+            }
         }
     }
 
@@ -163,6 +173,18 @@ impl Engine {
     ) -> Result<Option<Row<'t>>, StoreError> {
         let found = self.rows.get_lower_than_or_equal_to(txn, key);
         let found = found.map_err(read_failed)?;
+        if found.is_none_or(|(there, _)| there != key) {
+            let next = self.rows.get_greater_than(txn, key);
+            let next = next.map_err(read_failed)?;
+            let in_order = found.is_none_or(|(before, _)| before < key)
+                && next.is_none_or(|(after, _)| after > key);
+            if !in_order {
+                return Err(corrupt(key, "the tree of the store is out of order there"));
+            }
+            for (key, row) in found.into_iter().chain(next) {
+                check_key(key, row)?;
+            }
+        }
         Ok(found.filter(|(key, _)| key.starts_with(prefix)))
     }
 
@@ -178,6 +200,7 @@ impl Engine {
         let rows = self.rows.range(txn, &range).map_err(read_failed)?;
         for row in rows {
             let (key, row) = row.map_err(read_failed)?;
+            check_key(key, row)?;
             if !key.starts_with(prefix) || !each(key, row)? {
                 break;
             }
@@ -205,10 +228,13 @@ impl Engine {
     ) -> Result<(), WriteError> {
         let key = key.encode();
         let sum = sum(&key, body_crc, body.len());
-        let put = self.rows.put_reserved(txn, &key, body.len() + 4, |row| {
-            row.write_all(&sum.to_be_bytes())?;
-            row.write_all(body)
-        });
+        let put = self
+            .rows
+            .put_reserved(txn, &key, body.len() + SUM_LEN, |row| {
+                row.write_all(&sum.to_be_bytes())?;
+                row.write_all(&crc32fast::hash(&key).to_be_bytes())?;
+                row.write_all(body)
+            });
         put.map_err(|error| self.write_failed(error))
     }
 
@@ -252,12 +278,22 @@ impl From<StoreError> for WriteError {
 
 /// The body of a row whose checksum is right.
 pub(crate) fn check<'t>(key: &[u8], row: &'t [u8]) -> Result<&'t [u8], StoreError> {
-    if let Some((stored, body)) = row.split_first_chunk()
+    if let Some((stored, body)) = row.split_first_chunk::<SUM_LEN>()
+        && let Some(stored) = stored.first_chunk()
         && u32::from_be_bytes(*stored) == sum(key, crc32fast::hash(body), body.len())
     {
         return Ok(body);
     }
     Err(corrupt(key, "checksum differs"))
+}
+
+/// Whether a row lies under the key that it was written under (KEY1).
+fn check_key(key: &[u8], row: &[u8]) -> Result<(), StoreError> {
+    let stored = row.get(4..).and_then(|rest| rest.first_chunk());
+    match stored.map(|stored| u32::from_be_bytes(*stored)) {
+        Some(stored) if stored == crc32fast::hash(key) => Ok(()),
+        _ => Err(corrupt(key, "checksum of the key differs")),
+    }
 }
 
 /// Says that the row of a key is damaged.

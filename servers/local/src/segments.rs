@@ -27,9 +27,8 @@ use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
 
 use crate::committer::Committer;
-use crate::engine::{Engine, WriteError, corrupt};
+use crate::engine::{Engine, SUM_LEN, WriteError, corrupt};
 use crate::keys::Key;
-use crate::rows::SUM_LEN;
 use crate::values::{Base, Segment, Usage};
 
 /// Segments that a page is looked for in, at most, once flattening has caught up.

@@ -36,8 +36,8 @@ async fn col6_damage_of_a_removed_database_keeps_nobody_from_committing_or_colle
     commit(&store, other, 0, 20, 1..=20).await;
     store.remove(&name("dead")).await.unwrap();
     drop(store);
-    // It stands on nothing: its row is a checksum and nothing else.
-    damage(directory.path(), &Key::Segment(dead.0, Version::new(1)), 4);
+    // It stands on nothing: its row is two checksums and nothing else.
+    damage(directory.path(), &Key::Segment(dead.0, Version::new(1)), 8);
     let mut head = 1;
     for _ in 0..2 {
         let store = open(directory.path());
@@ -80,7 +80,7 @@ async fn grp2_damage_that_a_commit_meets_is_not_of_its_group() {
     commit(&store, bad, 0, 20, 1..=20).await;
     commit(&store, good, 0, 20, 1..=20).await;
     drop(store);
-    damage(directory.path(), &Key::Usage(bad.0, Version::new(1)), 20);
+    damage(directory.path(), &Key::Usage(bad.0, Version::new(1)), 24);
     let store = Arc::new(open(directory.path()));
     let bad = (bad.0, store.fence(bad.0).await.unwrap());
     let good = (good.0, store.fence(good.0).await.unwrap());

@@ -63,9 +63,9 @@ fn a_damaged_row_of_the_store_itself_is_said_to_be_damaged() {
     drop(LocalStore::open(directory.path()).unwrap());
     let path = directory.path().join("data.mdb");
     let mut bytes = std::fs::read(&path).unwrap();
-    let incarnation = row_places(&bytes, &Key::Incarnation, 20);
+    let incarnation = row_places(&bytes, &Key::Incarnation, 24);
     assert!(!incarnation.is_empty());
-    incarnation.iter().for_each(|at| bytes[at + 9] ^= 1);
+    incarnation.iter().for_each(|at| bytes[at + 13] ^= 1);
     std::fs::write(&path, bytes).unwrap();
     let error = LocalStore::open(directory.path()).unwrap_err();
     let StoreError::Corrupt(message) = error else {
@@ -78,12 +78,13 @@ fn a_damaged_row_of_the_store_itself_is_said_to_be_damaged() {
 fn rewrite_row(directory: &std::path::Path, key: &Key, body: &[u8]) {
     let path = directory.join("data.mdb");
     let mut bytes = std::fs::read(&path).unwrap();
-    let places = row_places(&bytes, key, body.len() + 4);
+    let places = row_places(&bytes, key, body.len() + 8);
     assert!(!places.is_empty());
     let mut sum = crc32fast::Hasher::new();
     sum.update(body);
     sum.update(&key.encode());
-    let row = [&sum.finalize().to_be_bytes()[..], body].concat();
+    let key_sum = crc32fast::hash(&key.encode()).to_be_bytes();
+    let row = [&sum.finalize().to_be_bytes()[..], &key_sum, body].concat();
     for at in places {
         bytes[at..at + row.len()].copy_from_slice(&row);
     }
