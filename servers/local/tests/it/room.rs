@@ -1,5 +1,5 @@
 //! A full disk refuses what writes pages, with a sentence that says what to do, and nothing else; with room commits go on, in the store
-//! that is open (ROOM1 to ROOM4 in `room.rs`).
+//! that is open (ROOM1 to ROOM5 in `room.rs`).
 
 use std::path::Path;
 use std::process::Command;
@@ -184,6 +184,32 @@ async fn room4_no_room_in_mid_work_gives_up_one_transaction() {
         let cleaned = tokio::time::timeout(Duration::from_secs(60), clean).await;
         assert!(cleaned.is_ok(), "{place:?}: {:?}", store.audit(true));
     }
+}
+
+#[tokio::test]
+async fn room5_where_room_is_short_collection_waits_for_no_quiet() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = LocalOptions {
+        collect_after_quiet: Duration::from_secs(3600),
+        ..LocalOptions::default()
+    };
+    let (store, faults) = open(directory.path(), options);
+    let (db, other) = (database(&store, "a").await, database(&store, "b").await);
+    commit(&store, db, 0, 20, 1..=20).await;
+    commit(&store, other, 0, 3000, 1..=3000).await;
+    store.remove(&name("b")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!store.audit(true).unwrap().is_empty(), "it did not wait");
+    faults.set_free_bytes(Some(1 << 20));
+    // Whatever is asked next tells that room is short.
+    store.fence(db.0).await.unwrap();
+    let clean = async {
+        while !store.audit(true).unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let cleaned = tokio::time::timeout(Duration::from_secs(60), clean).await;
+    assert!(cleaned.is_ok(), "{:?}", store.audit(true));
 }
 
 /// On a file system that is full: the engine meets it, whatever was estimated.
