@@ -7,17 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use heed::RwTxn;
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{Changes, CommitId, PageCount, PageNumber, Snapshot, Version};
+use pagewire_proto::{Changes, CommitId, DatabaseId, PageCount, PageNumber, Snapshot, Version};
 use pagewire_server::store::{CommitOutcome, DatabaseCommit, StoreError};
 
 use crate::committer::{Committer, Done, EncodedCommit};
 use crate::engine::WriteError;
 use crate::keys::Key;
 use crate::operations::checked;
+use crate::segments::Begun;
 use crate::stagings::{EncodedPage, Pages};
 use crate::values::{
-    Base, CHANGES_CHUNK, Changed, Database, GONE, Head, INLINE_CHANGES, Record, encode_pages,
-    encode_staged,
+    Base, CHANGES_CHUNK, Changed, Database, GONE, Head, INLINE_CHANGES, Record, Usage,
+    encode_pages, encode_staged,
 };
 
 /// Pages that a restore writes anew: for more it begins a segment.
@@ -35,8 +36,10 @@ enum Source {
 struct Plan {
     part: DatabaseCommit,
     base: Database,
-    /// What a segment that begins with it stands on; `None` where none begins.
-    segment: Option<Option<Base>>,
+    /// The segment that begins with it, if one does.
+    segment: Option<Begun>,
+    /// What the rows of its segment take.
+    had: Usage,
     pages: BTreeMap<PageNumber, Source>,
     /// Pages of the base that go away, of which there are rows.
     gone: Vec<PageNumber>,
@@ -92,12 +95,22 @@ impl Committer {
             checked!(self.check_restore(txn, part, own));
         }
         let mut plans = Vec::with_capacity(versions.len());
+        let consumed = self.consumed.len();
         for ((part, pages), base) in commit.databases.into_iter().zip(bases) {
-            // Stagings are taken by now: an error gives up the transaction, and with it puts them back.
-            plans.push(match part.restore {
-                Some(from) => self.plan_restore(txn, part, from, base)?,
-                None => self.plan(txn, part, pages, base)?,
-            });
+            let plan = match part.restore {
+                Some(from) => self.plan_restore(txn, part, from, base),
+                None => self.plan(txn, part, pages, base),
+            };
+            match plan {
+                Ok(plan) => plans.push(plan),
+                Err(error) => {
+                    // Nothing was written yet: the others of the group have nothing to do with it (GRP2).
+                    for (id, staging) in self.consumed.drain(consumed..) {
+                        self.stagings.put_back(id, staging);
+                    }
+                    return Ok(Err(error));
+                }
+            }
         }
         self.dirty = true;
         let now_ms = self.options.clock.now_ms();
@@ -166,7 +179,11 @@ impl Committer {
                 #[expect(clippy::reversed_empty_ranges, reason = "none")]
                 false => 1..=0,
             },
-            segment: (!same_size).then_some(None),
+            had: match same_size {
+                true => self.engine.usage(txn, part.database, head.since)?,
+                false => Usage::default(),
+            },
+            segment: (!same_size).then_some(Begun::ALONE),
             part,
             base,
             pages: BTreeMap::new(),
@@ -211,6 +228,7 @@ impl Committer {
         let (database, head) = (part.database, base.head);
         let restored = self.engine.version(txn, database, from)?;
         let mut plan = Plan {
+            had: self.engine.usage(txn, database, head.since)?,
             part,
             base,
             segment: None,
@@ -228,11 +246,11 @@ impl Committer {
             false => Changes::All,
         };
         let Changes::Pages(changed) = changes else {
-            plan.stand_on(restored);
+            plan.segment = Some(self.restored(txn, database, restored)?);
             return Ok(plan);
         };
         if changed.len() > COPIED_BY_RESTORE {
-            plan.stand_on(restored);
+            plan.segment = Some(self.restored(txn, database, restored)?);
             return Ok(plan);
         }
         let old = self.engine.chain(txn, database, restored)?;
@@ -249,6 +267,22 @@ impl Committer {
             }
         }
         Ok(plan)
+    }
+
+    /// A segment that has the pages of a version of its database.
+    fn restored(
+        &self,
+        txn: &RwTxn<'_>,
+        database: DatabaseId,
+        head: Head,
+    ) -> Result<Begun, StoreError> {
+        let reach = head.snapshot.page_count;
+        let base = Base {
+            database,
+            head,
+            reach,
+        };
+        Begun::on(&self.engine, txn, base)
     }
 
     fn apply(
@@ -275,7 +309,7 @@ impl Committer {
             true => nameable = false,
             false => changed.extend(plan.sunk.filter_map(|n| PageNumber::try_from(n).ok())),
         }
-        self.written += plan.pages.len();
+        self.owed = self.owed.saturating_add(2 * plan.pages.len());
         for number in plan.gone {
             engine.put(txn, &Key::Page(database, number, version), &GONE)?;
         }
@@ -293,7 +327,6 @@ impl Committer {
                 }
             }
         }
-        engine.use_more(txn, database, pages as u64, bytes as u64)?;
         let old = &plan.base.head;
         let head = Head {
             snapshot: Snapshot {
@@ -307,6 +340,12 @@ impl Committer {
                 None => old.lasting.min(page_count),
             },
         };
+        let had = plan.segment.map_or(plan.had, |_| Usage::default());
+        let more = Usage {
+            pages: pages as u64,
+            bytes: bytes as u64,
+        };
+        engine.use_more(txn, (database, head.since), had, more)?;
         // Everything may be another in a segment that begins, and so is told of all of it.
         let pages_changed = match (nameable, plan.segment) {
             (true, _) => changed.len(),
@@ -326,8 +365,8 @@ impl Committer {
             }
             _ => Changed::Inline(changed),
         };
-        if let Some(base) = plan.segment {
-            self.begin_segment(txn, database, version, base)?;
+        if let Some(begun) = plan.segment {
+            self.begin_segment(txn, database, version, begun)?;
         }
         // Never before that of the version before (K4).
         let time_ms = now_ms.max(plan.base.time_ms);
@@ -359,15 +398,6 @@ impl Committer {
 }
 
 impl Plan {
-    /// The new version begins a segment.
-    fn stand_on(&mut self, restored: Head) {
-        self.segment = Some(Some(Base {
-            database: self.part.database,
-            head: restored,
-            reach: restored.snapshot.page_count,
-        }));
-    }
-
     /// The last one holds; what is beyond the page count is not kept.
     fn add(&mut self, number: PageNumber, source: Source) {
         let unused = match self.part.page_count.has(number) {

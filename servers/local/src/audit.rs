@@ -18,7 +18,7 @@ use crate::values::{Base, Database, Head, PageBody, Record, Segment, Usage};
 #[derive(Default)]
 struct Everything {
     heads: BTreeMap<DatabaseId, Database>,
-    usages: BTreeMap<DatabaseId, Usage>,
+    usages: BTreeMap<(DatabaseId, Version), Usage>,
     segments: BTreeMap<(DatabaseId, Version), Option<Base>>,
     children: BTreeSet<(DatabaseId, Version, DatabaseId, Version)>,
     records: BTreeMap<(DatabaseId, Version), Head>,
@@ -77,9 +77,9 @@ impl Everything {
                 let row = Database::decode(body).ok_or_else(senseless)?;
                 self.heads.insert(*id, row);
             }
-            Key::Usage(id) => {
+            Key::Usage(id, first) => {
                 let row = Usage::decode(body).ok_or_else(senseless)?;
-                self.usages.insert(*id, row);
+                self.usages.insert((*id, *first), row);
             }
             Key::Segment(id, first) => {
                 let row = Segment::decode(body).ok_or_else(senseless)?;
@@ -175,7 +175,7 @@ impl Everything {
     }
 
     fn sizes(&self, problems: &mut Vec<String>) {
-        let mut sizes: BTreeMap<DatabaseId, Usage> = BTreeMap::new();
+        let mut sizes: BTreeMap<(DatabaseId, Version), Usage> = BTreeMap::new();
         let mut pointed = BTreeSet::new();
         for ((id, number, version), page) in &self.pages {
             let Some((mut bytes, serial)) = *page else {
@@ -190,7 +190,14 @@ impl Everything {
                 }
                 pointed.insert((serial, *number));
             }
-            let size = sizes.entry(*id).or_default();
+            // Of a segment that nobody reads, and whose rows are about to go, its size still tells.
+            let segments = self.segments.range((*id, Version::ZERO)..=(*id, *version));
+            let told = self.usages.range((*id, Version::ZERO)..=(*id, *version));
+            let segment = segments.last().map(|(key, _)| *key);
+            let first = told.last().map(|(key, _)| *key).max(segment);
+            let size = sizes
+                .entry(first.unwrap_or((*id, Version::ZERO)))
+                .or_default();
             size.pages += 1;
             size.bytes += bytes;
         }

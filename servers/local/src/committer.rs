@@ -4,9 +4,15 @@
 //! transaction of the engine, one after another, each against what those before it left, makes that durable with one sync, and
 //! only then answers all: group commit. Readers never come here.
 //!
-//! Nothing is answered before it is durable, and an operation looks at everything it needs before it writes anything: a
-//! refused one leaves no trace in the transaction of the others. Where a write fails in the middle the whole transaction is
-//! dropped. After a failure of the medium nothing is written any more (C17).
+//! * **GRP1** Nothing is answered before it is durable.
+//! * **GRP2** An operation looks at everything it needs before it writes anything: a refused one leaves no trace in the transaction of
+//!   the others, and damage that it meets is its own. Only a full disk and a failed medium concern a whole group, of which nothing
+//!   is applied then.
+//! * **GRP3** After a failure of the medium nothing is written any more (C17). After a full disk everything goes on (`room.rs`).
+//! * **GRP4** What is collected beside a group is bounded by [`MOST_BESIDE`], whatever the group wrote. The rest is owed: later groups pay
+//!   it, and where much is owed each group is followed by a step. As much is paid in a group as it can write rows of 4 KiB.
+//! * **GRP5** Collection by itself waits until nothing was written for `quiet`, so that a lone writer pays for no sync but its own; not
+//!   where room is short or much is owed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,6 +28,7 @@ use pagewire_server::store::{
     Collected, CommitOutcome, DatabaseCommit, Resolution, Resolve, StoreError,
 };
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::LocalOptions;
 use crate::collect::Collector;
@@ -34,6 +41,11 @@ use crate::stagings::{Pages, Staging, Stagings, bytes_of};
 const MAX_GROUP: usize = 1024;
 /// Bytes of pages at which a transaction takes no more operations.
 const MAX_GROUP_BYTES: usize = 16 << 20;
+
+/// Rows that are looked at in one transaction beside something else.
+pub(crate) const MOST_BESIDE: usize = 4096;
+/// Rows owed from which on a group is followed by a step of its own.
+const MUCH_OWED: usize = 64 << 10;
 
 /// How long the committer waits at least, and at most, where there will be something to collect.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -88,8 +100,14 @@ pub(crate) struct Committer {
     pub(crate) serials: u32,
     pub(crate) garbage: VecDeque<Garbage>,
     pub(crate) collector: Collector,
-    /// Pages that the current transaction wrote.
-    pub(crate) written: usize,
+    /// Rows that are to be looked at for those that were written (GRP4).
+    pub(crate) owed: usize,
+    /// When something was written last.
+    pub(crate) busy_at: Instant,
+    /// See ROOM5.
+    pub(crate) short_of_room: bool,
+    /// What the current transaction drops the last of.
+    pub(crate) buried: Option<Garbage>,
     /// Stagings that the current transaction consumes.
     pub(crate) consumed: Vec<(StagingId, Staging)>,
     /// What the current transaction makes garbage of.
@@ -110,18 +128,18 @@ impl Committer {
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         loop {
             let first = match commands.try_recv() {
-                Ok(command) => Some(command),
+                Ok(command) => command,
                 Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if self.dead.is_none() && self.has_garbage() => None,
                 Err(TryRecvError::Empty) => match self.wait(commands) {
-                    Ok(command) => Some(command),
-                    Err(RecvTimeoutError::Timeout) => continue,
+                    Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) => {
+                        if self.work_in_ms() == Some(0) {
+                            self.collect_by_itself();
+                        }
+                        continue;
+                    }
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
-            };
-            let Some(first) = first else {
-                self.collect_when_idle();
-                continue;
             };
             let mut bytes = first.bytes();
             let mut group = vec![first];
@@ -136,20 +154,45 @@ impl Committer {
             if self.stagings.buffered_bytes() > self.options.staging_buffer_bytes {
                 self.spill();
             }
+            if self.is_pressed() && self.work_in_ms() == Some(0) {
+                self.collect_by_itself();
+            }
         }
     }
 
-    /// Waits for a command, or until there may be something to collect.
-    fn wait(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        let now_ms = self.options.clock.now_ms();
-        match self.collector.idle_ms(now_ms) {
-            Some(idle_ms) if self.dead.is_none() => {
-                // The clock may be set while this waits.
-                let idle = Duration::from_millis(idle_ms).clamp(SHORTEST_WAIT, LONGEST_WAIT);
-                commands.recv_timeout(idle)
-            }
-            _ => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    /// Whether collection waits for no quiet (GRP5).
+    fn is_pressed(&self) -> bool {
+        self.short_of_room || self.owed > MUCH_OWED
+    }
+
+    /// Milliseconds until there is something to collect; `None` for never.
+    fn work_in_ms(&self) -> Option<u64> {
+        match self.dead {
+            Some(_) => None,
+            None => self.collection_in_ms(),
         }
+    }
+
+    /// Waits for a command, or until there may be something to collect and it is quiet.
+    fn wait(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        let Some(work_ms) = self.work_in_ms() else {
+            return commands.recv().map_err(|_| RecvTimeoutError::Disconnected);
+        };
+        let quiet = match self.is_pressed() {
+            true => Duration::ZERO,
+            false => {
+                let quiet = self.options.collect_after_quiet;
+                quiet.saturating_sub(self.busy_at.elapsed())
+            }
+        };
+        let wait = match work_ms {
+            0 => quiet,
+            // The clock may be set while this waits.
+            later => Duration::from_millis(later)
+                .clamp(SHORTEST_WAIT, LONGEST_WAIT)
+                .max(quiet),
+        };
+        commands.recv_timeout(wait)
     }
 
     fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
@@ -178,26 +221,57 @@ impl Committer {
                 return;
             }
         };
-        let room = engine.check_room(bytes as u64).err();
+        let faults = self.options.faults.clone();
+        let mut room = engine
+            .check_room(&txn, bytes as u64, faults.as_deref())
+            .err();
+        if room.is_some() && group.len() > 1 {
+            // One that finds no room must not keep out the others: room is asked for each.
+            room = None;
+            self.short_of_room = true;
+        } else {
+            let short = engine.is_short_of_room(&txn, faults.as_deref());
+            self.short_of_room = room.is_some() || short.unwrap_or(true);
+        }
+        let each = self.short_of_room && group.len() > 1;
         self.dirty = false;
+        if bytes > 0 {
+            self.busy_at = Instant::now();
+        }
+        let mut taken = 0;
         let mut answers: Vec<Held> = Vec::with_capacity(group.len());
         let mut rest = group.into_iter();
         for command in rest.by_ref() {
-            if let (Some(full), true) = (&room, command.bytes() > 0) {
+            let own = command.bytes();
+            if each && own > 0 {
+                let needed = (taken + own) as u64;
+                room = engine.check_room(&txn, needed, faults.as_deref()).err();
+            }
+            if let (Some(full), true) = (&room, own > 0) {
                 command.refuse(full.clone());
                 continue;
             }
+            taken += own;
             let (held, broken) = self.execute(&mut txn, command);
             answers.push(held);
             if let Some(error) = broken {
                 drop(txn);
                 self.fail(error, answers);
-                rest.for_each(|c| c.refuse(interrupted()));
+                // Nothing was looked at of these.
+                let rest: Vec<_> = rest.collect();
+                let bytes = rest.iter().map(Command::bytes).sum();
+                if !rest.is_empty() {
+                    self.do_group(rest, bytes);
+                }
                 return;
             }
         }
+        if self.dirty {
+            self.busy_at = Instant::now();
+        }
         match self.finish(txn) {
             Ok(()) => {
+                self.end_burial(true);
                 self.consumed.clear();
                 self.garbage.extend(self.doomed.drain(..));
                 answers.into_iter().for_each(|answer| answer(None));
@@ -224,14 +298,13 @@ impl Committer {
         after: Place,
     ) -> Result<(), WriteError> {
         self.pass(before)?;
-        // A full map is found before anything is written; whatever else it is may have been written in part.
-        txn.commit()?;
+        self.engine.commit(txn)?;
         self.pass(after)
     }
 
     fn pass(&self, place: Place) -> Result<(), WriteError> {
         match &self.options.faults {
-            Some(faults) => faults.pass(place).map_err(WriteError::Medium),
+            Some(faults) => faults.pass(place),
             None => Ok(()),
         }
     }
@@ -242,8 +315,11 @@ impl Committer {
             self.stagings.put_back(id, staging);
         }
         self.doomed.clear();
-        self.written = 0;
+        self.end_burial(false);
         self.collector.reset();
+        if let WriteError::Refused(full @ StoreError::Full(_)) = &error {
+            self.collector.found_no_room(full.clone());
+        }
         let error = self.note(error);
         let others = match &error {
             StoreError::Internal(_) | StoreError::Full(_) => error.clone(),
@@ -309,13 +385,17 @@ impl Committer {
     fn spill(&mut self) {
         let engine = Arc::clone(&self.engine);
         let spilled = (|| {
-            engine.check_room(self.stagings.buffered_bytes() as u64)?;
             let mut txn = engine.write()?;
+            let bytes = self.stagings.buffered_bytes() as u64;
+            engine.check_room(&txn, bytes, self.options.faults.as_deref())?;
             self.write_buffered(&mut txn)?;
             self.commit_txn(txn, Place::BeforeSpill, Place::AfterSpill)
         })();
         match spilled {
-            Ok(()) => self.stagings.spilled(),
+            Ok(()) => {
+                self.busy_at = Instant::now();
+                self.stagings.spilled();
+            }
             Err(error) => {
                 let error = self.note(error);
                 tracing::warn!(%error, "staged pages stay in memory");

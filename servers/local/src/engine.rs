@@ -1,13 +1,22 @@
 //! The engine: LMDB through `heed`, rows with checksums, and the directory that only one process may have open.
 //!
 //! The only file of the store that opens the engine (unsafe, because it maps a file into memory). A row is crc32 (4 bytes,
-//! big-endian) over the body and then the key, and the body: a row that was moved to another key differs too (C16).
+//! big-endian) over the body and then the key, crc32 of the key alone, and the body: a row that was moved to another key differs too (C16).
+//!
+//! * **KEY1** The engine's tree has no checksums. A bit of a key that flips would hide its row, and an older one would be read in its place: so
+//!   where not the very row is found that was asked for, the keys on both sides of its place have to be right, by their own checksums
+//!   and in their order. Damage to the pages above keys is found where it leads to a place out of order, and not where it leads
+//!   to another tree.
+//!
+//! * **DIR1** While the file `NEW` is in the directory nothing was ever acknowledged: what lies there is of a store whose making was cut
+//!   off, and it is made anew. It is durable before the engine's file is made, and gone, durably, before the store is open.
+//! * **DIR2** A file that was cut short is refused, never mapped (`truncation.rs`).
 //!
 //! Every write transaction ends in two syncs of LMDB (data, then its root), in that order; a reader sees a transaction
 //! only after both.
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::ops::Bound;
 use std::path::Path;
 
@@ -16,22 +25,28 @@ use heed::{EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use pagewire_server::store::StoreError;
 
 use crate::keys::Key;
+use crate::truncation;
 
 /// The format that this program writes. It reads this one only.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
+/// Length of the checksums of a row.
+pub(crate) const SUM_LEN: usize = 8;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
-/// Free space of the file system below which nothing more is written: LMDB must not meet a full disk in mid-commit.
-const DISK_RESERVE: u64 = 32 << 20;
+
+/// The engine's file.
+const ROWS_FILE: &str = "data.mdb";
+/// There while a store is made.
+const MAKING_FILE: &str = "NEW";
 
 type Rows = heed::Database<Raw, Raw>;
 
 /// The open engine. Dropped last of all that uses it, since it holds the directory.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    env: heed::Env<WithoutTls>,
-    rows: Rows,
-    directory: File,
+    pub(crate) env: heed::Env<WithoutTls>,
+    pub(crate) rows: Rows,
+    pub(crate) directory: File,
     /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
     _lock: File,
 }
@@ -67,6 +82,16 @@ impl Engine {
             }
             Err(TryLockError::Error(error)) => return Err(failed("cannot lock")(error)),
         }
+        let held = File::open(directory).map_err(failed("cannot open"))?;
+        begin_making(directory, &held).map_err(failed("cannot make files in"))?;
+        if let Ok(file) = File::open(directory.join(ROWS_FILE))
+            && let Some(why) = truncation::find(&file).map_err(failed("cannot read"))?
+        {
+            return Err(StoreError::Corrupt(format!(
+                "{}: {why}; put back a copy of the directory",
+                directory.join(ROWS_FILE).display()
+            )));
+        }
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(map_bytes).max_readers(MAX_READERS);
         // SAFETY: the files are changed by nobody else while they are mapped: the lock above is exclusive among processes of
@@ -79,7 +104,6 @@ impl Engine {
             .create_database(&mut txn, None)
             .map_err(|e| open_failed(directory, &e))?;
         txn.commit().map_err(|e| open_failed(directory, &e))?;
-        let held = File::open(directory).map_err(failed("cannot open"))?;
         // The names of the files have to be as durable as what is in them.
         held.sync_all().map_err(failed("cannot sync"))?;
         if let Some(parent) = directory
@@ -100,6 +124,15 @@ impl Engine {
         })
     }
 
+    /// The store is made: everything that it has to have from the beginning is durable (DIR1).
+    pub(crate) fn end_making(&self, directory: &Path) -> std::io::Result<()> {
+        match std::fs::remove_file(directory.join(MAKING_FILE)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.directory.sync_all(),
+        }
+    }
+
     /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
     pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
         self.env.read_txn().map_err(read_failed)
@@ -115,23 +148,6 @@ impl Engine {
         self.env.nested_write_txn(txn).map_err(read_failed)
     }
 
-    /// Whether the medium has room for as many bytes, some more, and what the engine adds.
-    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
-        // Overflow pages and copies of inner pages: at most twice, and some for the list of free pages.
-        let needed = bytes * 2 + (1 << 20);
-        match rustix::fs::fstatvfs(&self.directory) {
-            Ok(fs) if fs.f_bavail * fs.f_frsize < needed + DISK_RESERVE => {
-                Err(StoreError::Full(format!(
-                    "{} bytes are free on the disk, {} are kept for safety",
-                    fs.f_bavail * fs.f_frsize,
-                    DISK_RESERVE
-                )))
-            }
-            // A file system that does not tell is written to until it refuses.
-            _ => Ok(()),
-        }
-    }
-
     /// The body of a row, if there is one.
     pub(crate) fn get<'t>(
         &self,
@@ -141,7 +157,10 @@ impl Engine {
         let bytes = key.encode();
         match self.rows.get(txn, &bytes).map_err(read_failed)? {
             Some(row) => check(&bytes, row).map(Some),
-            None => Ok(None),
+            None => {
+                self.seek(txn, &bytes, &[])?;
+                Ok(None)
+            }
         }
     }
 
@@ -154,6 +173,18 @@ impl Engine {
     ) -> Result<Option<Row<'t>>, StoreError> {
         let found = self.rows.get_lower_than_or_equal_to(txn, key);
         let found = found.map_err(read_failed)?;
+        if found.is_none_or(|(there, _)| there != key) {
+            let next = self.rows.get_greater_than(txn, key);
+            let next = next.map_err(read_failed)?;
+            let in_order = found.is_none_or(|(before, _)| before < key)
+                && next.is_none_or(|(after, _)| after > key);
+            if !in_order {
+                return Err(corrupt(key, "the tree of the store is out of order there"));
+            }
+            for (key, row) in found.into_iter().chain(next) {
+                check_key(key, row)?;
+            }
+        }
         Ok(found.filter(|(key, _)| key.starts_with(prefix)))
     }
 
@@ -169,6 +200,7 @@ impl Engine {
         let rows = self.rows.range(txn, &range).map_err(read_failed)?;
         for row in rows {
             let (key, row) = row.map_err(read_failed)?;
+            check_key(key, row)?;
             if !key.starts_with(prefix) || !each(key, row)? {
                 break;
             }
@@ -196,18 +228,37 @@ impl Engine {
     ) -> Result<(), WriteError> {
         let key = key.encode();
         let sum = sum(&key, body_crc, body.len());
-        let put = self.rows.put_reserved(txn, &key, body.len() + 4, |row| {
-            row.write_all(&sum.to_be_bytes())?;
-            row.write_all(body)
-        });
-        put.map_err(WriteError::from)
+        let put = self
+            .rows
+            .put_reserved(txn, &key, body.len() + SUM_LEN, |row| {
+                row.write_all(&sum.to_be_bytes())?;
+                row.write_all(&crc32fast::hash(&key).to_be_bytes())?;
+                row.write_all(body)
+            });
+        put.map_err(|error| self.write_failed(error))
     }
 
     /// Drops a row, if it is there.
     pub(crate) fn delete(&self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), WriteError> {
-        self.rows.delete(txn, key).map_err(WriteError::from)?;
+        let deleted = self.rows.delete(txn, key);
+        deleted.map_err(|error| self.write_failed(error))?;
         Ok(())
     }
+}
+
+/// Takes away what a making left that was cut off, and says that one begins where there is no store (DIR1).
+fn begin_making(directory: &Path, held: &File) -> std::io::Result<()> {
+    let (making, rows) = (directory.join(MAKING_FILE), directory.join(ROWS_FILE));
+    if making.try_exists()? {
+        if rows.try_exists()? {
+            std::fs::remove_file(&rows)?;
+        }
+    } else if rows.try_exists()? {
+        return Ok(());
+    } else {
+        File::create(&making)?;
+    }
+    held.sync_all()
 }
 
 /// Why a write was not done.
@@ -215,7 +266,7 @@ impl Engine {
 pub(crate) enum WriteError {
     /// The store is at fault, or the request; the transaction is as good as never begun once it is aborted.
     Refused(StoreError),
-    /// The medium failed: nothing may be written any more (C17).
+    /// The medium failed: nothing may be written any more (C17). A full one is not failed: see `room.rs`.
     Medium(String),
 }
 
@@ -225,25 +276,24 @@ impl From<StoreError> for WriteError {
     }
 }
 
-impl From<heed::Error> for WriteError {
-    fn from(error: heed::Error) -> Self {
-        match error {
-            heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull) => Self::Refused(
-                StoreError::Full("the file has its largest size, nothing was applied".to_owned()),
-            ),
-            error => Self::Medium(error.to_string()),
-        }
-    }
-}
-
 /// The body of a row whose checksum is right.
 pub(crate) fn check<'t>(key: &[u8], row: &'t [u8]) -> Result<&'t [u8], StoreError> {
-    if let Some((stored, body)) = row.split_first_chunk()
+    if let Some((stored, body)) = row.split_first_chunk::<SUM_LEN>()
+        && let Some(stored) = stored.first_chunk()
         && u32::from_be_bytes(*stored) == sum(key, crc32fast::hash(body), body.len())
     {
         return Ok(body);
     }
     Err(corrupt(key, "checksum differs"))
+}
+
+/// Whether a row lies under the key that it was written under (KEY1).
+fn check_key(key: &[u8], row: &[u8]) -> Result<(), StoreError> {
+    let stored = row.get(4..).and_then(|rest| rest.first_chunk());
+    match stored.map(|stored| u32::from_be_bytes(*stored)) {
+        Some(stored) if stored == crc32fast::hash(key) => Ok(()),
+        _ => Err(corrupt(key, "checksum of the key differs")),
+    }
 }
 
 /// Says that the row of a key is damaged.

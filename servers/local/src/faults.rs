@@ -1,8 +1,12 @@
-//! Faults by name, armed by tests: the places at which a crash or a failing medium means something of its own.
+//! Faults by name, armed by tests: the places at which a crash or a failing medium means something of its own, how often each
+//! was passed, and a disk that says to have other room than it has.
 //!
 //! An unarmed place costs nothing but the look at an option that is not set.
 
+use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
+
+use crate::engine::WriteError;
 
 /// A place in the committer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,33 +44,85 @@ pub enum Fault {
     Fail,
     /// The process dies without a word.
     Die,
+    /// The disk is full: what the engine answers when it finds no room before its root is written.
+    NoRoom,
 }
 
-/// The armed fault, which strikes once.
+/// What tests want to happen, and what they want to know.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<Option<(Place, Fault, u32)>>);
+pub struct Faults(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Strikes once.
+    armed: Option<(Place, Fault, u32)>,
+    passed: Vec<Place>,
+    free_bytes: Option<u64>,
+}
 
 impl Faults {
     /// The fault strikes when the place was passed as often as `after`.
     pub fn arm(&self, place: Place, fault: Fault, after: u32) {
-        *self.0.lock() = Some((place, fault, after));
+        self.0.lock().armed = Some((place, fault, after));
     }
 
-    pub(crate) fn pass(&self, place: Place) -> Result<(), String> {
-        let mut armed = self.0.lock();
-        match *armed {
+    /// The disk says to have as many bytes free; `None` for what it has.
+    pub fn set_free_bytes(&self, bytes: Option<u64>) {
+        self.0.lock().free_bytes = bytes;
+    }
+
+    /// How often a place was passed.
+    pub fn passed(&self, place: Place) -> usize {
+        let passed = &self.0.lock().passed;
+        passed.iter().filter(|at| **at == place).count()
+    }
+
+    /// How many transactions became durable: each costs the same syncs.
+    pub fn durable(&self) -> usize {
+        let passed = &self.0.lock().passed;
+        passed.iter().filter(|at| at.is_after()).count()
+    }
+
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        self.0.lock().free_bytes
+    }
+
+    pub(crate) fn pass(&self, place: Place) -> Result<(), WriteError> {
+        let mut state = self.0.lock();
+        match state.armed {
             Some((at, fault, 0)) if at == place => {
-                *armed = None;
+                state.armed = None;
                 match fault {
-                    Fault::Fail => Err(format!("armed to fail: {place:?}")),
+                    Fault::Fail => Err(WriteError::Medium(format!("armed to fail: {place:?}"))),
                     Fault::Die => std::process::abort(),
+                    Fault::NoRoom => Err(WriteError::Refused(StoreError::Full(format!(
+                        "armed to find no room: {place:?}"
+                    )))),
                 }
             }
             Some((at, fault, after)) if at == place => {
-                *armed = Some((at, fault, after - 1));
+                state.armed = Some((at, fault, after - 1));
+                state.passed.push(place);
                 Ok(())
             }
-            _ => Ok(()),
+            _ => {
+                state.passed.push(place);
+                Ok(())
+            }
         }
+    }
+}
+
+impl Place {
+    fn is_after(self) -> bool {
+        matches!(
+            self,
+            Self::AfterCommit
+                | Self::AfterSpill
+                | Self::AfterCollect
+                | Self::AfterDrop
+                | Self::AfterSweep
+                | Self::AfterFlatten
+        )
     }
 }

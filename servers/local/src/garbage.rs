@@ -13,16 +13,16 @@ use pagewire_proto::{DatabaseId, Version};
 use pagewire_server::store::{Collected, StoreError};
 
 use crate::collect::Did;
-use crate::committer::{Committer, Done};
+use crate::committer::{Committer, Done, MOST_BESIDE};
 use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::keys::Key;
 use crate::operations::checked;
 
-/// Rows that a transaction of something else drops beside.
+/// Rows that a transaction of something else looks at beside, at least.
 const ROWS_BESIDE: usize = 64;
-/// Rows that a transaction drops when nothing else is to be done.
-const ROWS_IDLE: usize = 512;
+/// Rows that a transaction of its own looks at, at least.
+const ROWS_BY_ITSELF: usize = 512;
 
 /// Something dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,19 +85,42 @@ impl Garbage {
 }
 
 impl Committer {
-    /// Whether there is something dead, or something to collect, now.
-    pub(crate) fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty() || self.collector.idle_ms(self.options.clock.now_ms()) == Some(0)
+    /// Milliseconds until there is something dead, or something to collect; `None` for never.
+    pub(crate) fn collection_in_ms(&self) -> Option<u64> {
+        let work_ms = match self.garbage.is_empty() {
+            false => Some(0),
+            true => self.collector.idle_ms(self.options.clock.now_ms()),
+        };
+        work_ms.map(|work_ms| work_ms.max(self.collector.paused_ms()))
     }
 
-    /// Drops a few rows in a transaction that is made anyway: more where it wrote more.
+    /// Drops a few rows in a transaction that is made anyway: more where more was written (GRP4).
     pub(crate) fn collect_some(&mut self, txn: &mut RwTxn<'_>) -> Result<(), WriteError> {
-        let rows = ROWS_BESIDE + 2 * std::mem::take(&mut self.written);
-        self.bury(txn, rows)?;
-        if self.collector.idle_ms(self.options.clock.now_ms()) == Some(0) {
-            self.collect_step(txn, None, rows)?;
+        if self.short_of_room || self.collector.is_kept_apart() {
+            return Ok(());
         }
-        Ok(())
+        if self.collection_in_ms() != Some(0) {
+            // Nothing is there to pay with.
+            if self.collector.paused_ms() == 0 {
+                self.owed = 0;
+            }
+            return Ok(());
+        }
+        let rows = self.pay(ROWS_BESIDE);
+        if self.garbage.is_empty() {
+            self.collect_step(txn, None, rows)?;
+            return Ok(());
+        }
+        self.bury(txn, rows)
+    }
+
+    /// How many rows are looked at now: at least some, and what is owed, within a bound.
+    fn pay(&mut self, least: usize) -> usize {
+        let rows = self
+            .collector
+            .fitting(least.max(self.owed).min(MOST_BESIDE));
+        self.owed = self.owed.saturating_sub(rows);
+        rows
     }
 
     /// A step that somebody asked for, of everything or of a database.
@@ -106,66 +129,142 @@ impl Committer {
         txn: &mut RwTxn<'_>,
         database: Option<DatabaseId>,
     ) -> Done<Collected> {
+        let rows = self.collector.fitting(ROWS_BY_ITSELF);
         if let Some(database) = database {
             checked!(self.engine.head(txn, database));
-            let (_, freed) = self.collect_step(txn, Some(database), ROWS_IDLE)?;
-            return Ok(Ok(freed));
-        }
-        if !self.garbage.is_empty() {
-            self.dirty = true;
-            self.bury(txn, ROWS_IDLE)?;
+        } else if !self.garbage.is_empty() {
+            self.bury(txn, rows)?;
+            checked!(self.collector.no_room());
             return Ok(Ok(Collected {
                 more: true,
                 ..Collected::default()
             }));
         }
-        let (_, freed) = self.collect_step(txn, None, ROWS_IDLE)?;
+        let (did, mut freed) = self.collect_step(txn, database, rows)?;
+        // What cannot be collected must not pass for collected (V6): it is told when nothing else is left.
+        let hindrance = self.collector.hindrance(database);
+        if did == Did::Nothing {
+            checked!(self.collector.no_room());
+            freed.more = self.collector.forgotten();
+            if !freed.more {
+                checked!(hindrance);
+            }
+        } else {
+            freed.more |= hindrance.is_err();
+        }
         Ok(Ok(freed))
     }
 
-    /// Drops many rows, since nothing else is to be done.
-    pub(crate) fn collect_when_idle(&mut self) {
+    /// Drops many rows in a transaction of its own.
+    pub(crate) fn collect_by_itself(&mut self) {
         let engine = Arc::clone(&self.engine);
+        let rows = self.pay(ROWS_BY_ITSELF);
         let collected = (|| {
             let mut txn = engine.write()?;
+            let faults = self.options.faults.as_deref();
+            self.short_of_room = engine.is_short_of_room(&txn, faults)?;
+            self.dirty = false;
             let (before, after) = match self.garbage.is_empty() {
                 false => {
-                    self.bury(&mut txn, ROWS_IDLE)?;
+                    self.bury(&mut txn, rows)?;
                     (Place::BeforeCollect, Place::AfterCollect)
                 }
-                true => match self.collect_step(&mut txn, None, ROWS_IDLE)?.0 {
+                true => match self.collect_step(&mut txn, None, rows)?.0 {
                     Did::Nothing => return Ok(()),
                     Did::Dropped => (Place::BeforeDrop, Place::AfterDrop),
                     Did::Swept => (Place::BeforeSweep, Place::AfterSweep),
                     Did::Flattened => (Place::BeforeFlatten, Place::AfterFlatten),
                 },
             };
-            self.commit_txn(txn, before, after)
+            match self.dirty {
+                true => self.commit_txn(txn, before, after),
+                false => Ok(()),
+            }
         })();
-        if let Err(error) = collected {
-            let error = self.note(error);
-            tracing::warn!(%error, "what is dead stays until the store is opened anew");
-            self.garbage.clear();
-            self.collector.stop();
+        self.end_burial(collected.is_ok());
+        match collected {
+            Ok(()) => self.collector.found_room(),
+            Err(WriteError::Refused(error)) => self.set_aside(error),
+            Err(error) => {
+                let error = self.note(error);
+                tracing::warn!(%error, "what is dead stays until the store is opened anew");
+                self.garbage.clear();
+                self.collector.stop();
+            }
         }
     }
 
-    fn bury(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<(), WriteError> {
+    /// Does a step in a transaction of its own within one of something else, so that an error concerns nobody else.
+    pub(crate) fn guarded<T>(
+        &mut self,
+        txn: &mut RwTxn<'_>,
+        step: impl FnOnce(&mut Self, &mut RwTxn<'_>) -> Result<T, WriteError>,
+    ) -> Result<Option<T>, WriteError> {
+        let engine = Arc::clone(&self.engine);
+        let mut nested = engine.nested(txn)?;
+        match step(self, &mut nested) {
+            Ok(done) => {
+                engine.commit(nested)?;
+                Ok(Some(done))
+            }
+            Err(WriteError::Refused(error)) => {
+                drop(nested);
+                self.set_aside(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a step met was no fault of the medium: a full disk is waited for (ROOM4), and of damage its database is left alone
+    /// until the store is opened anew (COL6).
+    fn set_aside(&mut self, error: StoreError) {
+        self.collector.reset();
+        if let StoreError::Full(_) = error {
+            tracing::warn!(%error, "collection waits");
+            self.collector.found_no_room(error);
+            return;
+        }
+        let database = self.collector.current.take();
+        tracing::warn!(%error, ?database, "cannot be collected");
+        if let Some(Garbage::Database(dead)) = self.garbage.front()
+            && Some(*dead) == database
+        {
+            self.garbage.pop_front();
+        }
+        self.collector.set_aside(database, error);
+    }
+
+    /// Drops some rows of what is dead.
+    fn bury(&mut self, txn: &mut RwTxn<'_>, rows: usize) -> Result<(), WriteError> {
+        let buried = self.guarded(txn, |this, txn| this.bury_some(txn, rows))?;
+        self.dirty |= buried.is_some();
+        // Not before that is durable: what is not durably gone is still to be dropped.
+        if buried == Some(true) {
+            self.buried = self.garbage.front().copied();
+        }
+        Ok(())
+    }
+
+    /// The transaction is durable, or it is given up.
+    pub(crate) fn end_burial(&mut self, durable: bool) {
+        let buried = self.buried.take().filter(|_| durable);
+        if buried.is_some() && self.garbage.front().copied() == buried {
+            self.garbage.pop_front();
+        }
+    }
+
+    /// Whether that was all of it.
+    fn bury_some(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<bool, WriteError> {
         let Some(garbage) = self.garbage.front().copied() else {
-            return Ok(());
+            return Ok(false);
         };
-        let keys = match garbage.keys(&self.engine, txn, limit) {
-            Ok(Some(keys)) => keys,
-            Ok(None) => {
-                self.garbage.pop_front();
-                return Ok(());
-            }
-            Err(error) => {
-                // Damage among the dead must not keep the living from committing.
-                tracing::warn!(%error, ?garbage, "cannot be dropped");
-                self.garbage.pop_front();
-                return Ok(());
-            }
+        self.collector.current = match garbage {
+            Garbage::Database(database) => Some(database),
+            Garbage::Staging(_) => None,
+        };
+        let Some(keys) = garbage.keys(&self.engine, txn, limit)? else {
+            return Ok(true);
         };
         for key in &keys {
             self.engine.delete(txn, key)?;
@@ -176,9 +275,8 @@ impl Committer {
                 self.sweep(txn, database)?;
             }
             self.engine.delete(txn, &garbage.mark().encode())?;
-            self.garbage.pop_front();
         }
-        Ok(())
+        Ok(keys.len() < limit)
     }
 
     /// Lets go of the segments of a removed database, newest first, since they may stand on older ones.

@@ -4,12 +4,13 @@
 //! gaps cost a seek each, and the number of versions does not matter.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use heed::RoTxn;
 use pagewire_proto::{DatabaseId, Moment, PageNumber, TagName, UnixMillis, Version, VersionEntry};
 use pagewire_server::store::{Description, Parent, StoreError};
 
-use crate::engine::{Engine, corrupt, senseless};
+use crate::engine::{Engine, check, corrupt, senseless};
 use crate::keys::Key;
 use crate::values::{Changed, Database, Origin, Record, Usage};
 
@@ -110,18 +111,13 @@ impl Engine {
         let version = record.head.snapshot.version;
         let prefix = Key::tagged(database, version);
         let mut tags = Vec::new();
-        self.scan(
-            txn,
-            std::ops::Bound::Included(&prefix),
-            &prefix,
-            |key, _| {
-                let Some(Key::Tagged(_, _, tag)) = Key::decode(key) else {
-                    return Err(corrupt(key, "not a key of this store"));
-                };
-                tags.push(tag);
-                Ok(true)
-            },
-        )?;
+        self.scan(txn, Bound::Included(&prefix), &prefix, |key, _| {
+            let Some(Key::Tagged(_, _, tag)) = Key::decode(key) else {
+                return Err(corrupt(key, "not a key of this store"));
+            };
+            tags.push(tag);
+            Ok(true)
+        })?;
         Ok(VersionEntry {
             snapshot: record.head.snapshot,
             time: millis(record.time_ms),
@@ -231,8 +227,15 @@ impl Engine {
         database: DatabaseId,
     ) -> Result<Description, StoreError> {
         let row = self.database(txn, database)?;
-        let usage = self.row(txn, &Key::Usage(database), Usage::decode)?;
-        let usage = usage.unwrap_or_default();
+        let usages = Key::usages_of(database);
+        let mut usage = Usage::default();
+        self.scan(txn, Bound::Included(&usages), &usages, |key, row| {
+            let of_one = Usage::decode(check(key, row)?);
+            let of_one = of_one.ok_or_else(|| corrupt(key, "not a size"))?;
+            usage.pages += of_one.pages;
+            usage.bytes += of_one.bytes;
+            Ok(true)
+        })?;
         let parent = match self.row(txn, &Key::Origin(database), Origin::decode)? {
             Some(origin) => Some(Parent {
                 database: origin.database,

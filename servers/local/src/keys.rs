@@ -20,8 +20,9 @@ pub enum Key {
     Name(DatabaseName),
     /// The newest version of a database: [`crate::values::Database`]. A database without it was removed.
     Head(DatabaseId),
-    /// What the pages of a database take: [`crate::values::Usage`]. Stays for as long as there are any.
-    Usage(DatabaseId),
+    /// What the pages of a segment of a database, by its first version, take: [`crate::values::Usage`]. Stays for as long as there are
+    /// any, and so tells of which segment a row is also when nobody reads that any more.
+    Usage(DatabaseId, Version),
     /// What versions from this one on stand on, up to the next such row: [`crate::values::Segment`].
     Segment(DatabaseId, Version),
     /// A segment (database, first version) stands on this version: no body.
@@ -71,9 +72,10 @@ impl Key {
                 out.push(0x11);
                 out.extend(database.as_bytes());
             }
-            Self::Usage(database) => {
+            Self::Usage(database, first) => {
                 out.push(0x12);
                 out.extend(database.as_bytes());
+                out.extend(first.get().to_be_bytes());
             }
             Self::Segment(database, first) => {
                 out.push(0x13);
@@ -168,7 +170,7 @@ impl Key {
                 Self::Name(DatabaseName::try_from(name).ok()?)
             }
             0x11 => Self::Head(parts.database()?),
-            0x12 => Self::Usage(parts.database()?),
+            0x12 => Self::Usage(parts.database()?, parts.version()?),
             0x13 => Self::Segment(parts.database()?, parts.version()?),
             0x14 => Self::Child(
                 parts.database()?,
@@ -222,6 +224,11 @@ impl Key {
     /// What the pages of a database begin with.
     pub fn pages_of(database: DatabaseId) -> Vec<u8> {
         of(0x30, database)
+    }
+
+    /// What the sizes of the segments of a database begin with.
+    pub fn usages_of(database: DatabaseId) -> Vec<u8> {
+        of(0x12, database)
     }
 
     /// What the segments of a database begin with.
@@ -283,7 +290,10 @@ impl std::fmt::Display for Key {
             Self::Service => f.write_str("the lease time of the store"),
             Self::Name(name) => write!(f, "the name {name}"),
             Self::Head(database) => write!(f, "the head of database {database}"),
-            Self::Usage(database) => write!(f, "the size of database {database}"),
+            Self::Usage(database, first) => write!(
+                f,
+                "the size of the segment of database {database} from version {first} on"
+            ),
             Self::Segment(database, first) | Self::Flatten(database, first) => {
                 write!(
                     f,
@@ -398,7 +408,7 @@ mod tests {
             (database(), version()).prop_map(|(d, v)| Key::Record(d, v)),
             (database(), version(), any::<u32>()).prop_map(|(d, v, c)| Key::Changed(d, v, c)),
             (database(), page(), version()).prop_map(|(d, p, v)| Key::Page(d, p, v)),
-            database().prop_map(Key::Usage),
+            (database(), version()).prop_map(|(d, v)| Key::Usage(d, v)),
             (database(), version()).prop_map(|(d, v)| Key::Segment(d, v)),
             (database(), version(), database(), version())
                 .prop_map(|(d, v, c, f)| Key::Child(d, v, c, f)),

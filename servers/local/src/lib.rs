@@ -15,9 +15,11 @@ mod history;
 pub mod keys;
 mod marks;
 mod operations;
+mod room;
 mod rows;
 mod segments;
 mod stagings;
+mod truncation;
 pub mod values;
 
 use std::collections::HashMap;
@@ -56,6 +58,10 @@ const HEAVY_PAGES: usize = 64;
 /// How long versions are kept unless somebody says otherwise.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
+/// How long nothing has to have been written before collection takes transactions of its own, unless somebody says otherwise:
+/// longer than a writer takes from one commit to the next.
+pub const DEFAULT_QUIET: Duration = Duration::from_millis(20);
+
 /// How a [`LocalStore`] is opened.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -67,6 +73,8 @@ pub struct LocalOptions {
     pub retention: Option<Duration>,
     /// For the times of versions.
     pub clock: Clock,
+    /// How long nothing has to have been written before collection takes transactions of its own.
+    pub collect_after_quiet: Duration,
     /// For tests.
     pub faults: Option<Arc<Faults>>,
 }
@@ -78,6 +86,7 @@ impl Default for LocalOptions {
             staging_buffer_bytes: 8 << 20,
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),
+            collect_after_quiet: DEFAULT_QUIET,
             faults: None,
         }
     }
@@ -115,7 +124,10 @@ impl LocalStore {
             serials: 0,
             garbage,
             collector: Collector::new(retention_ms),
-            written: 0,
+            owed: 0,
+            busy_at: tokio::time::Instant::now(),
+            short_of_room: false,
+            buried: None,
             consumed: Vec::new(),
             doomed: Vec::new(),
             dirty: false,
@@ -432,15 +444,19 @@ fn begin(engine: &Engine, directory: &Path) -> Result<(Incarnation, u32), StoreE
         engine.put(&mut txn, &Key::Format, &FORMAT.to_be_bytes())?;
         engine.put(&mut txn, &Key::Incarnation, incarnation.as_bytes())?;
         engine.put(&mut txn, &Key::Generation, &generation.to_be_bytes())?;
-        txn.commit().map_err(engine::WriteError::from)
+        engine.commit(txn)
     })();
+    let cannot = |why: String| {
+        StoreError::Unavailable(format!("cannot write to {}: {why}", directory.display()))
+    };
     match begun {
-        Ok(()) => Ok((incarnation, generation)),
+        Ok(()) => {
+            let made = engine.end_making(directory);
+            made.map_err(|error| cannot(error.to_string()))?;
+            Ok((incarnation, generation))
+        }
         Err(engine::WriteError::Refused(error)) => Err(error),
-        Err(engine::WriteError::Medium(why)) => Err(StoreError::Unavailable(format!(
-            "cannot write to {}: {why}",
-            directory.display()
-        ))),
+        Err(engine::WriteError::Medium(why)) => Err(cannot(why)),
     }
 }
 

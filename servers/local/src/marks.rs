@@ -12,6 +12,7 @@ use crate::collect::Protected;
 use crate::committer::{Committer, Done};
 use crate::keys::Key;
 use crate::operations::checked;
+use crate::segments::Begun;
 use crate::values::{Base, Changed, Database, Head, Origin, Record};
 
 impl Committer {
@@ -151,18 +152,20 @@ impl Committer {
             versions: 1,
             name: name.clone(),
         };
-        self.dirty = true;
-        engine.put(txn, &Key::Name(name), branch.as_bytes())?;
-        engine.put(txn, &Key::Head(branch), &row.encode())?;
-        engine.put(txn, &Key::Origin(branch), &origin.encode())?;
-        engine.put(txn, &Key::Record(branch, first), &made.encode())?;
         let base = Base {
             database: source,
             head: from,
             reach: page_count,
         };
-        self.begin_segment(txn, branch, first, Some(base))?;
-        Ok(engine.entry(txn, source, &record))
+        let begun = checked!(Begun::on(&engine, txn, base));
+        let entry = checked!(engine.entry(txn, source, &record));
+        self.dirty = true;
+        engine.put(txn, &Key::Name(name), branch.as_bytes())?;
+        engine.put(txn, &Key::Head(branch), &row.encode())?;
+        engine.put(txn, &Key::Origin(branch), &origin.encode())?;
+        engine.put(txn, &Key::Record(branch, first), &made.encode())?;
+        self.begin_segment(txn, branch, first, begun)?;
+        Ok(Ok(entry))
     }
 
     /// Takes what is said in place of what was said before, unless a pinned version is gone (C10).

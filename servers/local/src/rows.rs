@@ -9,7 +9,7 @@ use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{Changes, DatabaseId, DatabaseName, PageCount, PageNumber, Version};
 use pagewire_server::store::{StoreError, StoredPage};
 
-use crate::engine::{Engine, Row, check, corrupt, senseless};
+use crate::engine::{Engine, Row, SUM_LEN, check, corrupt, senseless};
 use crate::keys::Key;
 use crate::values::{Base, Changed, Database, Head, PageBody, Past, Record, Segment, decode_pages};
 
@@ -17,8 +17,6 @@ use crate::values::{Base, Changed, Database, Head, PageBody, Past, Record, Segme
 const MAX_CHANGES_SPAN: u64 = 4096;
 /// Where the body of a page says of which kind it is: after the checksum of the row.
 pub(crate) const KIND_AT: usize = SUM_LEN;
-/// Length of the checksum of a row.
-pub(crate) const SUM_LEN: usize = 4;
 
 impl Engine {
     pub(crate) fn named(

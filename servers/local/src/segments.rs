@@ -8,10 +8,17 @@
 //!   That is why a page beyond the smallest page count since f (`Head::lasting`) is gone whether it is at f or below.
 //! * **SEG3** A segment that no version, kept or child, reads has no row `Segment`, except the one of the head.
 //!
+//! * **SEG4** The row `Usage` of a segment counts its rows with content, exactly, and is there for as long as there is one.
+//!
 //! Flattening: a segment that stands on more than [`MAX_DEPTH`] others gets rows of its own for what those next below it have, up to
-//! where one is larger than all above it together, and from then on stands on that. So much is copied as
-//! the segments in between have, whatever the size of the database is. It goes on in steps; the row `Flatten` says that it is not at
-//! its end; what was copied is right at any time (SEG2), so that a step needs to know nothing of the one before.
+//! where one is larger than all above it together, and from then on stands on that. It goes on in steps; the row `Flatten` says that
+//! it is not at its end; what was copied is right at any time (SEG2), so that a step needs to know nothing of the one before.
+//!
+//! * **SEG5** No more is copied than segments have that are left behind, counted by segment (links of one database are segments of
+//!   their own), and the last and largest one is among them only where it has no more than all above it. A page is so copied as often as
+//!   the segment that has it doubles.
+//! * **SEG6** A step looks at so many pages as it is told and copies at most a page more than [`STEP_BYTES`]. A database is gone through
+//!   once, however many links are of it.
 
 use std::ops::Bound;
 
@@ -20,9 +27,8 @@ use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
 
 use crate::committer::Committer;
-use crate::engine::{Engine, WriteError, corrupt};
+use crate::engine::{Engine, SUM_LEN, WriteError, corrupt};
 use crate::keys::Key;
-use crate::rows::SUM_LEN;
 use crate::values::{Base, Segment, Usage};
 
 /// Segments that a page is looked for in, at most, once flattening has caught up.
@@ -30,7 +36,7 @@ pub(crate) const MAX_DEPTH: usize = 8;
 /// Segments that are left when one is flattened, at most.
 const FLAT_DEPTH: usize = 4;
 /// Bytes that a step copies.
-const STEP_BYTES: usize = 1 << 20;
+pub(crate) const STEP_BYTES: usize = 1 << 20;
 
 /// A flattening under way.
 #[derive(Debug)]
@@ -41,8 +47,36 @@ pub(crate) struct Flattening {
     chain: Vec<Base>,
     /// How many of the links below the segment are copied.
     merged: usize,
-    /// The link that is copied, and the last page.
+    /// The link whose database is gone through, and the last page.
     at: (usize, Option<PageNumber>),
+}
+
+/// A segment that is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    base: Option<Base>,
+    /// It stands on too many others.
+    deep: bool,
+}
+
+impl Begun {
+    /// It stands on nothing.
+    pub(crate) const ALONE: Self = Self {
+        base: None,
+        deep: false,
+    };
+
+    /// It stands on a version.
+    pub(crate) fn on(
+        engine: &Engine,
+        txn: &heed::RoTxn<'_>,
+        base: Base,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            base: Some(base),
+            deep: engine.chain(txn, base.database, base.head)?.len() >= MAX_DEPTH,
+        })
+    }
 }
 
 impl Flattening {
@@ -133,37 +167,50 @@ impl Engine {
         Ok(next.unwrap_or(Version::new(u64::MAX)))
     }
 
-    /// Rows of pages came to be.
+    /// What the rows of pages of a segment take.
+    pub(crate) fn usage(
+        &self,
+        txn: &heed::RoTxn<'_>,
+        database: DatabaseId,
+        first: Version,
+    ) -> Result<Usage, StoreError> {
+        let usage = self.row(txn, &Key::Usage(database, first), Usage::decode)?;
+        Ok(usage.unwrap_or_default())
+    }
+
+    /// Rows of pages of a segment came to be, beside what it had.
     pub(crate) fn use_more(
         &self,
         txn: &mut RwTxn<'_>,
-        database: DatabaseId,
-        pages: u64,
-        bytes: u64,
+        (database, first): (DatabaseId, Version),
+        had: Usage,
+        more: Usage,
     ) -> Result<(), WriteError> {
-        if pages == 0 {
+        if more.pages == 0 {
             return Ok(());
         }
-        let key = Key::Usage(database);
-        let mut usage = self.row(txn, &key, Usage::decode)?.unwrap_or_default();
-        usage.pages += pages;
-        usage.bytes += bytes;
-        self.put(txn, &key, &usage.encode())
+        let usage = Usage {
+            pages: had.pages + more.pages,
+            bytes: had.bytes + more.bytes,
+        };
+        self.put(txn, &Key::Usage(database, first), &usage.encode())
     }
 
-    /// Rows of pages are gone.
+    /// A row of a page that a version wrote is gone.
     pub(crate) fn use_less(
         &self,
         txn: &mut RwTxn<'_>,
         database: DatabaseId,
-        pages: u64,
+        written: Version,
         bytes: u64,
     ) -> Result<(), WriteError> {
-        let key = Key::Usage(database);
-        let Some(usage) = self.row(txn, &key, Usage::decode)? else {
+        let usages = Key::usages_of(database);
+        let Some(first) = self.newest_version(txn, &usages, written)? else {
             return Ok(());
         };
-        match usage.pages.checked_sub(pages) {
+        let usage = self.usage(txn, database, first)?;
+        let key = Key::Usage(database, first);
+        match usage.pages.checked_sub(1) {
             None | Some(0) => self.delete(txn, &key.encode()),
             Some(pages) => {
                 let bytes = usage.bytes.saturating_sub(bytes);
@@ -174,22 +221,22 @@ impl Engine {
 }
 
 impl Committer {
-    /// The version that is made begins a segment.
+    /// The version that is made begins a segment, which reads nothing: see GRP2.
     pub(crate) fn begin_segment(
         &mut self,
         txn: &mut RwTxn<'_>,
         database: DatabaseId,
         first: Version,
-        base: Option<Base>,
+        begun: Begun,
     ) -> Result<(), WriteError> {
         let engine = std::sync::Arc::clone(&self.engine);
-        let segment = Segment { base };
+        let segment = Segment { base: begun.base };
         engine.put(txn, &Key::Segment(database, first), &segment.encode())?;
-        let Some(base) = base else {
+        let Some(base) = begun.base else {
             return Ok(());
         };
         engine.put(txn, &child_of(&base, database, first), &[])?;
-        if engine.chain(txn, base.database, base.head)?.len() >= MAX_DEPTH {
+        if begun.deep {
             engine.put(txn, &Key::Flatten(database, first), &[])?;
             self.collector.flatten(database, first);
         }
@@ -296,17 +343,17 @@ impl Committer {
         Ok(true)
     }
 
-    /// How many links, from the top, are copied: until the next one is larger than all of those, and few are left.
+    /// How many links, from the top, are copied (SEG5).
     fn worth_merging(&self, txn: &RwTxn<'_>, chain: &[Base]) -> Result<usize, WriteError> {
-        let mut pages = 0;
+        let mut above = 0;
         for (index, link) in chain.iter().enumerate() {
-            let usage = Key::Usage(link.database);
-            let usage = self.engine.row(txn, &usage, Usage::decode)?;
-            let size = usage.unwrap_or_default().pages;
-            if index > 0 && size > pages && chain.len() - index <= FLAT_DEPTH {
+            let rows = self.engine.usage(txn, link.database, link.head.since)?;
+            let visible = link.reach.min(link.head.snapshot.page_count).get();
+            let size = rows.pages.min(u64::from(visible));
+            if index > 0 && size > above && chain.len() - index <= FLAT_DEPTH {
                 return Ok(index);
             }
-            pages += size;
+            above += size;
         }
         Ok(chain.len())
     }
@@ -319,16 +366,25 @@ impl Committer {
         rows: usize,
     ) -> Result<bool, WriteError> {
         let engine = std::sync::Arc::clone(&self.engine);
-        let (mut looked_at, mut pages, mut bytes) = (0, 0, 0);
-        while work.at.0 < work.merged {
-            let link = work.chain[work.at.0];
+        let merged = &work.chain[..work.merged];
+        let mut copied = Usage::default();
+        let mut looked_at = 0;
+        let more = loop {
+            let Some(link) = merged.get(work.at.0) else {
+                break false;
+            };
+            let mut above = merged[..work.at.0].iter();
+            if above.any(|above| above.database == link.database) {
+                // All pages of a database are gone through once.
+                work.at = (work.at.0 + 1, None);
+                continue;
+            }
             let Some(number) = next_page(&engine, txn, link.database, work.at.1)? else {
                 work.at = (work.at.0 + 1, None);
                 continue;
             };
-            if looked_at >= rows || bytes >= STEP_BYTES {
-                engine.use_more(txn, work.database, pages, bytes as u64)?;
-                return Ok(true);
+            if looked_at >= rows || copied.bytes >= STEP_BYTES as u64 {
+                break true;
             }
             looked_at += 1;
             work.at.1 = Some(number);
@@ -336,16 +392,16 @@ impl Committer {
             if engine.get(txn, &mine)?.is_some() {
                 continue;
             }
-            let merged = &work.chain[..work.merged];
             if let Some((_, (key, row))) = engine.locate(txn, merged, number)? {
                 let body = engine.content_row(txn, key, row)?.to_vec();
                 engine.put(txn, &mine, &body)?;
-                pages += 1;
-                bytes += body.len();
+                copied.pages += 1;
+                copied.bytes += body.len() as u64;
             }
-        }
-        engine.use_more(txn, work.database, pages, bytes as u64)?;
-        Ok(false)
+        };
+        let had = engine.usage(txn, work.database, work.first)?;
+        engine.use_more(txn, (work.database, work.first), had, copied)?;
+        Ok(more)
     }
 }
 

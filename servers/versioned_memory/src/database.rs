@@ -334,7 +334,13 @@ impl Database {
     }
 
     /// Makes the next version.
-    pub(crate) fn apply(&mut self, next: NextVersion, now: UnixMillis) -> Result<(), StoreError> {
+    ///
+    /// Answers when it was made.
+    pub(crate) fn apply(
+        &mut self,
+        next: NextVersion,
+        now: UnixMillis,
+    ) -> Result<UnixMillis, StoreError> {
         let base = self.version(self.head.version)?;
         let version = self.head.version.next();
         let same_size = self.head.page_size == Some(next.page_size);
@@ -383,7 +389,7 @@ impl Database {
                 restored_from,
             },
         );
-        Ok(())
+        Ok(self.kept.get(&version).map_or(now, |kept| kept.made))
     }
 
     /// Adds a version, at a time that is not before that of the one before (K4).
@@ -488,7 +494,7 @@ impl Database {
         &mut self,
         now: UnixMillis,
         retention: Option<i64>,
-        branch_points: &BTreeSet<Version>,
+        stood_on: impl Fn(&Version) -> bool,
         limit: usize,
     ) -> (Vec<Kept>, bool) {
         let now = now.max(
@@ -505,7 +511,7 @@ impl Database {
             self.floor.is_none_or(|floor| **version < floor)
                 && !self.pins.contains(version)
                 && !tagged.contains(version)
-                && !branch_points.contains(version)
+                && !stood_on(version)
         });
         let mut unkept: Vec<_> = unkept
             .map(|(version, _)| *version)

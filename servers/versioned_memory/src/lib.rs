@@ -3,15 +3,19 @@
 //! The reference for stores with versions: simple before fast. Everything is behind one lock, a version is a persistent map
 //! (`database.rs`), and what no version has any more frees itself. Never touches a disk; everything is gone with the process,
 //! and the next one is another incarnation.
+//!
+//! * **OLD1** A version that nothing keeps goes by time: with a commit, or with the next call of any kind to any database, which drops at
+//!   most [`STEP_OLD`] of them and waits for nobody to do so. A call that has nothing to drop looks at a clock and a number.
 
 mod database;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_memory::staging::Stagings;
 use pagewire_proto::{
     Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
     Snapshot, StagingId, TagName, UnixMillis, Version, VersionEntry,
@@ -23,10 +27,13 @@ use pagewire_server::store::{
 };
 use parking_lot::RwLock;
 
-use database::{Content, Database, Kept, NextVersion, Origin};
+use database::{Database, Origin};
+use state::State;
 
 /// Versions that one step of a collection drops.
 const STEP_VERSIONS: usize = 256;
+/// Versions that a call drops beside what it is for (OLD1).
+const STEP_OLD: usize = 64;
 
 /// How a [`VersionedMemoryStore`] keeps versions.
 #[derive(Clone, Debug, Default)]
@@ -43,61 +50,8 @@ pub struct VersionedMemoryStore {
     incarnation: Incarnation,
     options: VersionedMemoryOptions,
     state: RwLock<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// By the text of the name.
-    names: BTreeMap<String, DatabaseId>,
-    databases: HashMap<DatabaseId, Database>,
-    stagings: Stagings,
-    /// Segments that were begun, in all databases.
-    segments: u64,
-}
-
-impl State {
-    fn database(&self, id: DatabaseId) -> Result<&Database, StoreError> {
-        self.databases.get(&id).ok_or(StoreError::DatabaseNotFound)
-    }
-
-    fn database_mut(&mut self, id: DatabaseId) -> Result<&mut Database, StoreError> {
-        let database = self.databases.get_mut(&id);
-        database.ok_or(StoreError::DatabaseNotFound)
-    }
-
-    fn new_segment(&mut self) -> u64 {
-        self.segments += 1;
-        self.segments
-    }
-
-    /// The version that a commit makes, checked against what it is made on.
-    fn next_version(
-        &mut self,
-        id: CommitId,
-        part: DatabaseCommit,
-    ) -> Result<NextVersion, StoreError> {
-        let (page_size, page_count) = (part.page_size, part.page_count);
-        let content = match part.restore {
-            Some(from) => {
-                self.database(part.database)?.version(from)?;
-                Content::Restore(from, self.new_segment())
-            }
-            None => Content::Pages(self.stagings.pages_of(part)),
-        };
-        Ok(NextVersion {
-            id,
-            page_size,
-            page_count,
-            content,
-        })
-    }
-
-    /// Versions of a database that branches were made from.
-    fn branch_points(&self, id: DatabaseId) -> BTreeSet<Version> {
-        let origins = self.databases.values().filter_map(|d| d.origin.as_ref());
-        let of_it = origins.filter(|origin| origin.database == id);
-        of_it.map(|origin| origin.entry.snapshot.version).collect()
-    }
+    /// When there may be something to drop, as `State::next_due`.
+    next_due: AtomicI64,
 }
 
 impl VersionedMemoryStore {
@@ -112,6 +66,7 @@ impl VersionedMemoryStore {
             incarnation: Incarnation::random().map_err(no_randomness)?,
             options,
             state: RwLock::default(),
+            next_due: AtomicI64::new(i64::MAX),
         })
     }
 
@@ -119,18 +74,41 @@ impl VersionedMemoryStore {
         UnixMillis(i64::try_from(self.options.clock.now_ms()).unwrap_or(i64::MAX))
     }
 
-    /// Takes out versions of a database that nothing keeps; the caller drops them without the lock.
-    fn take_unkept(
-        &self,
-        state: &mut State,
-        id: DatabaseId,
-        limit: usize,
-    ) -> Result<(Vec<Kept>, bool), StoreError> {
-        let branch_points = state.branch_points(id);
+    fn retention_ms(&self) -> Option<i64> {
         let retention = self.options.retention;
-        let retention = retention.map(|r| i64::try_from(r.as_millis()).unwrap_or(i64::MAX));
-        let database = state.database_mut(id)?;
-        Ok(database.take_unkept(self.now(), retention, &branch_points, limit))
+        retention.map(|r| i64::try_from(r.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Drops some of what is too old by now (OLD1).
+    fn drop_old(&self) {
+        let Some(retention) = self.retention_ms() else {
+            return;
+        };
+        let now = self.now();
+        if now.0 < self.next_due.load(Ordering::Relaxed) {
+            return;
+        }
+        // Whoever has the lock now is followed by a call that may do it.
+        let Some(mut state) = self.state.try_write() else {
+            return;
+        };
+        let old = state.take_old(now, retention, STEP_OLD);
+        self.note_due(&state);
+        drop(state);
+        drop(old);
+    }
+
+    fn note_due(&self, state: &State) {
+        let next = state.next_due().map_or(i64::MAX, |due| due.0);
+        self.next_due.store(next, Ordering::Relaxed);
+    }
+
+    /// What kept versions of a database may not any more.
+    fn look_again(&self, state: &mut State, id: DatabaseId) {
+        if self.options.retention.is_some() {
+            state.look_again(id, self.now());
+            self.note_due(state);
+        }
     }
 
     fn check(state: &State, commit: &Commit) -> Result<Option<CommitOutcome>, StoreError> {
@@ -213,6 +191,7 @@ impl PageStore for VersionedMemoryStore {
     }
 
     async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
+        self.drop_old();
         if let Some(id) = self.state.read().names.get(name.as_str()) {
             return Ok(*id);
         }
@@ -226,8 +205,7 @@ impl PageStore for VersionedMemoryStore {
             return Ok(*id);
         }
         let database = Database::new(name.clone(), state.new_segment());
-        state.names.insert(name.as_str().to_owned(), id);
-        state.databases.insert(id, database);
+        state.add(id, database);
         Ok(id)
     }
 
@@ -259,11 +237,12 @@ impl PageStore for VersionedMemoryStore {
     }
 
     async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
+        self.drop_old();
         let mut state = self.state.write();
-        let id = state.names.remove(name.as_str());
-        let id = id.ok_or(StoreError::DatabaseNotFound)?;
-        let removed = state.databases.remove(&id);
-        state.stagings.drop_database(id);
+        let (id, removed) = state.remove(name)?;
+        if let Some(origin) = removed.as_ref().and_then(|d| d.origin.as_ref()) {
+            self.look_again(&mut state, origin.database);
+        }
         drop(state);
         // All of its pages: too long for the others to wait.
         drop(removed);
@@ -271,6 +250,7 @@ impl PageStore for VersionedMemoryStore {
     }
 
     async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        self.drop_old();
         Ok(self.state.read().database(database)?.head())
     }
 
@@ -279,6 +259,7 @@ impl PageStore for VersionedMemoryStore {
         database: DatabaseId,
         since: Version,
     ) -> Result<(Snapshot, Changes), StoreError> {
+        self.drop_old();
         let state = self.state.read();
         let database = state.database(database)?;
         Ok((database.head(), database.changes(since)))
@@ -290,6 +271,7 @@ impl PageStore for VersionedMemoryStore {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
+        self.drop_old();
         let kept = self.state.read().database(database)?.version(version)?;
         Ok(pages.iter().map(|number| kept.page(*number)).collect())
     }
@@ -300,8 +282,11 @@ impl PageStore for VersionedMemoryStore {
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
+        self.drop_old();
         let mut state = self.state.write();
-        state.database_mut(database)?.protect(floor, pins)
+        state.database_mut(database)?.protect(floor, pins)?;
+        self.look_again(&mut state, database);
+        Ok(())
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
@@ -327,6 +312,7 @@ impl PageStore for VersionedMemoryStore {
 
     async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
         let now = self.now();
+        let retention = self.retention_ms();
         let mut unkept = Vec::new();
         let mut state = self.state.write();
         if let Some(outcome) = Self::check(&state, &commit)? {
@@ -337,11 +323,14 @@ impl PageStore for VersionedMemoryStore {
             let id = part.database;
             versions.push(part.base.next());
             let next = state.next_version(commit.id, part)?;
-            state.database_mut(id)?.apply(next, now)?;
-            if self.options.retention.is_some() {
-                unkept.push(self.take_unkept(&mut state, id, STEP_VERSIONS)?);
+            let made = state.database_mut(id)?.apply(next, now)?;
+            if let Some(retention) = retention {
+                unkept.push(state.take_unkept(id, now, Some(retention), STEP_VERSIONS)?);
+                // The one before it.
+                state.look_again(id, UnixMillis(made.0.saturating_add(retention)));
             }
         }
+        self.note_due(&state);
         drop(state);
         drop(unkept);
         Ok(CommitOutcome::Committed(versions))
@@ -424,12 +413,19 @@ impl PageStore for VersionedMemoryStore {
         replace: bool,
     ) -> Result<VersionEntry, StoreError> {
         let mut state = self.state.write();
-        let database = state.database_mut(database)?;
-        database.set_tag(tag, moment, replace, self.now())
+        let entry = state
+            .database_mut(database)?
+            .set_tag(tag, moment, replace, self.now())?;
+        // It may have been moved.
+        self.look_again(&mut state, database);
+        Ok(entry)
     }
 
     async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
-        Ok(self.state.write().database_mut(database)?.delete_tag(tag))
+        let mut state = self.state.write();
+        let existed = state.database_mut(database)?.delete_tag(tag);
+        self.look_again(&mut state, database);
+        Ok(existed)
     }
 
     async fn branch(
@@ -463,12 +459,12 @@ impl PageStore for VersionedMemoryStore {
         let maker = CommitId::from_bytes(*branch.as_bytes());
         let segment = state.new_segment();
         let made = Database::branch(name.clone(), maker, segment, origin, &kept, now);
-        state.names.insert(name.as_str().to_owned(), branch);
-        state.databases.insert(branch, made);
+        state.add(branch, made);
         Ok(entry)
     }
 
     async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
+        self.drop_old();
         let state = self.state.read();
         let database = state.database(database)?;
         let parent = database.origin.as_ref().map(|origin| Parent {
@@ -491,6 +487,7 @@ impl PageStore for VersionedMemoryStore {
     }
 
     async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        let (now, retention) = (self.now(), self.retention_ms());
         let mut collected = Collected::default();
         let mut state = self.state.write();
         let ids = match database {
@@ -499,7 +496,7 @@ impl PageStore for VersionedMemoryStore {
         };
         for id in ids {
             let room = STEP_VERSIONS - collected.versions as usize;
-            let (unkept, more) = self.take_unkept(&mut state, id, room)?;
+            let (unkept, more) = state.take_unkept(id, now, retention, room)?;
             let usage = state.database(id)?.usage();
             let (pages, bytes) = (usage.pages(), usage.bytes());
             collected.versions += unkept.len() as u64;

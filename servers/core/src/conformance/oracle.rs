@@ -160,6 +160,46 @@ impl Model {
         }
     }
 
+    /// Restored versions that these versions may take their pages from, directly or through others (V2).
+    ///
+    /// A version takes its pages from the one before it, up to one with another page size, and a restored one from the version that it
+    /// was restored from; a store that copied the pages instead goes on with the version before it all the same.
+    pub(super) fn stood_on(&self, kept: &BTreeSet<u64>) -> BTreeSet<u64> {
+        let mut stood_on = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut next: Vec<_> = kept.iter().copied().collect();
+        while let Some(version) = next.pop() {
+            if version == 0 || !seen.insert(version) {
+                continue;
+            }
+            let before = version - 1;
+            match self.versions[version as usize].restored_from {
+                Some(from) => {
+                    stood_on.insert(from);
+                    next.push(from);
+                    // Copied into the same line of versions, if it is one.
+                    if !(from + 1..=before).any(|between| self.begins_anew(between)) {
+                        next.push(before);
+                    }
+                }
+                None if !self.begins_anew(version) => next.push(before),
+                None => {}
+            }
+        }
+        stood_on
+    }
+
+    /// Whether nothing of the version before is in this one, as its page size says (C8).
+    fn begins_anew(&self, version: u64) -> bool {
+        let size = |version: u64| self.versions[version as usize].head.page_size;
+        match (size(version - 1), size(version)) {
+            (None, _) => true,
+            (Some(before), Some(now)) => before != now,
+            // All pages went away, and their marks may lie with those of the version before.
+            (Some(_), None) => false,
+        }
+    }
+
     pub(super) fn head(&self) -> u64 {
         self.makers.len() as u64
     }

@@ -36,6 +36,8 @@ fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
     let options = LocalOptions {
         retention: Some(Duration::ZERO),
         staging_buffer_bytes: 4096,
+        // So that collection takes transactions of its own between commits.
+        collect_after_quiet: Duration::ZERO,
         faults,
         ..LocalOptions::default()
     };
@@ -214,8 +216,11 @@ async fn g4_a_collection_that_dies_at_any_step_is_gone_on_with() {
             }
         }
     }
-    for kill in 1..4 {
-        run(directory.path(), Some(3 * kill), None);
+    // In the midst of anything: as often as the variable says.
+    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
+    let kills = std::env::var("PAGEWIRE_TEST_KILLS");
+    for kill in 1..=kills.map_or(3, |kills| kills.parse().unwrap()) {
+        run(directory.path(), Some(1 + kill * 7 % 13), None);
         let store = open(directory.path(), None);
         check(&store, false).await;
     }

@@ -148,3 +148,38 @@ async fn a_commit_of_a_gibibyte() {
         assert_eq!(read.content, page(number.get(), 1).content, "page {number}");
     }
 }
+
+/// A shrink marks each row of a page that goes, in the transaction of its commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn a_shrink_by_a_gibibyte() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(directory.path()).unwrap();
+    let (id, epoch) = database(&store, "large").await;
+    let pages = 262_144_u32;
+    let began = Instant::now();
+    let mut base = 0;
+    // The first version of a segment needs no marks for its pages.
+    commit(&store, part(id, epoch, base, 1)).await;
+    for first in (1..=pages).step_by(2048) {
+        base += 1;
+        let mut part = part(id, epoch, base, first + 2047);
+        part.pages = (first..first + 2048)
+            .map(|number| page(number, 1))
+            .collect();
+        commit(&store, part).await;
+    }
+    println!("{pages} pages written in {:?}", began.elapsed());
+    let size = || {
+        std::fs::metadata(directory.path().join("data.mdb"))
+            .unwrap()
+            .len()
+    };
+    let (before, began) = (size(), Instant::now());
+    commit(&store, part(id, epoch, base + 1, 1)).await;
+    println!(
+        "shrunk in {:?}, the file grew by {} KiB",
+        began.elapsed(),
+        (size() - before) / 1024
+    );
+}

@@ -9,7 +9,7 @@ use pagewire_server::store::{
     Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite, StoreError,
 };
 
-use crate::scene;
+use crate::scene::{self, row_places};
 
 #[test]
 fn a_directory_that_another_process_has_open_is_refused() {
@@ -49,10 +49,10 @@ fn child() {
 fn a_store_of_a_newer_format_is_refused_with_a_sentence() {
     let directory = tempfile::tempdir().unwrap();
     drop(LocalStore::open(directory.path()).unwrap());
-    rewrite_row(directory.path(), &Key::Format, &3_u32.to_be_bytes());
+    rewrite_row(directory.path(), &Key::Format, &4_u32.to_be_bytes());
     let error = LocalStore::open(directory.path()).unwrap_err().to_string();
     assert!(
-        error.contains("has format 3, this program reads format 2: use the program that wrote it"),
+        error.contains("has format 4, this program reads format 3: use the program that wrote it"),
         "{error}"
     );
 }
@@ -63,9 +63,9 @@ fn a_damaged_row_of_the_store_itself_is_said_to_be_damaged() {
     drop(LocalStore::open(directory.path()).unwrap());
     let path = directory.path().join("data.mdb");
     let mut bytes = std::fs::read(&path).unwrap();
-    let incarnation = row_places(&bytes, &Key::Incarnation, 20);
+    let incarnation = row_places(&bytes, &Key::Incarnation, 24);
     assert!(!incarnation.is_empty());
-    incarnation.iter().for_each(|at| bytes[at + 9] ^= 1);
+    incarnation.iter().for_each(|at| bytes[at + 13] ^= 1);
     std::fs::write(&path, bytes).unwrap();
     let error = LocalStore::open(directory.path()).unwrap_err();
     let StoreError::Corrupt(message) = error else {
@@ -78,27 +78,17 @@ fn a_damaged_row_of_the_store_itself_is_said_to_be_damaged() {
 fn rewrite_row(directory: &std::path::Path, key: &Key, body: &[u8]) {
     let path = directory.join("data.mdb");
     let mut bytes = std::fs::read(&path).unwrap();
-    let places = row_places(&bytes, key, body.len() + 4);
+    let places = row_places(&bytes, key, body.len() + 8);
     assert!(!places.is_empty());
     let mut sum = crc32fast::Hasher::new();
     sum.update(body);
     sum.update(&key.encode());
-    let row = [&sum.finalize().to_be_bytes()[..], body].concat();
+    let key_sum = crc32fast::hash(&key.encode()).to_be_bytes();
+    let row = [&sum.finalize().to_be_bytes()[..], &key_sum, body].concat();
     for at in places {
         bytes[at..at + row.len()].copy_from_slice(&row);
     }
     std::fs::write(&path, bytes).unwrap();
-}
-
-/// Where rows of this length follow this key: a node of the engine is length (4), flags (2), length of the key (2), key.
-fn row_places(bytes: &[u8], key: &Key, length: usize) -> Vec<usize> {
-    let key = key.encode();
-    let mut node = (length as u32).to_le_bytes().to_vec();
-    node.extend([0, 0]);
-    node.extend((key.len() as u16).to_le_bytes());
-    node.extend(&key);
-    let starts = (0..bytes.len() - node.len()).filter(|at| bytes[*at..].starts_with(&node));
-    starts.map(|at| at + node.len()).collect()
 }
 
 #[tokio::test]

@@ -4,9 +4,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_local::faults::Faults;
+use pagewire_local::keys::Key;
 use pagewire_local::{LocalOptions, LocalStore};
 use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
@@ -23,6 +25,8 @@ pub(crate) const STAGED: usize = 3;
 pub(crate) fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
     let options = LocalOptions {
         staging_buffer_bytes: 4096,
+        // So that collection takes transactions of its own between commits.
+        collect_after_quiet: Duration::ZERO,
         faults,
         ..LocalOptions::default()
     };
@@ -120,4 +124,25 @@ pub(crate) async fn check(store: &LocalStore) -> Vec<u64> {
     }
     assert_eq!(heads[0], heads[1], "a commit of two databases is torn");
     heads
+}
+
+/// Where rows of this length follow this key: a node of the engine is length (4), flags (2), length of the key (2), key.
+pub(crate) fn row_places(bytes: &[u8], key: &Key, length: usize) -> Vec<usize> {
+    let key = key.encode();
+    let mut node = (length as u32).to_le_bytes().to_vec();
+    node.extend([0, 0]);
+    node.extend((key.len() as u16).to_le_bytes());
+    node.extend(&key);
+    let starts = (0..bytes.len() - node.len()).filter(|at| bytes[*at..].starts_with(&node));
+    starts.map(|at| at + node.len()).collect()
+}
+
+/// Flips a bit of the checksum of a row of this length wherever it is in the file.
+pub(crate) fn damage(directory: &Path, key: &Key, length: usize) {
+    let path = directory.join("data.mdb");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let places = row_places(&bytes, key, length);
+    assert!(!places.is_empty(), "{key} is not there");
+    places.iter().for_each(|at| bytes[at + 3] ^= 1);
+    std::fs::write(&path, bytes).unwrap();
 }

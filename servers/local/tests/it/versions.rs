@@ -5,16 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use pagewire_local::{LocalOptions, LocalStore};
-use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, UnixMillis,
-    Version,
-};
+use pagewire_proto::{Moment, PageNumber, PageSize, TagName, UnixMillis, Version};
 use pagewire_server::clock::ManualClock;
-use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageStore, PageWrite};
+use pagewire_server::store::PageStore;
 
-const SIZE: PageSize = PageSize::MIN;
+use crate::bench::{
+    SIZE, branch, collect, commit, commit_part, content, database, name, part, read, restore,
+};
 
 fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> LocalStore {
     let options = LocalOptions {
@@ -23,70 +21,6 @@ fn open(directory: &Path, retention: Option<Duration>, clock: &ManualClock) -> L
         ..LocalOptions::default()
     };
     LocalStore::open_with(directory, options).unwrap()
-}
-
-fn name(name: &str) -> DatabaseName {
-    DatabaseName::try_from(name).unwrap()
-}
-
-fn content(number: u32, stamp: u64) -> Bytes {
-    let mut state = stamp * 1_000_003 + u64::from(number) + 1;
-    let byte = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..SIZE.get()).map(byte).collect()
-}
-
-async fn commit(
-    store: &LocalStore,
-    (database, epoch): (DatabaseId, Epoch),
-    base: u64,
-    count: u32,
-    pages: impl Iterator<Item = u32>,
-) {
-    let pages = pages.map(|number| PageWrite {
-        number: PageNumber::try_from(number).unwrap(),
-        content: content(number, base + 1),
-    });
-    let part = DatabaseCommit {
-        database,
-        base: Version::new(base),
-        epoch,
-        page_size: SIZE,
-        page_count: PageCount::try_from(count).unwrap(),
-        stagings: Vec::new(),
-        pages: pages.collect(),
-        restore: None,
-    };
-    let id = CommitId::random().unwrap();
-    let databases = vec![part];
-    let outcome = store.commit(Commit { id, databases }).await.unwrap();
-    assert!(
-        matches!(outcome, CommitOutcome::Committed(_)),
-        "{outcome:?}"
-    );
-}
-
-async fn database(store: &LocalStore, label: &str) -> (DatabaseId, Epoch) {
-    let id = store.lookup(&name(label), true).await.unwrap();
-    (id, store.fence(id).await.unwrap())
-}
-
-async fn branch(store: &LocalStore, source: DatabaseId, label: &str) -> (DatabaseId, Epoch) {
-    let id = DatabaseId::random().unwrap();
-    let name = name(label);
-    let branch = store.branch(source, &Moment::Age(0), id, &name).await;
-    branch.unwrap();
-    (id, store.fence(id).await.unwrap())
-}
-
-async fn collect(store: &LocalStore) {
-    while store.collect(None).await.unwrap().more {}
-    let problems = store.audit(true).unwrap();
-    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 fn file_bytes(directory: &Path) -> u64 {
@@ -142,7 +76,7 @@ async fn b2_depth_is_bounded_and_what_nobody_stands_on_goes() {
     let pages = store.read(last, Version::new(2), &all).await.unwrap();
     for (number, page) in (1..).zip(pages) {
         // 300 steps wrote each of the pages once at least, as version 2 of some branch.
-        assert_eq!(page.content, content(number, 2), "page {number}");
+        assert_eq!(page.content, content(SIZE, number, 2), "page {number}");
     }
     // What is left of 300 branches is what one of them has.
     store.remove(&name("main")).await.unwrap();
@@ -153,43 +87,132 @@ async fn b2_depth_is_bounded_and_what_nobody_stands_on_goes() {
     assert!(described.is_empty());
 }
 
-/// The file grows by less than a few pages of the engine, however large the source is. As many pages as the variable
-/// `PAGEWIRE_TEST_BRANCH_PAGES` says: 2097152 are 1 GiB.
+/// Each restore of many pages begins a segment of the same database: what they have is counted by segment (SEG5).
+#[tokio::test]
+async fn seg5_flattening_copies_what_small_segments_have_not_the_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), None, &ManualClock::default());
+    let db = database(&store, "a").await;
+    let (pages, rounds) = (8000, 12);
+    commit(&store, db, 0, pages, 1..=pages).await;
+    let mut head = 1;
+    for _ in 0..rounds {
+        commit(&store, db, head, pages, 1..=300).await;
+        restore(&store, db, head + 1, head, pages).await;
+        head += 2;
+    }
+    collect(&store).await;
+    let depth = store.depth(db.0).unwrap();
+    assert!(depth <= 8, "a page is looked for in {depth} places");
+    let described = store.describe(db.0).await.unwrap();
+    let written = u64::from(pages + rounds * 300);
+    assert_eq!(described.pages, written, "nothing is copied that is there");
+}
+
+fn given(name: &str, otherwise: u64) -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
+    let given = std::env::var(name);
+    given.map_or(otherwise, |number| number.parse().unwrap())
+}
+
+/// The file grows by less than a few pages of the engine, however large the source is. As many pages of 4096 bytes as the variable
+/// `PAGEWIRE_TEST_BRANCH_PAGES` says: 262144 are 1 GiB.
 #[tokio::test]
 async fn v4_a_branch_takes_the_same_at_any_size() {
-    #[expect(clippy::disallowed_methods, reason = "how long the test may take")]
-    let large = std::env::var("PAGEWIRE_TEST_BRANCH_PAGES");
-    let large: u32 = large.map_or(40_000, |pages| pages.parse().unwrap());
+    let large = given("PAGEWIRE_TEST_BRANCH_PAGES", 8192) as u32;
+    let size = PageSize::try_from(4096).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = open(directory.path(), None, &clock);
     let mut grown = Vec::new();
-    for (label, pages) in [("small", 2048), ("large", large)] {
+    for (label, pages) in [("small", 256), ("large", large)] {
         let db = database(&store, label).await;
         let mut base = 0;
-        for from in (1..=pages).step_by(8192) {
-            let to = pages.min(from + 8191);
-            commit(&store, db, base, to, from..=to).await;
+        for from in (1..=pages).step_by(2048) {
+            let to = pages.min(from + 2047);
+            commit_part(&store, part(db, size, base, to, from..=to)).await;
             base += 1;
         }
         let before = file_bytes(directory.path());
         let began = std::time::Instant::now();
         let made = branch(&store, db.0, &format!("{label}/branch")).await;
-        println!("{pages} pages: {:?}", began.elapsed());
+        println!("branch of {pages} pages: {:?}", began.elapsed());
         grown.push(file_bytes(directory.path()) - before);
         let usage = store.describe(made.0).await.unwrap();
         assert_eq!((usage.pages, usage.bytes), (0, 0));
         // Both go on, and the parent goes.
-        commit(&store, made, 1, pages, [pages].into_iter()).await;
-        commit(&store, db, base, pages, [1].into_iter()).await;
+        commit_part(&store, part(made, size, 1, pages, [pages].into_iter())).await;
+        commit_part(&store, part(db, size, base, pages, [1].into_iter())).await;
+        let head = read(&store, db, base + 1, 1).await;
+        assert_eq!(head, content(size, 1, base + 1));
         store.remove(&name(label)).await.unwrap();
-        let ends = [1, pages].map(|n| PageNumber::try_from(n).unwrap());
-        let read = store.read(made.0, Version::new(2), &ends).await.unwrap();
-        assert_eq!(read[0].content, content(1, 1));
-        assert_eq!(read[1].content, content(pages, 2));
+        assert_eq!(read(&store, made, 2, 1).await, content(size, 1, 1));
+        assert_eq!(read(&store, made, 2, pages).await, content(size, pages, 2));
     }
     println!("the file grew by {grown:?} bytes");
     assert!(grown.iter().all(|bytes| *bytes <= 256 << 10), "{grown:?}");
+}
+
+/// A read of an old version is the seek that one of the head is. As many versions as `PAGEWIRE_TEST_VERSIONS` says.
+#[tokio::test]
+async fn v2_a_read_of_any_version_costs_what_one_of_the_head_costs() {
+    let versions = given("PAGEWIRE_TEST_VERSIONS", 1500);
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), None, &ManualClock::default());
+    let db = database(&store, "a").await;
+    for base in 0..versions {
+        let number = base as u32 % 3 + 1;
+        commit(&store, db, base, 3, [number].into_iter()).await;
+    }
+    // In turns, so that what else the machine does concerns all of them.
+    let asked = [versions, versions / 2, 3];
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..2001 {
+        for (version, times) in asked.iter().zip(&mut times) {
+            let began = std::time::Instant::now();
+            let page = read(&store, db, *version, 1).await;
+            times.push(began.elapsed());
+            let written = (1..=*version).rev().find(|v| v % 3 == 1).unwrap();
+            assert_eq!(page, content(SIZE, 1, written));
+        }
+    }
+    let medians = times.map(|mut times| {
+        times.sort();
+        times[times.len() / 2]
+    });
+    println!("{versions} versions, {asked:?} read in {medians:?}");
+    let [head, middle, old] = medians;
+    assert!(middle < head * 3 && old < head * 3, "{medians:?}");
+}
+
+#[tokio::test]
+async fn v7_numbers_times_and_tags_are_the_same_after_any_number_of_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let mut told = Vec::new();
+    for restart in 0..given("PAGEWIRE_TEST_RESTARTS", 12) {
+        let store = open(directory.path(), None, &clock);
+        let db = database(&store, "a").await;
+        let now = store.versions(db.0, None, false, 100_000).await.unwrap();
+        assert_eq!(now, told, "restart {restart}");
+        let head = now
+            .first()
+            .map_or(0, |newest| newest.snapshot.version.get());
+        for base in head..head + 5 {
+            match restart % 3 {
+                0 => clock.advance(Duration::from_secs(7)),
+                // A clock that is set back makes no time fall (K4), over a restart too.
+                _ => clock.turn_back(Duration::from_secs(3)),
+            }
+            commit(&store, db, base, 3, [base as u32 % 3 + 1].into_iter()).await;
+        }
+        let tag = TagName::try_from(format!("t{}", restart % 4).as_str()).unwrap();
+        let moment = Moment::Version(Version::new(head + 2));
+        store.set_tag(db.0, &tag, &moment, true).await.unwrap();
+        told = store.versions(db.0, None, false, 100_000).await.unwrap();
+        assert_eq!(told[0].snapshot.version.get(), head + 5);
+        assert!(told.is_sorted_by(|newer, older| newer.time >= older.time));
+    }
 }
 
 /// Neither find nor read has to look at the versions in between.

@@ -1,4 +1,5 @@
 //! Tests of the versioned memory store.
 
 mod conformance;
+mod old_versions;
 mod wrong_stores;

@@ -1,6 +1,7 @@
 //! Stores with versions that are wrong in one way each: the suite has to say so, by the rule that the fault breaks. As
 //! `servers/memory/tests/it/wrong_stores.rs` for the rules without versions.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use pagewire_server::store::{
     PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
+use parking_lot::Mutex;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -37,6 +39,8 @@ enum Fault {
     CollectionIsNeverAtItsEnd,
     /// A floor protects nothing.
     FloorsAreForgotten,
+    /// What was restored once stays, also when nothing stands on it any more.
+    RestoredVersionsStay,
 }
 
 /// The rules that have to notice.
@@ -55,12 +59,36 @@ const NOTICED_BY: &[(Fault, &[&str])] = &[
     (Fault::NothingIsEverCollected, &["v02", "v06", "random"]),
     (Fault::CollectionIsNeverAtItsEnd, &["v06"]),
     (Fault::FloorsAreForgotten, &["v06", "random"]),
+    (Fault::RestoredVersionsStay, &["random"]),
 ];
 
 #[derive(Debug)]
 struct WrongStore {
     right: VersionedMemoryStore,
     fault: Fault,
+    /// For a fault that keeps versions: what was restored, and what is protected besides.
+    kept: Mutex<HashMap<DatabaseId, Kept>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    restored: BTreeSet<Version>,
+    floor: Option<Version>,
+    pins: BTreeSet<Version>,
+}
+
+impl WrongStore {
+    async fn keep(&self, database: DatabaseId, kept: Kept) -> Result<(), StoreError> {
+        let pins: Vec<_> = kept.restored.union(&kept.pins).copied().collect();
+        self.right.protect(database, kept.floor, &pins).await?;
+        self.kept.lock().insert(database, kept);
+        Ok(())
+    }
+
+    fn kept(&self, database: DatabaseId) -> Kept {
+        let kept = self.kept.lock();
+        kept.get(&database).cloned().unwrap_or_default()
+    }
 }
 
 #[async_trait]
@@ -134,6 +162,20 @@ impl PageStore for WrongStore {
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
+        if self.fault == Fault::RestoredVersionsStay {
+            let pins = pins.iter().copied().collect();
+            let kept = self.kept(database);
+            return self
+                .keep(
+                    database,
+                    Kept {
+                        floor,
+                        pins,
+                        ..kept
+                    },
+                )
+                .await;
+        }
         self.right.protect(database, floor, pins).await?;
         match self.fault {
             Fault::PinsAreForgotten => self.right.protect(database, floor, &[]).await,
@@ -173,6 +215,14 @@ impl PageStore for WrongStore {
                     part.page_count = before.snapshot.page_count;
                     part.page_size = before.snapshot.page_size.unwrap_or(part.page_size);
                 }
+            }
+        }
+        if self.fault == Fault::RestoredVersionsStay {
+            for part in &commit.databases {
+                let mut kept = self.kept(part.database);
+                kept.restored.extend(part.restore);
+                // A restore of what is gone is refused by itself.
+                let _ = self.keep(part.database, kept).await;
             }
         }
         self.right.commit(commit).await
@@ -304,12 +354,14 @@ struct Wrong(Fault, ManualClock);
 impl Wrong {
     fn store(&self, retention: Option<Duration>) -> Result<Arc<dyn PageStore>, StoreError> {
         let options = VersionedMemoryOptions {
-            retention,
+            // The right one drops versions by time too.
+            retention: retention.filter(|_| self.0 != Fault::NothingIsEverCollected),
             clock: self.1.clock(),
         };
         Ok(Arc::new(WrongStore {
             right: VersionedMemoryStore::with_options(options)?,
             fault: self.0,
+            kept: Mutex::default(),
         }))
     }
 }

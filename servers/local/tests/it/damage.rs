@@ -1,0 +1,111 @@
+//! Damage stays with the database that it belongs to (C16, GRP2, COL6).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_local::keys::Key;
+use pagewire_local::{LocalOptions, LocalStore};
+use pagewire_proto::Version;
+use pagewire_server::store::{PageStore, StoreError};
+
+use crate::bench::{SIZE, commit, database, name, part, read, try_commit};
+use crate::scene::damage;
+
+fn open(directory: &Path) -> LocalStore {
+    let options = LocalOptions {
+        retention: Some(Duration::ZERO),
+        // Only beside commits, and when the tests ask.
+        collect_after_quiet: Duration::from_secs(3600),
+        ..LocalOptions::default()
+    };
+    LocalStore::open_with(directory, options).unwrap()
+}
+
+#[tokio::test]
+async fn col6_damage_of_a_removed_database_keeps_nobody_from_committing_or_collecting() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let (dead, live) = (
+        database(&store, "dead").await,
+        database(&store, "live").await,
+    );
+    commit(&store, dead, 0, 20, 1..=20).await;
+    commit(&store, live, 0, 20, 1..=20).await;
+    let other = database(&store, "other").await;
+    commit(&store, other, 0, 20, 1..=20).await;
+    store.remove(&name("dead")).await.unwrap();
+    drop(store);
+    // It stands on nothing: its row is two checksums and nothing else.
+    damage(directory.path(), &Key::Segment(dead.0, Version::new(1)), 8);
+    let mut head = 1;
+    for _ in 0..2 {
+        let store = open(directory.path());
+        let live = (live.0, store.fence(live.0).await.unwrap());
+        for _ in 0..5 {
+            commit(&store, live, head, 20, 1..=20).await;
+            head += 1;
+        }
+        // Not there the second time.
+        let _ = store.remove(&name("other")).await;
+        // All others are collected, and what is not is told.
+        let told = loop {
+            match store.collect(None).await {
+                Ok(collected) => assert!(collected.more, "damage passed for collected"),
+                Err(error) => break error,
+            }
+        };
+        let StoreError::Corrupt(why) = told else {
+            panic!("{told:?}");
+        };
+        let about = format!("the segment of database {} from version 1 on", dead.0);
+        assert!(why.contains(&about), "{why}");
+        let described = store.describe(live.0).await.unwrap();
+        assert_eq!((described.versions, described.pages), (1, 20));
+        let left = Key::Removed(other.0).to_string();
+        let problems = store.audit(true);
+        assert!(!format!("{problems:?}").contains(&left), "{problems:?}");
+    }
+}
+
+/// The size of a segment is read before anything is written: the others of the group have nothing to do with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grp2_damage_that_a_commit_meets_is_not_of_its_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let (bad, good) = (
+        database(&store, "bad").await,
+        database(&store, "good").await,
+    );
+    commit(&store, bad, 0, 20, 1..=20).await;
+    commit(&store, good, 0, 20, 1..=20).await;
+    drop(store);
+    damage(directory.path(), &Key::Usage(bad.0, Version::new(1)), 24);
+    let store = Arc::new(open(directory.path()));
+    let bad = (bad.0, store.fence(bad.0).await.unwrap());
+    let good = (good.0, store.fence(good.0).await.unwrap());
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let (store, done) = (Arc::clone(&store), Arc::clone(&done));
+            tokio::spawn(async move {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let refused = try_commit(&store, part(bad, SIZE, 1, 20, 1..=20)).await;
+                    assert!(
+                        matches!(refused, Err(StoreError::Corrupt(_))),
+                        "{refused:?}"
+                    );
+                }
+            })
+        })
+        .collect();
+    for base in 1..40 {
+        commit(&store, good, base, 20, 1..=20).await;
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    for other in others {
+        other.await.unwrap();
+    }
+    // What was there of it can be read.
+    assert_eq!(read(&store, bad, 1, 7).await.len(), SIZE.bytes());
+}

@@ -1,0 +1,352 @@
+//! What the process writes and syncs under a directory, call by call, and the disk as it may be when the power goes in the midst of it.
+//!
+//! * A write that was synced after it, in its file, is on the disk; one to a file that was opened to sync each write is when it returns.
+//! * Any other write is there, or not, sector by sector, whatever came before or after it.
+//! * The file has what was written to it before the recording began.
+//!
+//! The calls of the C library are taken over at linking: the engine's code is linked into this binary, and finds these first.
+
+#![allow(unsafe_code, reason = "takes the place of functions of the C library")]
+
+use std::ffi::{c_int, c_void};
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+const SECTOR: usize = 512;
+
+/// How much of what is not synced is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    Nothing,
+    Everything,
+    /// The last write overtook all others.
+    OnlyTheLast,
+    /// Each sector with even odds, by this seed.
+    Sectors(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Write {
+        offset: usize,
+        bytes: Vec<u8>,
+        synced: bool,
+    },
+    Sync,
+    Acknowledged(&'static str, u64),
+}
+
+/// Of one directory.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    directory: PathBuf,
+    before: Option<Vec<u8>>,
+    events: Mutex<Vec<Event>>,
+}
+
+/// What was recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) writes: usize,
+    pub(crate) synced_writes: usize,
+    pub(crate) syncs: usize,
+}
+
+struct Live {
+    directory: PathBuf,
+    events: Vec<Event>,
+}
+
+/// All that are under way: tests run beside each other.
+static LIVE: Mutex<Vec<Live>> = Mutex::new(Vec::new());
+static LIVE_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+impl Recording {
+    /// Records what is done under a directory from now on.
+    pub(crate) fn begin(directory: &Path) -> Self {
+        let parent = directory.parent().unwrap().canonicalize().unwrap();
+        let directory = parent.join(directory.file_name().unwrap());
+        LIVE.lock().push(Live {
+            directory: directory.clone(),
+            events: Vec::new(),
+        });
+        LIVE_COUNT.fetch_add(1, Ordering::SeqCst);
+        Self {
+            before: std::fs::read(directory.join("data.mdb")).ok(),
+            directory,
+            events: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        let mut live = LIVE.lock();
+        let index = live
+            .iter()
+            .position(|live| live.directory == self.directory);
+        *self.events.lock() = live.remove(index.unwrap()).events;
+        LIVE_COUNT.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Somebody was told that something is durable.
+    pub(crate) fn acknowledge(&self, what: &'static str, number: u64) {
+        record(&self.directory, Event::Acknowledged(what, number));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.events.lock().len()
+    }
+
+    pub(crate) fn told(&self) -> Told {
+        let mut told = Told::default();
+        for event in &*self.events.lock() {
+            match event {
+                Event::Write { synced: true, .. } => told.synced_writes += 1,
+                Event::Write { .. } => told.writes += 1,
+                Event::Sync => told.syncs += 1,
+                Event::Acknowledged(..) => {}
+            }
+        }
+        told
+    }
+
+    /// The same on a disk that only says that it syncs.
+    pub(crate) fn without_syncs(&self) -> Self {
+        let events = self.events.lock().clone().into_iter();
+        let lied = events
+            .filter(|event| !matches!(event, Event::Sync))
+            .map(|event| match event {
+                Event::Write { offset, bytes, .. } => Event::Write {
+                    offset,
+                    bytes,
+                    synced: false,
+                },
+                event => event,
+            });
+        Self {
+            directory: self.directory.clone(),
+            before: self.before.clone(),
+            events: Mutex::new(lied.collect()),
+        }
+    }
+
+    /// What was acknowledged when so many events were over.
+    pub(crate) fn acknowledged(&self, moment: usize) -> Vec<(&'static str, u64)> {
+        let events = self.events.lock();
+        let acknowledged = events[..moment].iter().filter_map(|event| match event {
+            Event::Acknowledged(what, number) => Some((*what, *number)),
+            _ => None,
+        });
+        acknowledged.collect()
+    }
+
+    /// The file when so many events were over, the next one under way; `None` where there is none.
+    pub(crate) fn image(&self, moment: usize, disk: Disk) -> Option<Vec<u8>> {
+        let events = self.events.lock();
+        let over = &events[..moment];
+        let synced_to = over
+            .iter()
+            .rposition(|event| matches!(event, Event::Sync))
+            .unwrap_or(0);
+        let mut image = self.before.clone();
+        // Durable by the last sync, or by itself: in the order of the calls.
+        let mut loose: Vec<(usize, &[u8])> = Vec::new();
+        for (index, event) in over.iter().enumerate() {
+            if let Event::Write {
+                offset,
+                bytes,
+                synced,
+            } = event
+            {
+                if index < synced_to || *synced {
+                    put(&mut image, *offset, bytes);
+                } else {
+                    loose.push((*offset, bytes));
+                }
+            }
+        }
+        // A write that has not returned may be there in part, be it one that is synced.
+        if let Some(Event::Write { offset, bytes, .. }) = events.get(moment) {
+            loose.push((*offset, bytes));
+        }
+        match disk {
+            Disk::Nothing => {}
+            Disk::Everything => loose
+                .iter()
+                .for_each(|(at, bytes)| put(&mut image, *at, bytes)),
+            Disk::OnlyTheLast => {
+                if let Some((at, bytes)) = loose.last() {
+                    put(&mut image, *at, bytes);
+                }
+            }
+            Disk::Sectors(seed) => {
+                let mut random = Random::new(seed);
+                for (at, bytes) in loose {
+                    let (mut from, end) = (at, at + bytes.len());
+                    while from < end {
+                        let to = end.min((from / SECTOR + 1) * SECTOR);
+                        if random.next() & 1 == 0 {
+                            put(&mut image, from, &bytes[from - at..to - at]);
+                        }
+                        from = to;
+                    }
+                }
+            }
+        }
+        image
+    }
+}
+
+fn put(image: &mut Option<Vec<u8>>, offset: usize, bytes: &[u8]) {
+    let image = image.get_or_insert_default();
+    image.resize(image.len().max(offset + bytes.len()), 0);
+    image[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Small and repeatable.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub(crate) fn seed() -> u64 {
+        let id = pagewire_proto::CommitId::random().unwrap();
+        u64::from_be_bytes(*id.as_bytes().first_chunk().unwrap()) >> 1
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 1
+    }
+}
+
+/// Adds an event to the recording that a path is of, if there is one.
+fn record(path: &Path, event: Event) {
+    let mut live = LIVE.lock();
+    if let Some(live) = live
+        .iter_mut()
+        .find(|live| path.starts_with(&live.directory))
+    {
+        live.events.push(event);
+    }
+}
+
+/// The path of an open file, while anything is recorded.
+fn path_of(fd: c_int) -> Option<PathBuf> {
+    if LIVE_COUNT.load(Ordering::SeqCst) == 0 {
+        return None;
+    }
+    std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
+}
+
+fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
+    let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) else {
+        return;
+    };
+    let flags = rustix::fs::fcntl_getfl(fd).unwrap();
+    let synced = flags.intersects(rustix::fs::OFlags::DSYNC | rustix::fs::OFlags::SYNC);
+    let bytes = bytes.to_vec();
+    record(
+        &path,
+        Event::Write {
+            offset,
+            bytes,
+            synced,
+        },
+    );
+}
+
+fn synced(raw: c_int) {
+    if let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) {
+        record(&path, Event::Sync);
+    }
+}
+
+/// No error of the medium is expected in a test: it ends there.
+fn done<T>(result: rustix::io::Result<T>, what: &str) -> T {
+    result.unwrap_or_else(|error| {
+        eprintln!("{what}: {error}");
+        std::process::abort()
+    })
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite(fd: c_int, bytes: *const c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller holds the file open and the bytes readable for the time of the call, as for the function it means.
+    let (file, bytes) = unsafe {
+        (
+            BorrowedFd::borrow_raw(fd),
+            std::slice::from_raw_parts(bytes.cast::<u8>(), length),
+        )
+    };
+    let count = done(rustix::io::pwrite(file, bytes, offset as u64), "pwrite");
+    written(file, fd, offset as usize, &bytes[..count]);
+    count as isize
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite64(
+    fd: c_int,
+    bytes: *const c_void,
+    length: usize,
+    offset: i64,
+) -> isize {
+    // SAFETY: the same function under its other name.
+    unsafe { pwrite(fd, bytes, length, offset) }
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> isize {
+    // SAFETY: the caller holds the file open and the parts readable for the time of the call; `IoSlice` is an iovec by its contract.
+    let (file, parts) = unsafe {
+        let parts = std::slice::from_raw_parts(parts.cast::<IoSlice<'_>>(), count as usize);
+        (BorrowedFd::borrow_raw(fd), parts)
+    };
+    let is_recorded = path_of(fd).is_some_and(|path| path.ends_with("data.mdb"));
+    let offset = match is_recorded {
+        true => done(rustix::fs::tell(file), "lseek") as usize,
+        false => 0,
+    };
+    let length = done(rustix::io::writev(file, parts), "writev");
+    if is_recorded {
+        let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        written(file, fd, offset, &all[..length]);
+    }
+    length as isize
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
+    // SAFETY: the caller holds the file open for the time of the call.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    done(rustix::fs::fdatasync(file), "fdatasync");
+    synced(fd);
+    0
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+    // SAFETY: the caller holds the file open for the time of the call.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    done(rustix::fs::fsync(file), "fsync");
+    synced(fd);
+    0
+}

@@ -1,0 +1,145 @@
+//! All databases of the store, their names, and what is to be dropped when. Never locks anything; the caller does.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use pagewire_memory::staging::Stagings;
+use pagewire_proto::{CommitId, DatabaseId, DatabaseName, UnixMillis, Version};
+use pagewire_server::store::{DatabaseCommit, StoreError};
+
+use crate::database::{Content, Database, Kept, NextVersion};
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// By the text of the name.
+    pub(crate) names: BTreeMap<String, DatabaseId>,
+    pub(crate) databases: HashMap<DatabaseId, Database>,
+    pub(crate) stagings: Stagings,
+    /// Segments that were begun, in all databases.
+    segments: u64,
+    /// How many branches stand on which versions of a database.
+    branch_points: HashMap<DatabaseId, BTreeMap<Version, usize>>,
+    /// When a database may have versions that nothing keeps any more.
+    due: BTreeSet<(UnixMillis, DatabaseId)>,
+}
+
+impl State {
+    pub(crate) fn database(&self, id: DatabaseId) -> Result<&Database, StoreError> {
+        self.databases.get(&id).ok_or(StoreError::DatabaseNotFound)
+    }
+
+    pub(crate) fn database_mut(&mut self, id: DatabaseId) -> Result<&mut Database, StoreError> {
+        let database = self.databases.get_mut(&id);
+        database.ok_or(StoreError::DatabaseNotFound)
+    }
+
+    pub(crate) fn new_segment(&mut self) -> u64 {
+        self.segments += 1;
+        self.segments
+    }
+
+    /// The version that a commit makes, checked against what it is made on.
+    pub(crate) fn next_version(
+        &mut self,
+        id: CommitId,
+        part: DatabaseCommit,
+    ) -> Result<NextVersion, StoreError> {
+        let (page_size, page_count) = (part.page_size, part.page_count);
+        let content = match part.restore {
+            Some(from) => {
+                self.database(part.database)?.version(from)?;
+                Content::Restore(from, self.new_segment())
+            }
+            None => Content::Pages(self.stagings.pages_of(part)),
+        };
+        Ok(NextVersion {
+            id,
+            page_size,
+            page_count,
+            content,
+        })
+    }
+
+    /// A database became known under its name.
+    pub(crate) fn add(&mut self, id: DatabaseId, database: Database) {
+        if let Some(origin) = &database.origin {
+            let points = self.branch_points.entry(origin.database).or_default();
+            *points.entry(origin.entry.snapshot.version).or_default() += 1;
+        }
+        self.names.insert(database.name.as_str().to_owned(), id);
+        self.databases.insert(id, database);
+    }
+
+    /// Takes out a database with its name; the caller drops it without the lock.
+    pub(crate) fn remove(
+        &mut self,
+        name: &DatabaseName,
+    ) -> Result<(DatabaseId, Option<Database>), StoreError> {
+        let id = self.names.remove(name.as_str());
+        let id = id.ok_or(StoreError::DatabaseNotFound)?;
+        let removed = self.databases.remove(&id);
+        self.stagings.drop_database(id);
+        if let Some(origin) = removed.as_ref().and_then(|d| d.origin.as_ref()) {
+            let version = origin.entry.snapshot.version;
+            if let Some(points) = self.branch_points.get_mut(&origin.database)
+                && let Some(branches) = points.get_mut(&version)
+            {
+                *branches -= 1;
+                if *branches == 0 {
+                    points.remove(&version);
+                }
+            }
+        }
+        Ok((id, removed))
+    }
+
+    /// Something that kept versions of a database may not from this time on.
+    pub(crate) fn look_again(&mut self, id: DatabaseId, time: UnixMillis) {
+        self.due.insert((time, id));
+    }
+
+    /// When there may be something to drop.
+    pub(crate) fn next_due(&self) -> Option<UnixMillis> {
+        self.due.first().map(|(time, _)| *time)
+    }
+
+    /// Takes out versions of a database that nothing keeps; the caller drops them without the lock.
+    pub(crate) fn take_unkept(
+        &mut self,
+        id: DatabaseId,
+        now: UnixMillis,
+        retention: Option<i64>,
+        limit: usize,
+    ) -> Result<(Vec<Kept>, bool), StoreError> {
+        let points = self.branch_points.get(&id);
+        let database = self.databases.get_mut(&id);
+        let database = database.ok_or(StoreError::DatabaseNotFound)?;
+        let stood_on = |version: &Version| points.is_some_and(|p| p.contains_key(version));
+        Ok(database.take_unkept(now, retention, stood_on, limit))
+    }
+
+    /// Takes out versions of whatever database has some that are too old by now, at most as many.
+    pub(crate) fn take_old(&mut self, now: UnixMillis, retention: i64, limit: usize) -> Vec<Kept> {
+        let mut taken = Vec::new();
+        for _ in 0..limit {
+            let Some((time, id)) = self.due.first().copied() else {
+                break;
+            };
+            let room = limit - taken.len();
+            if time > now || room == 0 {
+                break;
+            }
+            let more = match self.take_unkept(id, now, Some(retention), room) {
+                Ok((unkept, more)) => {
+                    taken.extend(unkept);
+                    more
+                }
+                // Removed.
+                Err(_) => false,
+            };
+            if !more {
+                self.due.pop_first();
+            }
+        }
+        taken
+    }
+}
