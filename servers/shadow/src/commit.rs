@@ -14,7 +14,7 @@ use pagewire_server::store::{
     Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
 };
 
-use crate::cells::{self, Entry, History, HistoryPart, Record, State};
+use crate::cells::{self, Archive, ArchivePart, Entry, History, HistoryPart, Record, State};
 use crate::keys::{self, SegmentId};
 use crate::kv::KeyValueError;
 use crate::roots::{ATTEMPTS, Change, Loaded, busy, harmless, next_root, wait};
@@ -48,6 +48,7 @@ pub(crate) struct Prepared {
     entries: Vec<Entry>,
     absorbed: Vec<SegmentId>,
     history: Option<HistoryPart>,
+    archive: Option<ArchivePart>,
 }
 
 /// A commit with its pages as they will be stored.
@@ -71,7 +72,7 @@ impl Inner {
         for slot in slots.values() {
             writing.push(slot.writing.lock().await);
         }
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             return Err(has_failed());
         }
         let outcome = match draft.parts.len() {
@@ -263,11 +264,26 @@ impl Inner {
                     .await?,
             ),
         };
+        let keep = self.keep(Some(&self.slot(commit.database)));
+        let archive = match state.overflowing_entries(&keep, self.options.root_entries)? {
+            None => None,
+            Some((first, last, archive)) => {
+                let part = ArchivePart {
+                    generation,
+                    random: segment::random()?,
+                    first,
+                    last,
+                };
+                self.put_archive(commit.database, &part, archive).await?;
+                Some(part)
+            }
+        };
         Ok(Prepared {
             generation,
             entries,
             absorbed,
             history,
+            archive,
         })
     }
 
@@ -349,6 +365,19 @@ impl Inner {
         Ok(part)
     }
 
+    async fn put_archive(
+        &self,
+        database: DatabaseId,
+        part: &ArchivePart,
+        archive: Archive,
+    ) -> Result<(), StoreError> {
+        let key = keys::segment(database, part.id());
+        let put = self.kv.put(&key, cells::encode(&archive));
+        put.await.map_err(|error| self.failure(error))?;
+        self.archives.insert(part.id(), Arc::new(archive));
+        Ok(())
+    }
+
     /// Makes the next version in a copy of the state.
     pub(crate) fn apply(
         &self,
@@ -365,22 +394,24 @@ impl Inner {
             entries: prepared.entries.clone(),
             absorbed: prepared.absorbed.clone(),
             history: prepared.history.clone(),
+            archive: prepared.archive.clone(),
             time_ms: self.now_ms(),
         };
         let slot = slots.get(&part.commit.database);
-        state.apply(next, self.keep(slot.map(|slot| &**slot)));
+        state.apply(next, &self.keep(slot.map(|slot| &**slot)));
     }
 
     /// What has to stay of a database beside its head.
     pub(crate) fn keep(&self, slot: Option<&Slot>) -> Keep {
         let replaced = i64::try_from(self.options.keep_replaced.as_millis()).unwrap_or(i64::MAX);
-        let floor = slot.and_then(|slot| {
+        let (floor, pins) = slot.map_or((None, Vec::new()), |slot| {
             let protection = slot.protection.lock();
-            let pins = protection.pins.iter().copied();
-            pins.chain(protection.floor).min().map(Version::get)
+            let pins = protection.pins.iter().map(|pin| pin.get()).collect();
+            (protection.floor.map(Version::get), pins)
         });
         Keep {
             floor,
+            pins,
             replaced_after_ms: self.now_ms().saturating_sub(replaced),
         }
     }
@@ -392,6 +423,10 @@ impl Inner {
             self.failed.store(true, Ordering::Release);
         }
         harmless(error)
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     pub(crate) async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
@@ -455,6 +490,8 @@ impl Prepared {
             && self.entries.iter().all(|entry| entry.generation >= horizon)
             && self.absorbed.iter().all(is_live)
             && self.history.as_ref().map(|part| part.first) == part
+            // None of its versions was given up meanwhile, so what it names is named.
+            && self.archive.as_ref().is_none_or(|part| part.first >= state.oldest)
     }
 }
 
