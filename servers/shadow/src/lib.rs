@@ -7,7 +7,7 @@
 //! | of one database, up to 8 MiB | put the segment, swap the root | 2 |
 //! | without pages | swap the root | 1 |
 //! | larger | put segments of 8 MiB, four at a time; swap the root | 1 for each 8 MiB, and 1 |
-//! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 4 n + 2 |
+//! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 3 n + 2 |
 //!
 //! Once in 128 commits one more: a put of old records. Where readers keep thousands of old versions, one more in some 512: a put
 //! of an archive (`state.rs`). A small commit takes the pages of smaller ones before it along (`commit.rs`), so

@@ -11,6 +11,7 @@ use pagewire_proto::{
     Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
     PageSize, Snapshot, StagingId, TagName, Version, VersionEntry,
 };
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
@@ -425,6 +426,50 @@ async fn every_fault_is_noticed_by_the_rule_that_it_breaks() {
             println!("{fault:?} by {name}: {violation}");
         }
     }
+}
+
+/// Faults that do not get through a page server, and why.
+const STOPPED_BY_THE_SERVER: &[(Fault, &str)] = &[
+    (
+        Fault::EpochIsIgnored,
+        "it compares the epoch of the session's lease itself",
+    ),
+    (
+        Fault::EpochsRepeat,
+        "it refuses a lease whose epoch was given out before",
+    ),
+    (
+        Fault::StagingIsNotConsumed,
+        "it has forgotten the staging after the commit",
+    ),
+    (
+        Fault::ResolveIsNoWrite,
+        "the epoch of a lease that was taken since is another one",
+    ),
+    (
+        Fault::LookupCreatesUnasked,
+        "a name without a commit is found by its maker alone",
+    ),
+];
+
+/// The same rules notice the same faults where the store is behind a page server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_is_noticed_through_a_server_by_the_same_rule() {
+    let mut passed = Vec::new();
+    for (fault, rules) in NOTICED_BY {
+        // Histories take long, and have nothing to add to the rule.
+        for name in rules.iter().filter(|name| **name != "random") {
+            let rule = rule(name).unwrap();
+            let store = &Served::new(Wrong(*fault));
+            match (rule.run)(Context { store, seed: 1 }).await {
+                Err(violation) => println!("{fault:?} by {name} through a server: {violation}"),
+                Ok(_) => passed.push((*fault, *name)),
+            }
+        }
+    }
+    let stopped = |fault: &Fault| STOPPED_BY_THE_SERVER.iter().any(|(f, _)| f == fault);
+    passed.retain(|(fault, _)| !stopped(fault));
+    assert!(passed.is_empty(), "{passed:?}");
 }
 
 /// Rules that can be tried on a store that never restarts each notice at least one of the faults. Those on versions are for

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
 use pagewire_shadow::testing::{Medium, TestKeyValue, Weather};
@@ -132,4 +133,14 @@ mod while_everything_is_collected_at_once {
 mod while_old_versions_are_in_archives {
     use super::Installation;
     pagewire_server::conformance_tests!(Installation::archiving());
+}
+
+mod through_a_server {
+    use super::{Installation, Served};
+    pagewire_server::conformance_tests!(Served::new(Installation::fair()));
+}
+
+mod through_a_server_in_foul_weather {
+    use super::{Installation, Served};
+    pagewire_server::conformance_tests!(Served::new(Installation::foul()));
 }
