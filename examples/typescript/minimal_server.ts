@@ -21,19 +21,13 @@ type Session = { heard: number; open: Map<string, number>; stagings: Map<string,
 const TTL_MS = Number(process.env.PAGEWIRE_LEASE_TTL_MS ?? 5000);
 const ANSWER_BYTES = 4 << 20;
 const LIMITS = { max_message_bytes: 8 << 20, max_read_pages: 1024, max_commit_databases: 126, max_name_bytes: 400, max_open_databases: 65536 };
-const CODES: Record<string, grpc.status> = {
-    DATABASE_NOT_FOUND: grpc.status.NOT_FOUND,
-    VERSION_GONE: grpc.status.OUT_OF_RANGE,
-    INVALID: grpc.status.INVALID_ARGUMENT,
-    LIMIT: grpc.status.RESOURCE_EXHAUSTED,
-};
-
+const { NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, FAILED_PRECONDITION } = grpc.status;
+const CODES: Record<string, grpc.status> = { DATABASE_NOT_FOUND: NOT_FOUND, VERSION_GONE: OUT_OF_RANGE, INVALID: INVALID_ARGUMENT, LIMIT: RESOURCE_EXHAUSTED };
 /** One of the reasons of the protocol, and a text. */
 class Refused extends Error {
-    constructor(readonly reason: string, text: string) {
-        super(text);
-    }
+    constructor(readonly reason: string, text: string) { super(text); }
 }
+const refuse = (reason: string, text: string): never => { throw new Refused(reason, text); };
 
 const incarnation = randomBytes(16);
 const sessions = new Map<string, Session>();
@@ -46,52 +40,40 @@ const snapshot = (version: Version) => ({ version: version.number, page_size: ve
 /** In the order of the bytes of UTF-8, which is not that of JavaScript. */
 const compare = (a: string, b: string) => Buffer.compare(Buffer.from(a), Buffer.from(b));
 
-function sweep() {
-    for (const [id, session] of sessions) if (performance.now() - session.heard > TTL_MS) end(id);
-}
-function end(id: string) {
+function sweep() { for (const [id, session] of sessions) if (performance.now() - session.heard > TTL_MS) end(id); }
+function end(id: string): "end" {
     sessions.get(id)?.open.forEach((_, database) => release(id, databases.get(database)));
     sessions.delete(id);
+    return "end";
 }
-function release(session: string, database?: Database) {
-    if (database?.holder === session) database.holder = "";
-}
+function release(session: string, database?: Database) { if (database?.holder === session) database.holder = ""; }
 function sessionOf(request: Message): Session {
     sweep();
-    const session = sessions.get(hex(request.session_id));
-    if (!session) throw new Refused("SESSION_UNKNOWN", "the session is not known");
-    return session;
+    return sessions.get(hex(request.session_id)) ?? refuse("SESSION_UNKNOWN", "the session is not known");
 }
 function opened(request: Message, id: Uint8Array = request.database_id): Database {
-    const database = databases.get(hex(id));
-    if (!sessionOf(request).open.has(hex(id)) || !database) throw new Refused("DATABASE_NOT_OPEN", "the database is not open in this session");
-    return database;
+    const database = sessionOf(request).open.has(hex(id)) ? databases.get(hex(id)) : undefined;
+    return database ?? refuse("DATABASE_NOT_OPEN", "the database is not open in this session");
 }
 function checked(page: Message, size: number): Buffer {
     const right = page.number > 0 && page.number < 2 ** 32 - 1 && [0, size].includes(page.content.length) && crc32(page.content) === page.crc32;
-    if (!right) throw new Refused("INVALID", `page ${page.number} is not what was sent`);
-    return page.content.length > 0 ? page.content : Buffer.alloc(size);
+    return !right ? refuse("INVALID", `page ${page.number} is not what was sent`) : page.content.length > 0 ? page.content : Buffer.alloc(size);
 }
 
 function openDatabase(request: Message): Message {
     const session = sessionOf(request);
     let found = names.get(request.name);
-    if (request.mode !== "OPEN_MODE_CREATE" && (!found || head(found).number === 0)) throw new Refused("DATABASE_NOT_FOUND", "there is no such database");
-    if (!found) {
-        const empty = { number: 0, size: 0, count: 0, pages: new Map(), commit: "" };
-        found = { name: request.name, id: hex(randomBytes(16)), versions: [empty], epoch: 0, holder: "" };
-        names.set(found.name, found);
-        databases.set(found.id, found);
-    }
+    if (request.mode !== "OPEN_MODE_CREATE" && (!found || head(found).number === 0)) refuse("DATABASE_NOT_FOUND", "there is no such database");
+    const empty = { number: 0, size: 0, count: 0, pages: new Map(), commit: "" };
+    found ??= { name: request.name, id: hex(randomBytes(16)), versions: [empty], epoch: 0, holder: "" };
+    names.set(found.name, found);
+    databases.set(found.id, found);
     session.open.set(found.id, Math.max(session.open.get(found.id) ?? 0, request.open_sequence));
     return { database_id: bytes(found.id), head: snapshot(head(found)) };
 }
-function beginSnapshot(request: Message): Message {
-    return { head: snapshot(head(opened(request))), changes: { all: true } };
-}
+const beginSnapshot = (request: Message): Message => ({ head: snapshot(head(opened(request))), changes: { all: true } });
 function readPages(request: Message): Message {
-    const version = opened(request).versions[request.version];
-    if (!version) throw new Refused("VERSION_GONE", `there is no version ${request.version}`);
+    const version = opened(request).versions[request.version] ?? refuse("VERSION_GONE", `there is no version ${request.version}`);
     const pages = [];
     let room = ANSWER_BYTES;
     for (const number of request.pages) {
@@ -104,10 +86,7 @@ function readPages(request: Message): Message {
 function acquireLease(request: Message): Message {
     const [database, session] = [opened(request), hex(request.session_id)];
     if (database.holder !== "" && database.holder !== session) return { pending: { ahead: 1 } };
-    if (database.holder === "" || database.epoch <= request.released_epoch) {
-        database.epoch += 1;
-        database.holder = session;
-    }
+    if (database.holder === "" || database.epoch <= request.released_epoch) [database.epoch, database.holder] = [database.epoch + 1, session];
     return { granted: { epoch: database.epoch, head: snapshot(head(database)), changes: { all: true } } };
 }
 function stagePages(requests: Message[]): Message {
@@ -123,7 +102,7 @@ function commit(requests: Message[]): Message {
     const [header, finish] = [requests[0]?.header ?? {}, requests[requests.length - 1]?.finish];
     const batches: Message[] = requests.flatMap((request) => request.batches);
     const sums = batches.flatMap((batch) => batch.pages).map((page) => Buffer.from(Uint32Array.of(page.crc32).buffer));
-    if (finish?.page_count !== sums.length || finish.crc32 !== crc32(Buffer.concat(sums))) throw new Refused("INVALID", "finish: not what was sent");
+    if (finish?.page_count !== sums.length || finish.crc32 !== crc32(Buffer.concat(sums))) refuse("INVALID", "finish: not what was sent");
     const [session, id] = [sessionOf(header), hex(header.commit_id)];
     const named: [Message, Database][] = header.databases.map((part: Message) => [part, opened(header, part.database_id)]);
     const answer = { committed: { versions: named.map(([part]) => part.base_version + 1) } };
@@ -136,8 +115,8 @@ function commit(requests: Message[]): Message {
         const writes = new Map<number, Buffer>();
         for (const stagingId of part.staging_ids) {
             const staging = session.stagings.get(hex(stagingId));
-            if (staging?.database !== database || staging.size !== part.page_size) throw new Refused("STAGING_UNKNOWN", "the staging is not known");
-            staging.pages.forEach((content, number) => writes.set(number, content));
+            const fits = staging?.database === database && staging.size === part.page_size;
+            (fits ? staging : refuse("STAGING_UNKNOWN", "the staging is not known")).pages.forEach((content, number) => writes.set(number, content));
         }
         const own = batches.filter((batch) => batch.database_index === index).flatMap((batch) => batch.pages);
         for (const page of own) writes.set(page.number, checked(page, part.page_size));
@@ -146,10 +125,8 @@ function commit(requests: Message[]): Message {
         for (const number of [...pages.keys()]) if (number > part.page_count) pages.delete(number);
         made.push({ number: base.number + 1, size: part.page_count > 0 ? part.page_size : 0, count: part.page_count, pages, commit: id });
     }
-    for (const [index, [part, database]] of named.entries()) {
-        database.versions.push(made[index]);
-        for (const stagingId of part.staging_ids) session.stagings.delete(hex(stagingId));
-    }
+    named.forEach(([, database], index) => database.versions.push(made[index]));
+    named.flatMap(([part]) => part.staging_ids).forEach((stagingId) => session.stagings.delete(hex(stagingId)));
     return answer;
 }
 function resolveCommit(request: Message): Message {
@@ -167,22 +144,21 @@ function listDatabases(request: Message): Message {
 }
 function deleteDatabase(request: Message): Message {
     sweep();
-    const found = names.get(request.name);
-    if (!found) throw new Refused("DATABASE_NOT_FOUND", "there is no such database");
-    if ([...sessions.values()].some((session) => session.open.has(found.id))) throw new Refused("LIMIT", "the database is open: close it first");
+    const found = names.get(request.name) ?? refuse("DATABASE_NOT_FOUND", "there is no such database");
+    if ([...sessions.values()].some((session) => session.open.has(found.id))) refuse("LIMIT", "the database is open: close it first");
     names.delete(found.name);
     databases.delete(found.id);
     return { database_id: bytes(found.id) };
 }
 
 /** A message of the stream of a session: its answer; "end" where the stream ends with it. */
-function heard(id: string, request: Message, known: boolean): Message | undefined | "end" {
+function heard(id: string, request: Message, known: boolean): Message | void | "end" {
     sweep();
     const { hello, heartbeat, release_lease, close_database } = request;
     const resumed = sessions.has(id);
     if (hello) sessions.set(id, sessions.get(id) ?? { heard: 0, open: new Map(), stagings: new Map() });
     const session = sessions.get(id);
-    if (!session || request.goodbye || (!hello && !known)) return end(id), "end";
+    if (!session || request.goodbye || (!hello && !known)) return end(id);
     session.heard = performance.now();
     if (hello) {
         const leases = [...databases.values()].filter((d) => d.holder === id).map((d) => ({ database_id: bytes(d.id), epoch: d.epoch }));
@@ -196,7 +172,6 @@ function heard(id: string, request: Message, known: boolean): Message | undefine
         session.open.delete(database.id);
         release(id, database);
     }
-    return undefined;
 }
 function session(call: grpc.ServerDuplexStream<Message, Message>) {
     let id = "";
@@ -217,7 +192,7 @@ function answered(callback: grpc.sendUnaryData<Message>, work: () => Message) {
         if (!(error instanceof Refused)) throw error;
         const metadata = new grpc.Metadata();
         metadata.set("pagewire-reason", error.reason);
-        callback({ code: CODES[error.reason] ?? grpc.status.FAILED_PRECONDITION, details: error.message, metadata });
+        callback({ code: CODES[error.reason] ?? FAILED_PRECONDITION, details: error.message, metadata });
     }
 }
 const unary = (work: (request: Message) => Message) => (call: grpc.ServerUnaryCall<Message, Message>, callback: grpc.sendUnaryData<Message>) =>

@@ -35,6 +35,8 @@ pub struct Served<S> {
 struct Process {
     runtime: Runtime,
     store: Arc<dyn PageStore>,
+    /// Who has the store beside the server: this, and whoever is trying it.
+    others: usize,
 }
 
 impl<S> Served<S> {
@@ -48,13 +50,13 @@ impl<S> Served<S> {
         }
     }
 
-    /// In place of the server before.
     async fn serve(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(failed)?;
+        let others = Arc::strong_count(&store);
         let served = Arc::clone(&store);
         let serving = runtime.spawn(async move {
             let server = Server::builder(served).lease_ttl(LEASE_TTL);
@@ -63,10 +65,11 @@ impl<S> Served<S> {
             tokio::spawn(server.serve_tcp(listener, std::future::pending()));
             Ok::<_, StoreError>(address)
         });
-        let before = self.process.lock().replace(Process { runtime, store });
-        if let Some(before) = before {
-            before.runtime.shutdown_background();
-        }
+        *self.process.lock() = Some(Process {
+            runtime,
+            store,
+            others,
+        });
         let address = serving.await.map_err(failed)??;
         let calls = connect(&format!("http://{address}")).await?;
         let session = SessionId::random().map_err(wrong)?;
@@ -75,15 +78,16 @@ impl<S> Served<S> {
         Ok(Arc::new(remote))
     }
 
-    /// Kills the server: its store, which nobody else has any more.
-    async fn kill(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+    /// Kills the server, where there is one: its store, which nothing of it has any more.
+    async fn kill(&self) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
         let process = self.process.lock().take();
-        let Some(Process { runtime, store }) = process else {
-            return Err(StoreError::Unsupported("a death before the first open"));
+        let Some(process) = process else {
+            return Ok(None);
         };
-        runtime.shutdown_background();
+        let (store, others) = (process.store, process.others);
+        process.runtime.shutdown_background();
         let deadline = tokio::time::Instant::now() + DEATH_PATIENCE;
-        while Arc::strong_count(&store) > 1 {
+        while Arc::strong_count(&store) > others {
             if tokio::time::Instant::now() > deadline {
                 return Err(failed(
                     "something of a server that was killed has its store",
@@ -91,7 +95,7 @@ impl<S> Served<S> {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(store)
+        Ok(Some(store))
     }
 
     fn inner(&self) -> Result<Arc<dyn PageStore>, StoreError> {
@@ -114,6 +118,7 @@ impl<S> Drop for Served<S> {
 #[async_trait]
 impl<S: StoreUnderTest> StoreUnderTest for Served<S> {
     async fn open(&self) -> Result<Arc<dyn PageStore>, StoreError> {
+        drop(self.kill().await?);
         self.serve(self.store.open().await?).await
     }
 
@@ -124,6 +129,7 @@ impl<S: StoreUnderTest> StoreUnderTest for Served<S> {
     async fn reopen(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
         // The server first: a session that says goodbye would make it an orderly end.
         let inner = self.kill().await?;
+        let inner = inner.ok_or(StoreError::Unsupported("a death before the first open"))?;
         drop(store);
         self.serve(self.store.reopen(inner).await?).await
     }
@@ -132,6 +138,7 @@ impl<S: StoreUnderTest> StoreUnderTest for Served<S> {
         &self,
         retention: Duration,
     ) -> Result<Option<Arc<dyn PageStore>>, StoreError> {
+        drop(self.kill().await?);
         match self.store.open_with_retention(retention).await? {
             Some(store) => self.serve(store).await.map(Some),
             None => Ok(None),
