@@ -10,6 +10,7 @@ import { loadSync } from "@grpc/proto-loader";
 
 /** A message as proto-loader gives and takes it: names as in the file, 64-bit numbers as numbers, bytes as Buffer. */
 type Message = Record<string, any>;
+type Answer = grpc.sendUnaryData<Message>;
 type Page = { content: Buffer; version: number };
 /** `pages` has every page that was ever written and is within `count`. */
 type Version = { number: number; size: number; count: number; pages: Map<number, Page>; commit: string };
@@ -18,33 +19,27 @@ type Staging = { database: Database; size: number; pages: Map<number, Buffer> };
 /** `open`: id of a database -> the last open_sequence. */
 type Session = { heard: number; open: Map<string, number>; stagings: Map<string, Staging> };
 
-const TTL_MS = Number(process.env.PAGEWIRE_LEASE_TTL_MS ?? 5000);
-const ANSWER_BYTES = 4 << 20;
+const TTL_MS = Number(process.env.PAGEWIRE_LEASE_TTL_MS ?? 5000), ANSWER_BYTES = 4 << 20;
 const LIMITS = { max_message_bytes: 8 << 20, max_read_pages: 1024, max_commit_databases: 126, max_name_bytes: 400, max_open_databases: 65536 };
 const { NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, FAILED_PRECONDITION } = grpc.status;
 const CODES: Record<string, grpc.status> = { DATABASE_NOT_FOUND: NOT_FOUND, VERSION_GONE: OUT_OF_RANGE, INVALID: INVALID_ARGUMENT, LIMIT: RESOURCE_EXHAUSTED };
 /** One of the reasons of the protocol, and a text. */
-class Refused extends Error {
-    constructor(readonly reason: string, text: string) { super(text); }
-}
+class Refused extends Error { constructor(readonly reason: string, text: string) { super(text); } }
 const refuse = (reason: string, text: string): never => { throw new Refused(reason, text); };
 
 const incarnation = randomBytes(16);
 const sessions = new Map<string, Session>();
-const names = new Map<string, Database>();
-const databases = new Map<string, Database>();
+const [names, databases] = [new Map<string, Database>(), new Map<string, Database>()];
 const hex = (id: Uint8Array) => Buffer.from(id).toString("hex");
 const bytes = (id: string) => Buffer.from(id, "hex");
 const head = (database: Database) => database.versions[database.versions.length - 1];
 const snapshot = (version: Version) => ({ version: version.number, page_size: version.size, page_count: version.count });
 /** In the order of the bytes of UTF-8, which is not that of JavaScript. */
 const compare = (a: string, b: string) => Buffer.compare(Buffer.from(a), Buffer.from(b));
-
 function sweep() { for (const [id, session] of sessions) if (performance.now() - session.heard > TTL_MS) end(id); }
 function end(id: string): "end" {
     sessions.get(id)?.open.forEach((_, database) => release(id, databases.get(database)));
-    sessions.delete(id);
-    return "end";
+    return sessions.delete(id), "end";
 }
 function release(session: string, database?: Database) { if (database?.holder === session) database.holder = ""; }
 function sessionOf(request: Message): Session {
@@ -74,13 +69,11 @@ function openDatabase(request: Message): Message {
 const beginSnapshot = (request: Message): Message => ({ head: snapshot(head(opened(request))), changes: { all: true } });
 function readPages(request: Message): Message {
     const version = opened(request).versions[request.version] ?? refuse("VERSION_GONE", `there is no version ${request.version}`);
-    const pages = [];
-    let room = ANSWER_BYTES;
-    for (const number of request.pages) {
+    const most = Math.max(1, Math.floor(ANSWER_BYTES / (version.size || 1)));
+    const pages = request.pages.slice(0, most).map((number: number) => {
         const page = version.pages.get(number) ?? { content: Buffer.alloc(0), version: 0 };
-        if ((room -= page.content.length) < 0) break;
-        pages.push({ number, ...page, crc32: crc32(page.content) });
-    }
+        return { number, ...page, crc32: crc32(page.content) };
+    });
     return { pages };
 }
 function acquireLease(request: Message): Message {
@@ -118,8 +111,8 @@ function commit(requests: Message[]): Message {
             const fits = staging?.database === database && staging.size === part.page_size;
             (fits ? staging : refuse("STAGING_UNKNOWN", "the staging is not known")).pages.forEach((content, number) => writes.set(number, content));
         }
-        const own = batches.filter((batch) => batch.database_index === index).flatMap((batch) => batch.pages);
-        for (const page of own) writes.set(page.number, checked(page, part.page_size));
+        const own = batches.filter((batch) => batch.database_index === index);
+        for (const page of own.flatMap((batch) => batch.pages)) writes.set(page.number, checked(page, part.page_size));
         const pages = new Map(base.size === part.page_size ? base.pages : []);
         writes.forEach((content, number) => pages.set(number, { content, version: base.number + 1 }));
         for (const number of [...pages.keys()]) if (number > part.page_count) pages.delete(number);
@@ -152,52 +145,43 @@ function deleteDatabase(request: Message): Message {
 }
 
 /** A message of the stream of a session: its answer; "end" where the stream ends with it. */
-function heard(id: string, request: Message, known: boolean): Message | void | "end" {
+function heard(id: string, request: Message): Message | void | "end" {
     sweep();
     const { hello, heartbeat, release_lease, close_database } = request;
     const resumed = sessions.has(id);
     if (hello) sessions.set(id, sessions.get(id) ?? { heard: 0, open: new Map(), stagings: new Map() });
     const session = sessions.get(id);
-    if (!session || request.goodbye || (!hello && !known)) return end(id);
+    if (!session || request.goodbye) return end(id);
     session.heard = performance.now();
     if (hello) {
         const leases = [...databases.values()].filter((d) => d.holder === id).map((d) => ({ database_id: bytes(d.id), epoch: d.epoch }));
-        const welcome = { protocol_major: 1, incarnation, lease_ttl_ms: TTL_MS, resumed, leases, limits: LIMITS };
-        return { welcome: { ...welcome, store: { store_name: "typescript" }, server_name: "minimal_server.ts" } };
+        return { welcome: { protocol_major: 1, incarnation, lease_ttl_ms: TTL_MS, resumed, leases, limits: LIMITS, store: { store_name: "typescript" }, server_name: "minimal_server.ts" } };
     }
     if (heartbeat) return { heartbeat_ack: { sequence: heartbeat.sequence } };
     const database = databases.get(hex((release_lease ?? close_database)?.database_id ?? []));
     if (release_lease && database?.epoch === release_lease.epoch) release(id, database);
-    if (close_database && database && (session.open.get(database.id) ?? Infinity) <= close_database.open_sequence) {
-        session.open.delete(database.id);
-        release(id, database);
-    }
+    const closed = close_database && database && (session.open.get(database.id) ?? Infinity) <= close_database.open_sequence;
+    if (closed && session.open.delete(database.id)) release(id, database);
 }
 function session(call: grpc.ServerDuplexStream<Message, Message>) {
     let id = "";
     call.on("data", (request: Message) => {
-        const known = id !== "";
         if (request.hello) id = hex(request.hello.session_id);
-        const answer = heard(id, request, known);
-        if (answer === "end") call.end();
-        else if (answer) call.write(answer);
+        const answer = heard(id, request);
+        answer === "end" ? call.end() : answer && call.write(answer);
     });
     call.on("end", () => call.end());
 }
-
-function answered(callback: grpc.sendUnaryData<Message>, work: () => Message) {
-    try {
-        callback(null, work());
-    } catch (error) {
+function answered(callback: Answer, work: () => Message) {
+    try { callback(null, work()); } catch (error) {
         if (!(error instanceof Refused)) throw error;
         const metadata = new grpc.Metadata();
         metadata.set("pagewire-reason", error.reason);
         callback({ code: CODES[error.reason] ?? FAILED_PRECONDITION, details: error.message, metadata });
     }
 }
-const unary = (work: (request: Message) => Message) => (call: grpc.ServerUnaryCall<Message, Message>, callback: grpc.sendUnaryData<Message>) =>
-    answered(callback, () => work(call.request));
-const streamed = (work: (requests: Message[]) => Message) => (call: grpc.ServerReadableStream<Message, Message>, callback: grpc.sendUnaryData<Message>) => {
+const unary = (work: (request: Message) => Message) => (call: grpc.ServerUnaryCall<Message, Message>, callback: Answer) => answered(callback, () => work(call.request));
+const streamed = (work: (requests: Message[]) => Message) => (call: grpc.ServerReadableStream<Message, Message>, callback: Answer) => {
     const requests: Message[] = [];
     call.on("data", (request: Message) => requests.push(request));
     call.on("end", () => answered(callback, () => work(requests)));
@@ -211,7 +195,4 @@ server.addService(protocol.pagewire.v1.PageService.service, {
     AcquireLease: unary(acquireLease), StagePages: streamed(stagePages), Commit: streamed(commit), ResolveCommit: unary(resolveCommit),
     ListDatabases: unary(listDatabases), DeleteDatabase: unary(deleteDatabase),
 });
-server.bindAsync(`127.0.0.1:${process.argv[2]}`, grpc.ServerCredentials.createInsecure(), (error, port) => {
-    if (error) throw error;
-    console.log(`listening on 127.0.0.1:${port}`);
-});
+server.bindAsync(`127.0.0.1:${process.argv[2]}`, grpc.ServerCredentials.createInsecure(), (error, port) => console.log(error ?? `listening on 127.0.0.1:${port}`));

@@ -163,7 +163,7 @@ pub(crate) struct Inner {
     incarnation: Incarnation,
     /// Of this server, in the list of those that gave out leases.
     service: [u8; 16],
-    /// Servers that were in that list when this one began.
+    /// Others of that list.
     earlier: Mutex<Vec<Earlier>>,
     /// Between the beginning and the end of the service.
     serving: Mutex<bool>,

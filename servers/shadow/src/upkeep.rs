@@ -19,10 +19,10 @@
 //!   the step took; the next pass comes [`ShadowOptions::collect_every`](crate::ShadowOptions) later. A database that
 //!   nobody changes costs it three calls, none of which writes.
 //! * **U4** A database that cannot be collected is passed over, and holds nothing up.
-//! * **U5** A server that lives says so every [`BEAT`]. An orderly end takes those servers along from the list of the ones whose leases may be
-//!   trusted that were there at its beginning and have said nothing for [`DEAD_AFTER`] since: it has waited for their leases
-//!   by then. It never takes away one that lives, and one that it has not watched for long enough stays, which
-//!   costs the next server a wait and nobody anything else.
+//! * **U5** A server that lives says so every [`BEAT`]. It takes those servers from the list of the ones whose leases may be trusted that
+//!   have said nothing for [`DEAD_AFTER`], and for as long as their leases last, since it first saw them so; at its orderly end itself
+//!   too. It never takes away one that lives, and one that nobody has watched for long enough stays, which costs the
+//!   next server a wait and nobody anything else.
 
 use std::future::Future;
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub(crate) struct Collecting {
     pub cursor: Cursor,
 }
 
-/// A server of the list that was there when this one began.
+/// Another server of the list, and since when it has said nothing new.
 #[derive(Clone, Debug)]
 pub(crate) struct Earlier {
     service: Service,
@@ -85,9 +85,14 @@ impl Earlier {
         }
     }
 
+    fn has_spoken(&self, now: &Service) -> bool {
+        self.service.id == now.id && self.service != *now
+    }
+
     /// Whether the server is dead by what the list says now (U5).
     pub(crate) fn is_dead(&self, now: &Service) -> bool {
-        self.service == *now && self.since.elapsed() >= DEAD_AFTER
+        let lease_ttl = Duration::from_millis(now.lease_ttl_ms);
+        self.service == *now && self.since.elapsed() >= DEAD_AFTER.max(lease_ttl)
     }
 }
 
@@ -133,6 +138,16 @@ impl Inner {
             return;
         }
         let beaten = self.update_installation(|cell| {
+            let mut earlier = self.earlier.lock();
+            cell.services
+                .retain(|s| s.id[..] == own || !earlier.iter().any(|e| e.is_dead(s)));
+            let has_spoken = |e: &Earlier| cell.services.iter().any(|s| e.has_spoken(s));
+            earlier.retain(|e| !has_spoken(e));
+            for service in cell.services.iter().filter(|s| s.id[..] != own) {
+                if !earlier.iter().any(|e| e.service == *service) {
+                    earlier.push(Earlier::new(service));
+                }
+            }
             let mut services = cell.services.iter_mut();
             match services.find(|service| service.id[..] == own) {
                 Some(service) => {

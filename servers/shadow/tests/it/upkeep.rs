@@ -190,6 +190,26 @@ async fn an_orderly_end_takes_the_dead_along_and_no_living_server() {
     assert_eq!(begin(&server(&medium).await).await, none);
 }
 
+/// U5: servers that are always killed leave no list that grows.
+#[tokio::test(start_paused = true)]
+async fn a_living_server_takes_the_dead_from_the_list() {
+    let medium = Arc::new(Medium::default());
+    let (short, long) = (Duration::from_secs(7), Duration::from_secs(600));
+    let (living, dead) = (server(&medium).await, server(&medium).await);
+    living.store.begin_service(short).await.unwrap();
+    dead.store.begin_service(long).await.unwrap();
+    drop(dead);
+    // Its leases may be trusted for longer than it takes to see that it is dead.
+    seconds(400).await;
+    let next = server(&medium).await;
+    assert_eq!(next.store.begin_service(short).await.unwrap(), long);
+    next.store.end_service().await.unwrap();
+    drop(next);
+    seconds(400).await;
+    let next = server(&medium).await;
+    assert_eq!(next.store.begin_service(short).await.unwrap(), short);
+}
+
 /// C10: far more replaced segments than a root has room for; a collector of another process is about all the time.
 #[tokio::test(start_paused = true)]
 async fn a_floor_holds_however_many_commits_follow() {
