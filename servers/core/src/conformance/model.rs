@@ -75,8 +75,14 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
         history.models.push(Model::new(id));
     }
     let restarts = context.store.can_restart() && capabilities.durable;
+    // Behind a server each costs the TTL of a lease.
+    let restarts_per_1000 = if context.store.behind_a_server() {
+        4
+    } else {
+        20
+    };
     for step in 0..STEPS {
-        if restarts && history.random.percent(2) {
+        if restarts && history.random.below(1000) < restarts_per_1000 {
             history = history.restart().await?;
         }
         let what = history.step().await;

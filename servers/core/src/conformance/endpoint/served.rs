@@ -16,8 +16,8 @@ use crate::conformance::{Damage, StoreUnderTest};
 use crate::store::{PageStore, StoreError};
 use crate::{Server, bind_tcp};
 
-/// After a death nothing is visible for so long; and what a loaded machine may take for a heartbeat.
-const LEASE_TTL: Duration = Duration::from_secs(3);
+/// What a loaded machine may take for a heartbeat; and after a death nothing is visible for so long.
+const LEASE_TTL: Duration = Duration::from_secs(10);
 /// What is left of a server that was killed is gone after this.
 const DEATH_PATIENCE: Duration = Duration::from_secs(30);
 
