@@ -74,7 +74,7 @@ fn visit(endpoint: &str) -> rusqlite::Result<(i64, i64)> {
     )?;
     transaction.commit()?;
     db.query_row(
-        "SELECT count(*), pagewire_version() FROM visits",
+        "SELECT count(*), CAST(pagewire_version() AS INTEGER) FROM visits",
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )

@@ -29,8 +29,7 @@ fn register_vfs() -> rusqlite::Result<()> {
 
 /// A transaction: the version that it sees, and how many tables there are.
 fn look(db: &Connection) -> rusqlite::Result<(i64, i64)> {
-    let sql =
-        "SELECT (SELECT count(*) FROM sqlite_schema WHERE type = 'table'), pagewire_version()";
+    let sql = "SELECT count(*), CAST(pagewire_version() AS INTEGER) FROM sqlite_schema WHERE type = 'table'";
     db.query_row(sql, [], |row| Ok((row.get(1)?, row.get(0)?)))
 }
 

@@ -9,7 +9,7 @@
 //! | larger | put segments of 8 MiB, four at a time; swap the root | 1 for each 8 MiB, and 1 |
 //! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 3 n + 2 |
 //!
-//! Once in 128 commits one more: a put of old records. Where readers keep thousands of old versions, one more in some 512: a put
+//! Once in 128 commits one more: a put of old records. Where readers keep thousands of old versions, one more in some 256: a put
 //! of an archive (`state.rs`). A small commit takes the pages of smaller ones before it along (`commit.rs`), so
 //! that a reader has few indexes to look into; larger segments are merged behind the commits (`merge.rs`). What a root says is known from the
 //! last swap, so nothing is read before a commit; if another server has swapped since, the swap is lost and the root read.
@@ -69,6 +69,7 @@ mod kv;
 mod merge;
 mod patient;
 mod read;
+mod resolve;
 mod roots;
 mod segment;
 mod staging;
@@ -130,7 +131,7 @@ impl Default for ShadowOptions {
             keep_replaced: Duration::from_secs(60),
             abandoned_after: Duration::from_secs(3600),
             collect_every: Duration::from_secs(900),
-            root_entries: 512,
+            root_entries: 256,
             cache_bytes: 128 << 20,
             clock: Arc::new(wall_clock),
         }
