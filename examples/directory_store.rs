@@ -1,7 +1,7 @@
 //! A backend whose store cannot write atomically, made right by the shadow-paging adapter: a directory with a file for each key. A file
 //! is replaced by `rename`, under a lock that makes compare-and-swap of it; nothing is atomic over two files.
 //!
-//! `cargo run -p pagewire-examples --bin directory-store -- DIRECTORY ADDR:PORT`; several may run on one directory at once.
+//! `cargo run -p pagewire-examples --bin directory-store -- DIRECTORY ADDR:PORT [LEASE_TTL_MS]`; several may run on one directory at once.
 #![cfg_attr(rustfmt, rustfmt_skip)] // Wide lines: each call in one look.
 
 use std::fs::File;
@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::io::{Error, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -181,17 +182,16 @@ impl KeyValue for Directory {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, directory, address] = &arguments[..] else {
-        anyhow::bail!("usage: directory-store DIRECTORY ADDR:PORT");
+    let [_, directory, address, ttl @ ..] = &arguments[..] else {
+        anyhow::bail!("usage: directory-store DIRECTORY ADDR:PORT [LEASE_TTL_MS]");
     };
+    let ttl = ttl.first().map_or(Ok(5000), |ttl| ttl.parse()).context("LEASE_TTL_MS")?;
     let directory = Directory::open(Path::new(directory)).context("the directory")?;
     let store = ShadowStore::open(Arc::new(directory)).await?;
     let (listener, address) = bind_tcp(address).await?;
-    let server = Server::builder(Arc::new(store)).build().await?;
+    let server = Server::builder(Arc::new(store)).lease_ttl(Duration::from_millis(ttl));
+    let server = server.build().await?;
     println!("listening on {address}");
-    let stop = async {
-        let _ = tokio::signal::ctrl_c().await;
-    };
-    server.serve_tcp(listener, stop).await?;
+    server.serve_tcp(listener, async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await?;
     Ok(())
 }

@@ -8,6 +8,7 @@ import os
 import pathlib
 import queue
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ DEBIAN_SHELL = pathlib.Path("/usr/bin/sqlite3")
 DEBIAN_PYTHON = pathlib.Path("/usr/bin/python3")
 VENV_PYTHON = TOP / ".test-tools" / "venv" / "bin" / "python"
 
-READY = re.compile(r"^pagewire listening on (\S+):(\d+)")
+READY = re.compile(r"^(pagewire )?listening on (\S+):(\d+)")
 START_SECONDS = 30
 
 
@@ -45,10 +46,12 @@ def guest_environment(endpoint=None, **settings):
 
 
 class Server:
-    """A `pagewire serve` process."""
+    """A `pagewire serve` process, or another page server: `command` is its command line, with {store}, {address} and
+    {lease_ttl_ms} in it, and it says "listening on ADDRESS:PORT"."""
 
-    def __init__(self, store, log, port=None, lease_ttl_ms=None):
+    def __init__(self, store, log, port=None, lease_ttl_ms=None, command=None):
         self.store = store
+        self.command = command
         self.log = log
         self.port = port or free_port()
         self.lease_ttl_ms = lease_ttl_ms
@@ -62,6 +65,9 @@ class Server:
         command = [COMMAND, "serve", "--store", self.store, "--listen", f"127.0.0.1:{self.port}"]
         if self.lease_ttl_ms is not None:
             command += ["--lease-ttl-ms", str(self.lease_ttl_ms)]
+        if self.command is not None:
+            values = {"store": self.store, "address": f"127.0.0.1:{self.port}", "lease_ttl_ms": self.lease_ttl_ms or 5000}
+            command = [part.format(**values) for part in shlex.split(self.command)]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=guest_environment()

@@ -1,7 +1,7 @@
 """Kills clients and the server at random moments and looks afterwards whether anything that was acknowledged is missing,
 or anything that was not is half there.
 
-torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain] [--keep DIR]
+torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain | --server-command COMMAND] [--keep DIR]
 
 Clients of two kinds (Debian's Python, Rust) work on two databases; see torture_client.py for what they write. A round lets
 them work, kills some of them and the server with SIGKILL and starts them again; at its end all clients are killed and the
@@ -13,7 +13,9 @@ databases are compared with the clients' journals:
     anything torn, and integrity_check says ok.
 At the end everybody works undisturbed: each client has to get somewhere (nothing is stuck).
 --memory takes the memory store, of which only clients are killed. --plain works on plain files with no server: SQLite
-itself has to pass.
+itself has to pass. --server-command takes another page server, which has to be durable: its command line with {store} (a
+folder), {address} and {lease_ttl_ms} in it, for example "target/debug/directory-store {store} {address} {lease_ttl_ms}": the
+shadow-paging adapter over a directory of files, which changes one file at a time.
 """
 
 import argparse
@@ -55,7 +57,10 @@ class Torture:
             self.uris = [f"file:{scratch}/{name}.db?vfs=unix" for name in "ab"]
         else:
             store = "memory" if options.memory else f"local:{scratch}/store"
-            self.server = Server(store, f"{scratch}/server.log", free_port(), LEASE_TTL_MS).start()
+            command = options.server_command
+            if command is not None:
+                store = f"{scratch}/store"
+            self.server = Server(store, f"{scratch}/server.log", free_port(), LEASE_TTL_MS, command).start()
             self.uris = [f"file:torture/{name}.db?vfs=pagewire&endpoint={self.server.endpoint}" for name in "ab"]
             self.library = [str(LIBRARY)]
             environment = {"PAGEWIRE_ENDPOINT": self.server.endpoint, "PAGEWIRE_TIMEOUT_MS": "6000"}
@@ -263,6 +268,7 @@ def main():
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--server-command", help="another page server; see above")
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store, the journals and the logs")
     options = parser.parse_args()
     if options.seed is None:

@@ -95,6 +95,9 @@ pub(crate) struct State {
     pub removed_ms: i64,
     #[prost(int64, tag = "11")]
     pub created_ms: i64,
+    /// Of versions before `oldest` that are still read, ascending.
+    #[prost(message, repeated, tag = "12")]
+    pub archives: Vec<ArchivePart>,
 }
 
 /// Pages of a segment that versions have: those from `first` to `last`, in versions from `added` to before `removed`.
@@ -160,6 +163,26 @@ pub(crate) struct HistoryPart {
     pub time_ms: i64,
 }
 
+/// Where the entries of consecutive versions are that the root has no room for.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ArchivePart {
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    #[prost(fixed64, tag = "2")]
+    pub random: u64,
+    #[prost(uint64, tag = "3")]
+    pub first: u64,
+    #[prost(uint64, tag = "4")]
+    pub last: u64,
+}
+
+/// All entries of consecutive versions, in the order that they had in the root.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Archive {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<Entry>,
+}
+
 /// Records of consecutive versions.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct History {
@@ -189,6 +212,19 @@ pub(crate) struct Installation {
     /// Servers that began and did not end in order.
     #[prost(message, repeated, tag = "3")]
     pub services: Vec<Service>,
+    /// Who collects; see `upkeep.rs`.
+    #[prost(message, optional, tag = "4")]
+    pub collector: Option<Claim>,
+}
+
+/// A server collects, as long as it says so again and again.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Claim {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub server: Bytes,
+    /// The serial of the installation when it said so last.
+    #[prost(uint64, tag = "2")]
+    pub serial: u64,
 }
 
 /// A server that may have given out leases.
@@ -198,6 +234,9 @@ pub(crate) struct Service {
     pub id: Bytes,
     #[prost(uint64, tag = "2")]
     pub lease_ttl_ms: u64,
+    /// Rises while the server lives.
+    #[prost(uint64, tag = "3")]
+    pub beat: u64,
 }
 
 pub(crate) fn encode(message: &impl Message) -> Bytes {

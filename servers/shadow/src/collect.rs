@@ -1,10 +1,10 @@
 //! Collection: expires versions and records, raises the horizon, deletes what is below it and not named (I7); carries out and forgets
 //! decisions whose owners died (I6); ends removals and makings of databases that were broken off (I9).
 //!
-//! Any number of servers may collect at once, and each may die, or sleep for as long as it likes, between any two calls: what it has
+//! Any number of servers could collect at once, although one at a time does (`upkeep.rs`), and each may die, or sleep for as long as it likes, between any two calls: what it has
 //! found to be garbage stays garbage.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -15,6 +15,7 @@ use crate::Inner;
 use crate::cells::{Entry, Mark, NameCell, Root, State};
 use crate::keys::{self, SegmentId};
 use crate::roots::{Change, Loaded, harmless};
+use crate::upkeep::Claimed;
 
 /// A database that is being made has no name yet for so long at the most, whatever else may be taken for abandoned.
 const CREATION_TAKES: Duration = Duration::from_secs(1);
@@ -27,103 +28,115 @@ const DELETES: usize = 16;
 /// Marks of a root in the time of which what is abandoned is left alone.
 const MARKS: i64 = 8;
 
-/// How far the collection of everything has come.
+/// How far a pass through everything has come.
 #[derive(Debug, Default)]
 pub(crate) struct Cursor {
     /// The last root that was looked at.
     root: String,
-    /// The last segment of the one after it.
+    /// Roots that follow it.
+    next: VecDeque<String>,
+    /// The last segment of the one that comes next.
     segment: String,
+    /// All roots have been looked at.
+    at_decisions: bool,
+}
+
+impl Cursor {
+    /// The database under way is left to the next pass. False where there is none.
+    pub(crate) fn pass_over(&mut self) -> bool {
+        self.segment.clear();
+        match self.next.pop_front() {
+            Some(root) => {
+                self.root = root;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl Inner {
-    pub(crate) async fn collect(
-        &self,
-        database: Option<DatabaseId>,
-    ) -> Result<Collected, StoreError> {
-        match database {
-            Some(database) => self.collect_database(database).await,
-            None => self.collect_next().await,
-        }
-    }
-
     /// Everything of one database.
     pub(crate) async fn collect_database(
         &self,
         database: DatabaseId,
+        claimed: &mut Claimed,
     ) -> Result<Collected, StoreError> {
-        let mut collected = self.expire(database).await?;
+        let mut collected = Collected::default();
         let mut after = String::new();
-        loop {
-            let more = self.sweep(database, &mut after, &mut collected).await?;
-            if !more {
-                return Ok(collected);
-            }
-        }
+        while self
+            .sweep(database, &mut after, &mut collected, claimed)
+            .await?
+        {}
+        Ok(collected)
     }
 
     /// The next step through everything there is.
-    async fn collect_next(&self) -> Result<Collected, StoreError> {
-        let mut cursor = self.collecting.lock().await;
-        let roots = self.kv.list(keys::ROOTS, &cursor.root, 1).await;
-        let Some(key) = roots.map_err(harmless)?.pop() else {
-            *cursor = Cursor::default();
-            self.forget_decisions().await?;
-            return Ok(Collected::default());
+    pub(crate) async fn collect_next(
+        &self,
+        cursor: &mut Cursor,
+        claimed: &mut Claimed,
+    ) -> Result<Collected, StoreError> {
+        let mut collected = Collected::default();
+        if cursor.next.is_empty() && !cursor.at_decisions {
+            let roots = self.kv.list(keys::ROOTS, &cursor.root, STEP_KEYS).await;
+            cursor.next = roots.map_err(harmless)?.into();
+            cursor.at_decisions = cursor.next.is_empty();
+        }
+        let Some(key) = cursor.next.front() else {
+            collected.more = self.forget_decisions().await?;
+            if !collected.more {
+                *cursor = Cursor::default();
+            }
+            return Ok(collected);
         };
-        let mut collected = Collected {
-            more: true,
-            ..Collected::default()
-        };
-        if let Some(database) = keys::database_of(&key) {
+        if let Some(database) = keys::database_of(key) {
             if cursor.segment.is_empty() {
                 self.end_what_broke_off(database).await?;
-                match self.expire(database).await {
-                    Ok(expired) => {
-                        collected = Collected {
-                            more: true,
-                            ..expired
-                        }
-                    }
-                    // Part of a commit that is under way, or gone: the next round looks at it.
-                    Err(StoreError::Unavailable(_) | StoreError::DatabaseNotFound) => {
-                        cursor.root = key;
-                        return Ok(collected);
-                    }
-                    Err(error) => return Err(error),
-                }
             }
             let mut after = std::mem::take(&mut cursor.segment);
-            if self.sweep(database, &mut after, &mut collected).await? {
-                cursor.segment = after;
-                return Ok(collected);
+            let swept = self.sweep(database, &mut after, &mut collected, claimed);
+            match swept.await {
+                Ok(true) => {
+                    cursor.segment = after;
+                    collected.more = true;
+                    return Ok(collected);
+                }
+                Ok(false) => {}
+                // Part of a commit that is under way, or gone: the next pass looks at it.
+                Err(StoreError::Unavailable(_) | StoreError::DatabaseNotFound) => {}
+                Err(error) => return Err(error),
             }
         }
-        cursor.root = key;
+        cursor.pass_over();
+        collected.more = true;
         Ok(collected)
     }
 
     /// Expires what the root keeps and raises the horizon; a swap only where something changes.
     async fn expire(&self, database: DatabaseId) -> Result<Collected, StoreError> {
         let slot = self.slot(database);
-        let _writing = slot.writing.lock().await;
+        let writing = slot.writing.lock().await;
         let now = self.now_ms();
         let patience = i64::try_from(self.options.abandoned_after.as_millis()).unwrap_or(i64::MAX);
-        self.update(database, true, |_, root, state| {
-            let (oldest, before) = (state.oldest, segments(state));
+        let expired = self.update(database, true, |_, root, state| {
+            let (versions, before) = (readable(state), segments(state));
             let mut changed = false;
             if state.is_removed() {
                 // Nobody can commit to it any more.
-                changed |= !state.entries.is_empty() || !state.history.is_empty();
+                changed |= !(state.entries.is_empty()
+                    && state.history.is_empty()
+                    && state.archives.is_empty());
                 state.entries.clear();
                 state.history.clear();
+                state.archives.clear();
             } else {
-                changed |= state.expire(self.keep(Some(&slot)), now);
+                changed |= state.expire(&self.keep(Some(&slot)), now);
             }
             changed |= raise_horizon(root, now, patience);
             let after: HashSet<_> = segments(state).into_iter().map(|(id, ..)| id).collect();
             let mut collected = Collected {
-                versions: state.oldest - oldest,
+                versions: versions.saturating_sub(readable(state)),
                 ..Collected::default()
             };
             for (_, pages, bytes) in before.iter().filter(|(id, ..)| !after.contains(id)) {
@@ -134,8 +147,12 @@ impl Inner {
                 true => Change::Swap(collected),
                 false => Change::Keep(collected),
             })
-        })
-        .await
+        });
+        let expired = expired.await;
+        drop(writing);
+        drop(slot);
+        self.drop_slot(database);
+        expired
     }
 
     /// Deletes garbage among the next keys of a database. Whether there are more.
@@ -143,14 +160,30 @@ impl Inner {
         &self,
         database: DatabaseId,
         after: &mut String,
-        _collected: &mut Collected,
+        collected: &mut Collected,
+        claimed: &mut Claimed,
     ) -> Result<bool, StoreError> {
         let prefix = keys::segments(database);
         // The list comes first: what is listed was put before the root was read.
         let listed = self.kv.list(&prefix, after, STEP_KEYS).await;
         let listed = listed.map_err(harmless)?;
-        let loaded = self.fetch_any(database).await?;
-        let named = named(&loaded);
+        let mut loaded = self.fetch_any(database).await?;
+        let mut named = self.named(database, &loaded).await?;
+        let unnamed = |named: &HashSet<SegmentId>| {
+            let mut ids = listed.iter().map(|key| keys::segment_of(database, key));
+            ids.any(|id| id.is_some_and(|id| !named.contains(&id)))
+        };
+        // What has no garbage needs no horizon, and a root in which nothing expires is not swapped.
+        let stale = loaded.root.intent.is_some() || self.expires(database, &loaded);
+        if after.is_empty() && (stale || unnamed(&named) || listed.len() == STEP_KEYS) {
+            self.still_claimed(claimed).await?;
+            let expired = self.expire(database).await?;
+            collected.versions += expired.versions;
+            collected.pages += expired.pages;
+            collected.bytes += expired.bytes;
+            loaded = self.fetch_any(database).await?;
+            named = self.named(database, &loaded).await?;
+        }
         let horizon = loaded.root.horizon;
         let mut garbage = Vec::new();
         for key in &listed {
@@ -160,6 +193,7 @@ impl Inner {
             }
         }
         for keys in garbage.chunks(DELETES) {
+            self.still_claimed(claimed).await?;
             for deleted in join_all(keys.iter().map(|key| self.kv.delete(key))).await {
                 deleted.map_err(|error| self.failure(error))?;
             }
@@ -176,6 +210,39 @@ impl Inner {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether there is something in the root that nobody needs any more.
+    fn expires(&self, database: DatabaseId, loaded: &Loaded) -> bool {
+        if loaded.state.is_removed() {
+            return false;
+        }
+        let slot = self.slots.lock().get(&database).cloned();
+        let keep = self.keep(slot.as_deref());
+        State::clone(&loaded.state).expire(&keep, self.now_ms())
+    }
+
+    /// Everything that the root names, whatever becomes of its intent, and what its archives name.
+    async fn named(
+        &self,
+        database: DatabaseId,
+        loaded: &Loaded,
+    ) -> Result<HashSet<SegmentId>, StoreError> {
+        let intent = loaded.root.intent.iter();
+        let states = intent.filter_map(|intent| intent.state.as_ref());
+        let mut named = HashSet::new();
+        let mut seen = HashSet::new();
+        for state in states.chain(&loaded.root.state) {
+            named.extend(state.named());
+            for part in &state.archives {
+                if seen.insert(part.id()) {
+                    // One that is not there is an error: nothing may be deleted then.
+                    let archive = self.read_archive(database, part).await?;
+                    named.extend(archive.entries.iter().map(Entry::id));
+                }
+            }
+        }
+        Ok(named)
     }
 
     /// The root of a removed database goes when everything else has gone and no call that was given up can come late (K4).
@@ -222,28 +289,29 @@ impl Inner {
         self.mark_removed(database).await
     }
 
-    /// Decisions whose owners died are carried out and forgotten.
-    async fn forget_decisions(&self) -> Result<(), StoreError> {
+    /// Decisions whose owners died are carried out and forgotten. Whether there are more.
+    async fn forget_decisions(&self) -> Result<bool, StoreError> {
         let listed = self.kv.list(keys::TRANSACTIONS, "", STEP_DECISIONS).await;
-        for key in listed.map_err(harmless)? {
-            let Some(transaction) = keys::transaction_of(&key) else {
+        let listed = listed.map_err(harmless)?;
+        let mut forgotten = false;
+        for key in &listed {
+            let Some(transaction) = keys::transaction_of(key) else {
                 continue;
             };
             match self.forget(&transaction).await {
-                Ok(()) | Err(StoreError::Unavailable(_)) => {}
+                Ok(()) => forgotten = true,
+                Err(StoreError::Unavailable(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(forgotten && listed.len() == STEP_DECISIONS)
     }
 }
 
-/// Everything that the root names, whatever becomes of its intent.
-fn named(loaded: &Loaded) -> HashSet<SegmentId> {
-    let intent = loaded.root.intent.iter();
-    let states = intent.filter_map(|intent| intent.state.as_ref());
-    let states = states.chain(&loaded.root.state);
-    states.flat_map(State::named).collect()
+/// How many versions of a state are readable.
+fn readable(state: &State) -> u64 {
+    let archived = state.archives.iter().map(|part| part.last + 1 - part.first);
+    state.version + 1 - state.oldest + archived.sum::<u64>()
 }
 
 /// The segments of a state with their pages and bytes.

@@ -1,4 +1,4 @@
-//! Commit and resolve: judge, put the segments, swap (T1). Several databases: `transaction.rs`.
+//! Commit: judge, put the segments, swap (T1). Several databases: `transaction.rs`.
 //!
 //! A small commit takes along the pages of the newest segments that are no larger than what it has so far: sizes double towards
 //! the older ones, so there are few of them, and each page is written again once for each doubling at most. That costs no call: the
@@ -10,14 +10,12 @@ use std::sync::atomic::Ordering;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use pagewire_proto::{CommitId, DatabaseId, PageSize, Version};
-use pagewire_server::store::{
-    Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
-};
+use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageWrite, StoreError};
 
-use crate::cells::{self, Entry, History, HistoryPart, Record, State};
+use crate::cells::{self, Archive, ArchivePart, Entry, History, HistoryPart, Record, State};
 use crate::keys::{self, SegmentId};
 use crate::kv::KeyValueError;
-use crate::roots::{ATTEMPTS, Change, Loaded, busy, harmless, next_root, wait};
+use crate::roots::{ATTEMPTS, Loaded, busy, harmless, next_root, wait};
 use crate::segment::{self, Blobs, Built, Index, StoredBlob};
 use crate::staging::Staging;
 use crate::state::{Keep, NextVersion};
@@ -48,6 +46,7 @@ pub(crate) struct Prepared {
     entries: Vec<Entry>,
     absorbed: Vec<SegmentId>,
     history: Option<HistoryPart>,
+    archive: Option<ArchivePart>,
 }
 
 /// A commit with its pages as they will be stored.
@@ -71,7 +70,7 @@ impl Inner {
         for slot in slots.values() {
             writing.push(slot.writing.lock().await);
         }
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             return Err(has_failed());
         }
         let outcome = match draft.parts.len() {
@@ -185,37 +184,6 @@ impl Inner {
         Ok(Judged::Open)
     }
 
-    /// The commit that made a version of which the record is kept.
-    pub(crate) async fn maker(
-        &self,
-        database: DatabaseId,
-        state: &State,
-        version: Version,
-    ) -> Result<Option<CommitId>, StoreError> {
-        let version = version.get();
-        let id = |record: &Record| CommitId::try_from(&record.commit[..]).ok();
-        if let Some(record) = state.record(version) {
-            return Ok(id(record));
-        }
-        let mut parts = state.history.iter();
-        let Some(part) = parts.find(|part| (part.first..=part.last).contains(&version)) else {
-            return Ok(None);
-        };
-        let key = keys::segment(database, part.id());
-        let bytes = match self.segments.get(&part.id()) {
-            Some(bytes) => bytes,
-            None => match self.kv.get(&key).await.map_err(harmless)? {
-                // The state was not the newest: what is collected was out of its time.
-                None => return Ok(None),
-                Some(value) => value.content,
-            },
-        };
-        let history: History = cells::decode(&key, &bytes)?;
-        self.segments.insert(part.id(), bytes);
-        let index = usize::try_from(version - part.first).unwrap_or(usize::MAX);
-        Ok(history.records.get(index).and_then(id))
-    }
-
     /// Puts everything that a swap of this root will name.
     pub(crate) async fn prepare(
         &self,
@@ -263,11 +231,26 @@ impl Inner {
                     .await?,
             ),
         };
+        let keep = self.keep(Some(&self.slot(commit.database)));
+        let archive = match state.overflowing_entries(&keep, self.options.root_entries)? {
+            None => None,
+            Some((first, last, archive)) => {
+                let part = ArchivePart {
+                    generation,
+                    random: segment::random()?,
+                    first,
+                    last,
+                };
+                self.put_archive(commit.database, &part, archive).await?;
+                Some(part)
+            }
+        };
         Ok(Prepared {
             generation,
             entries,
             absorbed,
             history,
+            archive,
         })
     }
 
@@ -349,6 +332,19 @@ impl Inner {
         Ok(part)
     }
 
+    async fn put_archive(
+        &self,
+        database: DatabaseId,
+        part: &ArchivePart,
+        archive: Archive,
+    ) -> Result<(), StoreError> {
+        let key = keys::segment(database, part.id());
+        let put = self.kv.put(&key, cells::encode(&archive));
+        put.await.map_err(|error| self.failure(error))?;
+        self.archives.insert(part.id(), Arc::new(archive));
+        Ok(())
+    }
+
     /// Makes the next version in a copy of the state.
     pub(crate) fn apply(
         &self,
@@ -365,22 +361,24 @@ impl Inner {
             entries: prepared.entries.clone(),
             absorbed: prepared.absorbed.clone(),
             history: prepared.history.clone(),
+            archive: prepared.archive.clone(),
             time_ms: self.now_ms(),
         };
         let slot = slots.get(&part.commit.database);
-        state.apply(next, self.keep(slot.map(|slot| &**slot)));
+        state.apply(next, &self.keep(slot.map(|slot| &**slot)));
     }
 
     /// What has to stay of a database beside its head.
     pub(crate) fn keep(&self, slot: Option<&Slot>) -> Keep {
         let replaced = i64::try_from(self.options.keep_replaced.as_millis()).unwrap_or(i64::MAX);
-        let floor = slot.and_then(|slot| {
+        let (floor, pins) = slot.map_or((None, Vec::new()), |slot| {
             let protection = slot.protection.lock();
-            let pins = protection.pins.iter().copied();
-            pins.chain(protection.floor).min().map(Version::get)
+            let pins = protection.pins.iter().map(|pin| pin.get()).collect();
+            (protection.floor.map(Version::get), pins)
         });
         Keep {
             floor,
+            pins,
             replaced_after_ms: self.now_ms().saturating_sub(replaced),
         }
     }
@@ -394,52 +392,8 @@ impl Inner {
         harmless(error)
     }
 
-    pub(crate) async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
-        let Some((first, base, epoch)) = resolve.participants.first().copied() else {
-            return Err(StoreError::Limit("a commit names no database".to_owned()));
-        };
-        let slot = self.slot(first);
-        let writing = slot.writing.lock().await;
-        let made = base.next();
-        // Whether the epoch was advanced; an epoch that this call has advanced is another one when it looks again.
-        let exists = self
-            .update(first, false, |_, _, state| {
-                check_exists(state)?;
-                if made.get() <= state.version {
-                    return Ok(Change::Keep(true));
-                }
-                if state.epoch() != epoch {
-                    return Ok(Change::Keep(false));
-                }
-                state.epoch += 1;
-                Ok(Change::Swap(false))
-            })
-            .await?;
-        drop(writing);
-        if exists {
-            let loaded = self.fetch(first).await?;
-            match self.maker(first, &loaded.state, made).await? {
-                None => {
-                    return Ok(Resolution::Unknown(format!(
-                        "the record of version {made} is not kept any more"
-                    )));
-                }
-                Some(id) if id == resolve.id => {
-                    let versions = resolve.participants.iter().map(|(_, base, _)| base.next());
-                    return Ok(Resolution::Committed(versions.collect()));
-                }
-                Some(_) => {}
-            }
-        }
-        let mut current = Vec::with_capacity(resolve.participants.len());
-        for (id, _, _) in &resolve.participants {
-            current.push(match self.fetch(*id).await {
-                Ok(loaded) => loaded.state.epoch(),
-                Err(StoreError::DatabaseNotFound) => pagewire_proto::Epoch::NONE,
-                Err(error) => return Err(error),
-            });
-        }
-        Ok(Resolution::Aborted { current })
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 }
 
@@ -455,6 +409,8 @@ impl Prepared {
             && self.entries.iter().all(|entry| entry.generation >= horizon)
             && self.absorbed.iter().all(is_live)
             && self.history.as_ref().map(|part| part.first) == part
+            // None of its versions was given up meanwhile, so what it names is named.
+            && self.archive.as_ref().is_none_or(|part| part.first >= state.oldest)
     }
 }
 

@@ -7,9 +7,10 @@
 //! | of one database, up to 8 MiB | put the segment, swap the root | 2 |
 //! | without pages | swap the root | 1 |
 //! | larger | put segments of 8 MiB, four at a time; swap the root | 1 for each 8 MiB, and 1 |
-//! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 4 n + 2 |
+//! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 3 n + 2 |
 //!
-//! Once in 128 commits one more: a put of old records. A small commit takes the pages of smaller ones before it along (`commit.rs`), so
+//! Once in 128 commits one more: a put of old records. Where readers keep thousands of old versions, one more in some 256: a put
+//! of an archive (`state.rs`). A small commit takes the pages of smaller ones before it along (`commit.rs`), so
 //! that a reader has few indexes to look into; larger segments are merged behind the commits (`merge.rs`). What a root says is known from the
 //! last swap, so nothing is read before a commit; if another server has swapped since, the swap is lost and the root read.
 //!
@@ -46,7 +47,8 @@
 //!   root's *horizon*. A collection raises the horizon, by a swap, and deletes what is below it and not named by the root: whoever
 //!   wanted to name it cannot any more, be it an hour later, and writes it again. It deletes nothing by age alone: age only decides
 //!   how far the horizon is raised.
-//! * **I8** A state says everything about every version from `oldest` to the head, and a segment that any of them reads is named.
+//! * **I8** A state says everything about every version from `oldest` to the head; what it says of older ones that are still read is in
+//!   archives that it names. A segment that any of them reads is named by the state or by such an archive.
 //! * **I9** A database exists when its root does, a name when its key says so. A root comes first and is removed first (a state, not a
 //!   deletion), so that a name may lead to a removed root, which counts as none, and a lost root to no name, which is collected.
 //!
@@ -54,6 +56,8 @@
 //! All of the contract: any of them may commit to any database, a fence by one ends the leases of all others (C5, C12). What the contract
 //! does not have they do not have either: leases, their queues and barriers are each server's own, and floors too: a version that only a session
 //! of another server reads is kept for [`ShadowOptions::keep_replaced`] after it was replaced.
+//!
+//! What a server does without being asked, and which of them does it, is in `upkeep.rs` (U1 to U5).
 //!
 //! Absent on purpose: locks in the store, clocks that decide whether something is right, lists in the path of a commit or a read.
 
@@ -65,6 +69,7 @@ mod kv;
 mod merge;
 mod patient;
 mod read;
+mod resolve;
 mod roots;
 mod segment;
 mod staging;
@@ -72,6 +77,7 @@ mod state;
 mod store;
 pub mod testing;
 mod transaction;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -85,13 +91,15 @@ use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use cells::Installation;
+use cells::{Archive, Installation};
 use keys::SegmentId;
 pub use kv::{KeyValue, KeyValueError, Swap, Tag, Unchanged, Value};
 use patient::Patient;
 use roots::{ATTEMPTS, Loaded, harmless, wait};
 use segment::Index;
 use staging::Stagings;
+use tokio::task::JoinSet;
+use upkeep::{Collecting, Earlier};
 
 /// What time it is.
 pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
@@ -105,7 +113,13 @@ pub struct ShadowOptions {
     /// Segments that nobody has named for so long are collected. A commit that is slower, or a staging that is older, is refused or
     /// writes its pages again; it never does harm.
     pub abandoned_after: Duration,
-    /// Bytes of roots, indexes and small segments that are kept in memory.
+    /// From the end of a pass that collects everything abandoned to the beginning of the next one. One server of an
+    /// installation is about one at a time.
+    pub collect_every: Duration,
+    /// Replaced segments that a root names itself, for readers of old versions; of more than twice as many the older half go to
+    /// a value of their own, once in so many commits.
+    pub root_entries: usize,
+    /// Bytes of roots, indexes, small segments and entries of old versions that are kept in memory.
     pub cache_bytes: u64,
     /// For records and retention; never for what is right.
     pub clock: Clock,
@@ -116,6 +130,8 @@ impl Default for ShadowOptions {
         Self {
             keep_replaced: Duration::from_secs(60),
             abandoned_after: Duration::from_secs(3600),
+            collect_every: Duration::from_secs(900),
+            root_entries: 256,
             cache_bytes: 128 << 20,
             clock: Arc::new(wall_clock),
         }
@@ -127,6 +143,8 @@ impl std::fmt::Debug for ShadowOptions {
         f.debug_struct("ShadowOptions")
             .field("keep_replaced", &self.keep_replaced)
             .field("abandoned_after", &self.abandoned_after)
+            .field("collect_every", &self.collect_every)
+            .field("root_entries", &self.root_entries)
             .field("cache_bytes", &self.cache_bytes)
             .finish_non_exhaustive()
     }
@@ -146,17 +164,23 @@ pub(crate) struct Inner {
     incarnation: Incarnation,
     /// Of this server, in the list of those that gave out leases.
     service: [u8; 16],
-    /// Servers whose leases have run out when this one has waited for them.
-    earlier: Mutex<Vec<Bytes>>,
+    /// Others of that list.
+    earlier: Mutex<Vec<Earlier>>,
+    /// Between the beginning and the end of the service.
+    serving: Mutex<bool>,
     slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
     roots: Cache<DatabaseId, Arc<Loaded>, RootWeight>,
     indexes: Cache<SegmentId, Arc<Index>, IndexWeight>,
     /// Small segments as they are.
     segments: Cache<SegmentId, Bytes, BytesWeight>,
+    /// Entries of old versions.
+    archives: Cache<SegmentId, Arc<Archive>, ArchiveWeight>,
     stagings: Mutex<Stagings>,
     /// The medium has failed (C17).
     failed: AtomicBool,
-    collecting: tokio::sync::Mutex<collect::Cursor>,
+    collecting: tokio::sync::Mutex<Collecting>,
+    /// What goes on behind the calls (U1).
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// What this server has of a database beside the store.
@@ -165,10 +189,8 @@ pub(crate) struct Slot {
     /// One change at a time: those of one server do not lose against each other.
     writing: tokio::sync::Mutex<()>,
     protection: Mutex<Protection>,
-    /// A merge or a collection is under way behind the commits.
+    /// A merge is under way behind the commits.
     tidying: AtomicBool,
-    /// Commits since the last collection.
-    commits: std::sync::atomic::AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -206,6 +228,21 @@ impl Weighter<SegmentId, Bytes> for BytesWeight {
     }
 }
 
+#[derive(Clone, Debug)]
+struct ArchiveWeight;
+
+impl Weighter<SegmentId, Arc<Archive>> for ArchiveWeight {
+    fn weight(&self, _: &SegmentId, archive: &Arc<Archive>) -> u64 {
+        64 + size_of_val(&archive.entries[..]) as u64
+    }
+}
+
+impl Drop for ShadowStore {
+    fn drop(&mut self) {
+        self.0.tasks.lock().abort_all();
+    }
+}
+
 impl ShadowStore {
     /// Opens an installation with the usual options, or makes it.
     pub async fn open(kv: Arc<dyn KeyValue>) -> Result<Self, StoreError> {
@@ -219,23 +256,28 @@ impl ShadowStore {
     ) -> Result<Self, StoreError> {
         let kv: Arc<dyn KeyValue> = Arc::new(Patient(kv));
         let incarnation = incarnation(&*kv).await?;
-        let third = options.cache_bytes / 3;
+        let part = options.cache_bytes / 4;
         let service = *Incarnation::random().map_err(no_randomness)?.as_bytes();
-        Ok(Self(Arc::new_cyclic(|this| Inner {
+        let store = Self(Arc::new_cyclic(|this| Inner {
             this: Weak::clone(this),
             kv,
             incarnation,
             service,
             earlier: Mutex::default(),
             slots: Mutex::default(),
-            roots: Cache::with_weighter(10_000, third, RootWeight),
-            indexes: Cache::with_weighter(10_000, third, IndexWeight),
-            segments: Cache::with_weighter(1_000, third, BytesWeight),
+            serving: Mutex::default(),
+            roots: Cache::with_weighter(10_000, part, RootWeight),
+            indexes: Cache::with_weighter(10_000, part, IndexWeight),
+            segments: Cache::with_weighter(1_000, part, BytesWeight),
+            archives: Cache::with_weighter(1_000, part, ArchiveWeight),
             stagings: Mutex::default(),
             failed: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
             options,
-        })))
+        }));
+        store.0.begin_upkeep();
+        Ok(store)
     }
 
     /// Forgets what is cached, so that everything is read from the store again.
@@ -243,6 +285,7 @@ impl ShadowStore {
         self.0.roots.clear();
         self.0.indexes.clear();
         self.0.segments.clear();
+        self.0.archives.clear();
     }
 
     /// Where the content of a page is, for tests that damage it: a key and a byte in its value.
@@ -270,7 +313,7 @@ async fn incarnation(kv: &dyn KeyValue) -> Result<Incarnation, StoreError> {
         let new = Installation {
             incarnation: Incarnation::random().map_err(no_randomness)?.to_wire(),
             serial: 1,
-            services: Vec::new(),
+            ..Installation::default()
         };
         let swap = kv.swap(keys::INSTALLATION, None, cells::encode(&new));
         // Done or not, the next look tells whose it is.

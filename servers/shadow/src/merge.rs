@@ -28,8 +28,6 @@ const SMALLEST_RUN_BYTES: u64 = 256 << 10;
 /// Small neighbours in one run before they are written together, and what is small.
 const NEIGHBOURS: usize = 8;
 const SMALL_BYTES: u64 = (SEGMENT_BYTES / NEIGHBOURS) as u64;
-/// Commits of a database between two collections of it.
-const COMMITS_PER_COLLECTION: u32 = 256;
 /// Most bytes of a step in terms of stored bytes of the entries it reads.
 const WINDOW_BYTES: u64 = SEGMENT_BYTES as u64;
 
@@ -136,33 +134,20 @@ impl Inner {
     /// Starts what should be done behind a commit, unless it is under way.
     pub(crate) fn tidy_behind(&self, database: DatabaseId, state: &State) {
         let slot = self.slot(database);
-        let commits = slot.commits.fetch_add(1, Ordering::Relaxed) + 1;
-        let collect = commits >= COMMITS_PER_COLLECTION;
-        if !collect && plan(state).is_none() || slot.tidying.swap(true, Ordering::AcqRel) {
+        if plan(state).is_none() || slot.tidying.swap(true, Ordering::AcqRel) {
             return;
         }
         let Some(inner) = self.this.upgrade() else {
             return;
         };
-        if collect {
-            slot.commits.store(0, Ordering::Relaxed);
-        }
-        tokio::spawn(async move {
-            let done = inner.tidy(database, collect).await;
+        self.behind(async move {
+            let done = inner.merge_step(database).await;
             slot.tidying.store(false, Ordering::Release);
             if let Err(error) = done {
                 // Nothing depends on it; the next commit tries again.
                 tracing::debug!(%database, %error, "merging broke off");
             }
         });
-    }
-
-    async fn tidy(&self, database: DatabaseId, collect: bool) -> Result<(), StoreError> {
-        self.merge_step(database).await?;
-        if collect {
-            self.collect_database(database).await?;
-        }
-        Ok(())
     }
 
     /// One step of a merge, of at most about a segment. Whether there was something to do.
@@ -205,7 +190,7 @@ impl Inner {
                 ..entry.clone()
             });
             state.entries.splice(oldest..oldest, added);
-            state.expire(self.keep(Some(&slot)), self.now_ms());
+            state.expire(&self.keep(Some(&slot)), self.now_ms());
             Ok(Change::Swap(true))
         })
         .await

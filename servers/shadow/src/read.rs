@@ -13,11 +13,12 @@ use pagewire_proto::{Changes, DatabaseId, PageNumber, Snapshot, Version};
 use pagewire_server::store::{StoreError, StoredPage};
 
 use crate::Inner;
-use crate::cells::{Entry, State};
+use crate::cells::{self, Archive, ArchivePart, Entry, State};
 use crate::commit::page_size_of;
 use crate::keys::{self, SegmentId};
 use crate::roots::harmless;
 use crate::segment::{INDEX_ENTRY_BYTES, Index, Place};
+use crate::state::entries_of;
 
 /// Segments so small are read as a whole: their other pages are likely to be asked for.
 const SMALL_BYTES: u64 = 128 << 10;
@@ -81,7 +82,9 @@ impl Inner {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, Miss> {
-        let found = self.find(database, state, version.get(), pages).await?;
+        let archive = self.archive_of(database, state, version).await?;
+        let entries = archive.as_ref().map_or(&state.entries, |a| &a.entries);
+        let found = self.find(database, entries, version.get(), pages).await?;
         let mut wanted: BTreeMap<SegmentId, Vec<Found<'_>>> = BTreeMap::new();
         for found in found.values() {
             wanted.entry(found.entry.id()).or_default().push(*found);
@@ -101,17 +104,57 @@ impl Inner {
         Ok(pages.iter().map(page).collect())
     }
 
+    /// The archive that has the entries of a version; `None` where the root has them itself.
+    async fn archive_of(
+        &self,
+        database: DatabaseId,
+        state: &State,
+        version: Version,
+    ) -> Result<Option<Arc<Archive>>, Miss> {
+        match state.archive_of(version.get()) {
+            None => Ok(None),
+            Some(part) => self.archive(database, part).await.map(Some),
+        }
+    }
+
+    async fn archive(
+        &self,
+        database: DatabaseId,
+        part: &ArchivePart,
+    ) -> Result<Arc<Archive>, Miss> {
+        let id = part.id();
+        if let Some(archive) = self.archives.get(&id) {
+            return Ok(archive);
+        }
+        let key = keys::segment(database, id);
+        let value = self.kv.get(&key).await.map_err(harmless);
+        let value = value.map_err(Miss::Failed)?.ok_or(Miss::Gone(id))?;
+        let archive: Archive = cells::decode(&key, &value.content).map_err(Miss::Failed)?;
+        let archive = Arc::new(archive);
+        self.archives.insert(id, Arc::clone(&archive));
+        Ok(archive)
+    }
+
+    pub(crate) async fn read_archive(
+        &self,
+        database: DatabaseId,
+        part: &ArchivePart,
+    ) -> Result<Arc<Archive>, StoreError> {
+        let archive = self.archive(database, part).await;
+        archive.map_err(Miss::into_error)
+    }
+
     /// Which entry holds which page.
     async fn find<'a>(
         &self,
         database: DatabaseId,
-        state: &'a State,
+        entries: &'a [Entry],
         version: u64,
         pages: &[PageNumber],
     ) -> Result<BTreeMap<u32, Found<'a>>, Miss> {
         // At once, although the first may have them all: a round trip costs more than an index.
         let mut indexes = Vec::new();
-        for entry in state.entries_of(version) {
+        for entry in entries_of(entries, version) {
             if pages.iter().any(|page| entry.has(page.get())) {
                 indexes.push(async move {
                     let index = self.index(database, entry).await?;
@@ -343,7 +386,11 @@ impl Inner {
     ) -> Result<Option<(String, usize)>, StoreError> {
         let loaded = self.fetch(database).await?;
         let pages = [page];
-        let found = self.find(database, &loaded.state, version.get(), &pages);
+        let state = &loaded.state;
+        let archive = self.archive_of(database, state, version).await;
+        let archive = archive.map_err(Miss::into_error)?;
+        let entries = archive.as_ref().map_or(&state.entries, |a| &a.entries);
+        let found = self.find(database, entries, version.get(), &pages);
         let found = found.await.map_err(Miss::into_error)?;
         Ok(found.get(&page.get()).map(|found| {
             let key = keys::segment(database, found.entry.id());

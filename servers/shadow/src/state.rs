@@ -3,20 +3,23 @@
 //! A version has the pages of the entries that are of it; of two entries with a page the later one in the list holds.
 //! Nothing that a version reads is changed by a later one: what a version takes away gets `removed`, what it cuts is
 //! removed and named again with other bounds. So a state says everything about every version from `oldest` to the head.
+//!
+//! A root has room for so many entries of old versions. Where readers keep more, the entries of the oldest ones move to an *archive*, a
+//! value under a key of its own that never changes: all entries of some consecutive versions, in their order. It goes as a whole when
+//! none of its versions is read any more. The head is in no archive, so what a merge changes is not either.
 
 use bytes::Bytes;
 use pagewire_proto::{CommitId, Epoch, PageCount, PageSize, Snapshot, Version};
 use pagewire_server::store::{COMMIT_RECORD_TTL, StoreError};
 
-use crate::cells::{Entry, HistoryPart, Record, State};
+use crate::cells::{Archive, ArchivePart, Entry, HistoryPart, Record, State};
 use crate::keys::SegmentId;
 
 /// Records that a root has itself; beyond twice as many the older ones move to the history.
 pub(crate) const INLINE_RECORDS: usize = 128;
-/// Entries of versions before the head that a root has at most. Beyond it the oldest versions are given up, whoever reads them.
-const MAX_REMOVED: usize = 4096;
-/// Entries of versions before the head that are kept for readers of other servers.
-const MAX_REMOVED_FOR_OTHERS: usize = 512;
+/// Archives that a root names at most: some 160 KiB of it, and two million replaced segments. Beyond it a commit finds the store
+/// full: C10 holds, whatever it takes.
+const MAX_ARCHIVES: usize = 4096;
 
 /// A version that is about to be made.
 #[derive(Debug)]
@@ -30,14 +33,18 @@ pub(crate) struct NextVersion {
     pub absorbed: Vec<SegmentId>,
     /// Where the older records went, if they had to.
     pub history: Option<HistoryPart>,
+    /// Where the entries of the oldest versions went, if they had to.
+    pub archive: Option<ArchivePart>,
     pub time_ms: i64,
 }
 
 /// What is kept beside the head.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Keep {
-    /// The oldest version that a session of this server reads.
+    /// The oldest version that a session of this server may begin to read.
     pub floor: Option<u64>,
+    /// Single versions that sessions of this server read.
+    pub pins: Vec<u64>,
     /// Versions replaced after this time are kept for sessions of other servers.
     pub replaced_after_ms: i64,
 }
@@ -56,15 +63,24 @@ impl State {
     }
 
     pub(crate) fn check_readable(&self, version: Version) -> Result<(), StoreError> {
-        match (self.oldest..=self.version).contains(&version.get()) {
+        let own = (self.oldest..=self.version).contains(&version.get());
+        match own || self.archive_of(version.get()).is_some() {
             true => Ok(()),
             false => Err(StoreError::VersionGone { version }),
         }
     }
 
+    /// The archive that has the entries of a version.
+    pub(crate) fn archive_of(&self, version: u64) -> Option<&ArchivePart> {
+        if version >= self.oldest {
+            return None;
+        }
+        self.archives.iter().find(|part| part.has(version))
+    }
+
     /// Entries of a version, the ones that hold first.
     pub(crate) fn entries_of(&self, version: u64) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().rev().filter(move |e| e.is_of(version))
+        entries_of(&self.entries, version)
     }
 
     /// The record of a version that the root has itself.
@@ -92,8 +108,42 @@ impl State {
         (self.records.len() >= 2 * INLINE_RECORDS).then(|| &self.records[..INLINE_RECORDS])
     }
 
+    /// Entries to be moved to an archive by the next commit, and its versions: the older half of those that a root has room for.
+    pub(crate) fn overflowing_entries(
+        &self,
+        keep: &Keep,
+        room: usize,
+    ) -> Result<Option<(u64, u64, Archive)>, StoreError> {
+        let room = room.max(1);
+        let is_removed = |entry: &&Entry| !entry.is_live();
+        if self.entries.iter().filter(is_removed).count() < 2 * room {
+            return Ok(None);
+        }
+        let mut kept = self.clone();
+        kept.give_up(keep);
+        let mut removed: Vec<_> = kept.entries.iter().map(|e| e.removed).collect();
+        removed.retain(|version| *version > 0);
+        if removed.len() < 2 * room {
+            return Ok(None);
+        }
+        if kept.archives.len() >= MAX_ARCHIVES {
+            let oldest = kept.archives.first().map_or(0, |part| part.first);
+            return Err(StoreError::Full(format!(
+                "readers keep all versions from {oldest} to {}: no more can be kept",
+                self.version
+            )));
+        }
+        let first = kept.oldest;
+        let (_, next, _) = removed.select_nth_unstable(room);
+        let next = *next;
+        let needed = |entry: &Entry| entry.added < next;
+        kept.entries.retain(needed);
+        let entries = kept.entries;
+        Ok(Some((first, next - 1, Archive { entries })))
+    }
+
     /// Makes the next version (C8).
-    pub(crate) fn apply(&mut self, next: NextVersion, keep: Keep) {
+    pub(crate) fn apply(&mut self, next: NextVersion, keep: &Keep) {
         let version = self.version + 1;
         let count = next.page_count.get();
         let same_size = self.page_size == next.page_size.get();
@@ -133,6 +183,10 @@ impl State {
                 .drain(..(moved as usize).min(self.records.len()));
             self.history.push(part);
         }
+        if let Some(part) = next.archive {
+            self.oldest = self.oldest.max(part.last + 1);
+            self.archives.push(part);
+        }
         let last_ms = self
             .records
             .last()
@@ -148,16 +202,15 @@ impl State {
     }
 
     /// Gives up versions that nobody reads any more and records that nobody may ask for. Whether anything went.
-    pub(crate) fn expire(&mut self, keep: Keep, now_ms: i64) -> bool {
+    pub(crate) fn expire(&mut self, keep: &Keep, now_ms: i64) -> bool {
         let before = (
             self.oldest,
             self.entries.len(),
             self.records.len(),
             self.history.len(),
+            self.archives.len(),
         );
-        self.raise_oldest(keep);
-        let oldest = self.oldest;
-        self.entries.retain(|e| e.is_live() || e.removed > oldest);
+        self.give_up(keep);
         let ttl_ms = i64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(i64::MAX);
         let expired = now_ms.saturating_sub(ttl_ms);
         self.history.retain(|part| part.time_ms >= expired);
@@ -174,36 +227,36 @@ impl State {
                 self.entries.len(),
                 self.records.len(),
                 self.history.len(),
+                self.archives.len(),
             )
     }
 
-    fn raise_oldest(&mut self, keep: Keep) {
+    /// Gives up the versions that nobody reads: those below everything that is read, and archives in which nothing is.
+    fn give_up(&mut self, keep: &Keep) {
         let floor = keep.floor.unwrap_or(self.version).min(self.version);
         let newer = self.records.iter().rev();
         let recent = newer.take_while(|record| record.time_ms > keep.replaced_after_ms);
         // Version n was replaced when the record of n + 1 was made.
         let for_others = self.version - (recent.count() as u64).min(self.version);
-        let for_others = for_others.max(self.oldest_with_at_most(MAX_REMOVED_FOR_OTHERS));
-        let wanted = floor
-            .min(for_others)
-            .max(self.oldest_with_at_most(MAX_REMOVED));
-        self.oldest = self.oldest.max(wanted);
+        let floor = floor.min(for_others);
+        let is_read = |part: &ArchivePart| {
+            part.last >= floor || keep.pins.iter().any(|version| part.has(*version))
+        };
+        self.archives.retain(is_read);
+        // Those before it are in archives, or gone.
+        let pins = keep.pins.iter().filter(|version| **version >= self.oldest);
+        let pinned = pins.min().copied().unwrap_or(self.version);
+        self.oldest = self.oldest.max(floor.min(pinned));
+        let oldest = self.oldest;
+        self.entries.retain(|e| e.is_live() || e.removed > oldest);
     }
 
-    /// The oldest version that may be kept if so many entries of older versions are allowed.
-    fn oldest_with_at_most(&self, limit: usize) -> u64 {
-        let mut removed: Vec<_> = self.entries.iter().map(|e| e.removed).collect();
-        removed.retain(|version| *version > 0);
-        match removed.len().checked_sub(limit + 1) {
-            None => 0,
-            Some(index) => *removed.select_nth_unstable(index).1,
-        }
-    }
-
-    /// Every segment and part of the history that the state names.
+    /// Every segment, part of the history and archive that the state names; not what its archives name.
     pub(crate) fn named(&self) -> impl Iterator<Item = SegmentId> {
         let entries = self.entries.iter().map(Entry::id);
-        entries.chain(self.history.iter().map(HistoryPart::id))
+        let history = self.history.iter().map(HistoryPart::id);
+        let archives = self.archives.iter().map(ArchivePart::id);
+        entries.chain(history).chain(archives)
     }
 
     /// Takes the pages from `first` to `last` out of a live entry, for the versions from the head on; what is left of it stays
@@ -244,6 +297,24 @@ impl HistoryPart {
             random: self.random,
         }
     }
+}
+
+impl ArchivePart {
+    pub(crate) fn id(&self) -> SegmentId {
+        SegmentId {
+            generation: self.generation,
+            random: self.random,
+        }
+    }
+
+    fn has(&self, version: u64) -> bool {
+        (self.first..=self.last).contains(&version)
+    }
+}
+
+/// Entries of a version among those of several, the ones that hold first.
+pub(crate) fn entries_of(entries: &[Entry], version: u64) -> impl Iterator<Item = &Entry> {
+    entries.iter().rev().filter(move |e| e.is_of(version))
 }
 
 /// The numbers as a snapshot; `Corrupt` where they can't be one.

@@ -14,13 +14,14 @@ use pagewire_server::store::{
     Resolution, Resolve, StoreError, StoredPage,
 };
 
-use crate::cells::{self, Installation, Mark, NameCell, Root, Service, State};
+use crate::cells::{self, Mark, NameCell, Root, Service, State};
 use crate::commit::{WHOLE_BYTES, check_exists};
 use crate::keys;
 use crate::kv::{KeyValueError, Swap, Tag};
 use crate::roots::{ATTEMPTS, Change, harmless, wait};
 use crate::segment;
 use crate::staging::blobs;
+use crate::upkeep::Earlier;
 use crate::{Inner, ShadowStore, no_randomness};
 
 /// Databases of a list that are looked at together.
@@ -49,28 +50,36 @@ impl PageStore for ShadowStore {
         let own = Service {
             id: bytes::Bytes::copy_from_slice(&self.0.service),
             lease_ttl_ms: ttl_ms,
+            beat: 0,
         };
         let mut wait_ms = 0;
         let mut earlier = Vec::new();
-        let services = self.0.update_services(|services| {
+        let begun = self.0.update_installation(|cell| {
+            let services = &mut cell.services;
             services.retain(|service| service.id != own.id);
             wait_ms = services.iter().map(|s| s.lease_ttl_ms).max().unwrap_or(0);
-            earlier = services.iter().map(|s| s.id.clone()).collect();
+            earlier = services.iter().map(Earlier::new).collect();
             services.push(own.clone());
+            true
         });
-        services.await?;
+        begun.await?;
         *self.0.earlier.lock() = earlier;
+        *self.0.serving.lock() = true;
         Ok(Duration::from_millis(wait_ms))
     }
 
     async fn end_service(&self) -> Result<(), StoreError> {
-        // Nobody trusts the earlier ones any more either: this one has waited for that.
+        *self.0.serving.lock() = false;
+        // Nobody trusts the dead ones among the earlier any more either: this one has waited for that (U5).
         let earlier = self.0.earlier.lock().clone();
         let own = self.0.service;
-        let ended = self.0.update_services(|services| {
-            services.retain(|service| service.id[..] != own && !earlier.contains(&service.id));
+        let ended = self.0.update_installation(|cell| {
+            let is_dead = |service: &Service| earlier.iter().any(|e| e.is_dead(service));
+            cell.services
+                .retain(|service| service.id[..] != own && !is_dead(service));
+            true
         });
-        ended.await
+        ended.await.map(|_| ())
     }
 
     async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
@@ -414,37 +423,6 @@ impl Inner {
             database,
             head,
         }))
-    }
-
-    async fn update_services(
-        &self,
-        mut change: impl FnMut(&mut Vec<Service>) + Send,
-    ) -> Result<(), StoreError> {
-        let mut last_error = None;
-        for attempt in 0..ATTEMPTS {
-            wait(attempt).await;
-            let found = self.kv.get(keys::INSTALLATION).await.map_err(harmless)?;
-            let value = found.ok_or_else(|| {
-                StoreError::Corrupt("the installation is gone from under its server".to_owned())
-            })?;
-            let mut cell: Installation = cells::decode(keys::INSTALLATION, &value.content)?;
-            change(&mut cell.services);
-            cell.serial += 1;
-            let content = cells::encode(&cell);
-            match self
-                .kv
-                .swap(keys::INSTALLATION, Some(&value.tag), content)
-                .await
-            {
-                Ok(Swap::Done(_)) => return Ok(()),
-                Ok(Swap::Lost) => {}
-                Err(KeyValueError::Unavailable(why)) => last_error = Some(why),
-                Err(error) => return Err(harmless(error)),
-            }
-        }
-        Err(StoreError::Unavailable(last_error.unwrap_or_else(|| {
-            "others change the installation all the time".to_owned()
-        })))
     }
 }
 

@@ -202,7 +202,7 @@ impl Inner {
             (Some(true), None) => {
                 // Each root was swapped without the intent: nobody needs the decision.
                 let (kv, key) = (Arc::clone(&self.kv), keys::transaction(transaction));
-                tokio::spawn(async move {
+                self.behind(async move {
                     if let Err(error) = kv.delete(&key).await {
                         tracing::debug!(%error, "a decision is left to the collection");
                     }

@@ -80,7 +80,7 @@ async fn kept_are(bench: &Bench, db: Db, head: u64, kept: &[u64]) -> Result<(), 
 
 pub(super) async fn v02(context: Context<'_>) -> Outcome {
     let Some(mut bench) = Bench::open_keeping(context, HOUR).await? else {
-        return Ok(Verdict::NotTried("the retention cannot be set here"));
+        return keeps_what_it_says(context).await;
     };
     let advance = |minutes: u64| {
         context
@@ -150,9 +150,88 @@ pub(super) async fn v02(context: Context<'_>) -> Outcome {
     Ok(Verdict::Kept)
 }
 
+/// V2 where the retention cannot be set: what goes by its age cannot be seen, what has to stay can.
+async fn keeps_what_it_says(context: Context<'_>) -> Outcome {
+    let bench = Bench::open(context).await?;
+    let capabilities = bench.store.capabilities();
+    if !capabilities.versions {
+        return Ok(Verdict::NotTried("the store keeps no versions"));
+    }
+    let db = bench.database("a").await?;
+    bench.store.protect(db.id, Some(Version::ZERO), &[]).await?;
+    commit_up_to(&bench, db, 0, 9).await?;
+    bench.tag(db, "t", 2).await?;
+    bench.commit(vec![restore(db, 9, 5, PAGES)]).await?;
+    let pin = [Version::new(3)];
+    bench.store.protect(db.id, None, &pin).await?;
+    bench.collect(None).await?;
+    let mut kept = vec![2, 3, 5];
+    if capabilities.branches {
+        let branch = bench.branch(db, 2, "branch").await?;
+        bench.expect(branch, 1, &[(1, Some((1, 1)))]).await?;
+    }
+    if super::model::keeps_for_a_while(&capabilities) {
+        kept = (1..=9).collect();
+    }
+    for number in kept {
+        bench.find(db, version(number)).await?;
+        reads_right(&bench, db, number).await?;
+    }
+    let refused = bench.store.protect(db.id, None, &[Version::new(99)]).await;
+    ensure!(
+        matches!(refused, Err(StoreError::VersionGone { .. })),
+        "a pin of a version that was never made answered {refused:?}"
+    );
+    // The refused pin replaced nothing.
+    bench.collect(None).await?;
+    reads_right(&bench, db, 3).await?;
+    Ok(Verdict::Kept)
+}
+
+async fn reads_right(bench: &Bench, db: Db, number: u64) -> Result<(), Violation> {
+    let all = numbers(1..=PAGES)?;
+    let pages = bench.store.read(db.id, Version::new(number), &all).await?;
+    for (page_number, page) in all.iter().zip(pages) {
+        let right = content(SIZE, page_number.get(), written(number, page_number.get()));
+        ensure!(
+            page.content == right,
+            "page {page_number} of version {number}, which has to be kept: {}",
+            describe(&page.content)
+        );
+    }
+    Ok(())
+}
+
+/// V6 where the retention cannot be set: a collection comes to its end, beside readers and writers, and takes nothing that is read.
+async fn spares_what_is_read(context: Context<'_>) -> Outcome {
+    let bench = Bench::open(context).await?;
+    if !bench.store.capabilities().versions {
+        return Ok(Verdict::NotTried("the store keeps no versions"));
+    }
+    let db = bench.database("a").await?;
+    bench.store.protect(db.id, Some(Version::ZERO), &[]).await?;
+    commit_up_to(&bench, db, 0, 60).await?;
+    for floor in [0, 31, 60] {
+        let wanted = Some(Version::new(floor));
+        bench.store.protect(db.id, wanted, &[]).await?;
+        bench.collect(Some(db.id)).await?;
+        bench.collect(None).await?;
+        for number in floor.max(1)..=60 {
+            reads_right(&bench, db, number).await?;
+        }
+        let described = bench.store.describe(db.id).await?;
+        ensure!(
+            described.versions >= 61 - floor.max(1) && described.pages >= u64::from(PAGES),
+            "versions from {floor} to 60 are read, described is {described:?}"
+        );
+    }
+    collects_beside_readers_and_writers(&bench).await?;
+    Ok(Verdict::Kept)
+}
+
 pub(super) async fn v06(context: Context<'_>) -> Outcome {
     let Some(bench) = Bench::open_keeping(context, Duration::ZERO).await? else {
-        return Ok(Verdict::NotTried("the retention cannot be set here"));
+        return spares_what_is_read(context).await;
     };
     let db = bench.database("a").await?;
     bench.store.protect(db.id, Some(Version::ZERO), &[]).await?;
@@ -237,8 +316,16 @@ async fn of_shrunk_and_removed(bench: &Bench) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Readers protect what they read, a writer commits, and a collection goes on all the time.
+/// The same, after which nothing is left but the head.
 async fn beside_readers_and_writers(bench: &Bench) -> Result<(), Violation> {
+    let db = collects_beside_readers_and_writers(bench).await?;
+    bench.store.protect(db.id, None, &[]).await?;
+    bench.collect(None).await?;
+    kept_are(bench, db, 200, &[200]).await
+}
+
+/// Readers protect what they read, a writer commits, and a collection goes on all the time.
+async fn collects_beside_readers_and_writers(bench: &Bench) -> Result<Db, Violation> {
     let db = bench.database("busy").await?;
     commit_up_to(bench, db, 0, 1).await?;
     let done = Arc::new(AtomicBool::new(false));
@@ -269,9 +356,7 @@ async fn beside_readers_and_writers(bench: &Bench) -> Result<(), Violation> {
         task.await.map_err(|e| Violation(e.to_string()))??;
     }
     result?;
-    bench.store.protect(db.id, None, &[]).await?;
-    bench.collect(None).await?;
-    kept_are(bench, db, 200, &[200]).await
+    Ok(db)
 }
 
 /// Protects the head, then reads it again and again while it becomes old.

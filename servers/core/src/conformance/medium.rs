@@ -84,6 +84,11 @@ pub(super) async fn c17(context: Context<'_>) -> Outcome {
 }
 
 pub(super) async fn service(context: Context<'_>) -> Outcome {
+    if context.store.behind_a_server() {
+        return Ok(Verdict::NotTried(
+            "the server begins its service itself: d01 tries what follows",
+        ));
+    }
     let bench = Bench::open(context).await?;
     let (short, long) = (Duration::from_secs(3), Duration::from_secs(7));
     let wait = bench.store.begin_service(long).await?;

@@ -65,9 +65,15 @@ pub trait StoreUnderTest: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Whether the store is seen through a page server, which differs from its store in this: every answer to a commit, and every
-    /// fence, ends all stagings of its databases (they are the rest of a transaction that is over), and a database that was
-    /// removed is part of no question.
+    /// Whether the store is seen through a page server. What the protocol does not have, and so cannot show, is:
+    ///
+    /// * A staging that outlives a commit of its database which does not name it, or the lease under which it was uploaded: by
+    ///   `StagePages` in the protocol the end of any commit of its database drops it, and a server may at any other time. What a
+    ///   store does with such a staging nobody can ask for.
+    /// * The beginning and the end of a service: they are the server's own calls. What follows from them for clients is tried by
+    ///   a rule of sessions, d01.
+    ///
+    /// Everything else holds through a server as it does without.
     fn behind_a_server(&self) -> bool {
         false
     }

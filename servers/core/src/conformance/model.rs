@@ -15,7 +15,7 @@ use super::fixture::{Bench, Random, content, describe, ensure, number_of, page_c
 use super::oracle::{Model, Staged, Stagings, was_applied};
 use super::{Context, Outcome, Verdict, Violation};
 use crate::store::{
-    Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
+    Capabilities, Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
 };
 
 /// Steps of a history.
@@ -24,6 +24,8 @@ const STEPS: usize = 500;
 const DATABASES: usize = 3;
 /// How long versions are kept, where that can be set.
 pub(super) const RETENTION_MINUTES: u64 = 60;
+/// No trial takes so long.
+const LONG_RETENTION: Duration = Duration::from_secs(1200);
 /// Page numbers that a history uses.
 pub(super) const PAGES: u32 = 12;
 
@@ -56,8 +58,8 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
     let mut history = History {
         bench,
         versions: capabilities.versions && capabilities.branches,
-        // A store without versions keeps none for their age.
-        minutes: minutes.or((!capabilities.versions).then_some(0)),
+        // A store without versions keeps none for their age; nor does one whose retention a trial may outlast.
+        minutes: minutes.or((!keeps_for_a_while(&capabilities)).then_some(0)),
         now: 0,
         origins: BTreeMap::new(),
         context,
@@ -73,14 +75,26 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
         history.models.push(Model::new(id));
     }
     let restarts = context.store.can_restart() && capabilities.durable;
+    // Behind a server each costs the TTL of a lease.
+    let restarts_per_1000 = if context.store.behind_a_server() {
+        4
+    } else {
+        20
+    };
     for step in 0..STEPS {
-        if restarts && history.random.percent(2) {
+        if restarts && history.random.below(1000) < restarts_per_1000 {
             history = history.restart().await?;
         }
         let what = history.step().await;
         what.map_err(|Violation(what)| Violation(format!("step {step}: {what}")))?;
     }
     Ok(Verdict::Kept)
+}
+
+/// Whether versions are kept for longer than any trial takes.
+pub(super) fn keeps_for_a_while(capabilities: &Capabilities) -> bool {
+    let retention = capabilities.retention.unwrap_or(Duration::MAX);
+    capabilities.versions && retention >= LONG_RETENTION
 }
 
 impl History<'_> {
@@ -242,7 +256,7 @@ impl History<'_> {
         Ok(())
     }
 
-    /// Where an answer to a commit ends all stagings of its databases.
+    /// Where the end of a commit drops all stagings of its databases.
     fn end_stagings(&mut self, commit: &Commit) {
         if self.context.store.behind_a_server() {
             let of = |id| commit.databases.iter().any(|part| part.database == id);
@@ -341,10 +355,6 @@ impl History<'_> {
         let Some(index) = self.models.iter().position(|m| m.id == first.database) else {
             return Ok(());
         };
-        let exists = |part: &DatabaseCommit| self.models.iter().any(|m| m.id == part.database);
-        if self.context.store.behind_a_server() && !commit.databases.iter().all(exists) {
-            return Ok(());
-        }
         let answer = self.bench.store.resolve(resolve).await?;
         let forgotten = self.may_forget(first);
         let model = &mut self.models[index];
@@ -465,6 +475,7 @@ impl History<'_> {
                 model.apply(commit.id, part, &self.stagings, self.now);
             }
         }
+        self.end_stagings(&commit);
         self.sent.push(commit);
     }
 

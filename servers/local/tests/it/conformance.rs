@@ -10,6 +10,7 @@ use pagewire_local::faults::{Fault, Faults, Place};
 use pagewire_local::keys::Key;
 use pagewire_local::{LocalOptions, LocalStore};
 use pagewire_server::clock::ManualClock;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
 use parking_lot::Mutex;
@@ -127,4 +128,9 @@ mod as_it_is_used {
 mod with_every_staging_on_disk {
     use super::Local;
     pagewire_server::conformance_tests!(Local::new(0));
+}
+
+mod through_a_server {
+    use super::{Local, Served};
+    pagewire_server::conformance_tests!(Served::new(Local::new(16 << 20)));
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pagewire_memory::MemoryStore;
 use pagewire_server::conformance::StoreUnderTest;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::store::{PageStore, StoreError};
 
 struct Memory;
@@ -17,3 +18,8 @@ impl StoreUnderTest for Memory {
 }
 
 pagewire_server::conformance_tests!(Memory);
+
+mod through_a_server {
+    use super::{Memory, Served};
+    pagewire_server::conformance_tests!(Served::new(Memory));
+}

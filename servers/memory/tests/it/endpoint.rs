@@ -9,8 +9,7 @@ use pagewire_server::{Server, bind_tcp};
 
 use crate::wrong_stores::{Fault, wrong_store};
 
-/// Faults that a client can see, and the rule that has to notice. The server itself refuses a store that repeats epochs, compares the
-/// epoch of the lease before the store does, and drops stagings: those faults do not get through it.
+/// Some faults and the rule that has to notice, as `pagewire conformance` tells it; all of them are tried in `wrong_stores.rs`.
 const SEEN: &[(Fault, &[&str])] = &[
     (Fault::ListIsReversed, &["c02"]),
     (Fault::CommitIsTorn, &["c03"]),

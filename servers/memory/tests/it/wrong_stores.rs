@@ -11,6 +11,7 @@ use pagewire_proto::{
     Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
     PageSize, Snapshot, StagingId, TagName, Version, VersionEntry,
 };
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
@@ -425,6 +426,28 @@ async fn every_fault_is_noticed_by_the_rule_that_it_breaks() {
             println!("{fault:?} by {name}: {violation}");
         }
     }
+}
+
+/// Faults that do not get through a page server: it takes the head from `changes`, in one moment with what differs; and it forgets
+/// a staging with the commit itself.
+const STOPPED_BY_THE_SERVER: &[Fault] = &[Fault::HeadIsStale, Fault::StagingIsNotConsumed];
+
+/// The same rules notice the same faults where the store is behind a page server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_is_noticed_through_a_server_by_the_same_rule() {
+    let mut passed = Vec::new();
+    for (fault, rules) in NOTICED_BY {
+        // Histories take long, and have nothing to add to the rule.
+        for name in rules.iter().filter(|name| **name != "random") {
+            let rule = rule(name).unwrap();
+            let store = &Served::new(Wrong(*fault));
+            match (rule.run)(Context { store, seed: 1 }).await {
+                Err(violation) => println!("{fault:?} by {name} through a server: {violation}"),
+                Ok(_) => passed.push(*fault),
+            }
+        }
+    }
+    assert_eq!(passed, STOPPED_BY_THE_SERVER);
 }
 
 /// Rules that can be tried on a store that never restarts each notice at least one of the faults. Those on versions are for

@@ -63,7 +63,7 @@ async fn a_commit_without_pages_is_one_swap() {
 }
 
 #[tokio::test]
-async fn a_commit_of_n_databases_is_4_n_and_2_calls() {
+async fn a_commit_of_n_databases_is_3_n_and_2_calls() {
     let medium = Arc::new(Medium::default());
     let server = server(&medium).await;
     for n in 2..6_u64 {
@@ -81,7 +81,7 @@ async fn a_commit_of_n_databases_is_4_n_and_2_calls() {
         // Segments; intents, the decision, their ends; the decision goes.
         assert_eq!((calls.puts, calls.swaps, calls.deletes), (n, 2 * n + 1, 1));
         assert_eq!((calls.gets, calls.ranges, calls.lists), (0, 0, 0));
-        assert!(calls.puts + calls.swaps + calls.deletes <= 4 * n + 2);
+        assert_eq!(calls.puts + calls.swaps + calls.deletes, 3 * n + 2);
     }
 }
 

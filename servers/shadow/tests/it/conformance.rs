@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
 use pagewire_shadow::testing::{Medium, TestKeyValue, Weather};
@@ -50,8 +51,19 @@ impl Installation {
         let options = ShadowOptions {
             keep_replaced: Duration::ZERO,
             abandoned_after: Duration::ZERO,
+            collect_every: Duration::ZERO,
             cache_bytes: 30_000,
             ..ShadowOptions::default()
+        };
+        Self::new(Weather::default(), options)
+    }
+
+    /// The same, and a root has no room for old versions: all of them are in archives.
+    fn archiving() -> Self {
+        let greedy = Self::greedy();
+        let options = ShadowOptions {
+            root_entries: 1,
+            ..greedy.options
         };
         Self::new(Weather::default(), options)
     }
@@ -61,17 +73,6 @@ impl Installation {
         let store = ShadowStore::open_with(Arc::clone(&kv) as _, self.options.clone()).await?;
         let store = Arc::new(store);
         *self.now.lock() = Some((kv, Arc::clone(&store)));
-        if self.options.abandoned_after.is_zero() {
-            let collector = Arc::downgrade(&store);
-            tokio::spawn(async move {
-                while let Some(store) = collector.upgrade() {
-                    // Others may be faster; the next round collects what this one did not.
-                    let _ = store.collect(None).await;
-                    drop(store);
-                    tokio::task::yield_now().await;
-                }
-            });
-        }
         Ok(store)
     }
 }
@@ -127,4 +128,19 @@ mod in_foul_weather {
 mod while_everything_is_collected_at_once {
     use super::Installation;
     pagewire_server::conformance_tests!(Installation::greedy());
+}
+
+mod while_old_versions_are_in_archives {
+    use super::Installation;
+    pagewire_server::conformance_tests!(Installation::archiving());
+}
+
+mod through_a_server {
+    use super::{Installation, Served};
+    pagewire_server::conformance_tests!(Served::new(Installation::fair()));
+}
+
+mod through_a_server_in_foul_weather {
+    use super::{Installation, Served};
+    pagewire_server::conformance_tests!(Served::new(Installation::foul()));
 }

@@ -6,3 +6,4 @@ mod crash;
 mod endpoint;
 mod scene;
 mod servers;
+mod upkeep;

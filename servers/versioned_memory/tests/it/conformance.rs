@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pagewire_server::clock::ManualClock;
 use pagewire_server::conformance::StoreUnderTest;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::store::{PageStore, StoreError};
 use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
 
@@ -35,3 +36,8 @@ impl StoreUnderTest for VersionedMemory {
 }
 
 pagewire_server::conformance_tests!(VersionedMemory::default());
+
+mod through_a_server {
+    use super::{Served, VersionedMemory};
+    pagewire_server::conformance_tests!(Served::new(VersionedMemory::default()));
+}

@@ -11,6 +11,7 @@ use pagewire_proto::{
     StagingId, TagName, UnixMillis, Version, VersionEntry,
 };
 use pagewire_server::clock::ManualClock;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, rule};
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
@@ -393,6 +394,22 @@ async fn every_fault_is_noticed_by_the_rule_that_it_breaks() {
             let outcome = (rule.run)(Context { store, seed: 1 }).await;
             let violation = outcome.expect_err(&format!("{fault:?} passed {name}"));
             println!("{fault:?} by {name}: {violation}");
+        }
+    }
+}
+
+/// The same rules notice the same faults where the store is behind a page server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_is_noticed_through_a_server_by_the_same_rule() {
+    for (fault, rules) in NOTICED_BY {
+        // A collection without an end is told by the ten thousandth step, and histories take long.
+        let skipped = |name: &str| *fault == Fault::CollectionIsNeverAtItsEnd || name == "random";
+        for name in rules.iter().filter(|name| !skipped(name)) {
+            let rule = rule(name).unwrap();
+            let store = &Served::new(Wrong(*fault, ManualClock::default()));
+            let outcome = (rule.run)(Context { store, seed: 1 }).await;
+            let violation = outcome.expect_err(&format!("{fault:?} passed {name}"));
+            println!("{fault:?} by {name} through a server: {violation}");
         }
     }
 }

@@ -347,3 +347,59 @@ pub(super) async fn l04(endpoint: &Endpoint) -> Outcome {
     );
     Ok(Verdict::Kept)
 }
+
+/// A server that was killed may have given out leases: the next one lets nothing become visible before they have run out.
+pub(super) async fn d01(endpoint: &Endpoint) -> Outcome {
+    let Some(restart) = &endpoint.restart else {
+        return Ok(Verdict::NotTried("the server cannot be restarted here"));
+    };
+    let first = endpoint.session().await?;
+    if !first.welcome.store.as_ref().is_some_and(|s| s.durable) {
+        return Ok(Verdict::NotTried("a restart leaves nothing of the store"));
+    }
+    let database = Shared::new(endpoint, &first).await?;
+    let epoch = granted(&first, &database, 0).await?;
+    let made = commit(&first, &database, 0, epoch).await?;
+    ensure!(is_committed(&made, 1), "the first commit answered {made:?}");
+    let trusted_from = Instant::now();
+    first.settled().await?;
+    restart.restart().await?;
+    let ttl = Duration::from_millis(u64::from(first.welcome.lease_ttl_ms));
+    drop(first);
+    let deadline = Instant::now() + super::RESTART_PATIENCE;
+    let next = loop {
+        match endpoint.session().await {
+            Err(_) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            session => break session?,
+        }
+    };
+    open(&next, &database.name).await?;
+    let second = loop {
+        match acquire(&next, &database, 1000).await? {
+            Acquired::Granted(grant) => break grant.epoch,
+            Acquired::Pending(_) if Instant::now() < deadline => {}
+            Acquired::Pending(_) => {
+                return Err(Violation(
+                    "the lease of a server that died is not granted by the next one".to_owned(),
+                ));
+            }
+        }
+    };
+    ensure!(
+        second > epoch,
+        "before a death epoch {epoch} was granted, after it {second}"
+    );
+    let made = commit(&next, &database, 1, second).await?;
+    ensure!(
+        is_committed(&made, 2),
+        "the first commit after a death answered {made:?}"
+    );
+    ensure!(
+        trusted_from.elapsed() + ttl / 8 >= ttl,
+        "leases of a server that died may be trusted for {ttl:?}, and the next version was visible after {:?}",
+        trusted_from.elapsed()
+    );
+    Ok(Verdict::Kept)
+}

@@ -3,8 +3,10 @@
 //!
 //! Touches only databases whose names begin with `conformance/` and a random number of its own, and deletes them.
 
+mod history;
 mod leases;
 mod remote;
+mod served;
 mod wire;
 
 use std::collections::VecDeque;
@@ -18,12 +20,13 @@ use parking_lot::Mutex;
 use super::{Context, Outcome, RULES, StoreUnderTest, Trial, Verdict, Violation};
 use crate::store::{PageStore, StoreError};
 use remote::{Names, RemoteStore};
+pub use served::Served;
 use wire::{Exchanges, Wire, connect};
 
 /// How long a server may take to start again.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a server may call itself; each includes the ones before, but for `Leased`, which the later ones do not need.
+/// What a server may call itself; each includes the minimal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
     /// Atomic commits, one version kept.
@@ -62,7 +65,7 @@ impl Tier {
     /// The tier that needs a rule; `None` for what cannot be tried from outside.
     fn of(rule: &str) -> Option<Tier> {
         match rule.split('_').next().unwrap_or_default() {
-            "c07" => Some(Tier::Durable),
+            "c07" | "v07" | "d01" => Some(Tier::Durable),
             "c16" | "c17" | "trust" => None,
             "v04" => Some(Tier::Branching),
             name if name.starts_with('v') => Some(Tier::Versioned),
@@ -119,6 +122,10 @@ const SESSION_RULES: &[(&str, SessionTrial)] = &[
     ("l03_a_broken_stream_resumes_with_its_leases", |endpoint| {
         Box::pin(leases::l03(endpoint))
     }),
+    (
+        "d01_after_a_death_nothing_becomes_visible_while_leases_may_be_trusted",
+        |endpoint| Box::pin(leases::d01(endpoint)),
+    ),
     (
         "l04_nothing_becomes_visible_while_a_lost_holder_may_trust_its_lease",
         |endpoint| Box::pin(leases::l04(endpoint)),
@@ -254,13 +261,16 @@ impl StoreUnderTest for Endpoint {
     }
 }
 
-/// The tiers that were earned: all rules of a tier and of those before it kept, and at least one of its own tried.
+/// The tiers that were earned: all rules of a tier and of the minimal one kept, and at least one of its own tried.
 pub fn earned(trials: &[Trialled], welcome: &pb::Welcome) -> Vec<Tier> {
     let store = welcome.store.clone().unwrap_or_default();
     let has = |tier: Tier| {
+        // Versions survive a restart where there are any.
+        let asked = |trial: &&Trialled| store.versions || !trial.rule.starts_with("v07");
         let mut own = trials
             .iter()
             .filter(|trial| trial.tier == Some(tier))
+            .filter(asked)
             .peekable();
         let tried =
             own.peek().is_some() && own.all(|trial| matches!(trial.outcome, Ok(Verdict::Kept)));

@@ -1,9 +1,11 @@
 //! [`RemoteStore`]: an endpoint in the shape of a store, so that the suite of stores runs against it. Each call of the trait is the
 //! calls of the protocol that mean it, raw: nothing is cached, retried or repaired here.
 //!
-//! `lookup` opens, `remove` closes and deletes, `fence` gives the lease back and takes it again, `protect` raises the floor of the
-//! session (it never falls: a promise more than asked for). A staging that is discarded is never named again, which is all that the
-//! protocol knows of it.
+//! `lookup` opens, `remove` closes and deletes, `fence` gives the lease back and takes it again. What is about old versions, and what
+//! of them is read, is in `history.rs`. Where the protocol says less than the contract of stores:
+//!
+//! * A staging that is discarded is dropped and never named again: a server may drop it late, or not at all before the commit.
+//! * `resolve` leaves out participants that were removed, as the protocol wants it; they are told as having no epoch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,15 +15,15 @@ use async_trait::async_trait;
 use pagewire_proto::limits::{BATCH_BYTES, MAX_LIST, MAX_READ_PAGES};
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::{
-    Changes, CommitChecksum, DatabaseId, DatabaseName, Epoch, Incarnation, Page, PageNumber,
-    PageSize, Snapshot, StagingId, Version, pb,
+    Changes, CommitChecksum, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, Page,
+    PageNumber, PageSize, Snapshot, StagingId, TagName, Version, VersionEntry, pb,
 };
 use parking_lot::Mutex;
 
 use super::wire::Wire;
 use crate::store::{
-    Capabilities, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve,
-    StoreError, StoredPage,
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
+    PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 
 /// How long a lease that nobody else wants may take.
@@ -33,10 +35,14 @@ pub(super) type Names = Arc<Mutex<HashMap<DatabaseId, DatabaseName>>>;
 /// See the top of this file.
 #[derive(Debug)]
 pub(super) struct RemoteStore {
-    wire: Wire,
+    pub(super) wire: Wire,
     incarnation: Incarnation,
-    names: Names,
+    pub(super) names: Names,
     opens: Mutex<HashMap<DatabaseId, u64>>,
+    /// What was asked to be protected of each database.
+    pub(super) wanted: Mutex<HashMap<DatabaseId, Option<Version>>>,
+    /// Of the newest call that pinned.
+    pub(super) pins: std::sync::atomic::AtomicU64,
     sequence: std::sync::atomic::AtomicU64,
     /// One at a time: a lease given back by one would be taken by the other.
     leases: tokio::sync::Mutex<HashMap<DatabaseId, u64>>,
@@ -51,13 +57,15 @@ impl RemoteStore {
             wire,
             names,
             opens: Mutex::default(),
+            wanted: Mutex::default(),
+            pins: std::sync::atomic::AtomicU64::new(0),
             sequence: std::sync::atomic::AtomicU64::new(0),
             leases: tokio::sync::Mutex::default(),
             stagings: Mutex::default(),
         })
     }
 
-    async fn open(
+    pub(super) async fn open(
         &self,
         name: &DatabaseName,
         mode: pb::OpenMode,
@@ -84,7 +92,7 @@ impl RemoteStore {
     }
 
     /// Opens the database in this session where an earlier one had it open.
-    async fn ensure_open(&self, database: DatabaseId) -> Result<(), StoreError> {
+    pub(super) async fn ensure_open(&self, database: DatabaseId) -> Result<(), StoreError> {
         if self.opens.lock().contains_key(&database) {
             return Ok(());
         }
@@ -97,7 +105,16 @@ impl RemoteStore {
         }
     }
 
-    async fn begin(
+    /// Databases that this session has open.
+    pub(super) fn opened(&self) -> Vec<(DatabaseId, DatabaseName)> {
+        let (opens, names) = (self.opens.lock(), self.names.lock());
+        let named = opens
+            .keys()
+            .filter_map(|id| Some((*id, names.get(id)?.clone())));
+        named.collect()
+    }
+
+    pub(super) async fn begin(
         &self,
         database: DatabaseId,
         known: Version,
@@ -231,11 +248,13 @@ impl PageStore for RemoteStore {
         Capabilities {
             name: store.store_name,
             durable: store.durable,
-            // The calls about old versions are not mapped here yet: their rules are tried on the stores themselves.
-            versions: false,
-            branches: false,
+            versions: store.versions,
+            branches: store.branches,
             exclusive: store.strict_push,
-            retention: None,
+            retention: match store.retention_ms {
+                0 => None,
+                ms => Some(Duration::from_millis(ms)),
+            },
         }
     }
 
@@ -313,7 +332,8 @@ impl PageStore for RemoteStore {
             }));
             self.opens.lock().remove(&id);
             self.leases.lock().await.remove(&id);
-            self.wire.floors().lock().remove(&id);
+            self.wire.readings().lock().remove(&id);
+            self.wanted.lock().remove(&id);
             self.stagings
                 .lock()
                 .retain(|_, (_, database)| *database != id);
@@ -359,6 +379,11 @@ impl PageStore for RemoteStore {
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
         self.ensure_open(database).await?;
+        if pages.is_empty() {
+            // Whether the version is there at all: the protocol has no reading of nothing.
+            let first = [PageNumber::FIRST];
+            self.read_some(database, version, &first).await?;
+        }
         let mut read = Vec::with_capacity(pages.len());
         while read.len() < pages.len() {
             let rest = &pages[read.len()..];
@@ -374,22 +399,7 @@ impl PageStore for RemoteStore {
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
-        if !pins.is_empty() {
-            return Err(StoreError::Unsupported(
-                "pins without the call that finds them",
-            ));
-        }
-        self.ensure_open(database).await?;
-        // Without a floor the server keeps what it was told last: more than has to be.
-        let Some(floor) = floor else {
-            return Ok(());
-        };
-        {
-            let mut floors = self.wire.floors().lock();
-            let known = floors.entry(database).or_default();
-            *known = (*known).max(floor.get());
-        }
-        self.wire.settled().await
+        self.protect_as_a_session_does(database, floor, pins).await
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
@@ -469,7 +479,12 @@ impl PageStore for RemoteStore {
     }
 
     async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
-        self.stagings.lock().remove(&staging);
+        let known = self.stagings.lock().remove(&staging);
+        if let Some((id, _)) = known {
+            self.wire.send(Request::DropStagings(pb::DropStagings {
+                staging_ids: vec![id.to_wire()],
+            }));
+        }
         Ok(())
     }
 
@@ -502,10 +517,16 @@ impl PageStore for RemoteStore {
 
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
         use pb::resolve_commit_response::Outcome;
-        for (database, _, _) in &resolve.participants {
-            self.ensure_open(*database).await?;
+        let mut left = Vec::with_capacity(resolve.participants.len());
+        for participant in &resolve.participants {
+            match self.ensure_open(participant.0).await {
+                Ok(()) => left.push(*participant),
+                // A commit that names it is never applied any more.
+                Err(StoreError::DatabaseNotFound) if !left.is_empty() => {}
+                Err(error) => return Err(error),
+            }
         }
-        let participants = resolve.participants.iter();
+        let participants = left.iter();
         let request = pb::ResolveCommitRequest {
             session_id: self.wire.id.to_wire(),
             commit_id: resolve.id.to_wire(),
@@ -526,22 +547,92 @@ impl PageStore for RemoteStore {
         let answer = self.wire.noted(&request, answer)?;
         Ok(match answer.outcome {
             Some(Outcome::Committed(made)) => {
-                Resolution::Committed(made.versions.into_iter().map(Version::new).collect())
+                let told = left.iter().map(|(database, ..)| *database);
+                let told: HashMap<_, _> = told.zip(made.versions).collect();
+                let version = |(database, base, _): &(DatabaseId, Version, Epoch)| {
+                    told.get(database).map_or(base.next(), |v| Version::new(*v))
+                };
+                Resolution::Committed(resolve.participants.iter().map(version).collect())
             }
             Some(Outcome::Aborted(aborted)) => {
+                let told = left.iter().map(|(database, ..)| *database);
+                let told: HashMap<_, _> = told.zip(aborted.epochs).collect();
                 let mut leases = self.leases.lock().await;
-                for ((database, ..), epoch) in resolve.participants.iter().zip(&aborted.epochs) {
-                    if *epoch > 0 {
-                        leases.insert(*database, *epoch);
-                    }
+                for (database, epoch) in told.iter().filter(|(_, epoch)| **epoch > 0) {
+                    leases.insert(*database, *epoch);
                 }
+                let epoch = |(database, ..): &(DatabaseId, Version, Epoch)| {
+                    told.get(database).map_or(Epoch::NONE, |e| Epoch::new(*e))
+                };
                 Resolution::Aborted {
-                    current: aborted.epochs.into_iter().map(Epoch::new).collect(),
+                    current: resolve.participants.iter().map(epoch).collect(),
                 }
             }
             Some(Outcome::Unknown(unknown)) => Resolution::Unknown(unknown.reason),
             None => return Err(StoreError::Internal("an answer without an outcome".into())),
         })
+    }
+
+    async fn find(
+        &self,
+        database: DatabaseId,
+        moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        self.find_version(database, moment, 0).await
+    }
+
+    async fn versions(
+        &self,
+        database: DatabaseId,
+        before: Option<Version>,
+        tagged_only: bool,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, StoreError> {
+        self.list_versions(database, before, tagged_only, limit)
+            .await
+    }
+
+    async fn diff(
+        &self,
+        database: DatabaseId,
+        from: Version,
+        to: Version,
+        after: Option<PageNumber>,
+        limit: usize,
+    ) -> Result<Vec<PageNumber>, StoreError> {
+        self.diff_versions(database, (from, to), after, limit).await
+    }
+
+    async fn set_tag(
+        &self,
+        database: DatabaseId,
+        tag: &TagName,
+        moment: &Moment,
+        replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        self.name_version(database, tag, moment, replace).await
+    }
+
+    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
+        self.unname_version(database, tag).await
+    }
+
+    async fn branch(
+        &self,
+        source: DatabaseId,
+        moment: &Moment,
+        branch: DatabaseId,
+        name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        self.create_branch(source, moment, branch, name).await
+    }
+
+    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
+        self.describe_database(database).await
+    }
+
+    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
+        self.collect_garbage(database).await
     }
 }
 
@@ -567,6 +658,6 @@ fn portions(pages: &[PageWrite]) -> Vec<Vec<pb::PageContent>> {
     portions
 }
 
-fn wrong(error: pagewire_proto::Invalid) -> StoreError {
+pub(super) fn wrong(error: pagewire_proto::Invalid) -> StoreError {
     StoreError::Internal(format!("the answer is not valid: {error}"))
 }

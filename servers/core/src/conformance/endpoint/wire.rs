@@ -44,9 +44,18 @@ pub(super) struct Wire {
     pub(super) broken: bool,
 }
 
+/// What the session reads of a database, as each heartbeat says it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reading {
+    pub(super) floor: u64,
+    pub(super) pins: Vec<u64>,
+    /// Of the newest call that pinned; 0 where none did.
+    pub(super) pin_sequence: u64,
+}
+
 #[derive(Debug, Default)]
 struct Shared {
-    floors: Mutex<HashMap<DatabaseId, u64>>,
+    readings: Mutex<HashMap<DatabaseId, Reading>>,
     sequences: Mutex<(u64, u64)>,
     acknowledged: Notify,
     /// What came on the stream beside acknowledgements.
@@ -148,13 +157,15 @@ impl Wire {
         send(&self.outbound, message);
     }
 
-    pub(super) fn floors(&self) -> &Mutex<HashMap<DatabaseId, u64>> {
-        &self.shared.floors
+    pub(super) fn readings(&self) -> &Mutex<HashMap<DatabaseId, Reading>> {
+        &self.shared.readings
     }
 
-    /// Everything that was sent before has been taken in.
+    /// Everything that was sent before has been taken in. A server may acknowledge a heartbeat before it takes in what that
+    /// says, but messages are taken in order: who answers a second one has taken in the first.
     pub(super) async fn settled(&self) -> Result<(), StoreError> {
         let acknowledged = async {
+            heartbeat(&self.shared, &self.outbound);
             let sequence = heartbeat(&self.shared, &self.outbound);
             loop {
                 let notified = self.shared.acknowledged.notified();
@@ -258,12 +269,15 @@ impl Shared {
 }
 
 fn heartbeat(shared: &Shared, outbound: &mpsc::UnboundedSender<pb::SessionRequest>) -> u64 {
-    let floors = shared.floors.lock();
-    let floors = floors.iter().map(|(database, version)| pb::DatabaseFloor {
-        database_id: database.to_wire(),
-        oldest_open_version: *version,
-        ..pb::DatabaseFloor::default()
-    });
+    let readings = shared.readings.lock();
+    let floors = readings
+        .iter()
+        .map(|(database, reading)| pb::DatabaseFloor {
+            database_id: database.to_wire(),
+            oldest_open_version: reading.floor,
+            pinned_versions: reading.pins.clone(),
+            pin_sequence: reading.pin_sequence,
+        });
     let mut sequences = shared.sequences.lock();
     sequences.0 += 1;
     let message = pb::Heartbeat {
@@ -320,7 +334,8 @@ pub(super) fn of_status(status: Status) -> StoreError {
         Reason::Corrupt => StoreError::Corrupt(message),
         Reason::Unsupported => StoreError::Unsupported("a call that this server has not"),
         Reason::NameTaken => StoreError::NameTaken(message),
-        Reason::TagNotFound => StoreError::NameTaken(message),
+        // The call that named the tag says which.
+        Reason::TagNotFound => StoreError::Internal(message),
         Reason::Unavailable | Reason::Draining | Reason::Overloaded => {
             StoreError::Unavailable(message)
         }
