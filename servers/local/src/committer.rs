@@ -1,6 +1,6 @@
 //! The committer: one thread that does everything that changes the store, in one order.
 //!
-//! It takes what waits (commits of many databases, and names, epochs, stagings, questions after lost commits), does it in one
+//! It takes of what waits (`queue.rs`: commits of many databases, and names, epochs, stagings, questions after lost commits), does it in one
 //! transaction of the engine, one after another, each against what those before it left, makes that durable with one sync, and
 //! only then answers all: group commit. Readers never come here.
 //!
@@ -28,12 +28,8 @@ use crate::collect::Collector;
 use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::garbage::Garbage;
+use crate::queue::{Queue, Waits};
 use crate::stagings::{Pages, Staging, Stagings, bytes_of};
-
-/// Operations in one transaction.
-const MAX_GROUP: usize = 1024;
-/// Bytes of pages at which a transaction takes no more operations.
-const MAX_GROUP_BYTES: usize = 16 << 20;
 
 /// How long the committer waits at least, and at most, where there will be something to collect.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -108,30 +104,31 @@ type Held = Box<dyn FnOnce(Option<StoreError>)>;
 impl Committer {
     /// Works until nobody can send any more.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let mut queue = Queue::default();
         loop {
-            let first = match commands.try_recv() {
-                Ok(command) => Some(command),
-                Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if self.dead.is_none() && self.has_garbage() => None,
-                Err(TryRecvError::Empty) => match self.wait(commands) {
-                    Ok(command) => Some(command),
-                    Err(RecvTimeoutError::Timeout) => continue,
+            let disconnected = loop {
+                match commands.try_recv() {
+                    Ok(command) => queue.push(command),
+                    Err(TryRecvError::Empty) => break false,
+                    Err(TryRecvError::Disconnected) => break true,
+                }
+            };
+            if queue.is_empty() {
+                if disconnected {
+                    return;
+                }
+                if self.dead.is_none() && self.has_garbage() {
+                    self.collect_when_idle();
+                    continue;
+                }
+                match self.wait(commands) {
+                    Ok(command) => queue.push(command),
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
-                },
-            };
-            let Some(first) = first else {
-                self.collect_when_idle();
+                }
                 continue;
-            };
-            let mut bytes = first.bytes();
-            let mut group = vec![first];
-            while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-                let Ok(next) = commands.try_recv() else {
-                    break;
-                };
-                bytes += next.bytes();
-                group.push(next);
             }
+            let (group, bytes) = queue.next_group();
             self.do_group(group, bytes);
             if self.stagings.buffered_bytes() > self.options.staging_buffer_bytes {
                 self.spill();
@@ -349,8 +346,7 @@ fn dead(why: &str) -> StoreError {
     ))
 }
 
-impl Command {
-    /// Bytes that it writes.
+impl Waits for Command {
     fn bytes(&self) -> usize {
         match self {
             Self::Commit(commit, _) => {
@@ -363,6 +359,13 @@ impl Command {
         }
     }
 
+    /// A staging is dropped after what was staged into it, also where nobody waits for that any more.
+    fn is_of_bulk(&self) -> bool {
+        matches!(self, Self::Stage(..) | Self::Discard(..))
+    }
+}
+
+impl Command {
     /// Answers with an error, nothing done.
     fn refuse(self, error: StoreError) {
         // Nobody may be waiting any more.

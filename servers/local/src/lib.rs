@@ -15,6 +15,7 @@ mod history;
 pub mod keys;
 mod marks;
 mod operations;
+mod queue;
 mod rows;
 mod segments;
 mod stagings;
