@@ -20,7 +20,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service as _;
 
-use crate::memory::{Account, AnswerCharge, Charge, MESSAGE_WAIT};
+use crate::memory::{Account, AnswerCharge, Charge, MESSAGE_WAIT, SMALL_ANSWER, Unsent};
+use crate::session::TakenNews;
 
 /// What a call costs before its first message: its task, its handler and the state of its stream.
 const CALL_BYTES: usize = 4 << 10;
@@ -62,11 +63,19 @@ pub(crate) async fn call(
     let request = request.map(|body| Body::new(RequestBody::new(body, streams, Arc::clone(&call))));
     let mut response = routes.call(request).await?;
     let charge = response.extensions_mut().remove();
+    let news = response.extensions_mut().remove();
     if Arc::strong_count(&call) == 1 {
         // Nobody reads messages any more, and the handler is done with what it read.
         *call.message.lock() = None;
     }
-    Ok(response.map(|body| Body::new(AnswerBody { body, call, charge })))
+    Ok(response.map(|body| {
+        Body::new(AnswerBody {
+            body,
+            call,
+            charge,
+            news,
+        })
+    }))
 }
 
 fn cost(headers: &HeaderMap) -> usize {
@@ -266,12 +275,23 @@ struct AnswerBody {
     call: Arc<Call>,
     /// Taken before the answer was made; otherwise what is sent is charged.
     charge: Option<AnswerCharge>,
+    /// Of the stream of a session: what is sent is paid for by the news in it.
+    news: Option<TakenNews>,
 }
 
-/// Bytes of an answer: charged for as long as the transport has them.
+/// Bytes of an answer: paid for as long as the transport has them.
 struct Charged {
     content: Bytes,
-    _charge: AnswerCharge,
+    _paid: Paid,
+}
+
+/// What pays for bytes on their way out.
+#[expect(dead_code, reason = "held until it is dropped")]
+enum Paid {
+    Answer(AnswerCharge),
+    News(Vec<AnswerCharge>),
+    /// The call itself (M-6).
+    Call(Arc<Call>, Unsent),
 }
 
 impl AsRef<[u8]> for Charged {
@@ -295,18 +315,23 @@ impl http_body::Body for AnswerBody {
         let Some(content) = frame.data_ref() else {
             return Poll::Ready(Some(Ok(frame)));
         };
-        let charge = match &self.charge {
-            Some(charge) => charge.clone(),
-            // Small, as a rule; where there is no room the stream breaks, and the client asks again.
-            None => match self.call.account.try_answer(content.len()) {
-                Ok(charge) => charge,
+        let account = &self.call.account;
+        let paid = match (&self.charge, &self.news) {
+            (Some(charge), _) => Paid::Answer(charge.clone()),
+            (None, Some(news)) => Paid::News(news.take()),
+            (None, None) if content.len() <= SMALL_ANSWER => {
+                Paid::Call(Arc::clone(&self.call), account.sending())
+            }
+            // Where there is no room the stream breaks, and the client asks again.
+            (None, None) => match account.try_answer(content.len()) {
+                Ok(charge) => Paid::Answer(charge),
                 Err(overloaded) => return Poll::Ready(Some(Err(overloaded))),
             },
         };
         Poll::Ready(Some(Ok(frame.map_data(|content| {
             Bytes::from_owner(Charged {
                 content,
-                _charge: charge,
+                _paid: paid,
             })
         }))))
     }
