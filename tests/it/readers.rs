@@ -287,7 +287,7 @@ fn s7_a_bounded_subscriber_is_told_and_not_waited_for() {
         write(&writer);
         let version = newest(&writer);
         reader.wait_for("pagewire_version", &version);
-        assert_eq!(reader.cost(|reader| assert_eq!(reader.read(), turn)), 2);
+        assert_eq!(reader.cost(|reader| assert_eq!(reader.read(), turn)), 1);
     }
     reader.0.pause();
     let began = Instant::now();
