@@ -351,7 +351,8 @@ mod tests {
         assert_eq!(
             check_message(&pb::BeginSnapshotResponse {
                 head: None,
-                changes: Some(changes)
+                changes: Some(changes),
+                page_1: None,
             }),
             Ok(())
         );

@@ -8,6 +8,8 @@ use pagewire_proto::{Invalid, Version};
 pub enum Kind {
     /// Calls the busy handler and asks again.
     Busy,
+    /// Ends the transaction: it waits for one that waits for it. The busy handler is not called: waiting would be in vain.
+    Deadlock,
     /// Ends the transaction: its snapshot is not the newest version any more.
     BusySnapshot,
     /// Reports that the database can't be opened.

@@ -1,9 +1,11 @@
 //! Leases: one writer, fenced; they move when the holder dies, closes or sleeps too long, and their loss is told.
 
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{assert_sound, number, open, rows, uri};
 use pagewire_tests::process::Guest;
+use pagewire_tests::proxy::Proxy;
 use pagewire_tests::server::PageServer;
 
 const BUSY: i32 = 5;
@@ -67,6 +69,36 @@ fn a_process_that_closed_its_database_is_not_waited_for() {
         "it took {:?}",
         began.elapsed()
     );
+}
+
+/// The lease moves while the stream of its holder is broken; the commit of the next one waited a TTL although the holder was back.
+#[test]
+fn l8_a_holder_whose_stream_broke_and_came_back_is_not_waited_for() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "20000"]);
+    let proxy = Proxy::new(&server.endpoint());
+    let mut first = Guest::start(&[]);
+    first
+        .open("main", &uri(&proxy.endpoint(), "t.db", &[]))
+        .expect("open");
+    first.ok("main", "PRAGMA busy_timeout = 15000");
+    first.ok("main", "CREATE TABLE t(who TEXT)");
+    let mut second = Guest::start(&[]);
+    second
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    second.ok("main", "PRAGMA busy_timeout = 15000");
+    let began = Instant::now();
+    for _ in 0..10 {
+        first.ok("main", "INSERT INTO t VALUES('first')");
+        proxy.cut_sessions();
+        second.ok("main", "INSERT INTO t VALUES('second')");
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "it took {:?}",
+        began.elapsed()
+    );
+    assert_eq!(first.ok("main", "SELECT count(*) FROM t"), ["20"]);
 }
 
 /// A holder that slept past its lease in mid-transaction while another one wrote.
@@ -184,6 +216,82 @@ fn two_transactions_that_wait_for_each_other_do_not_hang() {
     second.ok("other", "ROLLBACK");
     first.ok("other", "INSERT INTO t VALUES('first')");
     second.ok("main", "INSERT INTO t VALUES('second')");
+}
+
+/// Adds a row to `main` and then one to `other`, in one transaction, and begins anew where it is told to. How often it was.
+fn insert_into_both(guest: &mut Guest, both_have_begun: &Barrier) -> u32 {
+    let mut refused = 0;
+    let mut first_try = true;
+    loop {
+        guest.ok("main", "BEGIN");
+        guest.ok("main", "INSERT INTO main.t VALUES('main')");
+        if std::mem::take(&mut first_try) {
+            both_have_begun.wait();
+        }
+        match guest.sql("main", "INSERT INTO other.t VALUES('other')") {
+            Ok(_) => {
+                guest.ok("main", "COMMIT");
+                return refused;
+            }
+            Err(failure) => {
+                assert_eq!(failure.code, BUSY, "{failure:?}");
+                assert!(
+                    failure.message.contains("wait for each other"),
+                    "{failure:?}"
+                );
+                refused += 1;
+                guest.ok("main", "ROLLBACK");
+            }
+        }
+    }
+}
+
+/// Without help each waits for the other until its busy timeout has passed.
+#[test]
+fn of_two_transactions_that_wait_for_each_other_one_is_busy_at_once_and_the_other_goes_on() {
+    let server = PageServer::memory();
+    let endpoint = server.endpoint();
+    let names = ["a.db", "b.db"];
+    for name in names {
+        let connection = open(&endpoint, name);
+        connection
+            .execute_batch("CREATE TABLE t(database TEXT)")
+            .expect("create");
+    }
+    let start = |main: &str, other: &str| {
+        let mut guest = Guest::start(&[]);
+        guest
+            .open("main", &uri(&endpoint, main, &[]))
+            .expect("open");
+        guest.ok("main", "PRAGMA busy_timeout = 45000");
+        let other = uri(&endpoint, other, &[]);
+        guest.ok("main", &format!("ATTACH '{other}' AS other"));
+        guest
+    };
+    let mut guests = [start("a.db", "b.db"), start("b.db", "a.db")];
+    let both_have_begun = Barrier::new(2);
+    let began = Instant::now();
+    let refused: u32 = std::thread::scope(|scope| {
+        let threads = guests.each_mut().map(|guest| {
+            let both_have_begun = &both_have_begun;
+            scope.spawn(move || insert_into_both(guest, both_have_begun))
+        });
+        threads
+            .map(|thread| thread.join().expect("a guest"))
+            .iter()
+            .sum()
+    });
+    assert_eq!(refused, 1, "one of them, once");
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "it took {:?}",
+        began.elapsed()
+    );
+    for name in names {
+        let connection = open(&endpoint, name);
+        assert_eq!(number(&connection, "SELECT count(*) FROM t"), 2);
+        assert_sound(&connection);
+    }
 }
 
 #[test]

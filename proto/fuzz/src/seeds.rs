@@ -126,6 +126,7 @@ fn main() -> Result<()> {
             oldest_open_version: 5,
             ..Default::default()
         }],
+        ..Default::default()
     };
     let request = pb::SessionRequest {
         message: Some(pb::session_request::Message::Heartbeat(heartbeat)),

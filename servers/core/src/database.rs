@@ -4,9 +4,9 @@
 //! Lives while a session has the database open, or a lease or barrier of it is alive; the content is the store's.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use pagewire_proto::{DatabaseId, DatabaseName, PageSize, Snapshot};
+use pagewire_proto::{DatabaseId, DatabaseName, PageSize, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -43,6 +43,8 @@ pub(crate) struct Database {
     page_size: AtomicU32,
     /// The name, where the database was opened before its first commit: with nobody left it is dropped.
     pub(crate) unborn: Mutex<Option<DatabaseName>>,
+    /// The newest version that a commit of this server was to make; changed under `commits`.
+    attempted: AtomicU64,
     /// Changes with the lease: what waiting calls watch.
     pub(crate) changed: watch::Sender<()>,
 }
@@ -61,6 +63,7 @@ impl Database {
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),
+            attempted: AtomicU64::new(0),
             unborn: Mutex::default(),
             changed: watch::Sender::new(()),
         }
@@ -76,6 +79,11 @@ impl Database {
         if let Some(page_size) = head.page_size {
             self.page_size.store(page_size.get(), Ordering::Relaxed);
         }
+    }
+
+    /// A commit is to make this version: whether it is the first one that may. The caller has the `commits` lock.
+    pub(crate) fn is_first_for(&self, version: Version) -> bool {
+        self.attempted.fetch_max(version.get(), Ordering::Relaxed) < version.get()
     }
 
     /// How large pages probably are; the largest where nothing is known.

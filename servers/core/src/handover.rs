@@ -72,9 +72,11 @@ impl Hub {
             let taken = state.stream.is_none()
                 && lease.epoch_of(holder.id) == Some(epoch)
                 && trusted_until > now
-                && lease.take(holder.id, trusted_until);
+                && lease.take(holder.id, trusted_until, state.streams_so_far);
             if taken {
                 state.leases.remove(&database.id);
+                let broken = state.streams_so_far;
+                state.barriers.insert(database.id, broken);
             }
             taken
         };
@@ -135,8 +137,14 @@ impl Hub {
     }
 
     /// The holder keeps the lease until its transaction ends.
-    pub(crate) fn keep(&self, database: &Database, session: SessionId, epoch: Epoch) {
-        if database.lease.lock().keep(session, epoch) {
+    pub(crate) fn keep(
+        &self,
+        database: &Database,
+        session: SessionId,
+        epoch: Epoch,
+        transaction: u64,
+    ) {
+        if database.lease.lock().keep(session, epoch, transaction) {
             database.notify();
         }
     }
@@ -213,6 +221,7 @@ impl Hub {
                 ))));
             }
             state.leases.insert(database.id, epoch);
+            state.waits.granted(database.id);
             if let (Some(grant), false) = (news, still_waiting) {
                 state.push(granted(database.id, grant));
             }
@@ -264,6 +273,28 @@ impl Hub {
             head,
             changes,
         })
+    }
+
+    /// The client has taken in the Welcome of this stream: commits wait no longer for what it may have trusted before (L-8).
+    pub(crate) fn welcomed(&self, session: &Session, stream: u64) {
+        let mut databases = Vec::new();
+        {
+            let mut state = session.state.lock();
+            let state = &mut *state;
+            state.barriers.retain(|id, broken| {
+                if *broken < stream {
+                    databases.extend(state.opens.get(id).map(|open| Arc::clone(&open.database)));
+                }
+                *broken >= stream
+            });
+        }
+        if databases.is_empty() {
+            return;
+        }
+        for database in databases {
+            database.lease.lock().welcomed(session.id, stream);
+        }
+        self.barriers.send_replace(());
     }
 
     /// Waits until nobody can trust what a commit to these databases would make untrue.

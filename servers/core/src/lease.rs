@@ -19,7 +19,9 @@
 //! * **L-5** A ticket that was not renewed for its TTL is never served; one with a waiting call does not age.
 //! * **L-6** A holding is recalled at most once on each stream of its session, and only while somebody waits.
 //! * **L-7** A lease taken from a session that may still trust it leaves a barrier; one given back leaves none.
-//! * **L-8** A barrier of a session falls with its time or when the session is known to trust nothing, never otherwise.
+//! * **L-8** A barrier of a session falls with its time, when the session is known to trust nothing, or when it has taken in the Welcome of a
+//!   stream that began after the lease was taken, which does not list it; never otherwise. A Hello is not enough: until its client
+//!   has read the answer it goes on trusting what it had.
 //! * **L-9** A message about an epoch that is not the present one changes nothing.
 
 use std::collections::VecDeque;
@@ -53,7 +55,10 @@ struct Holder {
 enum Recall {
     NotSent,
     Sent,
-    Kept,
+    /// Until this transaction ends; 0 where the holder did not say which.
+    Kept {
+        transaction: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -69,6 +74,8 @@ struct Ticket {
 struct Barrier {
     session: SessionId,
     until: Instant,
+    /// The stream of the session that was broken when the lease was taken.
+    stream: u64,
 }
 
 /// The answer to a request for the lease.
@@ -167,7 +174,7 @@ impl Lease {
                     .saturating_add(u32::from(holder.is_some())),
                 kept: holder
                     .as_ref()
-                    .is_some_and(|holder| holder.recall == Recall::Kept),
+                    .is_some_and(|holder| matches!(holder.recall, Recall::Kept { .. })),
             },
         }
     }
@@ -258,13 +265,22 @@ impl Lease {
     }
 
     /// The holder keeps the lease until its transaction ends.
-    pub(crate) fn keep(&mut self, session: SessionId, epoch: Epoch) -> bool {
+    pub(crate) fn keep(&mut self, session: SessionId, epoch: Epoch, transaction: u64) -> bool {
         match &mut self.holder {
             Some(holder) if holder.session == session && holder.epoch == epoch => {
-                holder.recall = Recall::Kept;
+                holder.recall = Recall::Kept { transaction };
                 true
             }
             _ => false,
+        }
+    }
+
+    /// The holder, and the transaction until whose end it keeps the lease, where it has said so.
+    pub(crate) fn kept_for(&self) -> Option<(SessionId, u64)> {
+        let holder = self.holder.as_ref()?;
+        match holder.recall {
+            Recall::Kept { transaction } if transaction != 0 => Some((holder.session, transaction)),
+            Recall::NotSent | Recall::Sent | Recall::Kept { .. } => None,
         }
     }
 
@@ -289,8 +305,8 @@ impl Lease {
         }
     }
 
-    /// Takes the lease from a holder that may still trust it until then (L-7).
-    pub(crate) fn take(&mut self, session: SessionId, trusted_until: Instant) -> bool {
+    /// Takes the lease from a holder whose newest stream, this one, is broken, and that may still trust it until then (L-7).
+    pub(crate) fn take(&mut self, session: SessionId, trusted_until: Instant, stream: u64) -> bool {
         if self.epoch_of(session).is_none() {
             return false;
         }
@@ -300,13 +316,23 @@ impl Lease {
             .iter_mut()
             .find(|barrier| barrier.session == session)
         {
-            Some(barrier) => barrier.until = barrier.until.max(trusted_until),
+            Some(barrier) => {
+                barrier.until = barrier.until.max(trusted_until);
+                barrier.stream = barrier.stream.max(stream);
+            }
             None => self.barriers.push(Barrier {
                 session,
                 until: trusted_until,
+                stream,
             }),
         }
         true
+    }
+
+    /// The session has taken in the Welcome of this stream: it trusts nothing that was taken from it before (L-8).
+    pub(crate) fn welcomed(&mut self, session: SessionId, stream: u64) {
+        self.barriers
+            .retain(|barrier| barrier.session != session || barrier.stream >= stream);
     }
 
     /// The session is gone, closed the database, or said goodbye: it trusts nothing any more (L-8).

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod conformance;
 mod connections;
 mod database;
+mod deadlock;
 mod handover;
 mod hot;
 mod hub;

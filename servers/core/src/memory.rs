@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | messages | headers of calls; a message from its length prefix until the next one, or the end of the call | a call is refused, a message waits |
 //! | answers | pages of an answer, twice (as read, as sent), until the transport has sent them | fewer pages are answered |
+//! | answers | news of a session, from the queue until the transport has sent them, beyond the floor of news | the client hears less, or loses its stream |
 //! | uploads | pages of commits that were checked and wait for the rest | they are staged in the store |
 //! | windows | what HTTP/2 lets a peer send before anybody reads it | a narrower window |
 //!
@@ -16,6 +17,9 @@
 //! * **M-4** No connection has more than a quarter of a pool.
 //! * **M-5** A message that was begun is complete within [`MESSAGE_WAIT`], an answer is taken within [`ANSWER_WAIT`]; otherwise the
 //!   call, or the connection, ends. What an idle peer holds comes back.
+//! * **M-6** News have a floor of their own, and are charged once, from the queue until they are sent; an answer of [`SMALL_ANSWER`] at
+//!   most is part of what its call costs. So no answer, however large or slow, breaks the stream of a session, and none takes
+//!   the outcome of a commit away: a client loses its stream only by news that it does not take itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +44,11 @@ pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(60);
 const MESSAGE_FLOOR: usize = 128 << 10;
 /// Answers of a connection that need nothing from the pool: one page of the largest size, as read and as sent.
 const ANSWER_FLOOR: usize = 144 << 10;
+/// News of a connection that need nothing from the pool: a few hundred small ones, or a few with the longest list of pages. A client
+/// that takes what it is sent has far fewer under way.
+const NEWS_FLOOR: usize = 64 << 10;
+/// Longest answer that is no more than what its call costs anyway: the outcome of a commit, a grant, a head with a few changes.
+pub(crate) const SMALL_ANSWER: usize = 1 << 10;
 /// The smallest window of a connection: HTTP/2 allows no smaller one.
 const MIN_WINDOW: usize = 64 << 10;
 /// The largest: with half of it for each stream, 80 MB/s at 100 ms of delay.
@@ -51,7 +60,8 @@ const MIN_FRAME: usize = 16 << 10;
 const MAX_FRAME: usize = 1 << 20;
 
 /// What each connection may make the server hold in any case.
-pub(crate) const CONNECTION_BYTES: usize = MESSAGE_FLOOR + ANSWER_FLOOR + MIN_WINDOW + MIN_FRAME;
+pub(crate) const CONNECTION_BYTES: usize =
+    MESSAGE_FLOOR + ANSWER_FLOOR + NEWS_FLOOR + MIN_WINDOW + MIN_FRAME;
 /// The least that has to be left for the pools: below it a single connection could not send the largest message.
 pub(crate) const MIN_SHARED_BYTES: usize = 16 * MAX_REQUEST_BYTES;
 const POOLS: usize = 4;
@@ -73,9 +83,11 @@ pub(crate) struct Account {
     /// Calls and their messages.
     pub(crate) messages: Lane,
     answers: Lane,
+    /// With a floor of its own; beyond it the part of the answers (M-4, M-6).
+    news: Lane,
     _window: Option<OwnedSemaphorePermit>,
     window_bytes: usize,
-    /// When the answers that were not taken yet were begun, in their order.
+    /// When the answers and news that were not taken yet were begun, in their order.
     unsent: Mutex<BTreeMap<u64, Instant>>,
     answers_so_far: AtomicU64,
 }
@@ -102,12 +114,18 @@ pub(crate) struct Charge {
 /// The charge of an answer; it goes back when the transport has sent the last of its bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct AnswerCharge {
-    held: Arc<Mutex<Held>>,
+    held: Arc<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
-    charge: Charge,
+    charge: Mutex<Charge>,
+    _unsent: Unsent,
+}
+
+/// Something on its way to the client that the client has to take in time (M-5).
+#[derive(Debug)]
+pub(crate) struct Unsent {
     number: u64,
     account: Arc<Account>,
 }
@@ -150,9 +168,11 @@ impl Memory {
         let window_bytes = granted
             .as_ref()
             .map_or(MIN_WINDOW, |granted| granted.num_permits() / 8 * 7);
+        let answers = self.lane(&self.answers, ANSWER_FLOOR);
         Arc::new(Account {
             messages: self.lane(&self.messages, MESSAGE_FLOOR),
-            answers: self.lane(&self.answers, ANSWER_FLOOR),
+            news: answers.beside(NEWS_FLOOR),
+            answers,
             _window: granted,
             window_bytes: window_bytes.max(MIN_WINDOW),
             unsent: Mutex::default(),
@@ -179,6 +199,17 @@ impl Memory {
 }
 
 impl Lane {
+    /// Another floor, for what comes out of the same part of the pool.
+    fn beside(&self, floor_bytes: usize) -> Self {
+        Self {
+            floor: Arc::new(Semaphore::new(floor_bytes)),
+            floor_bytes,
+            share: Arc::clone(&self.share),
+            pool: Arc::clone(&self.pool),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Memory without waiting for it.
     pub(crate) fn try_take(&self, bytes: usize) -> Result<Charge, Status> {
         self.try_floor(bytes)
@@ -300,15 +331,27 @@ impl Account {
         self.answers.try_take(bytes).map(|charge| self.hold(charge))
     }
 
+    /// Memory for news, if there is any (M-6).
+    pub(crate) fn try_news(self: &Arc<Self>, bytes: usize) -> Result<AnswerCharge, Status> {
+        self.news.try_take(bytes).map(|charge| self.hold(charge))
+    }
+
     fn hold(self: &Arc<Self>, charge: Charge) -> AnswerCharge {
+        AnswerCharge {
+            held: Arc::new(Held {
+                charge: Mutex::new(charge),
+                _unsent: self.sending(),
+            }),
+        }
+    }
+
+    /// The client has to take what is sent from now on, in time.
+    pub(crate) fn sending(self: &Arc<Self>) -> Unsent {
         let number = self.answers_so_far.fetch_add(1, Ordering::Relaxed);
         self.unsent.lock().insert(number, Instant::now());
-        AnswerCharge {
-            held: Arc::new(Mutex::new(Held {
-                charge,
-                number,
-                account: Arc::clone(self),
-            })),
+        Unsent {
+            number,
+            account: Arc::clone(self),
         }
     }
 
@@ -324,16 +367,16 @@ impl Account {
 impl AnswerCharge {
     /// How much it is.
     pub(crate) fn bytes(&self) -> usize {
-        self.held.lock().charge.bytes()
+        self.held.charge.lock().bytes()
     }
 
     /// The answer became smaller than it could have been.
     pub(crate) fn shrink_to(&self, bytes: usize) {
-        self.held.lock().charge.shrink_to(bytes);
+        self.held.charge.lock().shrink_to(bytes);
     }
 }
 
-impl Drop for Held {
+impl Drop for Unsent {
     fn drop(&mut self) {
         self.account.unsent.lock().remove(&self.number);
     }

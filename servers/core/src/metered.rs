@@ -20,7 +20,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service as _;
 
-use crate::memory::{Account, AnswerCharge, Charge, MESSAGE_WAIT};
+use crate::memory::{Account, AnswerCharge, Charge, MESSAGE_WAIT, SMALL_ANSWER, Unsent};
+use crate::session::TakenNews;
 
 /// What a call costs before its first message: its task, its handler and the state of its stream.
 const CALL_BYTES: usize = 4 << 10;
@@ -71,6 +72,7 @@ pub(crate) async fn call(
     let request = request.map(|body| Body::new(RequestBody::new(body, streams, Arc::clone(&call))));
     let mut response = routes.call(request).await?;
     let charge = response.extensions_mut().remove();
+    let news = response.extensions_mut().remove();
     if Arc::strong_count(&call) == 1 {
         // Nobody reads messages any more, and the handler is done with what it read.
         *call.message.lock() = None;
@@ -81,6 +83,7 @@ pub(crate) async fn call(
             call,
             charge,
             one_by_one,
+            news,
         })
     }))
 }
@@ -284,12 +287,23 @@ struct AnswerBody {
     charge: Option<AnswerCharge>,
     /// See [`ANSWERED_ONE_BY_ONE`].
     one_by_one: bool,
+    /// Of the stream of a session: what is sent is paid for by the news in it.
+    news: Option<TakenNews>,
 }
 
-/// Bytes of an answer: charged for as long as the transport has them.
+/// Bytes of an answer: paid for as long as the transport has them.
 struct Charged {
     content: Bytes,
-    _charge: AnswerCharge,
+    _paid: Paid,
+}
+
+/// What pays for bytes on their way out.
+#[expect(dead_code, reason = "held until it is dropped")]
+enum Paid {
+    Answer(AnswerCharge),
+    News(Vec<AnswerCharge>),
+    /// The call itself (M-6).
+    Call(Arc<Call>, Unsent),
 }
 
 impl AsRef<[u8]> for Charged {
@@ -316,18 +330,23 @@ impl http_body::Body for AnswerBody {
         if self.one_by_one {
             *self.call.message.lock() = None;
         }
-        let charge = match &self.charge {
-            Some(charge) => charge.clone(),
-            // Small, as a rule; where there is no room the stream breaks, and the client asks again.
-            None => match self.call.account.try_answer(content.len()) {
-                Ok(charge) => charge,
+        let account = &self.call.account;
+        let paid = match (&self.charge, &self.news) {
+            (Some(charge), _) => Paid::Answer(charge.clone()),
+            (None, Some(news)) => Paid::News(news.take()),
+            (None, None) if content.len() <= SMALL_ANSWER => {
+                Paid::Call(Arc::clone(&self.call), account.sending())
+            }
+            // Where there is no room the stream breaks, and the client asks again.
+            (None, None) => match account.try_answer(content.len()) {
+                Ok(charge) => Paid::Answer(charge),
                 Err(overloaded) => return Poll::Ready(Some(Err(overloaded))),
             },
         };
         Poll::Ready(Some(Ok(frame.map_data(|content| {
             Bytes::from_owner(Charged {
                 content,
-                _charge: charge,
+                _paid: paid,
             })
         }))))
     }

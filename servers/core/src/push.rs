@@ -13,15 +13,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pagewire_proto::limits::MAX_PUSHED_PAGES;
 use pagewire_proto::{Changes, DatabaseId, Epoch, SessionId, Version, pb};
 use tokio::time::Instant;
 
 use crate::database::Database;
 use crate::hub::{Hub, spawn_detached};
-use crate::session::Session;
+use crate::service::page_beside;
+use crate::session::{Session, SessionState};
 use crate::store::{CommitOutcome, StoreError};
-use crate::subscription::{Answered, Asked, Subscriber};
+use crate::subscription::{Answered, Asked, Expired, Subscriber};
 
 type News = pb::session_response::Message;
 
@@ -46,15 +48,28 @@ impl Hub {
                 state.push(ended(id, asked.number));
                 return;
             };
+            if asked.strict && state.silent.is_some() {
+                // It replaces the one before all the same.
+                state.unsubscribe(session.id, &open.database);
+                refuse_silent(&mut state, id, asked);
+                return;
+            }
             state.subscribed.insert(id);
-            let unanswered = open.database.subscriptions.lock().ask(session, asked);
+            open.database.subscriptions.lock().ask(session, asked);
             // It replaces one that a commit may wait for.
             open.database.answered.notify_one();
-            unanswered.then_some(open.database)
+            // U-7
+            state.answering.insert(id).then_some(open.database)
         };
         if let Some(database) = unanswered {
             let (hub, session) = (Arc::clone(self), Arc::clone(session));
-            spawn_detached(async move { hub.answer_subscribe(&database, &session).await });
+            // Made here, so that it ends also where the task never begins.
+            let answering = Answering {
+                session,
+                database: database.id,
+                over: false,
+            };
+            spawn_detached(async move { hub.answer_subscribe(&database, answering).await });
         }
     }
 
@@ -64,11 +79,17 @@ impl Hub {
     }
 
     /// Answers the Subscribe of a session under the order of commits (S4), and the one that has replaced it meanwhile.
-    async fn answer_subscribe(&self, database: &Arc<Database>, session: &Arc<Session>) {
+    async fn answer_subscribe(&self, database: &Arc<Database>, mut answering: Answering) {
+        let session = Arc::clone(&answering.session);
         let _order = database.commits.lock().await;
         loop {
-            let Some(asked) = database.subscriptions.lock().asked(session.id) else {
-                return;
+            let asked = {
+                let mut state = session.state.lock();
+                let asked = database.subscriptions.lock().asked(&session);
+                match asked {
+                    Some(asked) => asked,
+                    None => return answering.end(&mut state),
+                }
             };
             // Before the head is read: an epoch that was given out only afterwards says nothing about that head.
             let granted = database.lease.lock().last_epoch();
@@ -77,8 +98,14 @@ impl Hub {
                 .await;
             let mut state = session.state.lock();
             let mut subscriptions = database.subscriptions.lock();
-            if subscriptions.asked(session.id) != Some(asked) {
+            if subscriptions.asked(&session) != Some(asked) {
                 continue;
+            }
+            answering.end(&mut state);
+            if asked.strict && state.silent.is_some() {
+                subscriptions.remove(session.id, asked.number);
+                state.subscribed.remove(&database.id);
+                return refuse_silent(&mut state, database.id, asked);
             }
             let news = news.ok().filter(|(head, _)| {
                 !self.is_draining()
@@ -110,6 +137,7 @@ impl Hub {
     /// The client has ended the subscription; as an answer to a warning it counts as one.
     pub(crate) fn unsubscribe(&self, session: &Session, id: DatabaseId, number: u64) {
         let mut state = session.state.lock();
+        state.answers(id, number);
         let Some(open) = state.opens.get(&id) else {
             return;
         };
@@ -129,6 +157,7 @@ impl Hub {
         version: Version,
     ) {
         let mut state = session.state.lock();
+        state.answers(id, number);
         let Some(open) = state.opens.get(&id) else {
             return;
         };
@@ -209,7 +238,11 @@ impl Hub {
         let now = Instant::now();
         for subscriber in database.subscribers() {
             let mut state = subscriber.session.state.lock();
-            if database.subscriptions.lock().expire(&subscriber, now) {
+            let expired = database.subscriptions.lock().expire(&subscriber, now);
+            if let Some(expired) = expired {
+                if expired == Expired::Silent {
+                    state.silent = Some((database.id, subscriber.number));
+                }
                 state.subscribed.remove(&database.id);
                 state.push(ended(database.id, subscriber.number));
             }
@@ -217,7 +250,14 @@ impl Hub {
     }
 
     /// Tells everybody who has not heard of it of the version, and of those before it. The caller has the `commits` lock.
-    pub(crate) async fn publish(&self, database: &Database, version: Version) {
+    ///
+    /// `page_1` is that of this version, where it is at hand.
+    pub(crate) async fn publish(
+        &self,
+        database: &Database,
+        version: Version,
+        page_1: Option<Bytes>,
+    ) {
         let Some(since) = database.subscriptions.lock().behind(version) else {
             return;
         };
@@ -230,6 +270,9 @@ impl Hub {
             Changes::Pages(pages) if pages.len() > MAX_PUSHED_PAGES => Changes::All,
             changes => changes,
         };
+        let page_1 = page_1
+            .filter(|_| head.version == version)
+            .and_then(|content| page_beside(head, &changes, version, content));
         for subscriber in database.subscribers() {
             let mut state = subscriber.session.state.lock();
             let mut subscriptions = database.subscriptions.lock();
@@ -239,6 +282,7 @@ impl Hub {
                     subscription: subscriber.number,
                     head: Some(head.into()),
                     changes: Some(changes.clone().into()),
+                    page_1: page_1.clone().filter(|_| subscriber.wants_page_1),
                 }));
             }
         }
@@ -254,6 +298,30 @@ impl Hub {
                 state.subscribed.remove(&database.id);
                 state.push(ended(database.id, subscriber.number));
             }
+        }
+    }
+}
+
+/// A task on its way that answers the Subscribe of a session (U-7).
+struct Answering {
+    session: Arc<Session>,
+    database: DatabaseId,
+    over: bool,
+}
+
+impl Answering {
+    /// In the critical section that finds nothing more to answer: what comes afterwards gets a task of its own.
+    fn end(&mut self, state: &mut SessionState) {
+        state.answering.remove(&self.database);
+        self.over = true;
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        // As by a panic of the store.
+        if !self.over {
+            self.session.state.lock().answering.remove(&self.database);
         }
     }
 }
@@ -287,12 +355,19 @@ impl Prepared<'_> {
     }
 
     /// Tells the subscribers what became of the commit, before its client is told (S7).
-    pub(crate) async fn conclude(mut self, outcome: &Result<CommitOutcome, StoreError>) {
+    ///
+    /// With page 1 of each database, where the commit has brought one.
+    pub(crate) async fn conclude(
+        mut self,
+        outcome: &Result<CommitOutcome, StoreError>,
+        pages_1: Vec<Option<Bytes>>,
+    ) {
         match outcome {
             Ok(CommitOutcome::Committed(versions)) => {
                 self.concluded = true;
-                for (database, version) in self.databases.iter().zip(versions) {
-                    self.hub.publish(database, *version).await;
+                let made = self.databases.iter().zip(versions);
+                for ((database, version), page_1) in made.zip(pages_1) {
+                    self.hub.publish(database, *version, page_1).await;
                 }
                 // Whoever knew the version before, from its repetition.
                 self.abort();
@@ -347,6 +422,17 @@ impl Drop for Prepared<'_> {
             self.hub.wind_down(database);
         }
     }
+}
+
+/// Refuses a strict Subscribe, and asks the client to show that it answers (U-6).
+fn refuse_silent(state: &mut SessionState, database: DatabaseId, asked: Asked) {
+    state.silent = Some((database, asked.number));
+    state.push(ended(database, asked.number));
+    state.push(News::Prepare(pb::Prepare {
+        database_id: database.to_wire(),
+        subscription: asked.number,
+        version: asked.known.next().get(),
+    }));
 }
 
 /// The subscription is refused, or has ended.

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pagewire_proto::{DatabaseId, Epoch, PageSize, SessionId, StagingId, pb};
+use pagewire_proto::{Changes, DatabaseId, Epoch, PageSize, SessionId, StagingId, pb};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::database::Database;
+use crate::deadlock::Waits;
 use crate::memory::{Account, AnswerCharge};
 use crate::process::Process;
 
@@ -26,8 +27,23 @@ pub(crate) const STAGINGS_PER_DATABASE: usize = pagewire_proto::limits::MAX_STAG
 #[derive(Debug)]
 pub(crate) struct News {
     pub(crate) response: Result<pb::SessionResponse, Status>,
-    /// Of a connection that does not read: goes back when the transport takes the message, which charges it anew.
-    _charge: Option<AnswerCharge>,
+    /// Until the transport has sent it.
+    pub(crate) charge: Option<AnswerCharge>,
+}
+
+/// Charges of the news that the transport has taken out of the queue, and not put into a frame yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TakenNews(Arc<Mutex<Vec<AnswerCharge>>>);
+
+impl TakenNews {
+    pub(crate) fn put(&self, charge: Option<AnswerCharge>) {
+        self.0.lock().extend(charge);
+    }
+
+    /// Everything that was taken is in the next frame: the encoder gives out what it has before it takes more.
+    pub(crate) fn take(&self) -> Vec<AnswerCharge> {
+        std::mem::take(&mut self.0.lock())
+    }
 }
 
 /// Where news goes.
@@ -44,16 +60,24 @@ impl Outbound {
     }
 
     /// False where the client does not read: there is no place in the queue, or no memory.
-    pub(crate) fn try_send(&self, response: pb::SessionResponse) -> bool {
-        let bytes = size_of::<News>() + response.encoded_len();
-        let Ok(charge) = self.account.try_answer(bytes) else {
-            return false;
+    pub(crate) fn try_send(&self, mut response: pb::SessionResponse) -> bool {
+        let charge = loop {
+            match self.charge(&response) {
+                Some(charge) => break charge,
+                None if lessen(&mut response) => {}
+                None => return false,
+            }
         };
         let news = News {
             response: Ok(response),
-            _charge: Some(charge),
+            charge: Some(charge),
         };
         self.queue.try_send(news).is_ok()
+    }
+
+    fn charge(&self, response: &pb::SessionResponse) -> Option<AnswerCharge> {
+        let bytes = size_of::<News>() + response.encoded_len();
+        self.account.try_news(bytes).ok()
     }
 
     /// Ends the stream with a status, if the client reads.
@@ -61,13 +85,38 @@ impl Outbound {
         // It may be gone.
         let _ = self.queue.try_send(News {
             response: Err(status),
-            _charge: None,
+            charge: None,
         });
     }
 
     /// The client has gone.
     pub(crate) async fn closed(&self) {
         self.queue.closed().await;
+    }
+}
+
+/// Says the same with fewer bytes: a page that comes along, and which pages have changed, may be left out. False where nothing can be.
+fn lessen(response: &mut pb::SessionResponse) -> bool {
+    use pb::session_response::Message;
+    if let Some(Message::Published(published)) = &mut response.message
+        && published.page_1.take().is_some()
+    {
+        return true;
+    }
+    let changes = match &mut response.message {
+        Some(Message::Subscribed(subscribed)) => &mut subscribed.changes,
+        Some(Message::Published(published)) => &mut published.changes,
+        Some(Message::LeaseGranted(pb::LeaseGranted {
+            grant: Some(grant), ..
+        })) => &mut grant.changes,
+        _ => return false,
+    };
+    match changes {
+        Some(changes) if !changes.all => {
+            *changes = Changes::All.into();
+            true
+        }
+        _ => false,
     }
 }
 
@@ -92,8 +141,16 @@ pub(crate) struct SessionState {
     pub(crate) opens_so_far: u64,
     /// Mirror of the lease table, changed under the lock of the lease.
     pub(crate) leases: HashMap<DatabaseId, Epoch>,
+    /// Databases with a barrier of this session, and the stream that was broken when the lease was taken.
+    pub(crate) barriers: HashMap<DatabaseId, u64>,
     /// Databases with a subscription of the present stream, which ends with it.
     pub(crate) subscribed: HashSet<DatabaseId>,
+    /// Databases for which a task is on its way that answers the Subscribe of this session.
+    pub(crate) answering: HashSet<DatabaseId>,
+    /// The Prepare, by its database and subscription, that the client has to answer before it is strict again (U-6).
+    pub(crate) silent: Option<(DatabaseId, u64)>,
+    /// Of its transactions for leases.
+    pub(crate) waits: Waits,
     /// Old versions that the session has pinned, in all databases.
     pub(crate) pins: usize,
     /// By the id that the client chose.
@@ -144,7 +201,11 @@ impl Session {
                 opens: HashMap::new(),
                 opens_so_far: 0,
                 leases: HashMap::new(),
+                barriers: HashMap::new(),
                 subscribed: HashSet::new(),
+                answering: HashSet::new(),
+                silent: None,
+                waits: Waits::default(),
                 pins: 0,
                 stagings: HashMap::new(),
                 stagings_so_far: 0,
@@ -202,6 +263,13 @@ impl SessionState {
         if self.subscribed.remove(&database.id) {
             database.subscriptions.lock().remove_session(session);
             database.answered.notify_one();
+        }
+    }
+
+    /// The client has answered a Prepare of this subscription, in time or not: it is there (U-6).
+    pub(crate) fn answers(&mut self, database: DatabaseId, subscription: u64) {
+        if self.silent == Some((database, subscription)) {
+            self.silent = None;
         }
     }
 

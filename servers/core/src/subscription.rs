@@ -21,6 +21,10 @@
 //! * **U-4** A window is counted from what was heard before the warning: the acknowledgement of a later heartbeat stands
 //!   behind the warning on the stream. So who never answers delays a commit once, by one TTL at most.
 //! * **U-5** While the outcome of a commit is not known there is no strict subscription that is not about to end, and none begins (S6).
+//! * **U-6** A session that let a warning run into its window has no strict subscription until it has answered a Prepare: its strict
+//!   Subscribe is refused, and followed by a Prepare of that subscription for which nobody waits. So a client that never answers
+//!   delays a commit once, however often it subscribes; one that slept has answered when it has read what came meanwhile.
+//! * **U-7** For one session and database at most one task waits to answer a Subscribe, however many come and go meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -42,6 +46,7 @@ struct Subscription {
     session: Weak<Session>,
     number: u64,
     strict: bool,
+    wants_page_1: bool,
     state: State,
 }
 
@@ -78,6 +83,8 @@ pub(crate) struct Subscriber {
     pub(crate) session: Arc<Session>,
     pub(crate) number: u64,
     pub(crate) strict: bool,
+    /// With each version.
+    pub(crate) wants_page_1: bool,
 }
 
 /// A Subscribe that waits for its answer.
@@ -85,6 +92,7 @@ pub(crate) struct Subscriber {
 pub(crate) struct Asked {
     pub(crate) number: u64,
     pub(crate) strict: bool,
+    pub(crate) wants_page_1: bool,
     pub(crate) known: Version,
 }
 
@@ -99,28 +107,42 @@ pub(crate) enum Answered {
     Ignored,
 }
 
+/// Why a subscription ended without a word of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// It was to end with its answer, which has come.
+    Answered,
+    /// It did not answer within its window (U-6).
+    Silent,
+}
+
 impl Subscriptions {
-    /// A Subscribe came (U-1). True where nobody is on the way to answer one of this session.
-    pub(crate) fn ask(&mut self, session: &Arc<Session>, asked: Asked) -> bool {
-        let replaced = self.by_session.insert(
+    /// A Subscribe came (U-1).
+    pub(crate) fn ask(&mut self, session: &Arc<Session>, asked: Asked) {
+        self.by_session.insert(
             session.id,
             Subscription {
                 session: Arc::downgrade(session),
                 number: asked.number,
                 strict: asked.strict,
+                wants_page_1: asked.wants_page_1,
                 state: State::Asked { known: asked.known },
             },
         );
-        !replaced.is_some_and(|old| matches!(old.state, State::Asked { .. }))
     }
 
     /// The Subscribe of a session that waits for its answer.
-    pub(crate) fn asked(&self, session: SessionId) -> Option<Asked> {
-        let subscription = self.by_session.get(&session)?;
+    pub(crate) fn asked(&self, session: &Arc<Session>) -> Option<Asked> {
+        let subscription = self.by_session.get(&session.id)?;
+        if !std::ptr::eq(subscription.session.as_ptr(), Arc::as_ptr(session)) {
+            // Of a session that began later under the same id.
+            return None;
+        }
         match subscription.state {
             State::Asked { known } => Some(Asked {
                 number: subscription.number,
                 strict: subscription.strict,
+                wants_page_1: subscription.wants_page_1,
                 known,
             }),
             State::Trusting { .. } | State::Warned { .. } => None,
@@ -158,6 +180,7 @@ impl Subscriptions {
                     session: subscription.session.upgrade()?,
                     number: subscription.number,
                     strict: subscription.strict,
+                    wants_page_1: subscription.wants_page_1,
                 })
             })
             .collect()
@@ -220,20 +243,22 @@ impl Subscriptions {
         }
     }
 
-    /// Ends the subscription if it may be ended without a word of its client (U-3). True where it did: the client is to be told.
-    pub(crate) fn expire(&mut self, subscriber: &Subscriber, now: Instant) -> bool {
-        let over = self
-            .of(subscriber.session.id, subscriber.number)
-            .is_some_and(|subscription| match subscription.state {
-                State::Warned {
-                    until: Some(until), ..
-                } => until <= now,
-                State::Warned {
-                    until: None, ends, ..
-                } => ends,
-                State::Asked { .. } | State::Trusting { .. } => false,
-            });
-        over && self.remove(subscriber.session.id, subscriber.number)
+    /// Ends the subscription if it may be ended without a word of its client (U-3). The client is to be told.
+    pub(crate) fn expire(&mut self, subscriber: &Subscriber, now: Instant) -> Option<Expired> {
+        let subscription = self.of(subscriber.session.id, subscriber.number)?;
+        let expired = match subscription.state {
+            State::Warned {
+                until: Some(until), ..
+            } if until <= now => Expired::Silent,
+            State::Warned {
+                until: None,
+                ends: true,
+                ..
+            } => Expired::Answered,
+            State::Warned { .. } | State::Asked { .. } | State::Trusting { .. } => return None,
+        };
+        self.remove(subscriber.session.id, subscriber.number)
+            .then_some(expired)
     }
 
     /// Until when an answer is awaited.

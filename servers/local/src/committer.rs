@@ -1,6 +1,6 @@
 //! The committer: one thread that does everything that changes the store, in one order.
 //!
-//! It takes what waits (commits of many databases, and names, epochs, stagings, questions after lost commits), does it in one
+//! It takes of what waits (`queue.rs`: commits of many databases, and names, epochs, stagings, questions after lost commits), does it in one
 //! transaction of the engine, one after another, each against what those before it left, makes that durable with one sync, and
 //! only then answers all: group commit. Readers never come here.
 //!
@@ -35,12 +35,8 @@ use crate::collect::Collector;
 use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::garbage::Garbage;
+use crate::queue::{Queue, Waits};
 use crate::stagings::{Pages, Staging, Stagings, bytes_of};
-
-/// Operations in one transaction.
-const MAX_GROUP: usize = 1024;
-/// Bytes of pages at which a transaction takes no more operations.
-const MAX_GROUP_BYTES: usize = 16 << 20;
 
 /// Rows that are looked at in one transaction beside something else.
 pub(crate) const MOST_BESIDE: usize = 4096;
@@ -126,30 +122,31 @@ type Held = Box<dyn FnOnce(Option<StoreError>)>;
 impl Committer {
     /// Works until nobody can send any more.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let mut queue = Queue::default();
         loop {
-            let first = match commands.try_recv() {
-                Ok(command) => command,
-                Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) => match self.wait(commands) {
-                    Ok(command) => command,
+            let disconnected = loop {
+                match commands.try_recv() {
+                    Ok(command) => queue.push(command),
+                    Err(TryRecvError::Empty) => break false,
+                    Err(TryRecvError::Disconnected) => break true,
+                }
+            };
+            if queue.is_empty() {
+                if disconnected {
+                    return;
+                }
+                match self.wait(commands) {
+                    Ok(command) => queue.push(command),
                     Err(RecvTimeoutError::Timeout) => {
                         if self.work_in_ms() == Some(0) {
                             self.collect_by_itself();
                         }
-                        continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
-                },
-            };
-            let mut bytes = first.bytes();
-            let mut group = vec![first];
-            while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-                let Ok(next) = commands.try_recv() else {
-                    break;
-                };
-                bytes += next.bytes();
-                group.push(next);
+                }
+                continue;
             }
+            let (group, bytes) = queue.next_group();
             self.do_group(group, bytes);
             if self.stagings.buffered_bytes() > self.options.staging_buffer_bytes {
                 self.spill();
@@ -429,8 +426,7 @@ fn dead(why: &str) -> StoreError {
     ))
 }
 
-impl Command {
-    /// Bytes that it writes.
+impl Waits for Command {
     fn bytes(&self) -> usize {
         match self {
             Self::Commit(commit, _) => {
@@ -443,6 +439,13 @@ impl Command {
         }
     }
 
+    /// A staging is dropped after what was staged into it, also where nobody waits for that any more.
+    fn is_of_bulk(&self) -> bool {
+        matches!(self, Self::Stage(..) | Self::Discard(..))
+    }
+}
+
+impl Command {
     /// Answers with an error, nothing done.
     fn refuse(self, error: StoreError) {
         // Nobody may be waiting any more.

@@ -16,6 +16,7 @@ pub mod keys;
 mod marks;
 mod operations;
 mod room;
+mod queue;
 mod rows;
 mod segments;
 mod stagings;

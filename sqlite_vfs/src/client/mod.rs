@@ -14,6 +14,7 @@ mod news;
 mod runtime;
 mod session;
 mod stage;
+mod transactions;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -46,6 +47,7 @@ pub use link::Link;
 pub use runtime::Runtime;
 pub use session::{PinCall, Session};
 pub use stage::{PageSource, StagePages};
+pub use transactions::{Membership, Owner, Transactions};
 
 use crate::cache::PageCache;
 use crate::database::{Database, DatabaseState, Looked};
@@ -102,6 +104,10 @@ pub struct Core {
     /// What is known of the way to the server.
     pub link: Link,
     lanes: lane::Lanes,
+    /// Those that write.
+    pub transactions: Arc<Transactions>,
+    /// As of the client: for pages that come with news.
+    cache: Arc<PageCache>,
 }
 
 /// Databases of a client, under one lock: a recall is either for a database that is open, or remembered for the open that it
@@ -211,6 +217,8 @@ pub enum Acquired {
     Granted(LeaseGrant),
     /// Another session has it; our ticket is in the queue.
     Pending,
+    /// It never comes: so many transactions wait for each other, and this one has to end.
+    Deadlock(u32),
 }
 
 impl Client {
@@ -230,18 +238,21 @@ impl Client {
         let stub = PageServiceClient::with_interceptor(PromptEnd(channel), Bearer(bearer))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let cache = Arc::new(PageCache::new(cache_bytes));
         let core = Arc::new(Core {
+            cache: Arc::clone(&cache),
             endpoint: endpoint.to_owned(),
             stub,
             session: Session::new()?,
             known: Arc::default(),
             link: Link::default(),
             lanes: lane::Lanes::default(),
+            transactions: Arc::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {
             core,
-            cache: Arc::new(PageCache::new(cache_bytes)),
+            cache,
             runtime,
             slots: Mutex::new(HashMap::new()),
         })
@@ -646,17 +657,18 @@ impl Core {
         }
     }
 
-    /// The newest version, and what changed since one that is known.
+    /// The newest version, what changed since one that is known, and page 1 if it did and the server had it at hand.
     pub async fn begin_snapshot(
         &self,
         id: DatabaseId,
         known: Version,
         deadline: Instant,
-    ) -> std::result::Result<(Snapshot, Changes), CallError> {
+    ) -> std::result::Result<(Snapshot, Changes, Option<Page>), CallError> {
         let request = pb::BeginSnapshotRequest {
             session_id: self.session.id().to_wire(),
             database_id: id.to_wire(),
             known_version: known.get(),
+            want_page_1: true,
         };
         let answer = self
             .repeat(
@@ -666,12 +678,10 @@ impl Core {
                 |mut stub, request| async move { stub.begin_snapshot(request).await },
             )
             .await?;
-        valid(
-            answer
-                .head
-                .try_into()
-                .and_then(|head| Ok((head, answer.changes.try_into()?))),
-        )
+        valid(answer.head.try_into().and_then(|head| {
+            let page_1 = page_beside(answer.page_1, &head)?;
+            Ok((head, answer.changes.try_into()?, page_1))
+        }))
     }
 
     /// Pages at a version; at least the first one asked for, perhaps fewer than all.
@@ -733,13 +743,14 @@ impl Core {
         }
     }
 
-    /// Asks for the write lease.
+    /// Asks for the write lease, for a transaction that holds something already if it has a number.
     pub async fn acquire_lease(
         &self,
         id: DatabaseId,
         known: Version,
         released: Epoch,
         wait: Duration,
+        transaction: u64,
         deadline: Instant,
     ) -> std::result::Result<Acquired, CallError> {
         let request = pb::AcquireLeaseRequest {
@@ -748,6 +759,7 @@ impl Core {
             known_version: known.get(),
             released_epoch: released.get(),
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            transaction,
         };
         let answer = self
             .repeat(
@@ -761,9 +773,26 @@ impl Core {
         match answer.outcome {
             Some(Outcome::Granted(grant)) => Ok(Acquired::Granted(valid(grant.try_into())?)),
             Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
+            Some(Outcome::Deadlock(deadlock)) => Ok(Acquired::Deadlock(deadlock.transactions)),
             None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
         }
     }
+}
+
+/// Page 1 as it comes along with the news of a version.
+fn page_beside(
+    wire: Option<pb::PageContent>,
+    head: &Snapshot,
+) -> std::result::Result<Option<Page>, pagewire_proto::Invalid> {
+    let Some(wire) = wire else { return Ok(None) };
+    let page = Page::from_wire(wire, head.page_size)?;
+    if page.number != PageNumber::FIRST || page.version > head.version {
+        return Err(pagewire_proto::Invalid::new(
+            "page_1",
+            "is another page, or of a later version",
+        ));
+    }
+    Ok(Some(page))
 }
 
 /// Why an open gave nothing.

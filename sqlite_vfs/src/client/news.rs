@@ -8,10 +8,10 @@ use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
 use pagewire_proto::{DatabaseId, Epoch, LeaseGrant, Version, pb};
 
-use super::Core;
 use super::counters::{COUNTERS, CallKind};
 use super::session::nonsense;
-use crate::database::News;
+use super::{Core, page_beside};
+use crate::database::{DatabaseState, News};
 use crate::error::CallError;
 
 /// Takes over one message of the server other than those that keep the session up.
@@ -60,11 +60,14 @@ pub(super) fn news(core: &Arc<Core>, message: Incoming) -> std::result::Result<(
         }
         Incoming::Published(published) => {
             count(&published);
-            let news = News::Published(
-                published.head.try_into().map_err(invalid)?,
-                published.changes.try_into().map_err(invalid)?,
-            );
-            tell(core, &published.database_id, published.subscription, news)?;
+            let head = published.head.try_into().map_err(invalid)?;
+            let page_1 = page_beside(published.page_1, &head).map_err(invalid)?;
+            let news = News::Published(head, published.changes.try_into().map_err(invalid)?);
+            let database = tell(core, &published.database_id, published.subscription, news)?;
+            // After the changes, which say that what was cached before is not that of this version.
+            if let (Some(database), Some(page)) = (database, page_1) {
+                database.page_came(&core.cache, page, head.version);
+            }
         }
         Incoming::PrepareAborted(aborted) => {
             count(&aborted);
@@ -87,9 +90,10 @@ fn tell(
     id: &[u8],
     subscription: u64,
     news: News,
-) -> std::result::Result<(), CallError> {
+) -> std::result::Result<Option<Arc<DatabaseState>>, CallError> {
     let id = DatabaseId::try_from(id).map_err(|invalid| nonsense(&invalid.to_string()))?;
-    match core.database_if_known(id) {
+    let database = core.database_if_known(id);
+    match &database {
         Some(database) => database.told(subscription, news, &core.session),
         // Closed meanwhile: nobody here begins a transaction on what it knew.
         None => {
@@ -100,5 +104,5 @@ fn tell(
                 }));
         }
     }
-    Ok(())
+    Ok(database)
 }

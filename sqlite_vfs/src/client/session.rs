@@ -223,11 +223,12 @@ impl Session {
         );
     }
 
-    /// Tells that a recalled lease is in use.
-    pub fn keep_lease(&self, id: DatabaseId, epoch: Epoch) {
+    /// Tells that a recalled lease is in use, by this transaction.
+    pub fn keep_lease(&self, id: DatabaseId, epoch: Epoch, transaction: u64) {
         let message = pb::KeepLease {
             database_id: id.to_wire(),
             epoch: epoch.get(),
+            transaction,
         };
         self.send(CallKind::Release, Outgoing::KeepLease(message));
     }
@@ -427,6 +428,7 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let Accepted {
         welcome,
         resumed,
+        stream: number,
         unwanted,
     } = accept(core, wire)?;
     let ttl = welcome.lease_ttl;
@@ -440,13 +442,14 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     session.repeat_closes(resumed);
     trust(session, sent_at, ttl);
     session.phase.send_replace(Phase::Up(welcome));
-    up(core, stream, sender, ttl).await
+    up(core, stream, number, sender, ttl).await
 }
 
 /// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
 async fn up(
     core: &Arc<Core>,
     mut stream: Streaming<pb::SessionResponse>,
+    number: u64,
     sender: mpsc::Sender<pb::SessionRequest>,
     ttl: Duration,
 ) -> std::result::Result<(), CallError> {
@@ -478,7 +481,7 @@ async fn up(
                     return Err(CallError::timeout(last_heard.elapsed()));
                 }
                 let sequence = session.beats.fetch_add(1, Ordering::AcqRel) + 1;
-                let message = pb::SessionRequest { message: Some(Outgoing::Heartbeat(heartbeat(core, sequence))) };
+                let message = pb::SessionRequest { message: Some(Outgoing::Heartbeat(heartbeat(core, number, sequence))) };
                 COUNTERS.background(CallKind::Heartbeat);
                 COUNTERS.bytes(CallKind::Heartbeat, message.encoded_len(), 0);
                 under_way.insert(sequence, Moment::now());
@@ -544,7 +547,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
     unwanted.extend(held);
-    let resumed = wire.resumed;
+    let (resumed, stream) = (wire.resumed, wire.stream);
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     let commit_each = has(capability::COMMIT_EACH);
@@ -560,6 +563,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     Ok(Accepted {
         welcome,
         resumed,
+        stream,
         unwanted,
     })
 }
@@ -568,11 +572,14 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
 struct Accepted {
     welcome: Arc<Welcome>,
     resumed: bool,
+    /// As the server counts them.
+    stream: u64,
     /// Leases to be given back as soon as something can be sent.
     unwanted: Vec<(DatabaseId, Epoch)>,
 }
 
-fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
+/// `stream` says that its Welcome has been taken in: no database begins a transaction by what it does not list (S3).
+fn heartbeat(core: &Core, stream: u64, sequence: u64) -> pb::Heartbeat {
     // Read before the pins: a call that ends in between has its pin among them.
     let pin_sequence = {
         let pins = core.session.pins.lock();
@@ -593,6 +600,7 @@ fn heartbeat(core: &Core, sequence: u64) -> pb::Heartbeat {
         sequence,
         floors,
         settled_opens,
+        stream,
     }
 }
 

@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pagewire_proto::{Snapshot, Version};
 
+use crate::client::Owner;
 use crate::database::{Database, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::file::spool::Spool;
@@ -70,6 +71,8 @@ pub enum LockLevel {
 /// See the file's header.
 pub struct Connection {
     writer: WriterId,
+    /// The connection of SQLite to which this one belongs, where SQLite has said so.
+    owner: Option<Owner>,
     database: Arc<Database>,
     settings: ConnectionSettings,
     state: State,
@@ -144,6 +147,7 @@ impl Connection {
         let ahead = ReadAhead::new(&database);
         Ok(Self {
             writer: WriterId(NEXT_WRITER.fetch_add(1, Ordering::Relaxed)),
+            owner: None,
             database,
             settings,
             state: State::Idle,
@@ -157,6 +161,11 @@ impl Connection {
             journal_mode: "delete",
             last_error: None,
         })
+    }
+
+    /// SQLite says to which of its connections this one belongs.
+    pub fn belongs_to(&mut self, owner: Owner) {
+        self.owner = Some(owner);
     }
 
     /// The database.
@@ -218,9 +227,12 @@ impl Connection {
             }
             State::Reading { base } => {
                 let snapshot = base.snapshot();
-                let outcome =
-                    self.database
-                        .begin_write(self.writer, snapshot.version, self.settings.timeout);
+                let outcome = self.database.begin_write(
+                    self.writer,
+                    self.owner,
+                    snapshot.version,
+                    self.settings.timeout,
+                );
                 self.state = match outcome {
                     Err(error) => {
                         self.state = State::Reading { base };

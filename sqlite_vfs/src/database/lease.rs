@@ -16,7 +16,7 @@ use pagewire_proto::{Epoch, LeaseGrant, Version};
 
 use super::DatabaseState;
 use super::state::{Inner, Unsettled};
-use crate::client::{Core, Session};
+use crate::client::{Core, Membership, Session};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 
@@ -70,6 +70,7 @@ impl DatabaseState {
         &self,
         session: &Session,
         writer: WriterId,
+        transaction: &Arc<Membership>,
         snapshot: Version,
     ) -> Result<BeginWrite> {
         let mut inner = self.inner.lock();
@@ -95,7 +96,7 @@ impl DatabaseState {
                         inner.head.version,
                     ));
                 }
-                self.claim(&mut inner, session, writer, epoch, recalled);
+                self.claim(&mut inner, session, (writer, transaction), epoch, recalled);
                 Ok(BeginWrite::Ready)
             }
             Lease::Held { .. } | Lease::None => {
@@ -156,6 +157,7 @@ impl DatabaseState {
         &self,
         session: &Session,
         writer: WriterId,
+        transaction: &Arc<Membership>,
         snapshot: Version,
         grant: &LeaseGrant,
     ) -> Result<Epoch> {
@@ -178,7 +180,7 @@ impl DatabaseState {
                         inner.head.version,
                     ));
                 }
-                self.claim(&mut inner, session, writer, epoch, recalled);
+                self.claim(&mut inner, session, (writer, transaction), epoch, recalled);
                 Ok(epoch)
             }
             Lease::Held { .. } | Lease::None => Err(Error::busy(format!(
@@ -192,13 +194,13 @@ impl DatabaseState {
         &self,
         inner: &mut Inner,
         session: &Session,
-        writer: WriterId,
+        (writer, transaction): (WriterId, &Arc<Membership>),
         epoch: Epoch,
         recalled: bool,
     ) {
         if recalled && inner.writer.is_none() {
             // Those who wait for an answer learn that a transaction is running.
-            session.keep_lease(self.id(), epoch);
+            session.keep_lease(self.id(), epoch, transaction.number());
         }
         inner.lease = Lease::Held {
             epoch,
@@ -206,6 +208,7 @@ impl DatabaseState {
             unclaimed_until: None,
         };
         inner.writer = Some((writer, epoch));
+        inner.transaction = Some(Arc::clone(transaction));
     }
 
     /// The connection is the writer no more; a recalled lease goes back now.
@@ -215,6 +218,7 @@ impl DatabaseState {
             return;
         }
         inner.writer = None;
+        inner.transaction = None;
         if matches!(inner.lease, Lease::Held { recalled: true, .. }) {
             self.give_back(&mut inner, session);
         }
@@ -345,7 +349,9 @@ impl DatabaseState {
             unclaimed_until,
         };
         if inner.writer.is_some() {
-            core.session.keep_lease(self.id(), epoch);
+            let transaction = inner.transaction.as_ref();
+            let number = transaction.map_or(0, |transaction| transaction.number());
+            core.session.keep_lease(self.id(), epoch, number);
             return;
         }
         if unclaimed_until.is_some_and(|until| Moment::now() < until) {

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::client::counters::PREFETCH;
-use crate::client::{Acquired, Client, OpenError, Opened, PinCall};
+use crate::client::{Acquired, Client, Membership, OpenError, Opened, Owner, PinCall};
 use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
 use crate::prefetch::HotPages;
@@ -261,13 +261,17 @@ impl Database {
                     self.state
                         .asks(&core.session, consistency, settings.subscribe);
                     let asked_at = Cell::new(Clock::now());
-                    let (head, changes) = self.call(deadline, || {
+                    let (head, changes, page_1) = self.call(deadline, || {
                         asked_at.set(Clock::now());
                         core.begin_snapshot(self.state.id(), known, deadline)
                     })?;
-                    return self
+                    let begun = self
                         .state
                         .begin_with(head, &changes, doubts, asked_at.get());
+                    if let Some(page) = page_1 {
+                        self.state.page_came(&self.client.cache, page, head.version);
+                    }
+                    return begun;
                 }
             }
         }
@@ -277,10 +281,12 @@ impl Database {
     pub fn begin_write(
         &self,
         writer: WriterId,
+        owner: Option<Owner>,
         snapshot: Version,
         timeout: Duration,
     ) -> Result<()> {
-        let outcome = self.try_begin_write(writer, snapshot, timeout);
+        let transaction = Arc::new(self.client.core.transactions.join(owner));
+        let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
         if outcome.is_err()
             && let Some(epoch) = self.state.is_recalled_and_idle()
         {
@@ -295,6 +301,7 @@ impl Database {
     fn try_begin_write(
         &self,
         writer: WriterId,
+        transaction: &Arc<Membership>,
         snapshot: Version,
         timeout: Duration,
     ) -> Result<()> {
@@ -302,20 +309,39 @@ impl Database {
         let session = &self.client.core.session;
         let mut may_wait = true;
         loop {
-            match self.state.begin_write(session, writer, snapshot)? {
+            match self
+                .state
+                .begin_write(session, writer, transaction, snapshot)?
+            {
                 BeginWrite::Ready => return Ok(()),
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
                 BeginWrite::Acquire(known, released) => {
-                    match self.acquire(known, released, deadline)? {
+                    let holds = transaction.number_of_holder();
+                    match self.acquire(known, released, holds, deadline)? {
                         Acquired::Granted(grant) => {
-                            self.state
-                                .begin_write_with(session, writer, snapshot, &grant)?;
+                            self.state.begin_write_with(
+                                session,
+                                writer,
+                                transaction,
+                                snapshot,
+                                &grant,
+                            )?;
                             return Ok(());
                         }
                         Acquired::Pending if may_wait => {
                             may_wait = false;
                             let granted = self.state.granted.notified();
                             let _ = self.client.wait(tokio_timeout(GRANT_WAIT, granted));
+                        }
+                        Acquired::Deadlock(transactions) => {
+                            return Err(Error::new(
+                                Kind::Deadlock,
+                                format!(
+                                    "{}: {transactions} transactions wait for each other's databases: roll this one back and \
+                                     run it again",
+                                    self.describe()
+                                ),
+                            ));
                         }
                         Acquired::Pending => {
                             return Err(Error::busy(format!(
@@ -333,6 +359,7 @@ impl Database {
         &self,
         known: Version,
         released: pagewire_proto::Epoch,
+        transaction: u64,
         deadline: Instant,
     ) -> Result<Acquired> {
         let core = &self.client.core;
@@ -340,7 +367,14 @@ impl Database {
         let outcome = loop {
             let doubts = self.state.doubts();
             let outcome = self.call(deadline, || {
-                core.acquire_lease(self.state.id(), known, released, ACQUIRE_WAIT, deadline)
+                core.acquire_lease(
+                    self.state.id(),
+                    known,
+                    released,
+                    ACQUIRE_WAIT,
+                    transaction,
+                    deadline,
+                )
             });
             match outcome {
                 Ok(Acquired::Granted(grant)) => match self.state.lease_acquired(&grant, doubts) {

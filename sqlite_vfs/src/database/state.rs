@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::{
-    Changes, CommitId, CommitParticipant, DatabaseId, DatabaseName, Epoch, Snapshot, Version, pb,
+    Changes, CommitId, CommitParticipant, DatabaseId, DatabaseName, Epoch, Page, Snapshot, Version,
+    pb,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -30,8 +31,8 @@ use tokio::sync::Notify;
 use super::lease::{Lease, WriterId};
 use super::pins::{Pin, Pins};
 use super::subscription::{News, Outcome, Subscription};
-use crate::cache::{CacheKey, ChangeLog};
-use crate::client::Session;
+use crate::cache::{CacheKey, ChangeLog, PageCache};
+use crate::client::{Membership, Session};
 use crate::clock::Moment;
 use crate::error::{Error, Kind, Result};
 use crate::settings::{Consistency, SubscribeWhen};
@@ -67,6 +68,8 @@ pub(super) struct Inner {
     pub(super) recalled: Epoch,
     /// The writer, with the epoch under which it began.
     pub(super) writer: Option<(WriterId, Epoch)>,
+    /// The transaction of the writer.
+    pub(super) transaction: Option<Arc<Membership>>,
     pub(super) committing: bool,
     pub(super) unsettled: Option<Unsettled>,
     pub(super) pins: Pins,
@@ -119,6 +122,7 @@ impl DatabaseState {
                 acquiring: 0,
                 recalled: Epoch::NONE,
                 writer: None,
+                transaction: None,
                 committing: false,
                 unsettled: None,
                 pins: Pins::default(),
@@ -233,6 +237,7 @@ impl DatabaseState {
             known_version: inner.head.version.get(),
             strict,
             subscription,
+            want_page_1: true,
         }));
         if sent {
             let doubts = inner.doubts;
@@ -268,6 +273,14 @@ impl DatabaseState {
         inner.become_certain(doubts);
         inner.asked_at = inner.asked_at.max(asked_at);
         Ok(self.pin_head(&mut inner))
+    }
+
+    /// A page came with the news of a version, at which it holds.
+    pub(crate) fn page_came(&self, cache: &PageCache, page: Page, at: Version) {
+        // Of a database that has lost its meaning nothing is read any more.
+        // The rest of the message is not kept with it.
+        let content = bytes::Bytes::copy_from_slice(&page.content);
+        cache.put(self.key, page.number, page.version, at, content);
     }
 
     /// A commit is under way: nobody begins without asking.

@@ -47,11 +47,16 @@ pub fn code_of(op: Op, kind: Kind) -> c_int {
         Op::Own => code::IOERR,
     };
     match kind {
-        Kind::Busy if matches!(op, Op::Lock | Op::Own) => code::BUSY,
+        Kind::Busy | Kind::Deadlock if matches!(op, Op::Lock | Op::Own) => code::BUSY,
         Kind::BusySnapshot if matches!(op, Op::Lock | Op::Sync | Op::Delete | Op::Own) => {
             code::BUSY_SNAPSHOT
         }
-        Kind::Busy | Kind::BusySnapshot | Kind::Io | Kind::OutcomeUnknown | Kind::Bug => io,
+        Kind::Busy
+        | Kind::Deadlock
+        | Kind::BusySnapshot
+        | Kind::Io
+        | Kind::OutcomeUnknown
+        | Kind::Bug => io,
         Kind::CantOpen if matches!(op, Op::Lock | Op::Own) => code::CANTOPEN,
         Kind::Refused if op == Op::Own => code::ERROR,
         Kind::CantOpen | Kind::Refused => io,

@@ -1,10 +1,12 @@
 //! What lies in the memory that SQLite gives for a file.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::busy::BusyHandler;
 use super::registration::Registration;
 use super::types::{File, IoMethods};
 use crate::connection::Connection;
@@ -24,6 +26,8 @@ pub struct Handle {
     pub kind: FileKind,
     pub process: &'static Process,
     pub registration: &'static Registration,
+    /// As SQLite has told it.
+    pub busy: Cell<Option<BusyHandler>>,
     /// Set after a bug; the file refuses work until it is closed.
     pub broken: AtomicBool,
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::boundary::{Op, code_of, guarded};
+use super::busy::BusyHandler;
 use super::handle::{FileKind, Handle, PagewireFile};
 use super::types::{File, IoMethods, code, fcntl, iocap};
+use crate::client::Owner;
 use crate::connection::{Connection, LockLevel};
 use crate::error::{Error, Kind, Result};
 use crate::file::journal::SuperJournal;
@@ -253,15 +255,27 @@ fn level(level: c_int) -> Result<LockLevel> {
 }
 
 unsafe extern "C" fn lock(file: *mut File, wanted: c_int) -> c_int {
+    let mut busy = None;
     // SAFETY: SQLite passes a file that xOpen filled.
-    unsafe {
+    let rc = unsafe {
         method(file, Op::Lock, |handle| {
             if let FileKind::Main(connection, _) = &handle.kind {
-                connection.lock().lock(level(wanted)?)?;
+                let locked = connection.lock().lock(level(wanted)?);
+                if let Err(error) = &locked
+                    && error.kind == Kind::Deadlock
+                {
+                    busy = handle.busy.get();
+                }
+                locked?;
             }
             Ok(code::OK)
         })
+    };
+    if let Some(busy) = busy {
+        // SAFETY: SQLite is in xLock of this file. No lock of ours is held.
+        unsafe { busy.exhaust() };
     }
+    rc
 }
 
 unsafe extern "C" fn unlock(file: *mut File, wanted: c_int) -> c_int {
@@ -329,6 +343,23 @@ unsafe fn main_control(
                     // The main database lives on another VFS: this database commits alone, here.
                 }
                 connection.lock().sync()?;
+                Ok(code::OK)
+            }
+            fcntl::PDB if !argument.is_null() => {
+                // The address is all that is wanted of it.
+                let connection_of_sqlite = *argument.cast::<*const c_void>();
+                connection
+                    .lock()
+                    .belongs_to(Owner(connection_of_sqlite.addr()));
+                Ok(code::OK)
+            }
+            fcntl::BUSYHANDLER if !argument.is_null() => {
+                let [call, argument] = *argument.cast::<[*mut c_void; 2]>();
+                let call: Option<unsafe extern "C" fn(*mut c_void) -> c_int> =
+                    std::mem::transmute(call);
+                handle
+                    .busy
+                    .set(call.map(|call| BusyHandler { call, argument }));
                 Ok(code::OK)
             }
             fcntl::PRAGMA => pragma(handle, connection, argument.cast()),

@@ -2,6 +2,7 @@
 
 mod api;
 mod boundary;
+mod busy;
 mod entry;
 mod functions;
 mod handle;

@@ -256,9 +256,12 @@ pub mod fcntl {
     pub const VFSNAME: c_int = 12;
     pub const POWERSAFE_OVERWRITE: c_int = 13;
     pub const PRAGMA: c_int = 14;
+    pub const BUSYHANDLER: c_int = 15;
     pub const HAS_MOVED: c_int = 20;
     pub const SYNC: c_int = 21;
     pub const COMMIT_PHASETWO: c_int = 22;
+    /// The address of the connection, told when it has opened the file.
+    pub const PDB: c_int = 30;
     pub const BEGIN_ATOMIC_WRITE: c_int = 31;
     pub const COMMIT_ATOMIC_WRITE: c_int = 32;
     pub const ROLLBACK_ATOMIC_WRITE: c_int = 33;

@@ -1,5 +1,6 @@
 //! The methods of the VFS itself: names, opening, deleting, and what is passed on to the operating system's VFS.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -140,6 +141,7 @@ unsafe extern "C" fn open(
                 kind,
                 process,
                 registration,
+                busy: Cell::default(),
                 broken: AtomicBool::new(false),
             };
             // SAFETY: the file object is large enough, see `object`.
@@ -343,6 +345,18 @@ unsafe extern "C" fn full_pathname(
     )
 }
 
+/// xSleep: the operating system's, unless a busy handler is being made to give up.
+unsafe extern "C" fn sleep(vfs: *mut Vfs, microseconds: c_int) -> c_int {
+    if super::busy::passes_over_sleep() {
+        return microseconds;
+    }
+    // SAFETY: SQLite passes the VFS that was registered.
+    unsafe {
+        let os = Registration::of(vfs).os_vfs;
+        (*os).sleep.map_or(0, |method| method(os, microseconds))
+    }
+}
+
 /// Passes a method on to the operating system's VFS.
 macro_rules! pass_on {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty, $otherwise:expr;)*) => {$(
@@ -365,7 +379,6 @@ pass_on! {
     dl_sym(library: *mut c_void, symbol: *const c_char) -> Option<unsafe extern "C" fn()>, None;
     dl_close(library: *mut c_void) -> (), ();
     randomness(room: c_int, out: *mut c_char) -> c_int, 0;
-    sleep(microseconds: c_int) -> c_int, 0;
     current_time(now: *mut f64) -> c_int, code::ERROR;
     get_last_error(room: c_int, message: *mut c_char) -> c_int, 0;
     current_time_int64(now: *mut i64) -> c_int, code::ERROR;

@@ -84,6 +84,11 @@ impl Hub {
         self.databases.lock().contains_key(&id)
     }
 
+    /// The database, where the table has it.
+    pub(crate) fn known(&self, id: DatabaseId) -> Option<Arc<Database>> {
+        self.databases.lock().get(&id).cloned()
+    }
+
     pub(crate) fn all_databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
     }
@@ -199,6 +204,7 @@ pub(super) fn forget(
 ) {
     lease.remove(session);
     state.leases.remove(&database.id);
+    state.barriers.remove(&database.id);
     state.unsubscribe(session, database);
     state.pins -= database.readers.lock().leave(session);
 }

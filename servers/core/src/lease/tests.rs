@@ -201,7 +201,7 @@ fn l6_a_kept_lease_is_not_recalled_again_and_waiters_are_told() {
     world.request(B);
     world.lease.recall(world.now);
     let epoch = world.epoch();
-    assert!(world.lease.keep(A, epoch));
+    assert!(world.lease.keep(A, epoch, 0));
     assert_eq!(
         world.request(B),
         Request::Queued {
@@ -222,10 +222,13 @@ fn l6_a_kept_lease_is_recalled_again_on_the_next_stream() {
     world.request(B);
     world.lease.recall(world.now);
     let epoch = world.epoch();
-    assert!(world.lease.keep(A, epoch));
+    assert!(world.lease.keep(A, epoch, 0));
     world.lease.forget_recall(A);
     assert_eq!(world.lease.recall(world.now), Some((A, epoch)));
-    assert!(world.lease.keep(A, epoch), "still writing: says so again");
+    assert!(
+        world.lease.keep(A, epoch, 0),
+        "still writing: says so again"
+    );
     assert_eq!(world.lease.recall(world.now), None);
 }
 
@@ -244,8 +247,8 @@ fn l6_a_recall_lost_with_its_stream_is_sent_again() {
 fn l7_a_lease_taken_leaves_a_barrier_and_one_given_back_leaves_none() {
     let mut world = World::held_by(A);
     let until = world.now + Duration::from_millis(700);
-    assert!(!world.lease.take(B, until), "not the holder");
-    assert!(world.lease.take(A, until));
+    assert!(!world.lease.take(B, until, 1), "not the holder");
+    assert!(world.lease.take(A, until, 1));
     assert_eq!(world.lease.holder(), None);
     assert_eq!(world.barrier_ms(), Some(700));
 
@@ -263,10 +266,10 @@ fn l7_a_lease_taken_leaves_a_barrier_and_one_given_back_leaves_none() {
 fn l8_barriers_of_several_sessions_add_up_to_the_longest() {
     let mut world = World::held_by(A);
     let now = world.now;
-    world.lease.take(A, now + Duration::from_millis(700));
+    world.lease.take(A, now + Duration::from_millis(700), 1);
     world.request(B);
     world.grant(B);
-    world.lease.take(B, now + Duration::from_millis(500));
+    world.lease.take(B, now + Duration::from_millis(500), 1);
     assert_eq!(world.barrier_ms(), Some(700));
     world.lease.remove(A);
     assert_eq!(world.barrier_ms(), Some(500));
@@ -280,12 +283,31 @@ fn l8_barriers_of_several_sessions_add_up_to_the_longest() {
 fn l8_a_barrier_does_not_shrink_when_its_session_loses_the_lease_twice() {
     let mut world = World::held_by(A);
     let now = world.now;
-    world.lease.take(A, now + Duration::from_millis(700));
+    world.lease.take(A, now + Duration::from_millis(700), 1);
     world.request(A);
     world.grant(A);
-    world.lease.take(A, now + Duration::from_millis(300));
+    world.lease.take(A, now + Duration::from_millis(300), 1);
     assert_eq!(world.barrier_ms(), Some(700));
     assert!(!world.lease.is_idle(world.now));
+}
+
+#[test]
+fn l8_a_barrier_falls_with_the_welcome_of_a_later_stream_and_of_no_other_session() {
+    let mut world = World::held_by(A);
+    let until = world.now + Duration::from_millis(700);
+    world.lease.take(A, until, 3);
+    // Of the stream that was broken, which may still deliver what was sent; and of somebody else.
+    world.lease.welcomed(A, 3);
+    world.lease.welcomed(B, 4);
+    assert_eq!(world.barrier_ms(), Some(700));
+    world.lease.welcomed(A, 4);
+    assert_eq!(world.barrier_ms(), None);
+    // Taken again after it had the lease on the later stream.
+    world.request(A);
+    world.grant(A);
+    world.lease.take(A, until, 4);
+    world.lease.welcomed(A, 4);
+    assert_eq!(world.barrier_ms(), Some(700));
 }
 
 #[test]
@@ -297,8 +319,8 @@ fn l9_messages_about_another_epoch_or_of_another_session_change_nothing() {
     let new = world.grant(A);
     assert!(!world.lease.release(A, old, true, world.now));
     assert!(!world.lease.release(B, new, false, world.now));
-    assert!(!world.lease.keep(A, old));
-    assert!(!world.lease.keep(B, new));
+    assert!(!world.lease.keep(A, old, 0));
+    assert!(!world.lease.keep(B, new, 0));
     assert_eq!(world.lease.holder(), Some((A, new)));
     assert!(!world.lease.is_wanted(world.now), "no ticket was filed");
 }
@@ -369,11 +391,11 @@ fn step(world: &mut World, random: &mut u64) {
             assert_eq!(world.lease.barrier(now), barrier, "L-7");
         }
         6 => {
-            world.lease.keep(session, epoch);
+            world.lease.keep(session, epoch, 0);
         }
         7 => {
             let until = now + Duration::from_millis(below(random, 3000));
-            if world.lease.take(session, until) {
+            if world.lease.take(session, until, 1) {
                 assert!(
                     world
                         .lease

@@ -140,3 +140,31 @@ fn windows_are_wide_for_the_first_connections_and_never_below_what_http2_demands
     drop(accounts);
     assert!(memory.open_account().window_bytes() > 8 * MIB);
 }
+
+#[tokio::test(start_paused = true)]
+async fn m6_answers_take_nothing_of_the_floor_of_news_and_both_together_no_more_than_a_part_of_the_pool()
+ {
+    let memory = memory();
+    let account = memory.open_account();
+    let _answers = [
+        account.try_answer(2 * MIB).unwrap(),
+        account.try_answer(ANSWER_FLOOR).unwrap(),
+    ];
+    assert!(refused(account.try_answer(1)));
+    let news: Vec<_> = (0..NEWS_FLOOR / 256)
+        .map(|_| account.try_news(256).unwrap())
+        .collect();
+    assert!(refused(account.try_news(1)), "bounded");
+    drop(news);
+    let other = memory.open_account();
+    let _news = [
+        other.try_news(NEWS_FLOOR).unwrap(),
+        other.try_news(2 * MIB).unwrap(),
+    ];
+    assert!(
+        refused(other.try_news(1)),
+        "no more than a part of the pool"
+    );
+    assert!(refused(other.try_answer(ANSWER_FLOOR + 1)));
+    assert!(other.try_answer(ANSWER_FLOOR).is_ok());
+}

@@ -11,8 +11,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
+use bytes::Bytes;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, StagingId, pb};
+use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, PageNumber, StagingId, pb};
 use tokio::sync::OwnedMutexGuard;
 use tonic::{Status, Streaming};
 
@@ -183,11 +184,17 @@ async fn apply(
         .iter()
         .map(|named| (named.base, named.epoch))
         .collect();
+    // Each commit has one, as a rule, and readers of the next version begin with it.
+    let pages_1 = databases
+        .iter()
+        .zip(&commit.databases)
+        .map(|(database, commit)| page_1_of(database, commit))
+        .collect();
     let can_apply = bases.iter().all(|(_, epoch)| *epoch != NO_EPOCH);
     let prepared = hub.prepare(databases, &bases, session.id, can_apply);
     prepared.answered().await;
     let outcome = hub.store.commit(commit).await;
-    prepared.conclude(&outcome).await;
+    prepared.conclude(&outcome, pages_1).await;
     // Also after "committed": a repetition is answered so and consumes nothing. Consumed ones are not known any more.
     hub.discard(stagings);
     match &outcome {
@@ -208,6 +215,16 @@ async fn apply(
         hub.release(database, session, epoch, false);
     }
     outcome.map_err(status::of_store)
+}
+
+/// Page 1 of the version that the commit makes, if it is applied now: a repetition is answered like the first one, whatever it brings.
+fn page_1_of(database: &Database, commit: &DatabaseCommit) -> Option<Bytes> {
+    if commit.epoch == NO_EPOCH || !database.is_first_for(commit.base.next()) {
+        return None;
+    }
+    let mut pages = commit.pages.iter();
+    let first = pages.find(|page| page.number == PageNumber::FIRST)?;
+    Some(first.content.clone())
 }
 
 /// One after the other in the order of ids, so that no two commits wait for each other.

@@ -19,7 +19,13 @@ use crate::status;
 /// What became of a request for the lease.
 pub(super) enum Outcome {
     Granted(LeaseGrant),
-    Pending { ahead: u32 },
+    Pending {
+        ahead: u32,
+    },
+    /// So many transactions wait for each other, and this one is to end.
+    Deadlock {
+        transactions: u32,
+    },
 }
 
 pub(super) async fn acquire_lease(
@@ -39,15 +45,33 @@ pub(super) async fn acquire_lease(
     }
     let wait = Duration::from_millis(u64::from(request.wait_ms.min(MAX_ACQUIRE_WAIT_MS)));
     let known = Version::new(request.known_version);
-    let outcome = acquire(hub, &session, &database, known, wait).await?;
+    let asking = Asking {
+        known,
+        wait,
+        transaction: request.transaction,
+    };
+    let outcome = acquire(hub, &session, &database, asking).await?;
     Ok(pb::AcquireLeaseResponse {
         outcome: Some(match outcome {
             Outcome::Granted(grant) => pb::acquire_lease_response::Outcome::Granted(grant.into()),
             Outcome::Pending { ahead } => {
                 pb::acquire_lease_response::Outcome::Pending(pb::LeasePending { ahead })
             }
+            Outcome::Deadlock { transactions } => {
+                pb::acquire_lease_response::Outcome::Deadlock(pb::LeaseDeadlock { transactions })
+            }
         }),
     })
+}
+
+/// A request for the lease.
+pub(super) struct Asking {
+    /// What the session knows about the database.
+    pub(super) known: Version,
+    /// For another holder.
+    pub(super) wait: Duration,
+    /// That holds something already; 0 for none.
+    pub(super) transaction: u64,
 }
 
 /// Asks for the lease and waits at most so long for another holder; for a free lease as long as the store takes.
@@ -55,9 +79,13 @@ pub(super) async fn acquire(
     hub: &Arc<Hub>,
     session: &Arc<Session>,
     database: &Arc<Database>,
-    known: Version,
-    wait: Duration,
+    asking: Asking,
 ) -> Result<Outcome, Status> {
+    let Asking {
+        known,
+        wait,
+        transaction,
+    } = asking;
     let deadline = Instant::now() + wait;
     let fence_deadline = deadline + hub.settings.store_wait;
     let mut changed = database.changed.subscribe();
@@ -87,8 +115,15 @@ pub(super) async fn acquire(
                     session,
                     database,
                     known,
+                    transaction,
                     answered: false,
                 });
+                if transaction != 0 {
+                    let mut state = session.state.lock();
+                    state
+                        .waits
+                        .ask(transaction, database.id, Instant::now(), deadline);
+                }
             }
             answer
         };
@@ -118,6 +153,12 @@ pub(super) async fn acquire(
             }
             Request::Queued { ahead, kept } => {
                 hub.settle(database);
+                if transaction != 0
+                    && let Some(transactions) = hub.deadlock(session, transaction)
+                {
+                    session.state.lock().waits.end(transaction);
+                    return Ok(Outcome::Deadlock { transactions });
+                }
                 if kept || Instant::now() >= deadline {
                     return Ok(Outcome::Pending { ahead });
                 }
@@ -134,6 +175,7 @@ struct Waiting<'a> {
     session: &'a Arc<Session>,
     database: &'a Arc<Database>,
     known: Version,
+    transaction: u64,
     answered: bool,
 }
 
@@ -142,6 +184,8 @@ impl Drop for Waiting<'_> {
         let held = {
             let mut lease = self.database.lease.lock();
             lease.end_wait(self.session.id, Instant::now());
+            let mut state = self.session.state.lock();
+            state.waits.asked(self.transaction, Instant::now());
             lease.epoch_of(self.session.id).is_some()
         };
         if !held {

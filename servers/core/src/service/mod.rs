@@ -24,6 +24,8 @@ use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, limits};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use read::page_beside;
+
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
 use crate::session::{Open, Session};
@@ -96,8 +98,7 @@ impl PageService for Service {
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let account = account(&request)?;
-        let news = stream::serve(&self.hub, account, request.into_inner());
-        Ok(Response::new(news))
+        Ok(stream::serve(&self.hub, account, request.into_inner()))
     }
 
     async fn open_database(
@@ -114,9 +115,13 @@ impl PageService for Service {
         &self,
         request: Request<pb::BeginSnapshotRequest>,
     ) -> Result<Response<pb::BeginSnapshotResponse>, Status> {
-        read::begin_snapshot(&self.hub, request.into_inner())
-            .await
-            .map(Response::new)
+        let account = account(&request)?;
+        let (answer, charge) =
+            read::begin_snapshot(&self.hub, &account, request.into_inner()).await?;
+        Ok(match charge {
+            Some(charge) => charged((answer, charge)),
+            None => Response::new(answer),
+        })
     }
 
     async fn read_pages(

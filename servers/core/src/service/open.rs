@@ -156,21 +156,20 @@ async fn take_free_lease(
             return Ok(None);
         }
     }
-    service::lease::acquire(
-        hub,
-        session,
-        database,
-        Version::ZERO,
-        std::time::Duration::ZERO,
-    )
-    .await
-    .map(|outcome| match outcome {
-        service::lease::Outcome::Granted(grant) => Some(grant),
-        service::lease::Outcome::Pending { .. } => {
-            database.lease.lock().drop_ticket(session.id);
-            None
-        }
-    })
+    let asking = service::lease::Asking {
+        known: Version::ZERO,
+        wait: std::time::Duration::ZERO,
+        transaction: 0,
+    };
+    service::lease::acquire(hub, session, database, asking)
+        .await
+        .map(|outcome| match outcome {
+            service::lease::Outcome::Granted(grant) => Some(grant),
+            service::lease::Outcome::Pending { .. } | service::lease::Outcome::Deadlock { .. } => {
+                database.lease.lock().drop_ticket(session.id);
+                None
+            }
+        })
 }
 
 /// The whole database where it fits into what the client wants, otherwise page 1 and those that clients have named before.

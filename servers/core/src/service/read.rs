@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pagewire_proto::limits::{MAX_READ_BYTES, MAX_READ_PAGES};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{Invalid, Page, PageNumber, PageSize, Version, pb};
+use pagewire_proto::{Changes, Invalid, Page, PageNumber, PageSize, Snapshot, Version, pb};
+use prost::Message as _;
 use tonic::Status;
 
 use super::opened;
@@ -12,6 +14,8 @@ use crate::database::Database;
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
 
+/// The largest page that is sent beside what was asked for: an eighth of what news of a connection may hold in any case.
+const MAX_PAGE_BESIDE: usize = 8 << 10;
 /// A page of an answer is held as it was read, and as it is sent.
 const HELD_TIMES: usize = 2;
 /// The rest of an answer: as many messages around pages as there may be.
@@ -19,8 +23,9 @@ const ANSWER_BYTES: usize = MAX_READ_PAGES * 16;
 
 pub(super) async fn begin_snapshot(
     hub: &Arc<Hub>,
+    account: &Arc<Account>,
     request: pb::BeginSnapshotRequest,
-) -> Result<pb::BeginSnapshotResponse, Status> {
+) -> Result<(pb::BeginSnapshotResponse, Option<AnswerCharge>), Status> {
     let session = hub.session(&request.session_id).await?;
     let open = opened(&session, &request.database_id)?;
     let known = Version::new(request.known_version);
@@ -28,10 +33,73 @@ pub(super) async fn begin_snapshot(
         .bounded(hub.store.changes(open.database.id, known))
         .await?;
     open.database.note_page_size(head);
-    Ok(pb::BeginSnapshotResponse {
+    let page_1 = match request.want_page_1 {
+        true => page_1(hub, &open.database, head, &changes).await,
+        false => None,
+    };
+    let mut answer = pb::BeginSnapshotResponse {
         head: Some(head.into()),
         changes: Some(changes.into()),
-    })
+        page_1,
+    };
+    if answer.page_1.is_none() {
+        return Ok((answer, None));
+    }
+    // Without memory for it the answer is what it would be without it.
+    let charge = account.try_answer(HELD_TIMES * answer.encoded_len()).ok();
+    if charge.is_none() {
+        answer.page_1 = None;
+    }
+    Ok((answer, charge))
+}
+
+/// Page 1 of the head from the store, for one who will read it next: where it has changed and is small.
+async fn page_1(
+    hub: &Hub,
+    database: &Database,
+    head: Snapshot,
+    changes: &Changes,
+) -> Option<pb::PageContent> {
+    let is_small = head
+        .page_size
+        .is_some_and(|size| size.bytes() <= MAX_PAGE_BESIDE);
+    if !is_small || !has_changed(changes) {
+        return None;
+    }
+    let pages = [PageNumber::FIRST];
+    // A hint: what is wrong is found by whoever reads it.
+    let stored = hub.bounded(hub.store.read(database.id, head.version, &pages));
+    let page = stored.await.ok()?.into_iter().next()?;
+    page_beside(head, changes, page.version, page.content)
+}
+
+/// Page 1, written by this version, as it is sent beside what was asked for; `None` where it is not that of the head, or not small.
+pub(crate) fn page_beside(
+    head: Snapshot,
+    changes: &Changes,
+    version: Version,
+    content: Bytes,
+) -> Option<pb::PageContent> {
+    let fits = content.len() <= MAX_PAGE_BESIDE
+        && version <= head.version
+        && has_changed(changes)
+        && head.page_count.has(PageNumber::FIRST)
+        && head
+            .page_size
+            .is_some_and(|size| size.bytes() == content.len());
+    let page = Page {
+        number: PageNumber::FIRST,
+        content,
+        version,
+    };
+    fits.then(|| page.to_wire())
+}
+
+fn has_changed(changes: &Changes) -> bool {
+    match changes {
+        Changes::All => true,
+        Changes::Pages(pages) => pages.contains(&PageNumber::FIRST),
+    }
 }
 
 pub(super) async fn read_pages(

@@ -104,7 +104,7 @@ async fn settle(
         Resolution::Committed(versions) => {
             // The answer is the first to show them, where the outcome was not known before.
             for (database, version) in databases.iter().zip(&versions) {
-                hub.publish(database, *version).await;
+                hub.publish(database, *version, None).await;
             }
             // The next version of each, also of those that were removed since.
             let made = question.participants.iter().map(|named| named.base.next());

@@ -15,12 +15,12 @@ use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, StagingId, Version, 
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use super::wire_limits;
 use crate::hub::{End, Hub};
 use crate::memory::Account;
-use crate::session::{Outbound, Session, Stream as SessionStream};
+use crate::session::{Outbound, Session, Stream as SessionStream, TakenNews};
 use crate::status;
 use crate::subscription::Asked;
 
@@ -36,11 +36,21 @@ pub(super) fn serve(
     hub: &Arc<Hub>,
     account: Arc<Account>,
     inbound: Streaming<pb::SessionRequest>,
-) -> Responses {
+) -> Response<Responses> {
     let (outbound, news) = Outbound::new(account);
     let hub = Arc::clone(hub);
     tokio::spawn(async move { run(&hub, inbound, outbound).await });
-    Box::pin(ReceiverStream::new(news).map(|news| news.response))
+    let taken = TakenNews::default();
+    let responses: Responses = {
+        let taken = taken.clone();
+        Box::pin(ReceiverStream::new(news).map(move |news| {
+            taken.put(news.charge);
+            news.response
+        }))
+    };
+    let mut response = Response::new(responses);
+    response.extensions_mut().insert(taken);
+    response
 }
 
 /// A stream that belongs to a session now.
@@ -158,14 +168,15 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
                     epoch: epoch.get(),
                 })
                 .collect();
+            let number = state.streams_so_far;
             // Before the lock goes: no news can come before Welcome.
             state.push(pb::session_response::Message::Welcome(welcome(
-                hub, resumed, leases,
+                hub, number, resumed, leases,
             )));
             if hub.is_draining() {
                 state.push(hub.draining_message());
             }
-            state.streams_so_far
+            number
         };
         hub.announce_session();
         if resumed {
@@ -197,7 +208,7 @@ fn ask_again(hub: &Arc<Hub>, session: &Session) {
     }
 }
 
-fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
+fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
     let store = hub.store.capabilities();
     pb::Welcome {
         protocol_major: version::MAJOR,
@@ -219,6 +230,7 @@ fn welcome(hub: &Hub, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome 
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
         capabilities: vec![pagewire_proto::capability::COMMIT_EACH.to_owned()],
+        stream,
     }
 }
 
@@ -244,7 +256,7 @@ fn receive(
         Message::Hello(_) => {
             return Err(Reason::Invalid.status("hello: only the first message may be one"));
         }
-        Message::Heartbeat(heartbeat) => heartbeat_came(hub, session, heartbeat)?,
+        Message::Heartbeat(heartbeat) => heartbeat_came(hub, session, stream, heartbeat)?,
         Message::ReleaseLease(release) => {
             if let Some(open) = session.open(DatabaseId::try_from(&release.database_id[..])?) {
                 let epoch = Epoch::new(release.epoch);
@@ -253,7 +265,8 @@ fn receive(
         }
         Message::KeepLease(keep) => {
             if let Some(open) = session.open(DatabaseId::try_from(&keep.database_id[..])?) {
-                hub.keep(&open.database, session.id, Epoch::new(keep.epoch));
+                let epoch = Epoch::new(keep.epoch);
+                hub.keep(&open.database, session.id, epoch, keep.transaction);
             }
         }
         Message::CloseDatabase(close) => {
@@ -269,6 +282,7 @@ fn receive(
             let asked = Asked {
                 number: subscribe.subscription,
                 strict: subscribe.strict,
+                wants_page_1: subscribe.want_page_1,
                 known: Version::new(subscribe.known_version),
             };
             hub.subscribe(session, stream, database, asked);
@@ -315,8 +329,12 @@ fn drop_stagings(hub: &Hub, session: &Session, drop: &pb::DropStagings) -> Resul
 fn heartbeat_came(
     hub: &Arc<Hub>,
     session: &Arc<Session>,
+    stream: u64,
     heartbeat: pb::Heartbeat,
 ) -> Result<(), Status> {
+    if heartbeat.stream == stream {
+        hub.welcomed(session, stream);
+    }
     session.push(pb::session_response::Message::HeartbeatAck(
         pb::HeartbeatAck {
             sequence: heartbeat.sequence,

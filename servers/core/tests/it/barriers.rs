@@ -113,6 +113,34 @@ async fn goodbye_after_a_broken_stream_lifts_the_barrier() {
     assert!(begun.elapsed() < Duration::from_millis(100));
 }
 
+/// The next writer waited for the rest of the window although nobody trusted it any more.
+#[tokio::test(start_paused = true)]
+async fn l8_a_barrier_falls_when_the_old_holder_has_taken_in_that_its_lease_is_gone() {
+    let server = TestServer::in_process(TTL).await;
+    let (mut holder, mut other, database, _) = two(&server).await;
+    holder.break_stream();
+    let new = other.acquire(&database).await;
+    let begun = Instant::now();
+    let committing = other.committing(&TestCommit::new(&database, 0, new, 1));
+    let welcome = holder.connect().await;
+    assert_eq!((welcome.resumed, welcome.stream), (true, 2));
+    // None of these says that its client has read the Welcome.
+    for stream in [0, 1, 3] {
+        holder.send(Request::Heartbeat(pb::Heartbeat {
+            stream,
+            ..Default::default()
+        }));
+        holder.news().await;
+        assert!(committing.waits().await, "{stream}");
+    }
+    holder.send(Request::Heartbeat(pb::Heartbeat {
+        stream: welcome.stream,
+        ..Default::default()
+    }));
+    assert_eq!(committing.answer().await.unwrap(), committed(&[1]));
+    assert!(begun.elapsed() < TTL / 2, "{:?}", begun.elapsed());
+}
+
 fn identity_of(pid: u32) -> pb::ProcessIdentity {
     use std::os::unix::fs::MetadataExt as _;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

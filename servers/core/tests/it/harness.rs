@@ -296,6 +296,7 @@ impl Client {
             sequence,
             floors,
             settled_opens,
+            stream: 0,
         }));
         assert_eq!(
             self.news().await,
@@ -337,6 +338,7 @@ impl Client {
             known_version: 0,
             released_epoch: 0,
             wait_ms,
+            transaction: 0,
         }
     }
 
@@ -403,6 +405,7 @@ impl Client {
             session_id: self.session.to_wire(),
             database_id: database.id.clone(),
             known_version: 0,
+            want_page_1: false,
         };
         let answer = self.calls.begin_snapshot(request).await?.into_inner();
         Ok(answer.head.unwrap().version)
@@ -439,6 +442,7 @@ pub fn acquired(answer: pb::AcquireLeaseResponse) -> Result<pb::LeaseGrant, u32>
     match answer.outcome.unwrap() {
         pb::acquire_lease_response::Outcome::Granted(grant) => Ok(grant),
         pb::acquire_lease_response::Outcome::Pending(pending) => Err(pending.ahead),
+        outcome @ pb::acquire_lease_response::Outcome::Deadlock(_) => panic!("{outcome:?}"),
     }
 }
 

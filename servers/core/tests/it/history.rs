@@ -406,6 +406,7 @@ async fn a_restore_warns_subscribers_as_any_commit() {
         known_version: 5,
         strict: false,
         subscription: 1,
+        want_page_1: false,
     }));
     reader.news().await;
     let mut restore = TestCommit::new(&scene.database, 5, scene.epoch, 0);

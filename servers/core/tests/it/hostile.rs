@@ -133,6 +133,7 @@ async fn ids_of_other_lengths_are_refused_in_every_call() {
                 session_id: session_id.clone(),
                 database_id: database_id.clone(),
                 known_version: 0,
+                want_page_1: false,
             };
             assert_eq!(reason(calls.begin_snapshot(begin).await), Reason::Invalid);
             let acquire = pb::AcquireLeaseRequest {
@@ -314,6 +315,7 @@ async fn n4_messages_about_the_lease_of_another_session_change_nothing() {
         thief.send(Request::KeepLease(pb::KeepLease {
             database_id: database.id.clone(),
             epoch,
+            transaction: 0,
         }));
         let floors = vec![pb::DatabaseFloor {
             database_id: database.id.clone(),
@@ -353,6 +355,7 @@ async fn bad_messages_on_the_session_stream_break_only_the_stream() {
                 ..Default::default()
             }],
             settled_opens: 0,
+            stream: 7,
         })),
         None,
     ] {

@@ -82,6 +82,7 @@ async fn keep_answers_waiters_at_once_and_the_holder_is_not_asked_again() {
     holder.send(Request::KeepLease(pb::KeepLease {
         database_id: database.id.clone(),
         epoch,
+        transaction: 0,
     }));
     assert_eq!(waiting.await.unwrap(), Err(1));
     assert_eq!(other.try_acquire(&database, 1000).await, Err(1));
@@ -237,6 +238,7 @@ async fn a_lease_that_was_kept_is_asked_for_again_on_the_next_stream() {
     holder.send(Request::KeepLease(pb::KeepLease {
         database_id: database.id.clone(),
         epoch,
+        transaction: 0,
     }));
     holder.heartbeat(Vec::new()).await;
     let first = holder.stream.take();

@@ -4,6 +4,7 @@
 mod barriers;
 mod commits;
 mod contention;
+mod deadlocks;
 mod gate;
 mod harness;
 mod history;
@@ -14,6 +15,8 @@ mod opens;
 mod push;
 mod push_at_random;
 mod push_outcomes;
+mod push_page_1;
+mod push_silent;
 mod serving;
 mod sessions;
 mod settling;

@@ -162,7 +162,16 @@ impl Reader {
                     false => State::None,
                 };
             }
-            News::Prepare(prepare) if prepare.subscription == self.number => {
+            News::Prepare(prepare)
+                if prepare.subscription != self.number || self.state == State::None =>
+            {
+                // Of one that has ended: answered all the same (U-6).
+                self.send(Request::Unsubscribe(pb::Unsubscribe {
+                    database_id: prepare.database_id,
+                    subscription: prepare.subscription,
+                }));
+            }
+            News::Prepare(prepare) => {
                 assert!(matches!(self.state, State::Trusting { .. }), "warned twice");
                 self.state = State::Warned;
                 match random.below(20) {
@@ -191,7 +200,7 @@ impl Reader {
             }
             News::PrepareAborted(_) => panic!("no commit is refused here"),
             // Of a subscription before the present one.
-            News::Subscribed(_) | News::Prepare(_) | News::Published(_) => {}
+            News::Subscribed(_) | News::Published(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -234,6 +243,7 @@ impl Reader {
                         known_version: 0,
                         strict: true,
                         subscription: self.number,
+                        want_page_1: false,
                     }));
                     self.state = State::Asked;
                 }

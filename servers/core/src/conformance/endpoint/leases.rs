@@ -65,8 +65,8 @@ async fn acquire(wire: &Wire, database: &Shared, wait_ms: u32) -> Result<Acquire
 async fn granted(wire: &Wire, database: &Shared, wait_ms: u32) -> Result<u64, Violation> {
     match acquire(wire, database, wait_ms).await? {
         Acquired::Granted(grant) => Ok(grant.epoch),
-        Acquired::Pending(pending) => Err(Violation(format!(
-            "a lease that nobody else has is pending: {pending:?}"
+        other => Err(Violation(format!(
+            "a lease that nobody else has is not granted: {other:?}"
         ))),
     }
 }
@@ -122,6 +122,7 @@ async fn head(wire: &Wire, database: &Shared) -> Result<u64, StoreError> {
         session_id: wire.id.to_wire(),
         database_id: database.id.clone(),
         known_version: 0,
+        want_page_1: false,
     };
     let answer = wire.calls.clone().begin_snapshot(request.clone()).await;
     let answer = wire.noted(&request, answer)?;
@@ -253,6 +254,7 @@ pub(super) async fn l02(endpoint: &Endpoint) -> Outcome {
         one.send(Request::KeepLease(pb::KeepLease {
             database_id: database.id.clone(),
             epoch: first,
+            transaction: 0,
         }));
         Ok::<_, Violation>(())
     };
@@ -323,7 +325,7 @@ pub(super) async fn l04(endpoint: &Endpoint) -> Outcome {
         match acquire(&other, &database, 1000).await? {
             Acquired::Granted(grant) => break grant.epoch,
             Acquired::Pending(_) if Instant::now() < deadline => {}
-            Acquired::Pending(_) => {
+            Acquired::Pending(_) | Acquired::Deadlock(_) => {
                 return Err(Violation(
                     "the lease of a session that is gone for three TTLs is not granted".to_owned(),
                 ));

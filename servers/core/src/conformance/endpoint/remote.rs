@@ -124,6 +124,7 @@ impl RemoteStore {
             session_id: self.wire.id.to_wire(),
             database_id: database.to_wire(),
             known_version: known.get(),
+            want_page_1: false,
         };
         let answer = self
             .wire
@@ -420,6 +421,7 @@ impl PageStore for RemoteStore {
                 known_version: 0,
                 released_epoch: released,
                 wait_ms: 1000,
+                transaction: 0,
             };
             let answer = self.wire.calls.clone().acquire_lease(request.clone()).await;
             let answer = self.wire.noted(&request, answer)?;
@@ -431,6 +433,12 @@ impl PageStore for RemoteStore {
                 // Another session has it: one of a server before a restart, perhaps.
                 Some(pb::acquire_lease_response::Outcome::Pending(_)) => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                // Of no transaction that holds anything.
+                Some(pb::acquire_lease_response::Outcome::Deadlock(_)) => {
+                    return Err(StoreError::Internal(
+                        "a deadlock without a transaction".into(),
+                    ));
                 }
                 None => return Err(StoreError::Internal("an answer without an outcome".into())),
             }
