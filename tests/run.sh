@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs all of them; the last line says how many passed and failed.
-# One build in the dev profile serves everything. PAGEWIRE_TORTURE_KILLS makes the torture run longer or shorter.
+# One build in the dev profile serves everything. PAGEWIRE_TORTURE_KILLS and
+# PAGEWIRE_BANK_TRANSFERS make the torture and the bank longer or shorter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 tests/setup.sh || { echo "0 passed, 1 failed"; exit 1; }
@@ -61,6 +62,10 @@ suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
 suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
 suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2
 suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
+
+for store in local versioned-memory; do
+    suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
+done
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
