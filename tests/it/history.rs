@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pagewire_tests::connection::{assert_sound, number, open, open_uri, register, rows, uri};
 use pagewire_tests::random::Random;
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::Connection;
 
 fn rounds(short: u64, long: u64) -> u64 {
@@ -169,10 +169,14 @@ fn statement(random: &mut Random) -> String {
     }
 }
 
-#[test]
-fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too() {
+pagewire_tests::on_versioned_stores! {
+    any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too
+    a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections
+}
+
+fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too(store: VersionedStore) {
     let mut random = Random::start();
-    let server = PageServer::versioned();
+    let server = PageServer::on(store, &[]);
     let dir = tempfile::tempdir().expect("a folder");
     register();
     let mut twins: Vec<Twin> = vec![Twin::begin(&server, dir.path(), "0.db", None)];
@@ -222,11 +226,12 @@ fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too() {
     }
 }
 
-#[test]
-fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections() {
+fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections(
+    store: VersionedStore,
+) {
     let commits = rounds(600, 10_000);
     let arguments = ["--retention", "50ms", "--lease-ttl-ms", "1000"];
-    let server = PageServer::start("versioned-memory", &arguments);
+    let server = PageServer::on(store, &arguments);
     let writer = open(&server.endpoint(), "t.db");
     writer
         .execute_batch(

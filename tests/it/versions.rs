@@ -4,7 +4,7 @@ use pagewire_tests::connection::{
     assert_sound, code, cost, last_error, number, open, open_uri, register, rows, uri,
 };
 use pagewire_tests::process::Guest;
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::Connection;
 
 const ERROR: i32 = 1;
@@ -45,9 +45,31 @@ fn at(server: &PageServer, moment: &str) -> Connection {
     open_uri(&uri(&server.endpoint(), "t.db", &[&moment])).expect(&moment)
 }
 
-#[test]
-fn a_version_a_time_an_age_and_a_tag_are_opened_by_uri() {
-    let server = PageServer::versioned();
+pagewire_tests::on_versioned_stores! {
+    a_version_a_time_an_age_and_a_tag_are_opened_by_uri
+    the_first_open_of_a_process_may_be_of_an_old_version
+    a_connection_looks_at_one_version_after_the_other_and_at_the_newest_again
+    looking_costs_one_call_and_reading_what_is_cached_costs_none
+    a_write_to_an_old_version_says_read_only_and_changes_nothing
+    a_transaction_or_a_statement_that_runs_keeps_the_version
+    attached_databases_look_each_for_itself
+    t4_no_page_and_no_schema_of_one_version_is_taken_for_that_of_another
+    a_restore_is_a_commit_that_everybody_notices_and_nothing_is_lost
+    a_restore_costs_the_question_and_one_commit
+    a_restore_brings_another_page_size_back
+    a_restore_waits_for_the_writer_and_then_says_busy
+    tags_name_versions_and_say_what_is_wrong_with_them
+    what_has_effects_can_not_hide_in_a_schema
+    a_branch_is_a_database_of_its_own
+    the_list_of_versions_is_streamed
+    the_pages_that_differ_between_two_moments_are_listed
+    what_is_known_of_a_database_is_told
+    k1_a_version_that_is_looked_at_outlives_its_retention_and_goes_when_it_is_left
+    k2_after_its_session_lapsed_a_reader_holds_its_version_again_or_says_that_it_is_gone
+}
+
+fn a_version_a_time_an_age_and_a_tag_are_opened_by_uri(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     assert_eq!(number(&at(&server, "3"), "SELECT n FROM t"), 2);
     run(&writer, "SELECT pagewire_tag('before', 4)");
@@ -76,9 +98,8 @@ fn a_version_a_time_an_age_and_a_tag_are_opened_by_uri() {
     }
 }
 
-#[test]
-fn the_first_open_of_a_process_may_be_of_an_old_version() {
-    let server = PageServer::versioned();
+fn the_first_open_of_a_process_may_be_of_an_old_version(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     let mut guest = Guest::start(&[]);
     guest.open("probe", ":memory:").expect("open");
@@ -101,9 +122,10 @@ fn the_first_open_of_a_process_may_be_of_an_old_version() {
     assert_eq!(guest.ok("main", "SELECT n FROM t"), ["2"]);
 }
 
-#[test]
-fn a_connection_looks_at_one_version_after_the_other_and_at_the_newest_again() {
-    let server = PageServer::versioned();
+fn a_connection_looks_at_one_version_after_the_other_and_at_the_newest_again(
+    store: VersionedStore,
+) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 9);
     let look = open(&server.endpoint(), "t.db");
     assert_eq!(text(&look, "PRAGMA pagewire_at"), "");
@@ -131,9 +153,8 @@ fn a_connection_looks_at_one_version_after_the_other_and_at_the_newest_again() {
     assert_eq!(number(&writer, "SELECT n FROM t"), 1000);
 }
 
-#[test]
-fn looking_costs_one_call_and_reading_what_is_cached_costs_none() {
-    let server = PageServer::versioned();
+fn looking_costs_one_call_and_reading_what_is_cached_costs_none(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let _writer = counted(&server, 9);
     let look = open(&server.endpoint(), "t.db");
     all(&look, "PRAGMA pagewire_at = 5");
@@ -147,9 +168,8 @@ fn looking_costs_one_call_and_reading_what_is_cached_costs_none() {
     assert_eq!(cost(&look, read), 0);
 }
 
-#[test]
-fn a_write_to_an_old_version_says_read_only_and_changes_nothing() {
-    let server = PageServer::versioned();
+fn a_write_to_an_old_version_says_read_only_and_changes_nothing(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     let look = open(&server.endpoint(), "t.db");
     all(&look, "PRAGMA pagewire_at = 3");
@@ -176,9 +196,8 @@ fn a_write_to_an_old_version_says_read_only_and_changes_nothing() {
     );
 }
 
-#[test]
-fn a_transaction_or_a_statement_that_runs_keeps_the_version() {
-    let server = PageServer::versioned();
+fn a_transaction_or_a_statement_that_runs_keeps_the_version(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let look = counted(&server, 5);
     run(&look, "BEGIN; SELECT n FROM t");
     let error = rows(&look, "PRAGMA pagewire_at = 3").expect_err("inside a transaction");
@@ -198,9 +217,8 @@ fn a_transaction_or_a_statement_that_runs_keeps_the_version() {
     }
 }
 
-#[test]
-fn attached_databases_look_each_for_itself() {
-    let server = PageServer::versioned();
+fn attached_databases_look_each_for_itself(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let connection = counted(&server, 5);
     for (schema, more) in [("old", &["at=3"][..]), ("now", &[])] {
         let uri = uri(&server.endpoint(), "t.db", more);
@@ -226,9 +244,8 @@ fn attached_databases_look_each_for_itself() {
     assert!(error.to_string().contains("nobody"), "{error}");
 }
 
-#[test]
-fn t4_no_page_and_no_schema_of_one_version_is_taken_for_that_of_another() {
-    let server = PageServer::versioned();
+fn t4_no_page_and_no_schema_of_one_version_is_taken_for_that_of_another(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = open(&server.endpoint(), "t.db");
     run(&writer, "CREATE TABLE a(x); INSERT INTO a VALUES('a')");
     run(&writer, "CREATE TABLE b(y); INSERT INTO b VALUES('b')");
@@ -258,9 +275,8 @@ fn t4_no_page_and_no_schema_of_one_version_is_taken_for_that_of_another() {
     assert_sound(&idle);
 }
 
-#[test]
-fn a_restore_is_a_commit_that_everybody_notices_and_nothing_is_lost() {
-    let server = PageServer::versioned();
+fn a_restore_is_a_commit_that_everybody_notices_and_nothing_is_lost(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 9);
     let mut elsewhere = Guest::start(&[]);
     elsewhere
@@ -290,9 +306,8 @@ fn a_restore_is_a_commit_that_everybody_notices_and_nothing_is_lost() {
     assert_sound(&writer);
 }
 
-#[test]
-fn a_restore_costs_the_question_and_one_commit() {
-    let server = PageServer::versioned();
+fn a_restore_costs_the_question_and_one_commit(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 9);
     let calls = "SELECT kind, count FROM pagewire_rpc WHERE count > 0 AND kind <> 'read'";
     let before = all(&writer, calls);
@@ -313,9 +328,8 @@ fn a_restore_costs_the_question_and_one_commit() {
     }
 }
 
-#[test]
-fn a_restore_brings_another_page_size_back() {
-    let server = PageServer::versioned();
+fn a_restore_brings_another_page_size_back(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 9);
     run(&writer, "PRAGMA page_size = 8192; VACUUM");
     assert_eq!(number(&writer, "PRAGMA page_size"), 8192);
@@ -329,9 +343,8 @@ fn a_restore_brings_another_page_size_back() {
     assert_sound(&other);
 }
 
-#[test]
-fn a_restore_waits_for_the_writer_and_then_says_busy() {
-    let server = PageServer::versioned();
+fn a_restore_waits_for_the_writer_and_then_says_busy(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     let other = open_uri(&uri(&server.endpoint(), "t.db", &["timeout_ms=300"])).expect("open");
     run(&writer, "BEGIN IMMEDIATE");
@@ -342,9 +355,8 @@ fn a_restore_waits_for_the_writer_and_then_says_busy() {
     assert_eq!(number(&writer, "SELECT n FROM t"), 2);
 }
 
-#[test]
-fn tags_name_versions_and_say_what_is_wrong_with_them() {
-    let server = PageServer::versioned();
+fn tags_name_versions_and_say_what_is_wrong_with_them(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     assert_eq!(text(&writer, "SELECT pagewire_tag('here')"), "6");
     assert_eq!(text(&writer, "SELECT pagewire_tag('there', 3)"), "3");
@@ -382,9 +394,8 @@ fn tags_name_versions_and_say_what_is_wrong_with_them() {
     }
 }
 
-#[test]
-fn what_has_effects_can_not_hide_in_a_schema() {
-    let server = PageServer::versioned();
+fn what_has_effects_can_not_hide_in_a_schema(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     for function in [
         "pagewire_tag('x')",
@@ -402,9 +413,8 @@ fn what_has_effects_can_not_hide_in_a_schema() {
     }
 }
 
-#[test]
-fn a_branch_is_a_database_of_its_own() {
-    let server = PageServer::versioned();
+fn a_branch_is_a_database_of_its_own(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 9);
     assert_eq!(text(&writer, "SELECT pagewire_branch('branch.db', 4)"), "4");
     let branch = open(&server.endpoint(), "branch.db");
@@ -426,9 +436,8 @@ fn a_branch_is_a_database_of_its_own() {
     assert_sound(&branch);
 }
 
-#[test]
-fn the_list_of_versions_is_streamed() {
-    let server = PageServer::versioned();
+fn the_list_of_versions_is_streamed(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 350);
     let lists = "SELECT count FROM pagewire_rpc WHERE kind = 'history'";
     let versions = all(&writer, "SELECT version FROM pagewire_versions");
@@ -453,9 +462,8 @@ fn the_list_of_versions_is_streamed() {
     assert_eq!(all(&writer, ascending), ["1", "2"]);
 }
 
-#[test]
-fn the_pages_that_differ_between_two_moments_are_listed() {
-    let server = PageServer::versioned();
+fn the_pages_that_differ_between_two_moments_are_listed(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     run(&writer, "SELECT pagewire_tag('then', 3)");
     assert_eq!(
@@ -476,9 +484,8 @@ fn the_pages_that_differ_between_two_moments_are_listed() {
     assert_eq!(number(&writer, joined), 1);
 }
 
-#[test]
-fn what_is_known_of_a_database_is_told() {
-    let server = PageServer::versioned();
+fn what_is_known_of_a_database_is_told(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     let info = "SELECT value FROM pagewire_info WHERE key = ?1";
     let value = |key: &str| -> String {
@@ -493,12 +500,10 @@ fn what_is_known_of_a_database_is_told() {
     assert!(value("stored_pages").parse::<u64>().expect("a number") >= 2);
 }
 
-#[test]
-fn k1_a_version_that_is_looked_at_outlives_its_retention_and_goes_when_it_is_left() {
-    let server = PageServer::start(
-        "versioned-memory",
-        &["--retention", "100ms", "--lease-ttl-ms", "400"],
-    );
+fn k1_a_version_that_is_looked_at_outlives_its_retention_and_goes_when_it_is_left(
+    store: VersionedStore,
+) {
+    let server = PageServer::on(store, &["--retention", "100ms", "--lease-ttl-ms", "400"]);
     let writer = counted(&server, 3);
     let look = at(&server, "3");
     let moved = open_uri(&uri(&server.endpoint(), "t.db", &["at=2"])).expect("open");
@@ -536,9 +541,10 @@ fn k1_a_version_that_is_looked_at_outlives_its_retention_and_goes_when_it_is_lef
     assert!(open_uri(&uri(&server.endpoint(), "t.db", &["at=4"])).is_err());
 }
 
-#[test]
-fn k2_after_its_session_lapsed_a_reader_holds_its_version_again_or_says_that_it_is_gone() {
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "500"]);
+fn k2_after_its_session_lapsed_a_reader_holds_its_version_again_or_says_that_it_is_gone(
+    store: VersionedStore,
+) {
+    let server = PageServer::on(store, &["--lease-ttl-ms", "500"]);
     let writer = counted(&server, 5);
     let mut guest = Guest::start(&[]);
     guest
