@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pagewire_tests::connection::{assert_sound, number, open, open_uri, register, rows, uri};
+use pagewire_tests::connection::{
+    assert_sound, last_error, number, open, open_uri, register, rows, uri,
+};
 use pagewire_tests::random::Random;
 use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::Connection;
@@ -19,11 +21,15 @@ fn rounds(short: u64, long: u64) -> u64 {
 /// Everything that SQL can see of a database: the schema, and all rows of all tables.
 fn content(connection: &Connection) -> Vec<String> {
     let schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name, type";
-    let mut content = rows(connection, schema).expect("schema");
+    let all_of = |sql: &str| {
+        rows(connection, sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error}: {}", last_error(connection)))
+    };
+    let mut content = all_of(schema);
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-    for table in rows(connection, tables).expect("tables") {
+    for table in all_of(tables) {
         let all = format!("SELECT rowid, * FROM \"{table}\" ORDER BY rowid");
-        content.extend(rows(connection, &all).expect("rows"));
+        content.extend(all_of(&all));
     }
     content
 }
@@ -269,7 +275,7 @@ fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_colle
         };
         writer
             .execute_batch(&sql)
-            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+            .unwrap_or_else(|error| panic!("{sql}: {error}: {}", last_error(&writer)));
         if turn % (commits / 20) == 0 {
             for reader in readers {
                 assert!(content(reader) == wanted, "after {turn} commits");

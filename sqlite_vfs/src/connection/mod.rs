@@ -344,6 +344,9 @@ impl Connection {
                 }
             }
         };
+        if matches!(self.state, State::Idle) {
+            self.ahead.snapshot_ends();
+        }
     }
 
     /// K6: what a connection says that refuses.
