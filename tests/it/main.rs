@@ -5,13 +5,16 @@
 //! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
 
 mod after_the_commit_point;
+mod building;
 mod causal;
 mod commit_faults;
 mod concurrency;
+mod contract;
 mod history;
 mod hostile_memory;
 mod hot_list;
 mod leases;
+mod local_files;
 mod lost_messages;
 mod outages;
 mod prefetch;
