@@ -12,7 +12,7 @@ use std::ptr;
 
 use pagewire_tests::connection::{assert_sound, number, open, register, rows};
 use pagewire_tests::random::Random;
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::ffi;
 
 const PAGE: usize = 4096;
@@ -542,6 +542,47 @@ fn names_of_any_kind_are_answered() {
     let mut temporary = RawFile::open(ptr::null(), flags).expect("a temporary file");
     assert_eq!(temporary.write(b"here", 0), ffi::SQLITE_OK);
     assert_eq!(temporary.read(4, 0), (ffi::SQLITE_OK, b"here".to_vec()));
+}
+
+pagewire_tests::on_versioned_stores! {
+    an_empty_version_is_restored_like_any_other
+}
+
+/// SQLite itself never makes one after the first; a VFS above this one, and other clients, may.
+fn an_empty_version_is_restored_like_any_other(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
+    filled(&server);
+    let name = Name::of(&server, c"t.db");
+    let sql = open(&server.endpoint(), "t.db");
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let newest = "SELECT max(version) FROM pagewire_versions";
+    let full = number(&sql, newest);
+    let mut main = RawFile::open(name.0, MAIN).expect("open");
+    assert_eq!(main.lock(EXCLUSIVE), ffi::SQLITE_OK);
+    assert_eq!(main.truncate(0), ffi::SQLITE_OK);
+    assert_eq!(main.commit(), ffi::SQLITE_OK);
+    let phase_two = ffi::SQLITE_FCNTL_COMMIT_PHASETWO;
+    assert_eq!(main.control(phase_two, ptr::null_mut()), ffi::SQLITE_OK);
+    drop(main);
+    assert_eq!(number(&sql, tables), 0);
+    let empty = number(&sql, newest);
+    assert_eq!(empty, full + 1);
+    // From empty to full, to empty, and on from there with another page size.
+    let restore = |version: i64| number(&sql, &format!("SELECT pagewire_restore({version})"));
+    assert_eq!(restore(full), empty + 1);
+    assert_eq!(number(&sql, "SELECT count(*) FROM t"), 300);
+    assert_eq!(restore(empty), empty + 2);
+    assert_eq!(number(&sql, tables), 0);
+    let of_newest = "SELECT restored_from, page_count FROM pagewire_versions LIMIT 1";
+    assert_eq!(rows(&sql, of_newest).expect("rows"), [format!("{empty}|0")]);
+    sql.execute_batch("PRAGMA page_size = 8192; CREATE TABLE u(x); INSERT INTO u VALUES(7)")
+        .expect("write");
+    let elsewhere = open(&server.endpoint(), "t.db");
+    assert_eq!(number(&elsewhere, "SELECT x FROM u"), 7);
+    assert_sound(&elsewhere);
+    assert_eq!(restore(full), number(&sql, newest));
+    assert_eq!(number(&elsewhere, "SELECT count(*) FROM t"), 300);
+    assert_sound(&elsewhere);
 }
 
 /// What a transaction does on the raw interface is one, and what never reached its commit point is nothing.

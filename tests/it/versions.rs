@@ -59,6 +59,7 @@ pagewire_tests::on_versioned_stores! {
     a_restore_brings_another_page_size_back
     a_restore_waits_for_the_writer_and_then_says_busy
     tags_name_versions_and_say_what_is_wrong_with_them
+    a_tag_moves_where_that_is_said_and_its_old_version_is_as_any_other
     what_has_effects_can_not_hide_in_a_schema
     a_branch_is_a_database_of_its_own
     the_list_of_versions_is_streamed
@@ -368,7 +369,10 @@ fn tags_name_versions_and_say_what_is_wrong_with_them(store: VersionedStore) {
     let tagged = "SELECT version, tag FROM pagewire_versions WHERE tag IS NOT NULL";
     assert_eq!(all(&writer, tagged), ["6|here", "3|again, there"]);
     for (sql, reason) in [
-        ("SELECT pagewire_tag('there', 4)", "there"),
+        (
+            "SELECT pagewire_tag('there', 4)",
+            "tag there names version 3 already: pagewire_move_tag('there', ...) moves it",
+        ),
         ("SELECT pagewire_tag('head')", "head"),
         ("SELECT pagewire_tag('17')", "digits"),
         ("SELECT pagewire_tag('')", "empty"),
@@ -394,11 +398,40 @@ fn tags_name_versions_and_say_what_is_wrong_with_them(store: VersionedStore) {
     }
 }
 
+fn a_tag_moves_where_that_is_said_and_its_old_version_is_as_any_other(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
+    let writer = counted(&server, 5);
+    // A tag that is not there yet is made.
+    assert_eq!(text(&writer, "SELECT pagewire_move_tag('t', 3)"), "3");
+    assert_eq!(text(&writer, "SELECT pagewire_move_tag('t')"), "6");
+    assert_eq!(text(&writer, "SELECT pagewire_move_tag('t', 't')"), "6");
+    assert_eq!(
+        text(&writer, "SELECT pagewire_move_tag('t', 2, 'main')"),
+        "2"
+    );
+    let tagged = "SELECT version, tag FROM pagewire_versions WHERE tag IS NOT NULL";
+    assert_eq!(all(&writer, tagged), ["2|t"]);
+    assert_eq!(number(&at(&server, "t"), "SELECT n FROM t"), 1);
+    // What can't be done leaves it where it is.
+    for sql in [
+        "SELECT pagewire_move_tag('t', 99)",
+        "SELECT pagewire_move_tag('head', 2)",
+        "SELECT pagewire_move_tag(NULL)",
+    ] {
+        rows(&writer, sql).expect_err(sql);
+    }
+    let reader = open_uri(&uri(&server.endpoint(), "t.db", &["mode=ro"])).expect("open");
+    let error = rows(&reader, "SELECT pagewire_move_tag('t', 3)").expect_err("read-only");
+    assert_eq!(code(&error) & 0xff, READONLY, "{error}");
+    assert_eq!(all(&writer, tagged), ["2|t"]);
+}
+
 fn what_has_effects_can_not_hide_in_a_schema(store: VersionedStore) {
     let server = PageServer::on(store, &[]);
     let writer = counted(&server, 5);
     for function in [
         "pagewire_tag('x')",
+        "pagewire_move_tag('x')",
         "pagewire_untag('x')",
         "pagewire_branch('x.db')",
         "pagewire_restore(2)",

@@ -40,7 +40,7 @@ use body::PromptEnd;
 pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
 use counters::{COUNTERS, CallKind};
 use gather::Gathering;
-pub use history::{Description, VersionList};
+pub use history::{Description, IfTaken, VersionList};
 pub use link::Link;
 pub use runtime::Runtime;
 pub use session::{PinCall, Session};
