@@ -21,6 +21,7 @@ import argparse
 import json
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -157,6 +158,8 @@ def main():
     print(f"bank: --transfers {options.transfers} --store {options.store} --seed {options.seed}", flush=True)
     scratch = options.keep or tempfile.mkdtemp(prefix="pagewire-bank-")
     pathlib.Path(scratch).mkdir(parents=True, exist_ok=True)
+    # The clients and the server end with it, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bank: ended by SIGTERM"))
     bank = Bank(options, scratch)
     failed = False
     try:
