@@ -114,6 +114,12 @@ impl View<'_> {
             };
             match taken {
                 Taken::Here(taken) => break taken,
+                // While this reader waited it may have gone to the cache: given up by whoever had asked for it, or put there
+                // by another.
+                Taken::Nothing if came == Came::Late => {
+                    let content = self.database.cached_page(self.snapshot, page)?;
+                    return Some((content, came));
+                }
                 Taken::Nothing => return None,
                 Taken::UnderWay if Instant::now() >= self.deadline() => return None,
                 Taken::UnderWay => {
