@@ -77,6 +77,8 @@ impl Database {
             match self.client.wait(found) {
                 Ok(entry) => drop(self.state.hold(entry.snapshot, lapses)),
                 Err(error) if error.reason == Reason::VersionGone => {}
+                // The session has lapsed again. The call for which it was begun anew will hear that too, and come back here.
+                Err(error) if error.wants_reopen() => return Ok(()),
                 Err(error) => return Err(Error::from(error).within(&self.describe())),
             }
         }

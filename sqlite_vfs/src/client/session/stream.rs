@@ -41,23 +41,8 @@ pub(in crate::client) async fn run(weak: Weak<Core>) {
             core.session.phase.send_replace(Phase::Over);
             return;
         }
-        match outcome {
-            Ok(()) => {
-                core.session.phase.send_replace(Phase::Connecting {
-                    last_failure: Some("the stream ended".to_owned()),
-                });
-            }
-            Err(error) if error.explicit && !error.is_transient() => {
-                core.session
-                    .phase
-                    .send_replace(Phase::Refused(Error::from(error).within(&core.endpoint)));
-            }
-            Err(error) => {
-                core.session.phase.send_replace(Phase::Connecting {
-                    last_failure: Some(error.message),
-                });
-            }
-        }
+        let phase = phase_after(outcome, &core.endpoint);
+        core.session.phase.send_replace(phase);
         if begun.elapsed() > Duration::from_secs(1) {
             backoff = Duration::from_millis(10);
         }
@@ -69,6 +54,21 @@ pub(in crate::client) async fn run(weak: Weak<Core>) {
             }
         }
         backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// What follows from the end of a stream. A session that has lapsed is no refusal: the next stream begins a new one.
+fn phase_after(outcome: std::result::Result<(), CallError>, endpoint: &str) -> Phase {
+    match outcome {
+        Ok(()) => Phase::Connecting {
+            last_failure: Some("the stream ended".to_owned()),
+        },
+        Err(error) if error.explicit && !error.is_transient() && !error.wants_reopen() => {
+            Phase::Refused(Error::from(error).within(endpoint))
+        }
+        Err(error) => Phase::Connecting {
+            last_failure: Some(error.message),
+        },
     }
 }
 
@@ -323,4 +323,46 @@ fn process_identity() -> Option<pb::ProcessIdentity> {
         pid: std::process::id(),
         start_time_ticks,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pagewire_proto::status::Reason;
+
+    use super::*;
+
+    /// Bug: a session that had lapsed counted as refused until the next stream was up, and calls in between failed with an I/O
+    /// error instead of waiting for it.
+    #[test]
+    fn s2_a_session_that_has_lapsed_is_not_refused() {
+        let after = |reason, explicit| {
+            let message = String::new();
+            let error = CallError {
+                reason,
+                explicit,
+                message,
+            };
+            phase_after(Err(error), "http://nowhere")
+        };
+        for reason in [
+            Reason::SessionUnknown,
+            Reason::Draining,
+            Reason::Unavailable,
+        ] {
+            assert!(
+                matches!(after(reason, true), Phase::Connecting { .. }),
+                "{reason:?}"
+            );
+        }
+        for reason in [Reason::ProtocolVersion, Reason::Invalid] {
+            assert!(
+                matches!(after(reason, true), Phase::Refused(_)),
+                "{reason:?}"
+            );
+        }
+        assert!(matches!(
+            phase_after(Ok(()), "http://nowhere"),
+            Phase::Connecting { .. }
+        ));
+    }
 }
