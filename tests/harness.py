@@ -49,12 +49,13 @@ class Server:
     """A `pagewire serve` process, or another page server: `command` is its command line, with {store}, {address} and
     {lease_ttl_ms} in it, and it says "listening on ADDRESS:PORT"."""
 
-    def __init__(self, store, log, port=None, lease_ttl_ms=None, command=None):
+    def __init__(self, store, log, port=None, lease_ttl_ms=None, command=None, arguments=()):
         self.store = store
         self.command = command
         self.log = log
         self.port = port or free_port()
         self.lease_ttl_ms = lease_ttl_ms
+        self.arguments = arguments
         self.process = None
 
     @property
@@ -68,6 +69,7 @@ class Server:
         if self.command is not None:
             values = {"store": self.store, "address": f"127.0.0.1:{self.port}", "lease_ttl_ms": self.lease_ttl_ms or 5000}
             command = [part.format(**values) for part in shlex.split(self.command)]
+        command += self.arguments
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=guest_environment()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs all of them; the last line says how many passed and failed.
-# One build in the dev profile serves everything. PAGEWIRE_TORTURE_KILLS makes the torture run longer or shorter.
+# One build in the dev profile serves everything. PAGEWIRE_TORTURE_KILLS and
+# PAGEWIRE_BANK_TRANSFERS make the torture and the bank longer or shorter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 tests/setup.sh || { echo "0 passed, 1 failed"; exit 1; }
@@ -63,6 +64,10 @@ suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.
 suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
 suite "torture-of-the-adapter" "$script_counts" /usr/bin/python3 tests/torture.py --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))" \
     --server-command "target/debug/directory-store {store} {address} {lease_ttl_ms}"
+
+for store in local versioned-memory; do
+    suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
+done
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]

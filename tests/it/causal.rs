@@ -8,7 +8,7 @@ use pagewire_tests::connection::{open, uri};
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{News, Proxy};
 use pagewire_tests::random::Random;
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 
 const READ: &str = "SELECT a.n, b.n FROM t AS a, t AS b WHERE a.i = 1 AND b.i = 2";
 const WRITE: &str = "UPDATE t SET n = n + 1";
@@ -47,10 +47,14 @@ fn read(guest: &mut Guest) -> Result<i64, String> {
     Ok(one.parse().expect("a number"))
 }
 
-#[test]
-fn p4_no_strict_reader_is_behind_while_its_news_is_delayed_doubled_and_cut() {
+pagewire_tests::on_versioned_stores! {
+    p4_no_strict_reader_is_behind_while_its_news_is_delayed_doubled_and_cut
+    p4_readers_at_full_speed_are_never_behind_an_acknowledgement
+}
+
+fn p4_no_strict_reader_is_behind_while_its_news_is_delayed_doubled_and_cut(store: VersionedStore) {
     let mut random = Random::start();
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "600"]);
+    let server = PageServer::on(store, &["--lease-ttl-ms", "600"]);
     create(&server.endpoint());
     let proxies = [
         Proxy::new(&server.endpoint()),
@@ -79,10 +83,9 @@ fn p4_no_strict_reader_is_behind_while_its_news_is_delayed_doubled_and_cut() {
     }
 }
 
-#[test]
-fn p4_readers_at_full_speed_are_never_behind_an_acknowledgement() {
+fn p4_readers_at_full_speed_are_never_behind_an_acknowledgement(store: VersionedStore) {
     let mut random = Random::start();
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "1000"]);
+    let server = PageServer::on(store, &["--lease-ttl-ms", "1000"]);
     create(&server.endpoint());
     let acknowledged = AtomicI64::new(0);
     let begun = AtomicI64::new(0);

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pagewire_tests::connection::{assert_sound, number, open, open_uri, register, rows, uri};
+use pagewire_tests::connection::{
+    assert_sound, last_error, number, open, open_uri, register, rows, uri,
+};
 use pagewire_tests::random::Random;
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::Connection;
 
 fn rounds(short: u64, long: u64) -> u64 {
@@ -19,11 +21,15 @@ fn rounds(short: u64, long: u64) -> u64 {
 /// Everything that SQL can see of a database: the schema, and all rows of all tables.
 fn content(connection: &Connection) -> Vec<String> {
     let schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name, type";
-    let mut content = rows(connection, schema).expect("schema");
+    let all_of = |sql: &str| {
+        rows(connection, sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error}: {}", last_error(connection)))
+    };
+    let mut content = all_of(schema);
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-    for table in rows(connection, tables).expect("tables") {
+    for table in all_of(tables) {
         let all = format!("SELECT rowid, * FROM \"{table}\" ORDER BY rowid");
-        content.extend(rows(connection, &all).expect("rows"));
+        content.extend(all_of(&all));
     }
     content
 }
@@ -169,10 +175,14 @@ fn statement(random: &mut Random) -> String {
     }
 }
 
-#[test]
-fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too() {
+pagewire_tests::on_versioned_stores! {
+    any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too
+    a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections
+}
+
+fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too(store: VersionedStore) {
     let mut random = Random::start();
-    let server = PageServer::versioned();
+    let server = PageServer::on(store, &[]);
     let dir = tempfile::tempdir().expect("a folder");
     register();
     let mut twins: Vec<Twin> = vec![Twin::begin(&server, dir.path(), "0.db", None)];
@@ -222,11 +232,12 @@ fn any_past_version_is_what_plain_sqlite_had_then_on_branches_ten_deep_too() {
     }
 }
 
-#[test]
-fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections() {
+fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_collections(
+    store: VersionedStore,
+) {
     let commits = rounds(600, 10_000);
-    let arguments = ["--retention", "50ms", "--lease-ttl-ms", "1000"];
-    let server = PageServer::start("versioned-memory", &arguments);
+    let arguments = ["--retention", "50ms"];
+    let server = PageServer::on(store, &arguments);
     let writer = open(&server.endpoint(), "t.db");
     writer
         .execute_batch(
@@ -264,7 +275,7 @@ fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_colle
         };
         writer
             .execute_batch(&sql)
-            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+            .unwrap_or_else(|error| panic!("{sql}: {error}: {}", last_error(&writer)));
         if turn % (commits / 20) == 0 {
             for reader in readers {
                 assert!(content(reader) == wanted, "after {turn} commits");
@@ -278,7 +289,7 @@ fn a_long_reader_keeps_its_snapshot_through_commits_a_vacuum_a_restore_and_colle
     // Let go of by all of them it is collected.
     reading.execute_batch("COMMIT").expect("commit");
     drop((looking, fixed));
-    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let until = std::time::Instant::now() + Duration::from_secs(60);
     while number(
         &writer,
         "SELECT count(*) FROM pagewire_versions WHERE version = 2",

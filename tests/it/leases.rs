@@ -1,6 +1,7 @@
 //! Leases: one writer, fenced; they move when the holder dies, closes or sleeps too long, and their loss is told.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{assert_sound, number, open, rows, uri};
@@ -54,6 +55,45 @@ fn l6_after_a_kill_on_the_same_host_the_lease_moves_before_its_ttl_is_over() {
         began.elapsed()
     );
     assert_eq!(second.ok("main", "SELECT who FROM t"), ["second"]);
+}
+
+#[test]
+fn l8_of_two_writers_at_full_speed_both_get_on_and_none_is_refused_at_its_commit() {
+    const ENOUGH: u32 = 150;
+    let server = PageServer::memory();
+    let (mut first, mut second) = two_processes(&server);
+    // Who can't write is told when he begins, not after he has done his work.
+    first.ok("main", "BEGIN IMMEDIATE");
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    second.ok("main", "PRAGMA busy_timeout = 0");
+    let refused = second.sql("main", "BEGIN IMMEDIATE").expect_err("busy");
+    assert_eq!(refused.code & 0xff, BUSY, "{refused:?}");
+    first.ok("main", "COMMIT");
+    let over = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        let writers = [&mut first, &mut second].map(|guest| {
+            let over = &over;
+            scope.spawn(move || {
+                guest.ok("main", "PRAGMA busy_timeout = 15000");
+                let mut done = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for sql in ["BEGIN IMMEDIATE", "INSERT INTO t VALUES('x')", "COMMIT"] {
+                        guest.ok("main", sql);
+                    }
+                    done += 1;
+                    if done == ENOUGH {
+                        over.store(true, Ordering::Relaxed);
+                    }
+                }
+                done
+            })
+        });
+        writers.map(|writer| writer.join().expect("a writer"))
+    });
+    let [less, more] = [done[0].min(done[1]), done[0].max(done[1])];
+    assert!(less >= more / 3, "one got {more} done, the other {less}");
+    let rows = (1 + done[0] + done[1]).to_string();
+    assert_eq!(first.ok("main", "SELECT count(*) FROM t"), [rows]);
 }
 
 #[test]

@@ -1,17 +1,20 @@
 //! End-to-end tests: the built server in a process of its own, the built VFS in this one and in others.
 //!
 //! Counts are per process, so these tests want a process each: `cargo nextest run`. Tests that are named after a letter
-//! and a number (`w5_...`) keep a failure out that was seen in systems of this kind: W silently wrong data, L leases and
-//! hangs, U unusable; the ones that concern host programs are in `tests/hosts.py`.
+//! and a number (`w5_...`) keep a failure out that was seen in systems of this kind: W silently wrong data, H the host
+//! dies, L leases and hangs, U unusable; most of those that concern host programs are in `tests/hosts.py`.
 
 mod after_the_commit_point;
+mod building;
 mod causal;
 mod commit_faults;
 mod concurrency;
+mod contract;
 mod history;
 mod hostile_memory;
 mod hot_list;
 mod leases;
+mod local_files;
 mod lost_messages;
 mod outages;
 mod prefetch;

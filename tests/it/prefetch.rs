@@ -4,9 +4,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pagewire_tests::connection::{assert_sound, number, open, open_uri, rows, uri};
+use pagewire_tests::connection::{assert_sound, code, number, open, open_uri, rows, uri};
 use pagewire_tests::server::PageServer;
 use rusqlite::Connection;
+
+/// Until when something that is under way has come.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// What has been read from the server.
 #[derive(Clone, Copy, Debug)]
@@ -310,22 +313,101 @@ fn a_cold_point_read_costs_a_call_for_each_level() {
     assert_eq!((spent.calls, spent.waited), (3, 3), "{spent:?}");
 }
 
+fn prefetch(connection: &Connection, key: &str) -> i64 {
+    let sql = format!("SELECT value FROM pagewire_status WHERE key = '{key}'");
+    rows(connection, &sql).expect("status")[0]
+        .parse()
+        .expect("a number")
+}
+
+/// F4: pages that were fetched ahead, and are neither read nor given up.
+fn lying_ahead(connection: &Connection) -> i64 {
+    let of = |key| prefetch(connection, key);
+    of("prefetched_pages") - of("prefetch_hits") - of("prefetch_waste")
+}
+
+/// Bug: what a scan that was broken off had fetched stayed beside the cache until its connection was closed. Some idle connections
+/// took all the room, and nobody's scan was read ahead any more.
+#[test]
+fn f6_a_scan_that_is_broken_off_leaves_nothing_ahead_and_its_connection_scans_on() {
+    let server = PageServer::memory();
+    drop(scattered(&server, 40_000));
+    let cold = open_cold(&server.endpoint(), "scattered.db");
+    // A connection of the same process that is not asked: reading the status begins no transaction.
+    let probe = open(&server.endpoint(), "other.db");
+    for round in 0..4 {
+        let least = round * 900_000_000_i64;
+        let sql = format!("SELECT length(v) FROM t NOT INDEXED WHERE i > {least}");
+        let mut statement = cold.prepare(&sql).expect("prepare");
+        let mut rows = statement.query([]).expect("query");
+        for _ in 0..5_000 {
+            rows.next().expect("row").expect("more rows");
+        }
+        let until = std::time::Instant::now() + WAIT;
+        while lying_ahead(&probe) == 0 {
+            // What was asked for is on its way, unless this reader has caught up with it.
+            rows.next().expect("row").expect("more rows");
+            assert!(std::time::Instant::now() < until, "nothing is read ahead");
+        }
+        drop(rows);
+        drop(statement);
+        let until = std::time::Instant::now() + WAIT;
+        while lying_ahead(&probe) != 0 {
+            let left = lying_ahead(&probe);
+            assert!(std::time::Instant::now() < until, "{left} pages stay");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Bug: a read that had waited for a page on its way, in vain, began a call of its own with a whole deadline.
+#[test]
+fn a_read_waits_once_for_its_deadline_when_its_page_was_on_its_way() {
+    const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+    let server = PageServer::memory();
+    drop(scattered(&server, 40_000));
+    let cold = open_uri(&uri(
+        &server.endpoint(),
+        "scattered.db",
+        &["token=cold", &format!("timeout_ms={}", TIMEOUT.as_millis())],
+    ))
+    .expect("open");
+    let mut statement = cold
+        .prepare("SELECT length(v) FROM t NOT INDEXED")
+        .expect("prepare");
+    let mut rows = statement.query([]).expect("query");
+    for _ in 0..5_000 {
+        rows.next().expect("row").expect("more rows");
+    }
+    server.pause();
+    let late = reads().waited;
+    let failed = loop {
+        let begun = std::time::Instant::now();
+        match rows.next() {
+            Ok(row) => drop(row.expect("the server stands still before the end of the table")),
+            Err(error) => break (error, begun.elapsed()),
+        }
+    };
+    server.resume();
+    let (error, took) = failed;
+    assert_eq!(code(&error) & 0xff, 10, "{error}");
+    assert!(reads().waited - late >= 2, "it waited for none on its way");
+    assert!(took >= TIMEOUT / 2 && took < TIMEOUT * 3 / 2, "{took:?}");
+}
+
 #[test]
 fn what_was_fetched_ahead_is_counted() {
     let server = PageServer::memory();
     drop(scattered(&server, 20_000));
     let cold = open_cold(&server.endpoint(), "scattered.db");
-    let prefetch = |key: &str| -> i64 {
-        let sql = format!("SELECT value FROM pagewire_status WHERE key = '{key}'");
-        rows(&cold, &sql).expect("status")[0]
-            .parse()
-            .expect("a number")
-    };
-    let before = prefetch("prefetched_pages");
+    let before = prefetch(&cold, "prefetched_pages");
     number(&cold, "SELECT sum(length(v)) FROM t NOT INDEXED");
-    let fetched = prefetch("prefetched_pages") - before;
+    let fetched = prefetch(&cold, "prefetched_pages") - before;
     assert!(fetched > 500, "{fetched}");
-    let (hits, waste) = (prefetch("prefetch_hits"), prefetch("prefetch_waste"));
+    let (hits, waste) = (
+        prefetch(&cold, "prefetch_hits"),
+        prefetch(&cold, "prefetch_waste"),
+    );
     assert!(hits > fetched * 9 / 10, "{hits} of {fetched}");
     assert!(waste < fetched / 10, "{waste} of {fetched}");
 }

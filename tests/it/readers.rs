@@ -7,7 +7,7 @@ use pagewire_tests::connection::{
 };
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, VersionedStore};
 use rusqlite::Connection;
 
 const CANTOPEN: i32 = 14;
@@ -109,9 +109,27 @@ fn a_read_only_open_on_a_store_without_versions_is_refused_with_the_reason() {
     assert_eq!(number(&reader, "SELECT n FROM t"), 0);
 }
 
-#[test]
-fn a_strict_reader_without_lease_and_subscription_asks_once_per_transaction() {
-    let server = PageServer::versioned();
+pagewire_tests::on_versioned_stores! {
+    a_strict_reader_without_lease_and_subscription_asks_once_per_transaction
+    a_warm_read_with_a_live_strict_subscription_costs_nothing
+    a_reader_that_asks_again_and_again_is_subscribed_after_three_times
+    the_lag_of_a_replica_is_one_push
+    p4_a_strict_subscriber_sees_every_commit_that_was_acknowledged_before_it_began
+    the_writer_pays_no_round_trip_for_its_readers
+    s5_a_subscriber_that_does_not_read_is_not_waited_for_any_longer
+    a_subscriber_that_stands_still_delays_a_commit_for_its_window_and_no_longer
+    s7_a_bounded_reader_asks_nothing_while_it_is_fresh
+    s7_a_bounded_subscriber_is_told_and_not_waited_for
+    a_bounded_reader_is_never_staler_than_it_said
+    readers_of_one_process_have_snapshots_of_their_own
+    readers_neither_wait_for_a_writer_nor_keep_it_waiting
+    an_immutable_connection_keeps_one_version_for_life
+    d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks
+    a_reader_that_is_killed_holds_up_no_commit_for_long
+}
+
+fn a_strict_reader_without_lease_and_subscription_asks_once_per_transaction(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let mut reader = Reader::start(&server, &["mode=ro", "subscribe=never"]);
     reader.read();
@@ -123,9 +141,8 @@ fn a_strict_reader_without_lease_and_subscription_asks_once_per_transaction() {
     }
 }
 
-#[test]
-fn a_warm_read_with_a_live_strict_subscription_costs_nothing() {
-    let server = PageServer::versioned();
+fn a_warm_read_with_a_live_strict_subscription_costs_nothing(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let _writer = counter(&server);
     let mut reader = Reader::subscribed(&server, &["mode=ro"]);
     let spent = reader.cost(|reader| {
@@ -139,9 +156,8 @@ fn a_warm_read_with_a_live_strict_subscription_costs_nothing() {
     assert_eq!(spent, 0);
 }
 
-#[test]
-fn a_reader_that_asks_again_and_again_is_subscribed_after_three_times() {
-    let server = PageServer::versioned();
+fn a_reader_that_asks_again_and_again_is_subscribed_after_three_times(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let _writer = counter(&server);
     let mut reader = Reader::start(&server, &["mode=ro"]);
     // The first read is two transactions: one for the schema.
@@ -157,9 +173,8 @@ fn a_reader_that_asks_again_and_again_is_subscribed_after_three_times() {
     assert_eq!(reader.cost(|reader| assert_eq!(reader.read(), 0)), 0);
 }
 
-#[test]
-fn the_lag_of_a_replica_is_one_push() {
-    let server = PageServer::versioned();
+fn the_lag_of_a_replica_is_one_push(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let mut reader = Reader::subscribed(&server, &["mode=ro"]);
     for turn in 1..50 {
@@ -175,9 +190,10 @@ fn the_lag_of_a_replica_is_one_push() {
     }
 }
 
-#[test]
-fn p4_a_strict_subscriber_sees_every_commit_that_was_acknowledged_before_it_began() {
-    let server = PageServer::versioned();
+fn p4_a_strict_subscriber_sees_every_commit_that_was_acknowledged_before_it_began(
+    store: VersionedStore,
+) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let mut readers: Vec<_> = (0..3)
         .map(|_| Reader::subscribed(&server, &["mode=ro"]))
@@ -189,9 +205,8 @@ fn p4_a_strict_subscriber_sees_every_commit_that_was_acknowledged_before_it_bega
     }
 }
 
-#[test]
-fn the_writer_pays_no_round_trip_for_its_readers() {
-    let server = PageServer::versioned();
+fn the_writer_pays_no_round_trip_for_its_readers(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let mut readers = [
         Reader::subscribed(&server, &["mode=ro"]),
@@ -205,9 +220,8 @@ fn the_writer_pays_no_round_trip_for_its_readers() {
     }
 }
 
-#[test]
-fn s5_a_subscriber_that_does_not_read_is_not_waited_for_any_longer() {
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "20000"]);
+fn s5_a_subscriber_that_does_not_read_is_not_waited_for_any_longer(store: VersionedStore) {
+    let server = PageServer::on(store, &["--lease-ttl-ms", "20000"]);
     let writer = counter(&server);
     let mut reader = Reader::subscribed(&server, &["mode=ro"]);
     for _ in 0..20 {
@@ -227,9 +241,10 @@ fn s5_a_subscriber_that_does_not_read_is_not_waited_for_any_longer() {
     assert_eq!(reader.read(), 21);
 }
 
-#[test]
-fn a_subscriber_that_stands_still_delays_a_commit_for_its_window_and_no_longer() {
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "1000"]);
+fn a_subscriber_that_stands_still_delays_a_commit_for_its_window_and_no_longer(
+    store: VersionedStore,
+) {
+    let server = PageServer::on(store, &["--lease-ttl-ms", "1000"]);
     let writer = counter(&server);
     let mut reader = Reader::subscribed(&server, &["mode=ro"]);
     reader.0.pause();
@@ -246,9 +261,8 @@ fn a_subscriber_that_stands_still_delays_a_commit_for_its_window_and_no_longer()
     assert_eq!(reader.read(), 2);
 }
 
-#[test]
-fn s7_a_bounded_reader_asks_nothing_while_it_is_fresh() {
-    let server = PageServer::versioned();
+fn s7_a_bounded_reader_asks_nothing_while_it_is_fresh(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let bounded = ["mode=ro", "consistency=bounded", "max_staleness_ms=60000"];
     let mut reader = Reader::start(&server, &bounded);
@@ -268,9 +282,8 @@ fn s7_a_bounded_reader_asks_nothing_while_it_is_fresh() {
     assert_eq!(reader.read(), 1);
 }
 
-#[test]
-fn s7_a_bounded_subscriber_is_told_and_not_waited_for() {
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "20000"]);
+fn s7_a_bounded_subscriber_is_told_and_not_waited_for(store: VersionedStore) {
+    let server = PageServer::on(store, &["--lease-ttl-ms", "20000"]);
     let writer = counter(&server);
     let mut reader = Reader::start(
         &server,
@@ -300,9 +313,8 @@ fn s7_a_bounded_subscriber_is_told_and_not_waited_for() {
     reader.0.resume();
 }
 
-#[test]
-fn a_bounded_reader_is_never_staler_than_it_said() {
-    let server = PageServer::versioned();
+fn a_bounded_reader_is_never_staler_than_it_said(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let bounded = ["mode=ro", "consistency=bounded", "max_staleness_ms=200"];
     let mut reader = Reader::start(&server, &[&bounded[..], &["subscribe=never"]].concat());
@@ -319,9 +331,8 @@ fn a_bounded_reader_is_never_staler_than_it_said() {
     }
 }
 
-#[test]
-fn readers_of_one_process_have_snapshots_of_their_own() {
-    let server = PageServer::versioned();
+fn readers_of_one_process_have_snapshots_of_their_own(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let uri = uri(&server.endpoint(), "t.db", &["mode=ro"]);
     let mut readers = Vec::new();
@@ -341,9 +352,8 @@ fn readers_of_one_process_have_snapshots_of_their_own() {
     }
 }
 
-#[test]
-fn readers_neither_wait_for_a_writer_nor_keep_it_waiting() {
-    let server = PageServer::versioned();
+fn readers_neither_wait_for_a_writer_nor_keep_it_waiting(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let mut reader = Reader::start(&server, &["mode=ro"]);
     reader.0.ok("main", "PRAGMA busy_timeout = 0");
@@ -369,9 +379,8 @@ fn readers_neither_wait_for_a_writer_nor_keep_it_waiting() {
     assert_eq!(acquired, ["0"], "a reader took a lease");
 }
 
-#[test]
-fn an_immutable_connection_keeps_one_version_for_life() {
-    let server = PageServer::versioned();
+fn an_immutable_connection_keeps_one_version_for_life(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let writer = counter(&server);
     let immutable = open_uri(&uri(&server.endpoint(), "t.db", &["immutable=1"])).expect("open");
     assert_eq!(number(&immutable, "SELECT n FROM t"), 0);
@@ -382,9 +391,8 @@ fn an_immutable_connection_keeps_one_version_for_life() {
     assert_eq!(number(&immutable, "SELECT n FROM t"), 0);
 }
 
-#[test]
-fn d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks() {
-    let server = PageServer::versioned();
+fn d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks(store: VersionedStore) {
+    let server = PageServer::on(store, &[]);
     let proxy = Proxy::new(&server.endpoint());
     drop(counter(&server));
     register();
@@ -438,9 +446,8 @@ fn d2_while_a_commit_of_its_own_process_is_under_way_a_reader_asks() {
     }
 }
 
-#[test]
-fn a_reader_that_is_killed_holds_up_no_commit_for_long() {
-    let server = PageServer::start("versioned-memory", &["--lease-ttl-ms", "20000"]);
+fn a_reader_that_is_killed_holds_up_no_commit_for_long(store: VersionedStore) {
+    let server = PageServer::on(store, &["--lease-ttl-ms", "20000"]);
     let writer = counter(&server);
     let mut reader = Reader::subscribed(&server, &["mode=ro"]);
     reader.0.kill();

@@ -19,6 +19,36 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
+/// A store that keeps versions. What is promised of them holds on each: see [`on_versioned_stores`](crate::on_versioned_stores).
+#[derive(Clone, Copy, Debug)]
+pub enum VersionedStore {
+    /// All versions in memory.
+    Memory,
+    /// On disk, in a folder that goes with the server.
+    Local,
+}
+
+/// Makes two tests of each `fn name(store: VersionedStore)`: `versioned_memory::name` and `local::name`. One that is not listed is
+/// unused, which the compiler says.
+#[macro_export]
+macro_rules! on_versioned_stores {
+    ($($test:ident)*) => {
+        mod versioned_memory {
+            $(#[test]
+            fn $test() {
+                super::$test($crate::server::VersionedStore::Memory);
+            })*
+        }
+
+        mod local {
+            $(#[test]
+            fn $test() {
+                super::$test($crate::server::VersionedStore::Local);
+            })*
+        }
+    };
+}
+
 /// A page server in a process of its own. Dropping it kills the process.
 #[derive(Debug)]
 pub struct PageServer {
@@ -26,6 +56,8 @@ pub struct PageServer {
     arguments: Vec<String>,
     address: String,
     child: Child,
+    /// What the store has, where nobody else wants it.
+    _own_folder: Option<tempfile::TempDir>,
 }
 
 impl PageServer {
@@ -44,6 +76,20 @@ impl PageServer {
         Self::start(&format!("local:{}", dir.display()), &[])
     }
 
+    /// On a store that keeps versions, with more arguments.
+    pub fn on(store: VersionedStore, arguments: &[&str]) -> Self {
+        match store {
+            VersionedStore::Memory => Self::start("versioned-memory", arguments),
+            VersionedStore::Local => {
+                let folder = tempfile::tempdir().expect("a folder");
+                let mut server =
+                    Self::start(&format!("local:{}", folder.path().display()), arguments);
+                server._own_folder = Some(folder);
+                server
+            }
+        }
+    }
+
     /// On any store, with more arguments.
     pub fn start(store: &str, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
@@ -53,6 +99,7 @@ impl PageServer {
             arguments,
             address,
             child,
+            _own_folder: None,
         }
     }
 

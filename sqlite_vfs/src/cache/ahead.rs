@@ -8,13 +8,18 @@
 //!   nothing --------> UnderWay ---------> Here ---------> the cache (hit)
 //!                        |                  |   abandon
 //!                        | failed           +-----------> the cache (waste)
-//!                        +-----> nothing
+//!                        |                  |   the cache has it from elsewhere
+//!                        +-----> nothing <--+             (waste)
 //! ```
 //! * **F1** A page taken from here is as right as one from the cache: it holds from the version that wrote it up to the one at
 //!   which it was read, and later only if the change log says so.
 //! * **F2** Bytes here and under way together stay within the limit: beyond it nothing is begun.
 //! * **F3** Whoever waits for a page is woken when its call ends, well or badly, and by his deadline.
 //! * **F4** Every page begun ends as a hit, as waste, or failed: `fetched = hits + waste + what lies here`.
+//! * **F5** What the cache has got in another way does not lie here as well: its reader finds it there, and nobody would ever take
+//!   it from here.
+//! * **F6** Nothing lies here for a snapshot that has ended: its reader may never come back, and the room is everybody's. So what a
+//!   connection has not read by then goes to the cache, where it is found as long as it holds.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -130,7 +135,7 @@ impl Ahead {
     }
 
     /// A page that was begun has come. Returns it where nobody wants it any more.
-    pub fn arrived(
+    pub(super) fn arrived(
         &self,
         key: CacheKey,
         page: PageNumber,
@@ -210,6 +215,25 @@ impl Ahead {
                     }
                 }
             }
+        }
+    }
+
+    /// F5: the cache has the page, of which `covers` says whether it is as good as one that holds at a version.
+    pub(super) fn superseded(
+        &self,
+        key: CacheKey,
+        page: PageNumber,
+        covers: impl FnOnce(Version) -> bool,
+    ) {
+        let mut inner = self.inner.lock();
+        let is_superseded = match inner.slots.get(&(key, page)).map(|slot| &slot.state) {
+            Some(SlotState::Here(entry)) => covers(entry.upto),
+            // It is looked at when it comes.
+            Some(SlotState::UnderWay | SlotState::Abandoned) | None => false,
+        };
+        if is_superseded {
+            inner.remove(key, page);
+            PREFETCH.wasted(1);
         }
     }
 

@@ -119,12 +119,40 @@ impl PageCache {
         content: Bytes,
     ) {
         let entry = Entry::read(from, upto, content);
-        let key = match self.entries.peek(&(key, page)) {
-            Some(known) if known.upto > upto && known.from <= upto => return,
-            Some(known) if known.upto > upto => key.of_the_past(),
-            _ => key,
-        };
-        self.entries.insert((key, page), entry);
+        match self.entries.peek(&(key, page)) {
+            Some(known) if known.upto > upto && known.from <= upto => {}
+            Some(known) if known.upto > upto => {
+                self.entries.insert((key.of_the_past(), page), entry);
+            }
+            _ => self.entries.insert((key, page), entry),
+        }
+        self.supersede_ahead(key, page);
+    }
+
+    /// Takes in a page that was asked for ahead: it lies beside the cache, unless nobody wants it any more or it is here by now.
+    pub fn arrived_ahead(
+        &self,
+        key: CacheKey,
+        page: PageNumber,
+        from: Version,
+        upto: Version,
+        content: Bytes,
+    ) {
+        match self.ahead.arrived(key, page, from, upto, content) {
+            Some(taken) => self.put(key, page, taken.from, taken.upto, taken.content),
+            // Only now, or one that is put meanwhile would be missed.
+            None => self.supersede_ahead(key, page),
+        }
+    }
+
+    /// F5 of [`Ahead`].
+    fn supersede_ahead(&self, key: CacheKey, page: PageNumber) {
+        self.ahead.superseded(key, page, |at| {
+            [key, key.of_the_past()].into_iter().any(|key| {
+                let known = self.entries.peek(&(key, page));
+                known.is_some_and(|known| known.from <= at && at <= known.upto)
+            })
+        });
     }
 }
 
@@ -277,6 +305,57 @@ mod tests {
         put(1, 1, b"oldest");
         assert_eq!(at(1).unwrap(), "oldest");
         assert!(at(4).is_none());
+    }
+
+    /// A page that was fetched ahead at version 5 and written by version 3.
+    fn arrive_ahead(cache: &PageCache, number: u32) {
+        let content = Bytes::from_static(b"ahead");
+        cache.arrived_ahead(KEY, page(number), version(3), version(5), content);
+    }
+
+    #[test]
+    fn f5_what_the_cache_has_got_in_another_way_does_not_lie_ahead_as_well() {
+        let cache = PageCache::new(1 << 20);
+        let limit = cache.ahead.limit();
+        let begin = |numbers: std::ops::Range<u32>, bytes| {
+            cache.ahead.begin(KEY, numbers.map(page), bytes).len()
+        };
+        let put = |number, from, upto| {
+            let content = Bytes::from_static(b"put");
+            cache.put(KEY, page(number), version(from), version(upto), content);
+        };
+        assert_eq!(begin(1..5, limit / 4), 4, "the room is all taken");
+        // Put after it has come, at the same version and at a later one.
+        arrive_ahead(&cache, 1);
+        put(1, 3, 5);
+        assert!(!cache.ahead.has(KEY, page(1)));
+        arrive_ahead(&cache, 2);
+        put(2, 3, 6);
+        assert!(!cache.ahead.has(KEY, page(2)));
+        // Put before it comes; and beside the content of a later version.
+        put(3, 3, 5);
+        assert!(cache.ahead.has(KEY, page(3)), "somebody may wait for it");
+        arrive_ahead(&cache, 3);
+        assert!(!cache.ahead.has(KEY, page(3)));
+        arrive_ahead(&cache, 4);
+        put(4, 8, 9);
+        assert!(
+            cache.ahead.has(KEY, page(4)),
+            "a snapshot of version 5 finds it nowhere else"
+        );
+        put(4, 3, 5);
+        assert!(!cache.ahead.has(KEY, page(4)));
+        assert_eq!(begin(11..15, limit / 4), 4, "there is all the room again");
+    }
+
+    #[test]
+    fn f5_what_the_cache_knows_of_an_earlier_version_only_takes_nothing_away() {
+        let cache = PageCache::new(1 << 20);
+        cache.ahead.begin(KEY, [page(1)], 16);
+        arrive_ahead(&cache, 1);
+        let old = Bytes::from_static(b"old");
+        cache.put(KEY, page(1), version(1), version(2), old);
+        assert!(cache.ahead.has(KEY, page(1)));
     }
 
     #[test]

@@ -14,6 +14,15 @@ use crate::error::CallError;
 
 type Answer<T> = std::result::Result<T, CallError>;
 
+/// What happens to a tag that names another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfTaken {
+    /// It stays, and that is an error.
+    Refuse,
+    /// It is moved.
+    Move,
+}
+
 /// Some of the versions that are kept.
 pub struct VersionList {
     /// Newest first.
@@ -172,6 +181,7 @@ impl Core {
         id: DatabaseId,
         tag: &TagName,
         at: &Moment,
+        if_taken: IfTaken,
         deadline: Instant,
     ) -> Answer<VersionEntry> {
         let request = pb::SetTagRequest {
@@ -179,7 +189,7 @@ impl Core {
             database_id: id.to_wire(),
             tag: tag.as_str().to_owned(),
             at: Some(at.clone().into()),
-            replace: false,
+            replace: if_taken == IfTaken::Move,
         };
         let answer = self
             .repeat(

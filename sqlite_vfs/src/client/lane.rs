@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::Stub;
+use super::connect::Stub;
 
 /// Idle lanes that are kept: as many writers at a time as a process has, as a rule.
 const KEPT: usize = 8;

@@ -30,7 +30,9 @@ mod commit;
 mod header;
 #[cfg(fuzzing)]
 pub mod header;
+mod journal;
 mod overlay;
+mod pragma;
 mod read;
 mod staging;
 mod view;
@@ -43,8 +45,8 @@ use pagewire_proto::{Snapshot, Version};
 use crate::client::Owner;
 use crate::database::{Database, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
-use crate::file::spool::Spool;
 use crate::settings::ConnectionSettings;
+use journal::Journal;
 use overlay::Overlay;
 use read::ReadAhead;
 use staging::{StageLimits, Stager};
@@ -127,12 +129,6 @@ enum Progress {
     Durable(Version),
     /// SQLite has said so, or can't roll it back any more.
     Over,
-}
-
-#[derive(Default)]
-struct Journal {
-    content: Spool,
-    open_handles: usize,
 }
 
 impl Connection {
@@ -356,6 +352,9 @@ impl Connection {
                 }
             }
         };
+        if matches!(self.state, State::Idle) {
+            self.ahead.snapshot_ends();
+        }
     }
 
     /// K6: what a connection says that refuses.
@@ -458,128 +457,6 @@ impl Connection {
                 None => self.database.state.head().byte_size(),
             },
             State::Refusing { .. } => self.database.state.head().byte_size(),
-        }
-    }
-
-    /// The answer of a pragma that is ours, or of one that would do harm; `None` for all others.
-    pub fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
-        Ok(match (name, value) {
-            ("journal_mode", Some(mode)) => {
-                // WAL and OFF are refused quietly, as SQLite does where a mode is not possible: the answer is the mode that stays.
-                if ["wal", "off"].contains(&mode.to_ascii_lowercase().as_str()) {
-                    return Ok(Some(self.journal_mode.to_owned()));
-                }
-                let known = ["delete", "truncate", "persist", "memory"];
-                if let Some(mode) = known
-                    .into_iter()
-                    .find(|known| known.eq_ignore_ascii_case(mode))
-                {
-                    self.journal_mode = mode;
-                }
-                None
-            }
-            ("pagewire_at", None) => Some(self.view.describe()),
-            ("pagewire_at", Some(text)) => {
-                self.look_at(text)?;
-                Some(self.view.describe())
-            }
-            ("pagewire_version", None) => Some(
-                self.snapshot()
-                    .unwrap_or(self.database.state.head())
-                    .version
-                    .to_string(),
-            ),
-            ("pagewire_subscription", None) => Some(self.database.state.subscription().to_owned()),
-            ("pagewire_endpoint", None) => Some(self.database.endpoint().to_owned()),
-            ("pagewire_database_id", None) => Some(self.database.state.id().to_string()),
-            ("pagewire_last_error", None) => Some(
-                self.last_error
-                    .as_ref()
-                    .map(|error| error.message.clone())
-                    .unwrap_or_default(),
-            ),
-            _ => None,
-        })
-    }
-
-    /// What `pagewire_status` shows of the connection.
-    pub fn status(&self) -> Vec<(&'static str, String)> {
-        let mut rows = vec![
-            ("database", self.database.state.name.to_string()),
-            ("database_id", self.database.state.id().to_string()),
-            ("endpoint", self.database.endpoint().to_owned()),
-            (
-                "known_version",
-                self.database.state.head().version.to_string(),
-            ),
-            (
-                "mode",
-                if self.settings.read_only { "ro" } else { "rw" }.to_owned(),
-            ),
-            ("timeout_ms", self.settings.timeout.as_millis().to_string()),
-        ];
-        if let Some(snapshot) = self.snapshot() {
-            rows.push(("version", snapshot.version.to_string()));
-        }
-        rows.push(("at", self.view.describe()));
-        let subscription = self.database.state.subscription();
-        rows.push(("subscription", subscription.to_owned()));
-        rows.extend(self.database.session_status());
-        rows
-    }
-
-    // The journal of this connection.
-
-    /// Whether the journal exists, to be asked without locking the connection.
-    pub fn journal_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.journal_exists)
-    }
-
-    /// xOpen of the journal.
-    pub fn open_journal(&mut self) {
-        if matches!(self.state, State::Failed { .. }) {
-            // A new journal is a new transaction: from here on nothing may be dropped in silence (K4).
-            self.failure_is_over();
-        }
-        self.journal.get_or_insert_default().open_handles += 1;
-        self.journal_exists.store(true, Ordering::SeqCst);
-    }
-
-    /// xOpen of an existing journal for reading, when SQLite cleans up a super-journal. `false` if there is none.
-    pub fn open_journal_for_reading(&mut self) -> bool {
-        match &mut self.journal {
-            Some(journal) => {
-                journal.open_handles += 1;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// xClose of the journal: its content stays until it is deleted.
-    pub fn close_journal(&mut self) {
-        if let Some(journal) = &mut self.journal {
-            journal.open_handles = journal.open_handles.saturating_sub(1);
-        }
-    }
-
-    /// The bytes of the journal, if it exists.
-    pub fn journal(&mut self) -> Option<&mut Spool> {
-        self.journal.as_mut().map(|journal| &mut journal.content)
-    }
-
-    /// xDelete of the journal; `false` if there is none.
-    pub fn delete_journal(&mut self) -> bool {
-        self.journal_exists.store(false, Ordering::SeqCst);
-        self.journal.take().is_some()
-    }
-
-    fn drop_journal(&mut self) {
-        match &mut self.journal {
-            Some(journal) if journal.open_handles > 0 => journal.content = Spool::Empty,
-            _ => {
-                self.delete_journal();
-            }
         }
     }
 }

@@ -15,6 +15,8 @@ use crate::prefetch::Prefetcher;
 pub struct ReadAhead {
     prefetcher: Prefetcher,
     database: Arc<Database>,
+    /// The version that is read.
+    version: Version,
 }
 
 impl ReadAhead {
@@ -23,6 +25,20 @@ impl ReadAhead {
         Self {
             prefetcher: Prefetcher::default(),
             database: Arc::clone(database),
+            version: Version::ZERO,
+        }
+    }
+
+    /// The snapshot ends, or another takes its place while a statement goes on: what was fetched for it makes room (F6 of
+    /// `cache/ahead.rs`).
+    pub fn snapshot_ends(&mut self) {
+        self.database.abandon_pages(self.prefetcher.asked());
+    }
+
+    fn read_at(&mut self, version: Version) {
+        if self.version != version {
+            self.version = version;
+            self.snapshot_ends();
         }
     }
 }
@@ -199,6 +215,7 @@ fn read_base(
         out.fill(0);
         return Ok(());
     };
+    ahead.read_at(base.version);
     let view = database.view(base, page_size, timeout);
     let content = match view.page_at_hand(number) {
         Some((content, came)) => {

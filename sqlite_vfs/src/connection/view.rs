@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pagewire_proto::{DatabaseName, Moment, TagName, Version};
+use pagewire_proto::{DatabaseName, Moment, PageSize, TagName, Version};
 
 use super::{Connection, LockLevel, State};
-use crate::client::CommitPart;
+use crate::client::{CommitPart, IfTaken};
 use crate::database::{CommitMember, Database, Looked, Pin, commit};
 use crate::error::{Error, Kind, Result};
 use crate::settings::ConnectionSettings;
@@ -165,8 +165,8 @@ impl Connection {
         }
     }
 
-    /// `pagewire_tag`: names a version, the one that is looked at where no moment is given.
-    pub fn tag(&self, name: &str, at: Option<&str>) -> Result<Version> {
+    /// `pagewire_tag` and `pagewire_move_tag`: names a version, the one that is looked at where no moment is given.
+    pub fn tag(&self, name: &str, at: Option<&str>, if_taken: IfTaken) -> Result<Version> {
         if self.settings.read_only {
             self.check_writable()?;
         }
@@ -175,7 +175,8 @@ impl Connection {
         }
         let name = self.tag_name(name)?;
         let (at, _pin) = self.moment_or_here(at)?;
-        let found = self.database.set_tag(&name, &at, self.settings.timeout)?;
+        let timeout = self.settings.timeout;
+        let found = self.database.set_tag(&name, &at, if_taken, timeout)?;
         Ok(found.snapshot.version)
     }
 
@@ -246,9 +247,8 @@ impl Connection {
         if from.version == base.version {
             return Ok(base.version);
         }
-        let Some(page_size) = from.page_size else {
-            return Err(self.refused(&format!("version {} is empty", from.version)));
-        };
+        // Of an empty version the page size says nothing, but a commit has one.
+        let page_size = from.page_size.or(base.page_size).unwrap_or(PageSize::MIN);
         let member = CommitMember {
             database: Arc::clone(&self.database),
             writer: self.writer,

@@ -11,7 +11,7 @@ use pagewire_proto::{
 use tokio::time::Instant;
 
 use super::{Database, NO_VERSIONS, Pin};
-use crate::client::{Description, VersionList};
+use crate::client::{Description, IfTaken, VersionList};
 use crate::error::{CallError, Error, Kind, Result};
 
 /// An old version that a connection looks at.
@@ -77,6 +77,8 @@ impl Database {
             match self.client.wait(found) {
                 Ok(entry) => drop(self.state.hold(entry.snapshot, lapses)),
                 Err(error) if error.reason == Reason::VersionGone => {}
+                // The session has lapsed again. The call for which it was begun anew will hear that too, and come back here.
+                Err(error) if error.wants_reopen() => return Ok(()),
                 Err(error) => return Err(Error::from(error).within(&self.describe())),
             }
         }
@@ -126,13 +128,30 @@ impl Database {
     }
 
     /// Names the version of a moment.
-    pub fn set_tag(&self, tag: &TagName, at: &Moment, timeout: Duration) -> Result<VersionEntry> {
+    pub fn set_tag(
+        &self,
+        tag: &TagName,
+        at: &Moment,
+        if_taken: IfTaken,
+        timeout: Duration,
+    ) -> Result<VersionEntry> {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
         self.try_call(deadline, || {
-            core.set_tag(self.state.id(), tag, at, deadline)
+            core.set_tag(self.state.id(), tag, at, if_taken, deadline)
         })
-        .map_err(|error| self.explain(error))
+        .map_err(|failure| {
+            let is_taken = matches!(&failure, Failure::Call(error) if error.reason == Reason::NameTaken);
+            let mut error = self.explain(failure);
+            if is_taken {
+                let way_out = format!(
+                    "{} already: pagewire_move_tag('{tag}', ...) moves it, pagewire_untag('{tag}') removes it",
+                    error.message
+                );
+                error.message = way_out;
+            }
+            error
+        })
     }
 
     /// Removes a tag; whether there was one.

@@ -1,5 +1,6 @@
 //! Pages of a database at one snapshot: out of the cache, from among those fetched ahead, or from the server.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,10 +33,12 @@ pub struct View<'a> {
     snapshot: &'a Snapshot,
     page_size: PageSize,
     timeout: Duration,
+    /// Until when a page may be waited for, however that is done: set by the first wait.
+    deadline: OnceCell<Instant>,
 }
 
 impl Database {
-    /// The pages of a snapshot, each call bounded by the timeout.
+    /// The pages of a snapshot, for one read that may wait for so long.
     pub fn view<'a>(
         &'a self,
         snapshot: &'a Snapshot,
@@ -47,10 +50,11 @@ impl Database {
             snapshot,
             page_size,
             timeout,
+            deadline: OnceCell::new(),
         }
     }
 
-    /// Nobody will read these, which were asked for ahead.
+    /// Nobody will read these at the version for which they were asked for ahead.
     pub fn abandon_pages(&self, pages: Vec<u32>) {
         let cache = &self.client.cache;
         let pages = pages.into_iter().filter_map(number);
@@ -92,13 +96,16 @@ impl View<'_> {
         &self.database.client.cache
     }
 
+    fn deadline(&self) -> Instant {
+        *self.deadline.get_or_init(|| Instant::now() + self.timeout)
+    }
+
     /// The page, if it does not have to be asked for: it may be waited for, and that counts as a round trip.
     pub fn page_at_hand(&self, page: PageNumber) -> Option<(Bytes, Came)> {
         if let Some(content) = self.database.cached_page(self.snapshot, page) {
             return Some((content, Came::AtOnce));
         }
         let mut came = Came::AtOnce;
-        let deadline = std::time::Instant::now() + self.timeout;
         let taken = loop {
             let taken = {
                 let log = self.database.state.log.read();
@@ -107,11 +114,18 @@ impl View<'_> {
             };
             match taken {
                 Taken::Here(taken) => break taken,
+                // While this reader waited it may have gone to the cache: given up by whoever had asked for it, or put there
+                // by another.
+                Taken::Nothing if came == Came::Late => {
+                    let content = self.database.cached_page(self.snapshot, page)?;
+                    return Some((content, came));
+                }
                 Taken::Nothing => return None,
-                Taken::UnderWay if std::time::Instant::now() >= deadline => return None,
+                Taken::UnderWay if Instant::now() >= self.deadline() => return None,
                 Taken::UnderWay => {
                     COUNTERS.waited(CallKind::Read);
                     came = Came::Late;
+                    let deadline = self.deadline().into_std();
                     self.cache().ahead.wait(self.key(), page, deadline);
                 }
             }
@@ -139,7 +153,7 @@ impl View<'_> {
             state: Arc::clone(&database.state),
             pages: along,
         };
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         let core = &database.client.core;
         let received = database.call(deadline, || {
             core.read_pages(database.state.id(), *self.snapshot, asked.clone(), deadline)
@@ -270,11 +284,8 @@ impl PagesAhead {
         for page in received {
             // It shares the message of all of them, which it would keep in memory.
             let content = own(&page.content);
-            let ahead = &self.cache.ahead;
-            let unwanted = ahead.arrived(key, page.number, page.version, snapshot.version, content);
-            if let Some(taken) = unwanted {
-                put(&self.cache, key, page.number, taken);
-            }
+            let (number, from, upto) = (page.number, page.version, snapshot.version);
+            self.cache.arrived_ahead(key, number, from, upto, content);
         }
         self.cache.ahead.call_ended(key, &[]);
     }

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `pagewire_last_error()` | | what the last error was and what to do next |
 //! | `pagewire_version()` | | the version that the transaction reads |
-//! | `pagewire_tag(NAME [, AT [, SCHEMA]])` | names a version, the one that is looked at if AT is left out or NULL | the version |
+//! | `pagewire_tag(NAME [, AT [, SCHEMA]])` | names a version, the one that is looked at if AT is left out or NULL; refused where the tag names another one | the version |
+//! | `pagewire_move_tag(NAME [, AT [, SCHEMA]])` | the same, and takes the tag from the version that has it, in one step | the version |
 //! | `pagewire_untag(NAME [, SCHEMA])` | removes a tag | 1, or 0 if there was none |
 //! | `pagewire_branch(NEW_NAME [, AT [, SCHEMA]])` | makes a database from a version | the version |
 //! | `pagewire_restore(AT [, SCHEMA])` | makes an old version the newest one, as a commit | the new version |
@@ -23,6 +24,7 @@ use super::registration::Registration;
 use super::types::{
     Context, ScalarFunction, Sqlite3, TRANSIENT, Value, code, fcntl, function_flag,
 };
+use crate::client::IfTaken;
 use crate::connection::Connection;
 use crate::error::{Error, Kind, Result};
 
@@ -72,6 +74,12 @@ const FUNCTIONS: &[Function] = &[
         arguments: (1, 3),
         has_effects: true,
         numbered: numbered!(tag),
+    },
+    Function {
+        name: c"pagewire_move_tag",
+        arguments: (1, 3),
+        has_effects: true,
+        numbered: numbered!(move_tag),
     },
     Function {
         name: c"pagewire_untag",
@@ -383,7 +391,22 @@ unsafe extern "C" fn tag<const NUMBER: usize>(
     unsafe {
         run::<NUMBER>(context, count, values, 2, |connection, arguments, _| {
             let name = required(arguments, "the name of the tag")?;
-            let version = connection.tag(name, argument(arguments, 1))?;
+            let version = connection.tag(name, argument(arguments, 1), IfTaken::Refuse)?;
+            Ok(Answer::Version(version))
+        });
+    }
+}
+
+unsafe extern "C" fn move_tag<const NUMBER: usize>(
+    context: *mut Context,
+    count: c_int,
+    values: *mut *mut Value,
+) {
+    // SAFETY: SQLite calls the function that was registered.
+    unsafe {
+        run::<NUMBER>(context, count, values, 2, |connection, arguments, _| {
+            let name = required(arguments, "the name of the tag")?;
+            let version = connection.tag(name, argument(arguments, 1), IfTaken::Move)?;
             Ok(Answer::Version(version))
         });
     }

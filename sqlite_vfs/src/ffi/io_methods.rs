@@ -78,6 +78,28 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
     )
 }
 
+/// How many bytes a buffer has; 0 where there is none, of which no slice may be made.
+fn length_of<T>(buffer: *const T, amount: c_int) -> usize {
+    if buffer.is_null() {
+        return 0;
+    }
+    usize::try_from(amount).unwrap_or(0)
+}
+
+fn check_amount(amount: c_int, length: usize) -> Result<()> {
+    if usize::try_from(amount) == Ok(length) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Bug,
+        format!("SQLite gave a buffer of {amount} bytes, or none"),
+    ))
+}
+
+fn no_place() -> Error {
+    Error::new(Kind::Bug, "SQLite gave no place for an answer")
+}
+
 fn offset_of(offset: i64) -> Result<u64> {
     u64::try_from(offset)
         .map_err(|_| Error::new(Kind::Bug, format!("SQLite gave the offset {offset}")))
@@ -89,15 +111,20 @@ unsafe extern "C" fn read(
     amount: c_int,
     offset: i64,
 ) -> c_int {
-    let length = usize::try_from(amount).unwrap_or(0);
-    // SAFETY: SQLite passes a buffer of `amount` bytes. It may be uninitialised, so it is filled before a slice is made.
-    let out = unsafe {
-        std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
-        std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
+    let length = length_of(buffer, amount);
+    let out = if length == 0 {
+        &mut []
+    } else {
+        // SAFETY: SQLite passes a buffer of `amount` bytes. It may be uninitialised, so it is filled before a slice is made.
+        unsafe {
+            std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
+            std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
+        }
     };
     // SAFETY: SQLite passes a file that xOpen filled.
     unsafe {
         method(file, Op::Read, |handle| {
+            check_amount(amount, length)?;
             let offset = offset_of(offset)?;
             let full = match &handle.kind {
                 FileKind::Main(connection, _) => {
@@ -124,12 +151,17 @@ unsafe extern "C" fn write(
     amount: c_int,
     offset: i64,
 ) -> c_int {
-    let length = usize::try_from(amount).unwrap_or(0);
-    // SAFETY: SQLite passes `amount` initialised bytes.
-    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) };
+    let length = length_of(buffer, amount);
+    let bytes = if length == 0 {
+        &[]
+    } else {
+        // SAFETY: SQLite passes `amount` initialised bytes.
+        unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) }
+    };
     // SAFETY: SQLite passes a file that xOpen filled.
     unsafe {
         method(file, Op::Write, |handle| {
+            check_amount(amount, length)?;
             let offset = offset_of(offset)?;
             match &handle.kind {
                 FileKind::Main(connection, _) => connection.lock().write(bytes, offset)?,
@@ -221,9 +253,15 @@ unsafe extern "C" fn sync(file: *mut File, _flags: c_int) -> c_int {
 }
 
 unsafe extern "C" fn file_size(file: *mut File, size: *mut i64) -> c_int {
-    // SAFETY: SQLite passes a file that xOpen filled, and a place for the answer.
+    // SAFETY: SQLite passes a file that xOpen filled, and a place for the answer, which is defined after an error too.
     unsafe {
+        if !size.is_null() {
+            size.write(0);
+        }
         method(file, Op::FileSize, |handle| {
+            if size.is_null() {
+                return Err(no_place());
+            }
             let bytes = match &handle.kind {
                 FileKind::Main(connection, _) => connection.lock().byte_size(),
                 FileKind::Journal(connection) => connection
@@ -291,8 +329,12 @@ unsafe extern "C" fn unlock(file: *mut File, wanted: c_int) -> c_int {
 }
 
 unsafe extern "C" fn check_reserved_lock(file: *mut File, answer: *mut c_int) -> c_int {
-    // SAFETY: SQLite passes a file that xOpen filled; some callers pass no place for the answer (H6).
+    // SAFETY: SQLite passes a file that xOpen filled; some callers pass no place for the answer (H6), which is defined after an
+    // error too.
     unsafe {
+        if !answer.is_null() {
+            answer.write(0);
+        }
         method(file, Op::CheckReservedLock, |handle| {
             let held = match &handle.kind {
                 FileKind::Main(connection, _) => connection.lock().reserved_is_held(),
@@ -329,6 +371,21 @@ unsafe fn main_control(
     op: c_int,
     argument: *mut c_void,
 ) -> Result<c_int> {
+    let takes_none = matches!(
+        op,
+        fcntl::SYNC
+            | fcntl::SIZE_HINT
+            | fcntl::CHUNK_SIZE
+            | fcntl::OVERWRITE
+            | fcntl::COMMIT_PHASETWO
+            | fcntl::BEGIN_ATOMIC_WRITE
+            | fcntl::COMMIT_ATOMIC_WRITE
+            | fcntl::ROLLBACK_ATOMIC_WRITE
+    );
+    if argument.is_null() && !takes_none {
+        // Applications reach this with sqlite3_file_control.
+        return Ok(code::NOTFOUND);
+    }
     // SAFETY: the types of the arguments are those of sqlite3.h, section "Standard File Control Opcodes".
     unsafe {
         match op {

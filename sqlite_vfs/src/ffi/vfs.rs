@@ -292,6 +292,10 @@ unsafe extern "C" fn access(
 ) -> c_int {
     // SAFETY: SQLite passes the VFS that was registered.
     let registration = unsafe { Registration::of(vfs) };
+    if !answer.is_null() {
+        // SAFETY: SQLite passes a place for the answer, which is defined after an error too.
+        unsafe { answer.write(0) };
+    }
     guarded(
         registration,
         Op::Access,

@@ -105,6 +105,8 @@ pub enum Came {
 pub struct Prefetcher {
     patterns: Patterns,
     streams: Vec<Stream>,
+    /// Something was asked for since the last [`Prefetcher::asked`].
+    has_asked: bool,
 }
 
 impl Prefetcher {
@@ -114,6 +116,7 @@ impl Prefetcher {
             let mut wanted = Vec::new();
             self.advance(pages, page, came == Came::Late, &mut wanted);
             if !wanted.is_empty() {
+                self.has_asked = true;
                 pages.request(wanted);
             }
         }
@@ -152,6 +155,7 @@ impl Prefetcher {
             }
         }
         wanted.retain(|wanted| *wanted != page);
+        self.has_asked |= !wanted.is_empty();
         let along = wanted.len().min(ALONG_BYTES / pages.page_bytes().max(1));
         let rest = wanted.split_off(along);
         if !rest.is_empty() {
@@ -187,6 +191,14 @@ impl Prefetcher {
     /// The interior pages that were read.
     pub fn hot(&self) -> &HotPages {
         &self.patterns.hot
+    }
+
+    /// Returns what was asked for and not read, unless nothing was since the last time. The streams go on.
+    pub fn asked(&mut self) -> Vec<u32> {
+        if !std::mem::take(&mut self.has_asked) {
+            return Vec::new();
+        }
+        self.streams.iter().flat_map(Stream::asked).collect()
     }
 
     /// Nobody reads on. Returns what was asked for and not read.

@@ -289,6 +289,11 @@ impl Stream {
         self.unread.is_empty()
     }
 
+    /// What was planned and not read yet.
+    pub fn asked(&self) -> impl Iterator<Item = u32> {
+        self.unread.iter().chain(&self.beside).copied()
+    }
+
     /// What was planned and not read.
     pub fn unread(self) -> Vec<u32> {
         self.unread.into_iter().chain(self.beside).collect()

@@ -1,0 +1,281 @@
+//! How a call is made, with deadline and repetition, and the calls of a running transaction: begin, read, acquire.
+
+use std::future::Future;
+use std::time::Duration;
+
+use pagewire_proto::{
+    Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version, pb,
+};
+use prost::Message;
+use tokio::time::Instant;
+use tonic::{Response, Status};
+
+use super::Core;
+use super::connect::Stub;
+use super::counters::{COUNTERS, CallKind};
+use crate::error::CallError;
+
+/// Largest pause between two attempts of a call.
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
+
+/// How an AcquireLease ended.
+pub enum Acquired {
+    /// The lease is ours.
+    Granted(LeaseGrant),
+    /// Another session has it; our ticket is in the queue.
+    Pending,
+    /// It never comes: so many transactions wait for each other, and this one has to end.
+    Deadlock(u32),
+}
+
+impl Core {
+    /// One attempt that somebody waits for, bounded by the deadline.
+    pub(super) async fn once<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message,
+        A: Message,
+        F: FnOnce(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        COUNTERS.waited(kind);
+        self.attempt(kind, deadline, request, call).await
+    }
+
+    pub(super) async fn attempt<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message,
+        A: Message,
+        F: FnOnce(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let begun = Instant::now();
+        let sent = request.encoded_len();
+        match tokio::time::timeout_at(deadline, call(self.stub.clone(), request)).await {
+            Ok(Ok(response)) => {
+                let answer = response.into_inner();
+                COUNTERS.bytes(kind, sent, answer.encoded_len());
+                Ok(answer)
+            }
+            Ok(Err(status)) => {
+                COUNTERS.bytes(kind, sent, 0);
+                Err(CallError::from_status(&status))
+            }
+            Err(_) => Err(CallError::timeout(begun.elapsed())),
+        }
+    }
+
+    /// Repeats an idempotent call while the transport fails and time is left.
+    pub(super) async fn repeat<Q, A, F, Fut>(
+        &self,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        Q: Message + Clone,
+        A: Message,
+        F: Fn(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let mut backoff = Duration::from_millis(5);
+        loop {
+            match self.once(kind, deadline, request.clone(), &call).await {
+                Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The newest version, what changed since one that is known, and page 1 if it did and the server had it at hand.
+    pub async fn begin_snapshot(
+        &self,
+        id: DatabaseId,
+        known: Version,
+        deadline: Instant,
+    ) -> std::result::Result<(Snapshot, Changes, Option<Page>), CallError> {
+        let request = pb::BeginSnapshotRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            known_version: known.get(),
+            want_page_1: true,
+        };
+        let answer = self
+            .repeat(
+                CallKind::Begin,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.begin_snapshot(request).await },
+            )
+            .await?;
+        valid(answer.head.try_into().and_then(|head| {
+            let page_1 = page_beside(answer.page_1, &head)?;
+            Ok((head, answer.changes.try_into()?, page_1))
+        }))
+    }
+
+    /// Pages at a version; at least the first one asked for, perhaps fewer than all.
+    pub async fn read_pages(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: Vec<PageNumber>,
+        deadline: Instant,
+    ) -> std::result::Result<Vec<Page>, CallError> {
+        let request = self.read_request(id, snapshot, &pages);
+        let answer = self
+            .repeat(
+                CallKind::Read,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.read_pages(request).await },
+            )
+            .await?;
+        pages_of(answer, &pages, snapshot)
+    }
+
+    /// The same for pages that nobody waits for yet; not repeated, since whoever needs them asks himself.
+    pub async fn read_pages_ahead(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+        deadline: Instant,
+    ) -> std::result::Result<Vec<Page>, CallError> {
+        let request = self.read_request(id, snapshot, pages);
+        COUNTERS.background(CallKind::Read);
+        let sent = self.link.sent(std::time::Instant::now());
+        let answer = self
+            .attempt(
+                CallKind::Read,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.read_pages(request).await },
+            )
+            .await?;
+        let pages = pages_of(answer, pages, snapshot)?;
+        let bytes = pages.iter().map(|page| page.content.len() as u64).sum();
+        self.link.arrived(&sent, bytes, std::time::Instant::now());
+        Ok(pages)
+    }
+
+    fn read_request(
+        &self,
+        id: DatabaseId,
+        snapshot: Snapshot,
+        pages: &[PageNumber],
+    ) -> pb::ReadPagesRequest {
+        pb::ReadPagesRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            version: snapshot.version.get(),
+            pages: pages.iter().map(|page| page.get()).collect(),
+        }
+    }
+
+    /// Asks for the write lease, for a transaction that holds something already if it has a number.
+    pub async fn acquire_lease(
+        &self,
+        id: DatabaseId,
+        known: Version,
+        released: Epoch,
+        wait: Duration,
+        transaction: u64,
+        deadline: Instant,
+    ) -> std::result::Result<Acquired, CallError> {
+        let request = pb::AcquireLeaseRequest {
+            session_id: self.session.id().to_wire(),
+            database_id: id.to_wire(),
+            known_version: known.get(),
+            released_epoch: released.get(),
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            transaction,
+        };
+        let answer = self
+            .repeat(
+                CallKind::Acquire,
+                deadline,
+                request,
+                |mut stub, request| async move { stub.acquire_lease(request).await },
+            )
+            .await?;
+        use pb::acquire_lease_response::Outcome;
+        match answer.outcome {
+            Some(Outcome::Granted(grant)) => Ok(Acquired::Granted(valid(grant.try_into())?)),
+            Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
+            Some(Outcome::Deadlock(deadlock)) => Ok(Acquired::Deadlock(deadlock.transactions)),
+            None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
+        }
+    }
+}
+
+/// The pages of an answer, which are the first of those asked for.
+/// Page 1 as it comes along with the news of a version.
+pub(super) fn page_beside(
+    wire: Option<pb::PageContent>,
+    head: &Snapshot,
+) -> std::result::Result<Option<Page>, pagewire_proto::Invalid> {
+    let Some(wire) = wire else { return Ok(None) };
+    let page = Page::from_wire(wire, head.page_size)?;
+    if page.number != PageNumber::FIRST || page.version > head.version {
+        return Err(pagewire_proto::Invalid::new(
+            "page_1",
+            "is another page, or of a later version",
+        ));
+    }
+    Ok(Some(page))
+}
+
+fn pages_of(
+    answer: pb::ReadPagesResponse,
+    pages: &[PageNumber],
+    snapshot: Snapshot,
+) -> std::result::Result<Vec<Page>, CallError> {
+    if answer.pages.is_empty() || answer.pages.len() > pages.len() {
+        return valid(Err(pagewire_proto::Invalid::new(
+            "pages",
+            format!("{} pages for {} asked", answer.pages.len(), pages.len()),
+        )));
+    }
+    let mut received = Vec::with_capacity(answer.pages.len());
+    for (wire, asked) in answer.pages.into_iter().zip(pages) {
+        let page = valid(Page::from_wire(wire, snapshot.page_size))?;
+        if page.number != *asked || page.version > snapshot.version {
+            return valid(Err(pagewire_proto::Invalid::new(
+                "pages",
+                format!(
+                    "page {} of version {} for page {asked} at {}",
+                    page.number, page.version, snapshot.version
+                ),
+            )));
+        }
+        received.push(page);
+    }
+    Ok(received)
+}
+
+/// An answer that breaks the protocol is an error that repeating does not mend.
+pub(super) fn valid<T>(
+    value: std::result::Result<T, pagewire_proto::Invalid>,
+) -> std::result::Result<T, CallError> {
+    value.map_err(|invalid| CallError {
+        reason: pagewire_proto::status::Reason::Internal,
+        explicit: false,
+        message: format!("the server's answer is not valid: {invalid}"),
+    })
+}

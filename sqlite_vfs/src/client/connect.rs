@@ -1,0 +1,82 @@
+//! The way to a server: a channel that connects when it is first used, and the credential of each call.
+
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use pagewire_proto::pb::page_service_client::PageServiceClient;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::body::PromptEnd;
+use super::gather::Gathering;
+use crate::error::{Error, Kind, Result};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The calls of the protocol.
+pub(super) type Stub = PageServiceClient<InterceptedService<PromptEnd, Bearer>>;
+
+/// Adds the credential to each call.
+#[derive(Clone)]
+pub(super) struct Bearer(pub(super) Option<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Nothing is connected before the first call.
+pub(super) fn connect_lazily(endpoint: &str) -> Result<Channel> {
+    let wrong = |error: tonic::transport::Error| {
+        Error::new(Kind::CantOpen, format!("endpoint {endpoint:?}: {error}"))
+    };
+    let tune = |endpoint: Endpoint| {
+        endpoint
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(16 << 20)
+            .initial_connection_window_size(16 << 20)
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+    };
+    if let Some(path) = endpoint.strip_prefix("unix:") {
+        let path = path.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let path = path.clone();
+            async move {
+                tokio::net::UnixStream::connect(path)
+                    .await
+                    .map(|socket| TokioIo::new(Gathering::new(socket)))
+            }
+        });
+        let named = Endpoint::from_static("http://pagewire.invalid");
+        return Ok(tune(named).connect_with_connector_lazy(connector));
+    }
+    let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(wrong)?;
+    let mut http = HttpConnector::new();
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // What the scheme means is decided by the endpoint.
+    http.enforce_http(false);
+    let connector = tower::service_fn(move |uri: http::Uri| {
+        let connecting = tower::Service::call(&mut http, uri);
+        async move {
+            let socket = connecting.await?.into_inner();
+            Ok::<_, <HttpConnector as tower::Service<http::Uri>>::Error>(TokioIo::new(
+                Gathering::new(socket),
+            ))
+        }
+    });
+    Ok(tune(parsed).connect_with_connector_lazy(connector))
+}

@@ -1,0 +1,378 @@
+//! The task that keeps a session up: one stream after the other, with heartbeats out and pushes in.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pagewire_proto::pb::session_request::Message as Outgoing;
+use pagewire_proto::pb::session_response::Message as Incoming;
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, capability, pb, version};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{Phase, Session, Welcome};
+use crate::client::Core;
+use crate::client::counters::{COUNTERS, CallKind};
+use crate::client::news::news;
+use crate::clock::Moment;
+use crate::error::{CallError, Error};
+
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// Messages waiting for a stream that does not take them: the stream is broken long before.
+const OUTBOX: usize = 4096;
+
+/// The task that keeps the session up for as long as the client lives.
+pub(in crate::client) async fn run(weak: Weak<Core>) {
+    let mut backoff = Duration::from_millis(10);
+    loop {
+        let Some(core) = weak.upgrade() else { return };
+        let begun = Instant::now();
+        let outcome = one_stream(&core).await;
+        *core.session.outbox.lock() = None;
+        // S5. Nothing can be subscribed to before there is an outbox again.
+        for (_, database) in core.all_databases() {
+            database.subscription_ends();
+        }
+        if core.session.goodbye.load(Ordering::SeqCst) {
+            core.session.phase.send_replace(Phase::Over);
+            return;
+        }
+        let phase = phase_after(outcome, &core.endpoint);
+        core.session.phase.send_replace(phase);
+        if begun.elapsed() > Duration::from_secs(1) {
+            backoff = Duration::from_millis(10);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = core.session.goodbye_wanted.notified() => {
+                core.session.phase.send_replace(Phase::Over);
+                return;
+            }
+        }
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// What follows from the end of a stream. A session that has lapsed is no refusal: the next stream begins a new one.
+fn phase_after(outcome: std::result::Result<(), CallError>, endpoint: &str) -> Phase {
+    match outcome {
+        Ok(()) => Phase::Connecting {
+            last_failure: Some("the stream ended".to_owned()),
+        },
+        Err(error) if error.explicit && !error.is_transient() && !error.wants_reopen() => {
+            Phase::Refused(Error::from(error).within(endpoint))
+        }
+        Err(error) => Phase::Connecting {
+            last_failure: Some(error.message),
+        },
+    }
+}
+
+async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
+    let session = &core.session;
+    let (sender, receiver) = mpsc::channel(OUTBOX);
+    let hello = pb::SessionRequest {
+        message: Some(Outgoing::Hello(hello(session.id))),
+    };
+    COUNTERS.background(CallKind::Session);
+    COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
+    session.hellos.fetch_add(1, Ordering::AcqRel);
+    let _ = sender.try_send(hello);
+    let sent_at = Moment::now();
+    let mut stub = core.stub.clone();
+    let patience = Duration::from_secs(10);
+    let mut stream = tokio::select! {
+        response = stub.session(ReceiverStream::new(receiver)) => {
+            response.map_err(|status| CallError::from_status(&status))?.into_inner()
+        }
+        // A proxy may take the stream and never answer.
+        () = tokio::time::sleep(patience) => return Err(CallError::timeout(patience)),
+        () = session.goodbye_wanted.notified() => return Ok(()),
+    };
+    let first = tokio::select! {
+        first = next(&mut stream) => first?,
+        () = tokio::time::sleep(patience) => return Err(CallError::timeout(patience)),
+        () = session.goodbye_wanted.notified() => return Ok(()),
+    };
+    let Some(Incoming::Welcome(wire)) = first else {
+        return Err(nonsense("the server did not begin with a Welcome"));
+    };
+    COUNTERS.bytes(CallKind::Session, 0, wire.encoded_len());
+    let Accepted {
+        welcome,
+        resumed,
+        stream: number,
+        unwanted,
+    } = accept(core, wire)?;
+    let ttl = welcome.lease_ttl;
+    *session.outbox.lock() = Some(sender.clone());
+    for (id, epoch) in unwanted {
+        // Also remembered as released, unless the database is open and has asked for it again meanwhile.
+        if let Some(database) = core.database_or_release(id, epoch) {
+            database.refuse(epoch, session);
+        }
+    }
+    session.repeat_closes(resumed);
+    trust(session, sent_at, ttl);
+    session.phase.send_replace(Phase::Up(welcome));
+    up(core, stream, number, sender, ttl).await
+}
+
+/// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
+async fn up(
+    core: &Arc<Core>,
+    mut stream: Streaming<pb::SessionResponse>,
+    number: u64,
+    sender: mpsc::Sender<pb::SessionRequest>,
+    ttl: Duration,
+) -> std::result::Result<(), CallError> {
+    let session = &core.session;
+    let mut beat = tokio::time::interval(ttl / 4);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut under_way: HashMap<u64, Moment> = HashMap::new();
+    let mut last_heard = Instant::now();
+    loop {
+        tokio::select! {
+            message = next(&mut stream) => {
+                last_heard = Instant::now();
+                match message? {
+                    None => return Ok(()),
+                    Some(Incoming::HeartbeatAck(ack)) => {
+                        if let Some(sent_at) = under_way.remove(&ack.sequence) {
+                            trust(session, sent_at, ttl);
+                            session.acknowledged.fetch_max(sent_at.0, Ordering::AcqRel);
+                            session.beat_taken(ack.sequence);
+                        }
+                        under_way.retain(|sequence, _| *sequence > ack.sequence);
+                    }
+                    Some(message) => news(core, message)?,
+                }
+            }
+            _ = beat.tick() => {
+                if last_heard.elapsed() > ttl * 2 {
+                    // A peer that is silent for so long is gone, whatever TCP says.
+                    return Err(CallError::timeout(last_heard.elapsed()));
+                }
+                let sequence = session.beats.fetch_add(1, Ordering::AcqRel) + 1;
+                let message = pb::SessionRequest { message: Some(Outgoing::Heartbeat(heartbeat(core, number, sequence))) };
+                COUNTERS.background(CallKind::Heartbeat);
+                COUNTERS.bytes(CallKind::Heartbeat, message.encoded_len(), 0);
+                under_way.insert(sequence, Moment::now());
+                let _ = sender.try_send(message);
+            }
+            () = session.goodbye_wanted.notified() => {
+                let goodbye = pb::SessionRequest { message: Some(Outgoing::Goodbye(pb::Goodbye {})) };
+                let _ = sender.try_send(goodbye);
+                // The server ends the stream when it has taken the goodbye.
+                while let Ok(Some(_)) = next(&mut stream).await {}
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn trust(session: &Session, sent_at: Moment, ttl: Duration) {
+    if session.goodbye.load(Ordering::SeqCst) {
+        return;
+    }
+    // The margin covers clocks that do not run at quite the same rate.
+    let until = sent_at.after(ttl).before(ttl / 8);
+    session.trusted_until.fetch_max(until.0, Ordering::AcqRel);
+}
+
+/// S2, S3 and S4.
+fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, CallError> {
+    version::check("server", wire.protocol_major, wire.protocol_minor).map_err(|invalid| {
+        CallError {
+            reason: pagewire_proto::status::Reason::ProtocolVersion,
+            explicit: true,
+            message: invalid.problem,
+        }
+    })?;
+    let invalid = |invalid: pagewire_proto::Invalid| nonsense(&invalid.to_string());
+    let incarnation = Incarnation::try_from(&wire.incarnation[..]).map_err(invalid)?;
+    if wire.lease_ttl_ms < 50 {
+        return Err(nonsense("a lease TTL below 50 ms can't be kept"));
+    }
+    let mut held: HashMap<DatabaseId, Epoch> = HashMap::new();
+    for lease in &wire.leases {
+        held.insert(
+            DatabaseId::try_from(&lease.database_id[..]).map_err(invalid)?,
+            Epoch::new(lease.epoch),
+        );
+    }
+    // Everything is valid: now it counts.
+    let session = &core.session;
+    let before = session.incarnation.lock().replace(incarnation);
+    let other = before.is_some_and(|before| before != incarnation);
+    if !wire.resumed {
+        session.trusted_until.store(0, Ordering::Release);
+        session.lapses.fetch_add(1, Ordering::AcqRel);
+    }
+    session.streams.fetch_add(1, Ordering::AcqRel);
+    let mut unwanted = Vec::new();
+    for (id, database) in core.all_databases() {
+        if other {
+            database.store_was_replaced();
+        } else if let Some(epoch) = database.session_says(held.remove(&id)) {
+            unwanted.push((id, epoch));
+        }
+    }
+    // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
+    unwanted.extend(held);
+    let (resumed, stream) = (wire.resumed, wire.stream);
+    let store = wire.store.unwrap_or_default();
+    let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
+    let commit_each = has(capability::COMMIT_EACH);
+    let welcome = Arc::new(Welcome {
+        lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
+        incarnation,
+        server_name: wire.server_name,
+        store_name: store.store_name,
+        versions: store.versions,
+        strict_push: store.strict_push,
+        commit_each,
+    });
+    Ok(Accepted {
+        welcome,
+        resumed,
+        stream,
+        unwanted,
+    })
+}
+
+/// What follows from a Welcome.
+struct Accepted {
+    welcome: Arc<Welcome>,
+    resumed: bool,
+    /// As the server counts them.
+    stream: u64,
+    /// Leases to be given back as soon as something can be sent.
+    unwanted: Vec<(DatabaseId, Epoch)>,
+}
+
+/// `stream` says that its Welcome has been taken in: no database begins a transaction by what it does not list (S3).
+fn heartbeat(core: &Core, stream: u64, sequence: u64) -> pb::Heartbeat {
+    // Read before the pins: a call that ends in between has its pin among them.
+    let pin_sequence = {
+        let pins = core.session.pins.lock();
+        let first = pins.under_way.first();
+        first.map_or(pins.begun, |under_way| under_way - 1)
+    };
+    let (open, settled_opens) = core.opens_for_heartbeat();
+    let floors = open
+        .into_iter()
+        .map(|(id, database)| pb::DatabaseFloor {
+            database_id: id.to_wire(),
+            oldest_open_version: database.floor().get(),
+            pinned_versions: database.held_versions(),
+            pin_sequence,
+        })
+        .collect();
+    pb::Heartbeat {
+        sequence,
+        floors,
+        settled_opens,
+        stream,
+    }
+}
+
+async fn next(
+    stream: &mut Streaming<pb::SessionResponse>,
+) -> std::result::Result<Option<Incoming>, CallError> {
+    match stream.message().await {
+        Ok(Some(pb::SessionResponse {
+            message: Some(message),
+        })) => Ok(Some(message)),
+        // A message of a later minor version: not for us.
+        Ok(Some(pb::SessionResponse { message: None })) => {
+            Ok(Some(Incoming::HeartbeatAck(pb::HeartbeatAck {
+                sequence: 0,
+            })))
+        }
+        Ok(None) => Ok(None),
+        Err(status) => Err(CallError::from_status(&status)),
+    }
+}
+
+pub(in crate::client) fn nonsense(what: &str) -> CallError {
+    CallError {
+        reason: pagewire_proto::status::Reason::Internal,
+        explicit: false,
+        message: format!("the server's answer is not valid: {what}"),
+    }
+}
+
+fn hello(id: SessionId) -> pb::Hello {
+    pb::Hello {
+        protocol_major: version::MAJOR,
+        protocol_minor: version::MINOR,
+        session_id: id.to_wire(),
+        client_name: concat!("libpagewire/", env!("CARGO_PKG_VERSION")).to_owned(),
+        process: process_identity(),
+        capabilities: Vec::new(),
+    }
+}
+
+/// Best effort: without it a killed process costs others one TTL.
+fn process_identity() -> Option<pb::ProcessIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let pid_namespace = std::fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the program's name in parentheses and may have anything in it.
+    let after_name = stat.rsplit_once(')')?.1;
+    let start_time_ticks = after_name.split_whitespace().nth(19)?.parse().ok()?;
+    Some(pb::ProcessIdentity {
+        boot_id: boot_id.trim().to_owned(),
+        pid_namespace,
+        pid: std::process::id(),
+        start_time_ticks,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use pagewire_proto::status::Reason;
+
+    use super::*;
+
+    /// Bug: a session that had lapsed counted as refused until the next stream was up, and calls in between failed with an I/O
+    /// error instead of waiting for it.
+    #[test]
+    fn s2_a_session_that_has_lapsed_is_not_refused() {
+        let after = |reason, explicit| {
+            let message = String::new();
+            let error = CallError {
+                reason,
+                explicit,
+                message,
+            };
+            phase_after(Err(error), "http://nowhere")
+        };
+        for reason in [
+            Reason::SessionUnknown,
+            Reason::Draining,
+            Reason::Unavailable,
+        ] {
+            assert!(
+                matches!(after(reason, true), Phase::Connecting { .. }),
+                "{reason:?}"
+            );
+        }
+        for reason in [Reason::ProtocolVersion, Reason::Invalid] {
+            assert!(
+                matches!(after(reason, true), Phase::Refused(_)),
+                "{reason:?}"
+            );
+        }
+        assert!(matches!(
+            phase_after(Ok(()), "http://nowhere"),
+            Phase::Connecting { .. }
+        ));
+    }
+}

@@ -1,0 +1,95 @@
+//! What a proxy can be told to do to calls, news and messages.
+
+use std::time::Duration;
+
+use pagewire_proto::pb;
+use pagewire_proto::status::Reason;
+
+/// Which call a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// OpenDatabase
+    Open,
+    /// BeginSnapshot
+    Begin,
+    /// ReadPages
+    Read,
+    /// AcquireLease
+    Acquire,
+    /// StagePages
+    Stage,
+    /// Commit
+    Commit,
+    /// ResolveCommit
+    Resolve,
+    /// The calls about old versions, tags and branches.
+    History,
+}
+
+/// What happens to the call.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The server carries it out; the caller gets the error of a broken connection.
+    AnswerBroken,
+    /// The server carries it out; the caller never hears of it.
+    AnswerSilent,
+    /// The server never sees it; the caller gets the error of a broken connection.
+    RequestBroken,
+    /// The server never sees it, and the caller never hears of it.
+    RequestSilent,
+    /// The caller gets the error of a broken connection at once, and the server sees the call so much later.
+    RequestLate(Duration),
+    /// Passed on so much later.
+    Delay(Duration),
+    /// The server never sees it; the caller gets the status that a server sends for the reason.
+    Refused(Reason),
+    /// ReadPages: one bit of the first page's content is another.
+    FlippedBit,
+    /// ReadPages: pages that nobody asked for, in the place of the right ones.
+    WrongPages,
+    /// Any: an answer with nothing in it.
+    Empty,
+}
+
+/// What happens to the news of subscriptions on all session streams, until it is set anew. Their order stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct News {
+    /// Each message of the server, heartbeats included, waits so long before it is passed on.
+    pub delay: Duration,
+    /// News comes twice.
+    pub twice: bool,
+}
+
+/// A message on the session stream. One that is lost takes the stream with it, as on any connection that breaks: the next one
+/// resumes the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// CloseDatabase
+    Close,
+    /// ReleaseLease
+    Release,
+    /// LeaseGranted
+    Granted,
+    /// LeaseRecall
+    Recall,
+}
+
+impl Lost {
+    pub(super) fn of_request(message: &pb::SessionRequest) -> Option<Self> {
+        use pb::session_request::Message;
+        match &message.message {
+            Some(Message::CloseDatabase(_)) => Some(Lost::Close),
+            Some(Message::ReleaseLease(_)) => Some(Lost::Release),
+            _ => None,
+        }
+    }
+
+    pub(super) fn of_response(message: &pb::SessionResponse) -> Option<Self> {
+        use pb::session_response::Message;
+        match &message.message {
+            Some(Message::LeaseGranted(_)) => Some(Lost::Granted),
+            Some(Message::LeaseRecall(_)) => Some(Lost::Recall),
+            _ => None,
+        }
+    }
+}
