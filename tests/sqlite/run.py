@@ -2,7 +2,7 @@
 """Runs files of SQLite's TCL suite on remote pages, a process and a page server for each, and compares them with the unix VFS.
 
     run.py --suite DIR --list FILE|NAME [--store memory|versioned-memory|local] [--no-batch-atomic] [--permutation NAME]
-           [--jobs 2] [--timeout 600] [--only REGEX] [--results FILE] [--shard I/N]
+           [--jobs 2] [--timeout 900] [--only REGEX] [--shard I/N] [--bin DIR] [--keep]
 
 Result of a file: what testfixture counted, and the names of the cases that failed. It is right if the manifest says so: without
 an entry no case fails and no test is missing that the unix VFS runs. The last line has the form that tests/run.sh reads.
@@ -25,7 +25,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
-from harness import Server, guest_environment  # noqa: E402
+import harness  # noqa: E402
 
 MANIFEST = HERE / "manifest.tsv"
 # The suite does not run as root.
@@ -105,7 +105,7 @@ class Runner:
         server = None
         if store != "unix":
             where = f"local:{folder / 'store'}" if store == "local" else store
-            server = Server(where, str(log) + ".server", port=None).start()
+            server = harness.Server(where, str(log) + ".server", port=None).start()
         command = [str(self.program)]
         if self.options.permutation:
             command += [str(self.suite / "src/test/permutations.test"), self.options.permutation, pathlib.PurePath(path).name]
@@ -118,7 +118,7 @@ class Runner:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=guest_environment(server and server.endpoint, **settings),
+                env=harness.guest_environment(server and server.endpoint, **settings),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -250,7 +250,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=str(TOP / ".test-tools" / "sqlite-suite"))
     parser.add_argument("--list", required=True)
-    parser.add_argument("--store", default="memory", choices=["memory", "versioned-memory", "local"])
+    parser.add_argument("--store", default="versioned-memory", choices=["memory", "versioned-memory", "local"])
     parser.add_argument("--no-batch-atomic", action="store_true")
     parser.add_argument("--permutation")
     parser.add_argument("--label")
@@ -260,7 +260,10 @@ def main():
     parser.add_argument("--shard", help="I/N: the I-th of N parts of the list, from 0")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
+    parser.add_argument("--bin", help="where the command `pagewire` is built, in place of target/debug")
     options = parser.parse_args()
+    if options.bin:
+        harness.COMMAND = pathlib.Path(options.bin).resolve() / "pagewire"
     options.label = options.label or "-".join(
         [pathlib.PurePath(options.list).stem, options.store] + ["no-batch-atomic"] * options.no_batch_atomic
     )
