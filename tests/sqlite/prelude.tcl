@@ -32,6 +32,21 @@ proc ::proof::content_of_disk {path} {
   return $bytes
 }
 
+# As with a file, something that is not there is no error; anything else is told in the log. A database is deleted when no session
+# has it open, and the end of one whose goodbye was lost is noticed after the time to live of its lease.
+proc ::proof::delete {path} {
+  for {set i 0} {$i < 100} {incr i} {
+    set rc [vfsfile delete $path]
+    if {$rc == 0 || $rc == 5898} return
+    sqlite3 ::proof::memory :memory:
+    set why [::proof::memory onecolumn {SELECT pagewire_last_error()}]
+    ::proof::memory close
+    if {![string match {*is open in * session*} $why]} break
+    after 100
+  }
+  puts "proof: deleting $path: error $rc: $why"
+}
+
 proc ::proof::content {path} {
   if {[is_database $path]} { return [vfsfile read $path] }
   return [content_of_disk $path]
@@ -60,7 +75,7 @@ proc file {sub args} {
     }
     delete {
       foreach path $args {
-        if {$path ne "-force" && $path ne "--" && ![proof_file exists $path]} { catch { vfsfile delete $path } }
+        if {$path ne "-force" && $path ne "--" && ![proof_file exists $path]} { ::proof::delete $path }
       }
     }
     copy - rename {

@@ -7,9 +7,10 @@
 **      purpose. SQLite sees absolute paths here, as with the unix VFS; pagewire sees "@dir/test.db" for "/dir/test.db".
 **   2. Faults. Where os_unix.c consults the counters of SQLITE_TEST (sqlite3_io_error_pending, sqlite3_diskfull_pending,
 **      sqlite3_open_file_count, sqlite3_sync_count), so does this file, and once more at the commit point, SQLITE_FCNTL_SYNC.
-**      Temporary files go through pagewire to the unix VFS, which consults them itself.
-**   3. Order. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC: a write that arrives
-**      between the two is committed in xSync here.
+**      Not between a commit and its SQLITE_FCNTL_COMMIT_PHASETWO for the database itself: xSync, xFileSize and xTruncate are local
+**      to pagewire then and cannot fail. Temporary files go through pagewire to the unix VFS, which consults the counters itself.
+**   3. Order. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC, and passes no xSync on:
+**      what arrives after the one and before SQLITE_FCNTL_COMMIT_PHASETWO is committed there.
 **   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
 **
 ** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there.
@@ -63,6 +64,7 @@ struct ProofFile {
   char *zOurs;                /* MAIN: the name for pagewire, with the URI's parameters behind it */
   int isSuper;                /* BESIDE: a super-journal, or a child journal that is read to clean one up */
   int isDirty;                /* MAIN: written to since the last SQLITE_FCNTL_SYNC */
+  int isPastCommit;           /* MAIN: between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
   int hasSuper;               /* MAIN: that one named a super-journal */
   ProofFile *pNext;
 };
@@ -155,43 +157,44 @@ static int proofWrite(sqlite3_file *p, const void *buf, int n, sqlite3_int64 off
   if( ioError() ) return SQLITE_IOERR_WRITE;
   if( diskFull() ) return SQLITE_FULL;
   f->isDirty = 1;
-  if( f->isSuper && n>1 && n<MAX_NAME && ((const char*)buf)[0]=='/' && ((const char*)buf)[n-1]==0 ){
-    /* The name of a child journal. */
+  f->isPastCommit = 0;
+  if( f->isSuper ){
+    /* The name of a child journal; anything else is what the "crash" VFS tears before it ends the process. */
     char zBuf[MAX_NAME];
-    const char *z = besideName((const char*)buf, zBuf);
-    return methods(p)->xWrite(real(p), z, n, off);
+    const char *z = (const char*)buf;
+    if( n<2 || n>=MAX_NAME || z[0]!='/' || z[n-1]!=0 || strlen(z)!=(size_t)(n-1) ) return SQLITE_OK;
+    return methods(p)->xWrite(real(p), besideName(z, zBuf), n, off);
   }
   return methods(p)->xWrite(real(p), buf, n, off);
 }
 static int proofTruncate(sqlite3_file *p, sqlite3_int64 n){
-  if( ioError() ) return SQLITE_IOERR_TRUNCATE;
+  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_TRUNCATE;
   return methods(p)->xTruncate(real(p), n);
 }
 static int proofSync(sqlite3_file *p, int flags){
   ProofFile *f = (ProofFile*)p;
-  int rc = SQLITE_OK;
-  if( diskFull() ) return SQLITE_FULL;
+  if( !f->isPastCommit && diskFull() ) return SQLITE_FULL;
 #ifdef SQLITE_TEST
   if( (flags & 0x0F)==SQLITE_SYNC_FULL ) sqlite3_fullsync_count++;
   sqlite3_sync_count++;
 #endif
-  if( ioError() ) return SQLITE_IOERR_FSYNC;
-  if( f->kind==MAIN && f->isDirty && !f->hasSuper ){
-    f->isDirty = 0;
-    rc = methods(p)->xFileControl(real(p), SQLITE_FCNTL_SYNC, 0);
-    if( rc==SQLITE_NOTFOUND ) rc = SQLITE_OK;
-  }
-  return rc==SQLITE_OK ? methods(p)->xSync(real(p), flags) : rc;
+  if( !f->isPastCommit && ioError() ) return SQLITE_IOERR_FSYNC;
+  return methods(p)->xSync(real(p), flags);
 }
 static int proofFileSize(sqlite3_file *p, sqlite3_int64 *pn){
-  if( ioError() ) return SQLITE_IOERR_FSTAT;
+  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_FSTAT;
   return methods(p)->xFileSize(real(p), pn);
 }
 static int proofLock(sqlite3_file *p, int level){
   COUNT(nLock);
   return methods(p)->xLock(real(p), level);
 }
-static int proofUnlock(sqlite3_file *p, int level){ return methods(p)->xUnlock(real(p), level); }
+static int proofUnlock(sqlite3_file *p, int level){
+  ProofFile *f = (ProofFile*)p;
+  f->isPastCommit = 0;
+  if( level<SQLITE_LOCK_RESERVED ) f->isDirty = f->hasSuper = 0;
+  return methods(p)->xUnlock(real(p), level);
+}
 static int proofCheckReservedLock(sqlite3_file *p, int *pOut){
   if( ioError() ) return SQLITE_IOERR_CHECKRESERVEDLOCK;
   return methods(p)->xCheckReservedLock(real(p), pOut);
@@ -199,14 +202,24 @@ static int proofCheckReservedLock(sqlite3_file *p, int *pOut){
 static int proofFileControl(sqlite3_file *p, int op, void *pArg){
   ProofFile *f = (ProofFile*)p;
   char zBuf[MAX_NAME];
-  if( op==SQLITE_FCNTL_SYNC && f->kind==MAIN ){
-    COUNT(nSync);
-    if( f->isDirty && ioError() ) return SQLITE_IOERR_FSYNC;
+  int rc;
+  if( op==SQLITE_FCNTL_COMMIT_PHASETWO ){
+    f->isPastCommit = 0;
+    if( f->isDirty && !f->hasSuper ){
+      rc = methods(p)->xFileControl(real(p), SQLITE_FCNTL_SYNC, 0);
+      if( rc!=SQLITE_OK ) return rc;
+    }
     f->isDirty = 0;
-    f->hasSuper = pArg!=0;
-    if( pArg ) pArg = (void*)translated((const char*)pArg, zBuf);
   }
-  return methods(p)->xFileControl(real(p), op, pArg);
+  if( op!=SQLITE_FCNTL_SYNC || f->kind!=MAIN ) return methods(p)->xFileControl(real(p), op, pArg);
+  COUNT(nSync);
+  if( f->isDirty && diskFull() ) return SQLITE_FULL;
+  if( f->isDirty && ioError() ) return SQLITE_IOERR_FSYNC;
+  f->hasSuper = pArg!=0;
+  rc = methods(p)->xFileControl(real(p), op, pArg ? (void*)translated((const char*)pArg, zBuf) : 0);
+  f->isPastCommit = rc==SQLITE_OK && f->isDirty && pArg==0;
+  f->isDirty = 0;
+  return rc;
 }
 static int proofSectorSize(sqlite3_file *p){ return methods(p)->xSectorSize(real(p)); }
 static int proofDeviceCharacteristics(sqlite3_file *p){ return methods(p)->xDeviceCharacteristics(real(p)); }
