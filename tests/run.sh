@@ -58,6 +58,7 @@ suite "nextest" 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed
     cargo nextest run --workspace --no-fail-fast --status-level fail --final-status-level fail --hide-progress-bar
 step "doctests" cargo test --workspace --doc --quiet
 suite "conformance" "$script_counts" tests/conformance.sh target/debug .test-tools/venv/bin/python
+suite "sqlite" "$script_counts" tests/sqlite/run.sh ci
 suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
 suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
 suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2

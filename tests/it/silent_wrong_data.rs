@@ -461,3 +461,38 @@ fn u5_connections_of_one_process_have_their_own_endpoints() {
         0
     );
 }
+
+/// Found by SQLite's own trans.test. The schema cookie of a commit is derived from its version, and it was the one that SQLite
+/// had in the middle of the transaction: a statement prepared there ran on a schema that was never committed, and read pages of
+/// other tables ("database disk image is malformed", or rows of a table that is gone).
+#[test]
+fn b5_a_statement_prepared_within_a_transaction_learns_of_the_schema_that_was_committed() {
+    let server = PageServer::memory();
+    let connection = open(&server.endpoint(), "t.db");
+    run(&connection, "CREATE TABLE kept(x)");
+    for changes_before in 0..3 {
+        run(&connection, "BEGIN");
+        for change in 0..changes_before {
+            run(
+                &connection,
+                &format!("CREATE TABLE kept_{changes_before}_{change}(x)"),
+            );
+        }
+        run(
+            &connection,
+            "CREATE TABLE gone(x); INSERT INTO gone VALUES('of a table that is gone')",
+        );
+        let mut statement = connection.prepare("SELECT x FROM gone").expect("prepare");
+        let found: String = statement.query_row([], |row| row.get(0)).expect("a row");
+        assert_eq!(found, "of a table that is gone");
+        run(&connection, "DROP TABLE gone; COMMIT");
+        let error = statement
+            .query_row([], |row| row.get::<_, String>(0))
+            .expect_err("there is no such table");
+        assert!(
+            error.to_string().contains("no such table: gone"),
+            "{changes_before}: {error}"
+        );
+    }
+    assert_sound(&connection);
+}

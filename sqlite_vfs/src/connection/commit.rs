@@ -230,7 +230,8 @@ impl Connection {
         let Some(cookie) = ours.map(Header::schema_cookie) else {
             return Ok(());
         };
-        let derived = header::next_schema_cookie(self.database.state.id(), base.version, before);
+        let derived =
+            header::next_schema_cookie(self.database.state.id(), base.version, before, cookie);
         // Of what will be the base of the next transaction, if this one is applied.
         self.schema = Some((next, if cookie == before { before } else { derived }));
         let Some(unit) = overlay

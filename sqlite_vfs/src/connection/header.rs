@@ -84,20 +84,25 @@ pub fn derive_change_counter(page_1: &[u8], version: Version, within: usize, out
     }
 }
 
-/// The schema cookie that a version brings, made on a base with the cookie `before`.
+/// The schema cookie that a version brings, made on a base with the cookie `before`, by a transaction that ends with `written`.
 ///
 /// The number of the version, which no other version of the database has. A branch has one cookie that it did not make: that
 /// of its version 1, which its parent counted. While the base has a cookie above its own number, the new one is taken from the
 /// upper half of all numbers, from a place that the id of the database gives: it meets the one of version 1 only if that is the cookie
 /// of a branch too, and then in one of 2^31 cases. The cookie of version 1 never lies among the numbers above such a base.
-pub fn next_schema_cookie(database: DatabaseId, base: Version, before: u32) -> u32 {
+///
+/// SQLite counts up from `before` with each change of the schema, and statements that it prepared in the middle of the transaction
+/// remember such a count: `written` is the last of them. None of them may come back as the cookie of this or of a later
+/// version, or a statement of a schema that was never committed would run. So a number below `written` is not taken either,
+/// and in the upper half versions count down, away from what SQLite counts.
+pub fn next_schema_cookie(database: DatabaseId, base: Version, before: u32, written: u32) -> u32 {
     const UPPER_HALF: u32 = 1 << 31;
     let number = base.next().get() as u32;
-    if u64::from(before) <= base.get() {
+    if u64::from(before) <= base.get() && written <= number {
         return number;
     }
     let place = crc32fast::hash(database.as_bytes());
-    UPPER_HALF | place.wrapping_add(number)
+    UPPER_HALF | place.wrapping_sub(number)
 }
 
 /// Puts a schema cookie into page 1.
@@ -221,13 +226,36 @@ mod tests {
             for base in 1..40 {
                 // Each commit has another schema, on the one before or on a restored one.
                 let before = cookies[base as usize * 7 % cookies.len()];
-                let next = next_schema_cookie(branch, Version::new(base), before);
+                let next = next_schema_cookie(branch, Version::new(base), before, before + 1);
                 assert!(!seen.contains(&next), "{inherited} {base}");
                 seen.push(next);
                 cookies.push(next);
             }
         }
-        assert_eq!(next_schema_cookie(branch, Version::ZERO, 0), 1);
-        assert_eq!(next_schema_cookie(branch, Version::new(8), 3), 9);
+        assert_eq!(next_schema_cookie(branch, Version::ZERO, 0, 1), 1);
+        assert_eq!(next_schema_cookie(branch, Version::new(8), 3, 4), 9);
+    }
+
+    /// Found by SQLite's own trans.test. A statement that was prepared between two changes of the schema in one transaction
+    /// remembers a cookie that was never committed; the version that brought this number ran it on the other schema:
+    /// "database disk image is malformed", or the rows of a table that was dropped.
+    #[test]
+    fn b5_no_version_brings_a_schema_cookie_that_sqlite_had_within_a_transaction() {
+        let database = DatabaseId::from_bytes([7; 16]);
+        for changes in 1..6 {
+            let mut within = Vec::new();
+            let mut before = 0;
+            for base in 0..200 {
+                // A transaction that leaves the schema alone comes before some of them.
+                if base % 3 == 1 {
+                    continue;
+                }
+                let written = before + changes;
+                within.extend(before + 1..written);
+                let next = next_schema_cookie(database, Version::new(base), before, written);
+                assert!(!within.contains(&next), "{changes} {base} {next}");
+                before = next;
+            }
+        }
     }
 }

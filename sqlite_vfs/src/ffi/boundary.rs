@@ -92,8 +92,7 @@ pub fn guarded(
             // The error path must not be able to panic out either.
             let _ = catch_unwind(AssertUnwindSafe(|| {
                 failed(&error);
-                // Waiting for a lock is no error; logging it would fill logs.
-                if error.kind != Kind::Busy {
+                if !is_waiting(op, error.kind) {
                     registration.log(rc, &error.message);
                 }
             }));
@@ -102,9 +101,25 @@ pub fn guarded(
     }
 }
 
+/// Waiting for a lock is no error; logging it would fill logs. The same for a snapshot that has become old when a statement wants
+/// to write: SQLite begins it again, or tells the application.
+fn is_waiting(op: Op, kind: Kind) -> bool {
+    kind == Kind::Busy || (kind == Kind::BusySnapshot && op == Op::Lock)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by SQLite's mptest, which counts what is logged as errors: several writers logged hundreds of times that they wait.
+    #[test]
+    fn waiting_for_the_write_lock_is_not_logged() {
+        assert!(is_waiting(Op::Lock, Kind::Busy));
+        assert!(is_waiting(Op::Lock, Kind::BusySnapshot));
+        assert!(!is_waiting(Op::Sync, Kind::BusySnapshot));
+        assert!(!is_waiting(Op::Delete, Kind::BusySnapshot));
+        assert!(!is_waiting(Op::Lock, Kind::Io));
+    }
 
     #[test]
     fn w16_after_the_point_of_no_return_nothing_is_busy() {

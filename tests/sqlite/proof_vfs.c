@@ -1,0 +1,388 @@
+/*
+** The test build's own VFS "proof": a thin layer between SQLite and the VFS "pagewire", which becomes the default VFS of every
+** program of SQLite's test suite. It is no part of the product. Everything that is read, written, locked or committed goes
+** through pagewire; the layer adds what SQLite's tests expect of a test build:
+**
+**   1. Names. The tests open "test.db" in a directory of their own, and also by absolute paths, which pagewire refuses on
+**      purpose. SQLite sees absolute paths here, as with the unix VFS; pagewire sees "@dir/test.db" for "/dir/test.db".
+**   2. Faults. Where os_unix.c consults the counters of SQLITE_TEST (sqlite3_io_error_pending, sqlite3_diskfull_pending,
+**      sqlite3_open_file_count, sqlite3_sync_count), so does this file, and once more at the commit point, SQLITE_FCNTL_SYNC.
+**      Not between a commit and its SQLITE_FCNTL_COMMIT_PHASETWO for the database itself: xSync, xFileSize and xTruncate are local
+**      to pagewire then and cannot fail. Temporary files go through pagewire to the unix VFS, which consults the counters itself.
+**   3. Order. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC, and passes no xSync on:
+**      what arrives after the one and before SQLITE_FCNTL_COMMIT_PHASETWO is committed there.
+**   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
+**
+** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there.
+*/
+#include "sqlite3.h"
+#include "pagewire.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef SQLITE_TEST
+extern int sqlite3_io_error_hit, sqlite3_io_error_hardhit, sqlite3_io_error_pending, sqlite3_io_error_persist;
+extern int sqlite3_io_error_benign, sqlite3_diskfull_pending, sqlite3_diskfull, sqlite3_open_file_count;
+extern int sqlite3_sync_count, sqlite3_fullsync_count;
+static int ioError(void){
+  if( (sqlite3_io_error_persist && sqlite3_io_error_hit) || sqlite3_io_error_pending-- == 1 ){
+    sqlite3_io_error_hit++;
+    if( !sqlite3_io_error_benign ) sqlite3_io_error_hardhit++;
+    return 1;
+  }
+  return 0;
+}
+static int diskFull(void){
+  if( sqlite3_diskfull_pending==0 ) return 0;
+  if( sqlite3_diskfull_pending>1 ){ sqlite3_diskfull_pending--; return 0; }
+  sqlite3_io_error_hit++;
+  if( !sqlite3_io_error_benign ) sqlite3_io_error_hardhit++;
+  sqlite3_diskfull = 1;
+  sqlite3_io_error_hit = 1;
+  return 1;
+}
+# define OPEN_COUNT(n) sqlite3_open_file_count += (n)
+#else
+static int ioError(void){ return 0; }
+static int diskFull(void){ return 0; }
+# define OPEN_COUNT(n)
+#endif
+
+#define MAX_NAME 512
+enum Kind { MAIN, BESIDE };
+
+typedef struct ProofFile ProofFile;
+struct ProofFile {
+  sqlite3_file base;
+  enum Kind kind;
+  const char *zJournal;       /* MAIN: where SQLite keeps the name of its journal */
+  char *zOurs;                /* MAIN: the name for pagewire, with the URI's parameters behind it */
+  int isSuper;                /* BESIDE: a super-journal, or a child journal that is read to clean one up */
+  int isDirty;                /* MAIN: written to since the last SQLITE_FCNTL_SYNC */
+  int isPastCommit;           /* MAIN: between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
+  int hasSuper;               /* MAIN: that one named a super-journal */
+  ProofFile *pNext;
+};
+
+static sqlite3_vfs *pPagewire;
+static ProofFile *pAll;
+static sqlite3_int64 nOpen, nRead, nWrite, nLock, nSync;
+
+/* Every path that was opened as a database, for [glob]. */
+typedef struct Known { struct Known *pNext; char zPath[1]; } Known;
+static Known *pKnown;
+
+static sqlite3_mutex *mutex(void){ return sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_VFS1); }
+static sqlite3_file *real(sqlite3_file *p){ return (sqlite3_file*)&((ProofFile*)p)[1]; }
+static sqlite3_io_methods const *methods(sqlite3_file *p){ return real(p)->pMethods; }
+#define COUNT(n) __atomic_fetch_add(&(n), 1, __ATOMIC_RELAXED)
+
+/* "/dir/test.db" is "@dir/test.db" to pagewire; nothing else begins with '/'. */
+static const char *translated(const char *z, char *zBuf){
+  if( z==0 || z[0]!='/' || strlen(z)>=MAX_NAME ) return z;
+  strcpy(zBuf, z);
+  zBuf[0] = '@';
+  return zBuf;
+}
+
+/* Pagewire knows a journal by the address of its name: that of the connection whose journal this is, or a copy of the text. */
+static const char *besideName(const char *z, char *zBuf){
+  const char *zFound = 0;
+  ProofFile *p;
+  sqlite3_mutex_enter(mutex());
+  for(p=pAll; p && !zFound; p=p->pNext) if( p->zJournal==z ) zFound = sqlite3_filename_journal(p->zOurs);
+  sqlite3_mutex_leave(mutex());
+  return zFound ? zFound : translated(z, zBuf);
+}
+
+static void remember(const char *zPath){
+  Known *p;
+  for(p=pKnown; p; p=p->pNext) if( strcmp(p->zPath, zPath)==0 ) return;
+  p = malloc(sizeof(Known)+strlen(zPath));
+  if( p==0 ) return;
+  strcpy(p->zPath, zPath);
+  p->pNext = pKnown;
+  pKnown = p;
+}
+/* The paths, one after the other from index 0; NULL after the last one. */
+const char *proof_known(int index){
+  Known *p = pKnown;
+  while( p && index-->0 ) p = p->pNext;
+  return p ? p->zPath : 0;
+}
+
+/* For the Tcl commands of the test build: where SQLite keeps the name of the journal at this path, if there is one now. */
+const char *proof_journal(const char *zPath){
+  const char *zFound = 0;
+  ProofFile *p;
+  sqlite3_mutex_enter(mutex());
+  for(p=pAll; p && !zFound; p=p->pNext){
+    int exists = 0;
+    if( p->zJournal==0 || strcmp(p->zJournal, zPath)!=0 ) continue;
+    pPagewire->xAccess(pPagewire, sqlite3_filename_journal(p->zOurs), SQLITE_ACCESS_EXISTS, &exists);
+    if( exists ) zFound = p->zJournal;
+  }
+  sqlite3_mutex_leave(mutex());
+  return zFound;
+}
+
+static int proofClose(sqlite3_file *pFile){
+  ProofFile *p = (ProofFile*)pFile;
+  int rc = methods(pFile)->xClose(real(pFile));
+  if( p->kind==MAIN ){
+    ProofFile **pp;
+    sqlite3_mutex_enter(mutex());
+    for(pp=&pAll; *pp && *pp!=p; pp=&(*pp)->pNext){}
+    if( *pp ) *pp = p->pNext;
+    sqlite3_mutex_leave(mutex());
+    sqlite3_free_filename(p->zOurs);
+  }
+  OPEN_COUNT(-1);
+  p->base.pMethods = 0;
+  return rc;
+}
+static int proofRead(sqlite3_file *p, void *buf, int n, sqlite3_int64 off){
+  COUNT(nRead);
+  if( ioError() ) return SQLITE_IOERR_READ;
+  return methods(p)->xRead(real(p), buf, n, off);
+}
+static int proofWrite(sqlite3_file *p, const void *buf, int n, sqlite3_int64 off){
+  ProofFile *f = (ProofFile*)p;
+  COUNT(nWrite);
+  if( ioError() ) return SQLITE_IOERR_WRITE;
+  if( diskFull() ) return SQLITE_FULL;
+  f->isDirty = 1;
+  f->isPastCommit = 0;
+  if( f->isSuper ){
+    /* The name of a child journal; anything else is what the "crash" VFS tears before it ends the process. */
+    char zBuf[MAX_NAME];
+    const char *z = (const char*)buf;
+    if( n<2 || n>=MAX_NAME || z[0]!='/' || z[n-1]!=0 || strlen(z)!=(size_t)(n-1) ) return SQLITE_OK;
+    return methods(p)->xWrite(real(p), besideName(z, zBuf), n, off);
+  }
+  return methods(p)->xWrite(real(p), buf, n, off);
+}
+static int proofTruncate(sqlite3_file *p, sqlite3_int64 n){
+  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_TRUNCATE;
+  return methods(p)->xTruncate(real(p), n);
+}
+static int proofSync(sqlite3_file *p, int flags){
+  ProofFile *f = (ProofFile*)p;
+  if( !f->isPastCommit && diskFull() ) return SQLITE_FULL;
+#ifdef SQLITE_TEST
+  if( (flags & 0x0F)==SQLITE_SYNC_FULL ) sqlite3_fullsync_count++;
+  sqlite3_sync_count++;
+#endif
+  if( !f->isPastCommit && ioError() ) return SQLITE_IOERR_FSYNC;
+  return methods(p)->xSync(real(p), flags);
+}
+static int proofFileSize(sqlite3_file *p, sqlite3_int64 *pn){
+  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_FSTAT;
+  return methods(p)->xFileSize(real(p), pn);
+}
+static int proofLock(sqlite3_file *p, int level){
+  COUNT(nLock);
+  return methods(p)->xLock(real(p), level);
+}
+static int proofUnlock(sqlite3_file *p, int level){
+  ProofFile *f = (ProofFile*)p;
+  f->isPastCommit = 0;
+  if( level<SQLITE_LOCK_RESERVED ) f->isDirty = f->hasSuper = 0;
+  return methods(p)->xUnlock(real(p), level);
+}
+static int proofCheckReservedLock(sqlite3_file *p, int *pOut){
+  if( ioError() ) return SQLITE_IOERR_CHECKRESERVEDLOCK;
+  return methods(p)->xCheckReservedLock(real(p), pOut);
+}
+static int proofFileControl(sqlite3_file *p, int op, void *pArg){
+  ProofFile *f = (ProofFile*)p;
+  char zBuf[MAX_NAME];
+  int rc;
+  if( op==SQLITE_FCNTL_COMMIT_PHASETWO ){
+    f->isPastCommit = 0;
+    if( f->isDirty && !f->hasSuper ){
+      rc = methods(p)->xFileControl(real(p), SQLITE_FCNTL_SYNC, 0);
+      if( rc!=SQLITE_OK ) return rc;
+    }
+    f->isDirty = 0;
+  }
+  if( op!=SQLITE_FCNTL_SYNC || f->kind!=MAIN ) return methods(p)->xFileControl(real(p), op, pArg);
+  COUNT(nSync);
+  if( f->isDirty && diskFull() ) return SQLITE_FULL;
+  if( f->isDirty && ioError() ) return SQLITE_IOERR_FSYNC;
+  f->hasSuper = pArg!=0;
+  rc = methods(p)->xFileControl(real(p), op, pArg ? (void*)translated((const char*)pArg, zBuf) : 0);
+  f->isPastCommit = rc==SQLITE_OK && f->isDirty && pArg==0;
+  f->isDirty = 0;
+  return rc;
+}
+static int proofSectorSize(sqlite3_file *p){ return methods(p)->xSectorSize(real(p)); }
+static int proofDeviceCharacteristics(sqlite3_file *p){ return methods(p)->xDeviceCharacteristics(real(p)); }
+
+static const sqlite3_io_methods proofMethods = {
+  1, proofClose, proofRead, proofWrite, proofTruncate, proofSync, proofFileSize, proofLock, proofUnlock,
+  proofCheckReservedLock, proofFileControl, proofSectorSize, proofDeviceCharacteristics, 0, 0, 0, 0, 0, 0
+};
+
+/* A database lies in a directory that is there, as the tests expect of a path; itself it is on no disk. */
+static int hasPlace(const char *z){
+  char zDir[MAX_NAME];
+  struct stat st;
+  char *zSlash;
+  if( strlen(z)>=MAX_NAME || (stat(z, &st)==0 && S_ISDIR(st.st_mode)) ) return 0;
+  strcpy(zDir, z);
+  zSlash = strrchr(zDir, '/');
+  if( zSlash==0 ) return 1;
+  if( zSlash==zDir ) zSlash++;
+  *zSlash = 0;
+  return stat(zDir, &st)==0 && S_ISDIR(st.st_mode);
+}
+
+static char *oursWithParameters(const char *zName){
+  const char *az[2*64];
+  char zBuf[MAX_NAME], zJournal[MAX_NAME+16], zWal[MAX_NAME+16];
+  const char *zKey, *zOurs = translated(zName, zBuf);
+  int n;
+  for(n=0; n<64 && (zKey = sqlite3_uri_key(zName, n))!=0; n++){
+    az[2*n] = zKey;
+    az[2*n+1] = sqlite3_uri_parameter(zName, zKey);
+  }
+  sqlite3_snprintf(sizeof(zJournal), zJournal, "%s-journal", zOurs);
+  sqlite3_snprintf(sizeof(zWal), zWal, "%s-wal", zOurs);
+  return (char*)sqlite3_create_filename(zOurs, zJournal, zWal, n, az);
+}
+
+static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, int flags, int *pOutFlags){
+  ProofFile *p = (ProofFile*)pFile;
+  char zBuf[MAX_NAME];
+  const char *zOurs;
+  int rc;
+  if( zName==0 || 0==(flags & (SQLITE_OPEN_MAIN_DB|SQLITE_OPEN_MAIN_JOURNAL|SQLITE_OPEN_SUPER_JOURNAL|SQLITE_OPEN_WAL)) ){
+    return pPagewire->xOpen(pPagewire, zName, pFile, flags, pOutFlags);
+  }
+  memset(p, 0, pVfs->szOsFile);
+  if( flags & SQLITE_OPEN_MAIN_DB ){
+    if( !hasPlace(zName) ) return SQLITE_CANTOPEN;
+    p->kind = MAIN;
+    p->zOurs = oursWithParameters(zName);
+    if( p->zOurs==0 ) return SQLITE_NOMEM;
+    zOurs = p->zOurs;
+    COUNT(nOpen);
+  }else{
+    p->kind = BESIDE;
+    zOurs = besideName(zName, zBuf);
+  }
+  rc = pPagewire->xOpen(pPagewire, zOurs, real(pFile), flags, pOutFlags);
+  if( rc!=SQLITE_OK ){
+    if( p->kind==MAIN ) sqlite3_free_filename(p->zOurs);
+    return rc;
+  }
+  p->base.pMethods = &proofMethods;
+  OPEN_COUNT(+1);
+  if( p->kind==MAIN ){
+    p->zJournal = sqlite3_filename_journal(zName);
+    sqlite3_mutex_enter(mutex());
+    p->pNext = pAll;
+    pAll = p;
+    remember(zName);
+    sqlite3_mutex_leave(mutex());
+  }else{
+    p->isSuper = (flags & SQLITE_OPEN_SUPER_JOURNAL)!=0;
+  }
+  return SQLITE_OK;
+}
+static int proofDelete(sqlite3_vfs *pVfs, const char *zName, int syncDir){
+  char zBuf[MAX_NAME];
+  (void)pVfs;
+  if( ioError() ) return SQLITE_IOERR_DELETE;
+#ifdef SQLITE_TEST
+  if( syncDir & 1 ) sqlite3_sync_count++;
+#endif
+  return pPagewire->xDelete(pPagewire, besideName(zName, zBuf), syncDir);
+}
+static int proofAccess(sqlite3_vfs *pVfs, const char *zName, int flags, int *pOut){
+  char zBuf[MAX_NAME];
+  (void)pVfs;
+  if( ioError() ) return SQLITE_IOERR_ACCESS;
+  return pPagewire->xAccess(pPagewire, besideName(zName, zBuf), flags, pOut);
+}
+
+/* The absolute path, as the unix VFS makes it; the VFS below has the last word on whether the name is one. */
+static int proofFullPathname(sqlite3_vfs *pVfs, const char *z, int nOut, char *zOut){
+  char zAbs[4*MAX_NAME], zBuf[MAX_NAME], zIgnored[MAX_NAME];
+  char *zPart, *zState;
+  int n = 0;
+  (void)pVfs;
+  if( strlen(z)>=2*MAX_NAME ) return SQLITE_CANTOPEN;
+  zAbs[0] = 0;
+  if( z[0]!='/' && getcwd(zAbs, 2*MAX_NAME-2)==0 ) return SQLITE_CANTOPEN;
+  strcat(zAbs, "/");
+  strcat(zAbs, z);
+  if( nOut<2 ) return SQLITE_CANTOPEN;
+  zOut[0] = 0;
+  for(zPart=strtok_r(zAbs, "/", &zState); zPart; zPart=strtok_r(0, "/", &zState)){
+    int nPart = (int)strlen(zPart);
+    if( strcmp(zPart, ".")==0 ) continue;
+    if( strcmp(zPart, "..")==0 ){
+      while( n>0 && zOut[--n]!='/' ){}
+      zOut[n] = 0;
+      continue;
+    }
+    if( n+nPart+2>nOut || n+nPart+2>MAX_NAME ) return SQLITE_CANTOPEN;
+    zOut[n++] = '/';
+    memcpy(zOut+n, zPart, nPart+1);
+    n += nPart;
+  }
+  if( n==0 ){ zOut[0] = '/'; zOut[1] = 0; return SQLITE_OK; }
+  return pPagewire->xFullPathname(pPagewire, translated(zOut, zBuf), MAX_NAME, zIgnored);
+}
+static void *proofDlOpen(sqlite3_vfs *v, const char *z){ (void)v; return pPagewire->xDlOpen(pPagewire, z); }
+static void proofDlError(sqlite3_vfs *v, int n, char *z){ (void)v; pPagewire->xDlError(pPagewire, n, z); }
+static void (*proofDlSym(sqlite3_vfs *v, void *p, const char *z))(void){ (void)v; return pPagewire->xDlSym(pPagewire, p, z); }
+static void proofDlClose(sqlite3_vfs *v, void *p){ (void)v; pPagewire->xDlClose(pPagewire, p); }
+static int proofRandomness(sqlite3_vfs *v, int n, char *z){ (void)v; return pPagewire->xRandomness(pPagewire, n, z); }
+static int proofSleep(sqlite3_vfs *v, int n){ (void)v; return pPagewire->xSleep(pPagewire, n); }
+static int proofCurrentTime(sqlite3_vfs *v, double *p){ (void)v; return pPagewire->xCurrentTime(pPagewire, p); }
+static int proofGetLastError(sqlite3_vfs *v, int n, char *z){ (void)v; return pPagewire->xGetLastError(pPagewire, n, z); }
+static int proofCurrentTimeInt64(sqlite3_vfs *v, sqlite3_int64 *p){
+  (void)v;
+  return pPagewire->xCurrentTimeInt64(pPagewire, p);
+}
+
+static sqlite3_vfs proofVfs = {
+  2, 0, MAX_NAME, 0, "proof", 0, proofOpen, proofDelete, proofAccess, proofFullPathname, proofDlOpen, proofDlError,
+  proofDlSym, proofDlClose, proofRandomness, proofSleep, proofCurrentTime, proofGetLastError, proofCurrentTimeInt64, 0, 0, 0
+};
+
+static void writeCounts(void){
+  const char *zFile = getenv("PROOF_COUNTS");
+  char zLine[200];
+  int fd, n;
+  if( zFile==0 || (fd = open(zFile, O_WRONLY|O_APPEND|O_CREAT, 0666))<0 ) return;
+  n = snprintf(zLine, sizeof(zLine), "%lld\t%lld\t%lld\t%lld\t%lld\n", nOpen, nRead, nWrite, nLock, nSync);
+  if( write(fd, zLine, n)!=n ) perror(zFile);
+  close(fd);
+}
+
+/* For -DSQLITE_EXTRA_INIT=proof_init: runs in every sqlite3_initialize(), also after a sqlite3_shutdown(). */
+int proof_init(const char *zUnused){
+  static int isFirst = 1;
+  const char *zVfs = getenv("PROOF_VFS");
+  int rc;
+  if( zVfs && strcmp(zVfs, "unix")==0 ) return SQLITE_OK;
+  rc = pagewire_static_init(zUnused);
+  if( rc!=SQLITE_OK ) return rc;
+  pPagewire = sqlite3_vfs_find("pagewire");
+  if( pPagewire==0 ) return SQLITE_ERROR;
+  proofVfs.szOsFile = (int)((sizeof(ProofFile)+7)&~(size_t)7) + pPagewire->szOsFile;
+  if( isFirst ){
+    isFirst = 0;
+    atexit(writeCounts);
+  }
+  return sqlite3_vfs_register(&proofVfs, 1);
+}

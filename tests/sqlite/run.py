@@ -1,0 +1,339 @@
+#!/usr/bin/env python3
+"""Runs files of SQLite's TCL suite on remote pages, a process and a page server for each, and compares them with the unix VFS.
+
+    run.py --suite DIR --list FILE|NAME [--store memory|versioned-memory|local] [--no-batch-atomic] [--permutation NAME]
+           [--jobs 2] [--timeout 900] [--only REGEX] [--shard I/N] [--bin DIR] [--keep]
+
+Result of a file: what testfixture counted, and the names of the cases that failed. It is right if the manifest says so: without
+an entry no case fails and no test is missing that the unix VFS runs. The last line has the form that tests/run.sh reads.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+TOP = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
+import harness  # noqa: E402
+
+MANIFEST = HERE / "manifest.tsv"
+# The suite does not run as root.
+USER = "sqltest"
+SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
+FAILED = re.compile(r"^! (\S+) expected|^(\S+)\.\.\.\s*\nError:|^!?\s*Failures on these tests: (.*)$", re.M)
+PANIC = re.compile(r"panicked at|a bug in pagewire|stack backtrace|Segmentation|AddressSanitizer")
+
+
+def identity():
+    """The user that runs testfixture: this one, or sqltest where this one is root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        subprocess.run(["useradd", "--create-home", USER], check=True)
+        return pwd.getpwnam(USER)
+
+
+class Outcome:
+    """What became of one file."""
+
+    def __init__(self, status, tests, failed, seconds, counts, note=""):
+        self.status = status
+        self.tests = tests
+        self.failed = failed
+        self.seconds = seconds
+        self.counts = counts
+        self.note = note
+
+
+class Runner:
+    def __init__(self, options, who):
+        self.options = options
+        self.who = who
+        self.suite = pathlib.Path(options.suite).resolve()
+        self.program = self.suite / "build" / "proof" / "testfixture"
+        self.logs = self.suite / "logs" / options.label
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+        # Beside the program: the user that runs it need not be able to read this folder.
+        self.prelude = self.suite / "prelude.tcl"
+        shutil.copy(HERE / "prelude.tcl", self.prelude)
+        self.prelude.chmod(0o644)
+        # A short path: a database's name has at most 400 bytes. Everybody may pass through, each file's folder is its own.
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix="pw."))
+        self.work.chmod(0o755)
+
+    def take(self, uid_files):
+        if self.who:
+            for path in uid_files:
+                os.chown(path, self.who.pw_uid, self.who.pw_gid)
+
+    def become(self):
+        os.setsid()
+        if self.who:
+            os.setgroups([self.who.pw_gid])
+            os.setgid(self.who.pw_gid)
+            os.setuid(self.who.pw_uid)
+
+    def run(self, path, store):
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", pathlib.PurePath(path).stem)
+        folder = self.work / f"{name}.{store}"
+        cwd = folder / "d"
+        tmp = folder / "t"
+        cwd.mkdir(parents=True)
+        tmp.mkdir()
+        self.take([folder, cwd, tmp])
+        log = self.logs / f"{name}.{store}.log"
+        settings = {"PROOF_COUNTS": str(folder / "counts"), "PROOF_TMP": str(tmp), "SQLITE_TMPDIR": str(tmp)}
+        if self.who:
+            settings["HOME"] = self.who.pw_dir
+        if store != "unix":
+            settings["PROOF_PRELUDE"] = str(self.prelude)
+        else:
+            settings["PROOF_VFS"] = "unix"
+        if self.options.no_batch_atomic:
+            settings["PAGEWIRE_BATCH_ATOMIC"] = "0"
+        settings.update(pair.split("=", 1) for pair in self.options.env)
+        server = None
+        if store != "unix":
+            where = f"local:{folder / 'store'}" if store == "local" else store
+            server = harness.Server(where, str(log) + ".server", port=None).start()
+        command = [str(self.program)]
+        if self.options.permutation:
+            command += [str(self.suite / "src/test/permutations.test"), self.options.permutation, pathlib.PurePath(path).name]
+        else:
+            command += [str(self.suite / "src" / path)]
+        command += ["--maxerror=1000"]
+        started = time.monotonic()
+        expired = False
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=harness.guest_environment(server and server.endpoint, **settings),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                preexec_fn=self.become,
+            )
+            try:
+                code = process.wait(self.options.timeout)
+            except subprocess.TimeoutExpired:
+                expired = True
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            code = process.wait()
+        seconds = time.monotonic() - started
+        note = ""
+        if server:
+            if not server.alive():
+                note = f"the server ended with {server.process.poll()}"
+            else:
+                server.kill()
+            said = pathlib.Path(str(log) + ".server")
+            text = said.read_text(errors="replace")
+            if PANIC.search(text):
+                note = "the server panicked"
+            if not text:
+                said.unlink()
+        outcome = self.judge(log, code, expired, seconds, folder / "counts", note)
+        if not self.options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        return outcome
+
+    @staticmethod
+    def judge(log, code, expired, seconds, counts, note):
+        text = log.read_bytes().decode("utf8", "replace")
+        summaries = SUMMARY.findall(text)
+        failed = []
+        for match in FAILED.finditer(text):
+            names = match.group(3).split() if match.group(3) else [match.group(1) or match.group(2)]
+            failed += [name for name in names if name not in failed]
+        if PANIC.search(text) and not note:
+            note = "a panic in the client"
+        tests = int(summaries[-1][1]) if summaries else -1
+        errors = int(summaries[-1][0]) if summaries else -1
+        if expired:
+            status = "timeout"
+        elif code < 0:
+            status = f"signal {-code}"
+        elif not summaries:
+            status = "no summary"
+        elif errors or code or note:
+            status = "fail"
+        else:
+            status = "pass"
+        if status == "fail" and not failed:
+            failed = [note or f"exit status {code}"]
+        lines = counts.read_text().splitlines() if counts.exists() else []
+        sums = [sum(int(line.split("\t")[column]) for line in lines) for column in range(5)]
+        return Outcome(status, tests, failed, seconds, sums, note)
+
+
+def read_list(suite, name):
+    """A list of files beside this script, a path, or a suite of SQLite's own permutations.test."""
+    for candidate in (HERE / f"{name}.txt", pathlib.Path(name)):
+        if candidate.is_file():
+            lines = [line.split("#")[0].strip() for line in candidate.read_text().splitlines()]
+            return [line for line in lines if line]
+    source = pathlib.Path(suite).resolve() / "src"
+    out = subprocess.run(
+        ["tclsh", str(HERE / "listsuite.tcl"), str(source), name], check=True, capture_output=True, text=True
+    ).stdout
+    return [os.path.relpath(line, source) for line in out.split()]
+
+
+class Manifest:
+    """What may differ from the unix VFS in one kind of run; the fields are described in the file."""
+
+    def __init__(self, run):
+        self.entries = {}
+        general = {}
+        for number, line in enumerate(MANIFEST.read_text().splitlines(), 1):
+            if not line or line.startswith("#"):
+                continue
+            fields = line.split("\t")
+            if len(fields) != 6 or not all(fields):
+                sys.exit(f"{MANIFEST}:{number}: must have 6 fields")
+            of_run, path, _, tests, cases, _ = fields
+            if of_run in (run, "*"):
+                where = self.entries if of_run == run else general
+                if path in where:
+                    sys.exit(f"{MANIFEST}:{number}: a second line for {path}")
+                where[path] = (tests, [] if cases == "-" else cases.split(","))
+        self.entries = {**general, **self.entries}
+
+    def skips(self, path):
+        return self.entries.get(path, ("-", []))[1] == ["all"]
+
+    def judge(self, path, outcome, unix_tests):
+        """None if the outcome is what is said here; otherwise what is wrong."""
+        tests, cases = self.entries.get(path, ("-", []))
+        patterns = {case: re.compile(re.escape(case.rstrip("?")).replace(r"\*", ".*") + "$") for case in cases}
+        unexplained = [case for case in outcome.failed if not any(known.match(case) for known in patterns.values())]
+        if unexplained:
+            return f"{outcome.status}: {' '.join(unexplained[:12])}"
+        if outcome.status not in ("pass", "fail"):
+            return outcome.status
+        if outcome.note:
+            return outcome.note
+        exact = tests.isdigit()
+        least = int(tests.removeprefix(">=")) if tests != "-" else unix_tests
+        if outcome.tests < least:
+            return f"{outcome.tests} tests, {least} on unix or in the manifest"
+        if exact and outcome.tests > least or (tests != "-" and least >= unix_tests):
+            return f"the manifest is out of date: {outcome.tests} tests, it says {tests}, and {unix_tests} on unix"
+        stale = [
+            case
+            for case, known in patterns.items()
+            if not case.endswith("?") and not any(known.match(failed) for failed in outcome.failed)
+        ]
+        if stale:
+            return f"the manifest is out of date: {' '.join(stale)} did not fail"
+        return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default=str(TOP / ".test-tools" / "sqlite-suite"))
+    parser.add_argument("--list", required=True)
+    parser.add_argument("--store", default="versioned-memory", choices=["memory", "versioned-memory", "local"])
+    parser.add_argument("--no-batch-atomic", action="store_true")
+    parser.add_argument("--permutation")
+    parser.add_argument("--label")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--timeout", type=int, default=900)
+    parser.add_argument("--only")
+    parser.add_argument("--shard", help="I/N: the I-th of N parts of the list, from 0")
+    parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
+    parser.add_argument("--bin", help="where the command `pagewire` is built, in place of target/debug")
+    options = parser.parse_args()
+    if options.bin:
+        harness.COMMAND = pathlib.Path(options.bin).resolve() / "pagewire"
+    options.label = options.label or "-".join(
+        [pathlib.PurePath(options.list).stem, options.store] + ["no-batch-atomic"] * options.no_batch_atomic
+    )
+    files = read_list(options.suite, options.list)
+    if options.only:
+        files = [path for path in files if re.search(options.only, path)]
+    if options.shard:
+        index, count = map(int, options.shard.split("/"))
+        files = files[index::count]
+    mode = options.permutation or ("no-batch-atomic" if options.no_batch_atomic else "plain")
+    manifest = Manifest(mode)
+    runner = Runner(options, identity())
+    # The counts of the unix VFS do not depend on us: kept for as long as the program is the same one.
+    baseline_file = pathlib.Path(options.suite) / f"unix-{options.permutation or 'plain'}.json"
+    stamp = [(pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()]
+    baseline = json.loads(baseline_file.read_text()) if baseline_file.exists() else {}
+    if baseline.get("stamp") != stamp:
+        baseline = {"stamp": stamp, "files": {}}
+    passed = failed = tests = nowhere = 0
+    total = [0] * 5
+    skipped = [path for path in files if manifest.skips(path)]
+    files = [path for path in files if not manifest.skips(path)]
+    started = time.monotonic()
+
+    def one(path):
+        if path not in baseline["files"]:
+            unix = runner.run(path, "unix")
+            baseline["files"][path] = [unix.tests, unix.status, unix.failed]
+        # What testfixture cannot do on unix either says nothing about the VFS.
+        return runner.run(path, options.store) if baseline["files"][path][0] >= 0 else None
+
+    results = pathlib.Path(options.suite) / f"{options.label}.tsv"
+    with open(results, "w") as out, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for path, outcome in zip(files, pool.map(one, files)):
+            unix_tests, unix_status, unix_failed = baseline["files"][path]
+            if outcome is None:
+                out.write(f"{path}\tnot run\t-\t-\t-\t-\t-\t{unix_status} on unix\n")
+                nowhere += 1
+                continue
+            outcome.failed = [case for case in outcome.failed if case not in unix_failed]
+            if not outcome.failed and outcome.status == "fail" and not outcome.note:
+                outcome.status = "pass"
+            problem = manifest.judge(path, outcome, unix_tests)
+            opens = outcome.counts[0]
+            row = [path, outcome.status, outcome.tests, unix_tests, len(outcome.failed), f"{outcome.seconds:.1f}", opens,
+                   problem or "ok", " ".join(outcome.failed)]
+            out.write("\t".join(map(str, row)) + "\n")
+            out.flush()
+            tests += max(outcome.tests, 0)
+            total = [a + b for a, b in zip(total, outcome.counts)]
+            if problem:
+                failed += 1
+                print(f"FAILED {path}: {problem}", flush=True)
+            else:
+                passed += 1
+    baseline_file.write_text(json.dumps(baseline))
+    if not options.keep:
+        shutil.rmtree(runner.work, ignore_errors=True)
+    if total[0] == 0:
+        failed += 1
+        print("FAILED: no database was opened on pagewire, so this run proves nothing")
+    print(
+        f"{options.label}: {passed + failed} files and {tests} tests in {time.monotonic() - started:.0f} s; {len(skipped)} files left "
+        f"out by the manifest, {nowhere} that unix does not get through; on "
+        "pagewire {} opens, {} reads, {} writes, {} locks, {} syncs; results in {}".format(*total, results)
+    )
+    print(f"sqlite: {passed} passed, {failed} failed")
+    return 0 if failed == 0 and passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
