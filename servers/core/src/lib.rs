@@ -8,6 +8,8 @@ pub mod clock;
 pub mod conformance;
 mod connections;
 mod database;
+#[cfg(feature = "defects")]
+pub mod defects;
 mod handover;
 mod hot;
 mod hub;
