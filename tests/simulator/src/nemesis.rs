@@ -160,22 +160,23 @@ fn watch() {
     let now = machine::now();
     match plan::phase() {
         Phase::Faults if plan::steps() >= plan.steps || now > LONGEST_STORM => calm(),
-        Phase::Calm if plan::clients_done() >= plan.clients => {
-            plan::set_phase(Phase::Over);
+        Phase::Calm if plan::clients_done() >= plan.clients => plan::set_phase(Phase::Over),
+        Phase::Over if plan::count_end(0) >= plan.clients => {
             machine::at(now, crate::last_look);
             return;
         }
-        Phase::Calm => {
+        Phase::Calm | Phase::Over => {
             let since = with(|world| world.calm_since).flatten().unwrap_or(now);
             if now - since > client::CALM_WITHIN_NS {
-                let missing = plan.clients - plan::clients_done();
-                crate::history::violation(format!("{missing} clients do not get on in the calm"));
+                let missing = plan.clients - plan::clients_done().min(plan.clients);
+                let left = plan.clients - plan::count_end(0);
+                crate::history::violation(format!("{missing} clients do not get on in the calm, {left} do not end"));
                 plan::set_phase(Phase::Over);
                 machine::at(now, crate::last_look);
                 return;
             }
         }
-        Phase::Faults | Phase::Over => {}
+        Phase::Faults => {}
     }
     machine::at(now + 20 * MS, watch);
 }

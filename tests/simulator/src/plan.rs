@@ -180,6 +180,12 @@ pub fn steps() -> u64 {
     STEPS.load(Ordering::SeqCst)
 }
 
+/// A client has ended; clients that have ended.
+pub fn count_end(more: usize) -> usize {
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    ENDED.fetch_add(more, Ordering::SeqCst) + more
+}
+
 /// A client has done what it had to do in the calm.
 pub fn client_is_done() {
     RUNNING.fetch_add(1, Ordering::SeqCst);

@@ -115,6 +115,9 @@ impl Client {
             }
             self.think();
         }
+        drop(self.writer.take());
+        drop(self.reader.take());
+        plan::count_end(1);
     }
 
     /// One transaction of any kind; whether it came to its end.
@@ -232,6 +235,7 @@ impl Client {
     ) -> Result<(), Failure> {
         let databases = self.databases(reading)?;
         let transaction = history::begin(self.process, machine::now(), databases.staleness);
+        machine::trace(format_args!("transaction {transaction} begins, reading: {reading}"));
         let immediate = !reading && self.random.percent(50);
         let begin = if immediate {
             "BEGIN IMMEDIATE"
