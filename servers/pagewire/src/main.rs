@@ -9,6 +9,8 @@ mod db;
 mod embedded;
 mod serve;
 mod shell;
+#[cfg(feature = "simulation")]
+mod sim;
 mod transfer;
 
 use std::process::ExitCode;
@@ -40,6 +42,9 @@ enum Command {
     Conformance(conformance::ConformanceArguments),
     /// Measures commits, reads and scans beside their floors.
     Bench(bench::BenchArguments),
+    /// Simulates clients, network, servers and stores from a seed, and looks for what can't be.
+    #[cfg(feature = "simulation")]
+    Sim(sim::SimArguments),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +70,8 @@ fn main() -> ExitCode {
         Command::Import(arguments) => transfer::import(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        #[cfg(feature = "simulation")]
+        Command::Sim(arguments) => Ok(sim::run(&arguments)),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {

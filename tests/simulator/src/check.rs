@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::history::{History, Key, Outcome, Step, Transaction};
 
 /// What is wrong with a history; `last` has the lists as they were found at the end.
-pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String> {
+pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>, real_time: bool) -> Vec<String> {
     let mut problems = history.violations.clone();
     let all = &history.transactions;
     let mut writer: BTreeMap<u64, (usize, Key)> = BTreeMap::new();
@@ -31,7 +31,9 @@ pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String
         for (key, list) in last.iter().filter(|((of, _), _)| *of == database) {
             graph.add_list(all, *key, list, &writer, &mut problems);
         }
-        graph.add_times(all, database);
+        if real_time {
+            graph.add_times(all, database);
+        }
         if let Some(circle) = graph.circle() {
             problems.push(describe(all, database, &circle));
         }
@@ -293,6 +295,7 @@ mod tests {
                 .iter()
                 .map(|(key, list)| (*key, list.to_vec()))
                 .collect(),
+            true,
         )
     }
 

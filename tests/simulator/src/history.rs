@@ -92,11 +92,6 @@ pub fn violation(what: String) {
     HISTORY.lock().violations.push(what);
 }
 
-/// Whether something is wrong already.
-pub fn is_violated() -> bool {
-    !HISTORY.lock().violations.is_empty()
-}
-
 /// All of it.
 pub fn take() -> History {
     std::mem::take(&mut *HISTORY.lock())

@@ -170,7 +170,9 @@ fn watch() {
             if now - since > client::CALM_WITHIN_NS {
                 let missing = plan.clients - plan::clients_done().min(plan.clients);
                 let left = plan.clients - plan::count_end(0);
-                crate::history::violation(format!("{missing} clients do not get on in the calm, {left} do not end"));
+                crate::history::violation(format!(
+                    "{missing} clients do not get on in the calm, {left} do not end"
+                ));
                 plan::set_phase(Phase::Over);
                 machine::at(now, crate::last_look);
                 return;

@@ -80,7 +80,9 @@ pub(super) fn read(
         .split_whitespace()
         .map(|value| value.parse().unwrap_or(0))
         .collect();
-    machine::trace(format_args!("transaction {transaction} read {key:?}: {list:?}"));
+    machine::trace(format_args!(
+        "transaction {transaction} read {key:?}: {list:?}"
+    ));
     history::step(transaction, Step::Read(key, list.clone()));
     Ok(list)
 }

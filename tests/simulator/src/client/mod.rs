@@ -4,6 +4,8 @@ mod append;
 mod bank;
 mod large;
 mod setup;
+mod sql;
+mod versions;
 
 use rusqlite::Connection;
 
@@ -31,6 +33,7 @@ pub struct Client {
     values: u64,
     writer: Option<Databases>,
     reader: Option<Databases>,
+    pair: Option<sql::Pair>,
 }
 
 /// A connection to all databases.
@@ -95,6 +98,7 @@ impl Client {
             values: 0,
             writer: None,
             reader: None,
+            pair: None,
         }
     }
 
@@ -117,6 +121,7 @@ impl Client {
         }
         drop(self.writer.take());
         drop(self.reader.take());
+        drop(self.pair.take());
         plan::count_end(1);
     }
 
@@ -130,6 +135,8 @@ impl Client {
                     Workload::Append,
                     Workload::Bank,
                     Workload::Large,
+                    Workload::Sql,
+                    Workload::Versions,
                 ];
                 *self.random.one_of(&all)
             }
@@ -138,6 +145,8 @@ impl Client {
         let done = match workload {
             Workload::Bank => self.bank(plan),
             Workload::Large => self.large(plan),
+            Workload::Sql => self.sql(plan),
+            Workload::Versions if plan.store == Store::Versioned => self.versions(plan),
             _ => self.append(plan),
         };
         match done {
@@ -148,6 +157,7 @@ impl Client {
                 if self.random.percent(40) {
                     self.writer = None;
                     self.reader = None;
+                    self.pair = None;
                 }
                 false
             }
@@ -235,7 +245,9 @@ impl Client {
     ) -> Result<(), Failure> {
         let databases = self.databases(reading)?;
         let transaction = history::begin(self.process, machine::now(), databases.staleness);
-        machine::trace(format_args!("transaction {transaction} begins, reading: {reading}"));
+        machine::trace(format_args!(
+            "transaction {transaction} begins, reading: {reading}"
+        ));
         let immediate = !reading && self.random.percent(50);
         let begin = if immediate {
             "BEGIN IMMEDIATE"

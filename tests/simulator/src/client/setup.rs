@@ -39,10 +39,17 @@ pub fn prepare() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The lists as they are stored.
+pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Failure> {
+    let mut statement = connection.prepare("SELECT k, list FROM lists ORDER BY k")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
 /// The lists as a process finds them that knows nothing, and what is wrong with the databases.
 pub fn final_look() -> Result<(BTreeMap<Key, Vec<u64>>, Vec<String>), Failure> {
     let plan = plan::get();
-    let mut lists = BTreeMap::new();
+    let mut found = BTreeMap::new();
     let mut problems = Vec::new();
     for database in 0..plan.databases {
         let connection = sqlite::open(&uri(0, database, ""))?;
@@ -61,16 +68,13 @@ pub fn final_look() -> Result<(BTreeMap<Key, Vec<u64>>, Vec<String>), Failure> {
                 "database {database}: the accounts have {sum} at the end"
             ));
         }
-        let mut statement = connection.prepare("SELECT k, list FROM lists")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        for row in rows {
-            let (key, text): (i64, String) = row?;
+        for (key, text) in self::lists(&connection)? {
             let list = text
                 .split_whitespace()
                 .map(|value| value.parse().unwrap_or(0))
                 .collect();
-            lists.insert((database, key), list);
+            found.insert((database, key), list);
         }
     }
-    Ok((lists, problems))
+    Ok((found, problems))
 }

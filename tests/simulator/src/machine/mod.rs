@@ -212,11 +212,6 @@ pub fn trace(what: std::fmt::Arguments<'_>) {
     });
 }
 
-/// Whether somebody reads along.
-pub fn tells() -> bool {
-    with(|machine| machine.tells)
-}
-
 /// Ends the simulation; the first who says why is heard.
 pub fn stop(problem: Option<String>) {
     with(|machine| {
