@@ -25,6 +25,8 @@ mod file;
 mod prefetch;
 mod process;
 mod settings;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 
 /// What the fuzz targets in `proto/fuzz` reach; not there in any other build.
 #[cfg(fuzzing)]

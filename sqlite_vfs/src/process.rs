@@ -34,12 +34,20 @@ static CURRENT: ForkLocal<Process> = ForkLocal::new();
 impl Process {
     /// The process that is running now.
     pub fn current() -> &'static Process {
-        CURRENT.get(|pid| Process {
+        #[cfg(feature = "simulation")]
+        if let Some(simulated) = crate::simulation::process(|| Self::new(process_id())) {
+            return simulated;
+        }
+        CURRENT.get(Self::new)
+    }
+
+    fn new(pid: u32) -> Self {
+        Self {
             pid,
             settings: ProcessSettings::from_environment(),
             journals: Mutex::new(Journals::default()),
             clients: Mutex::new(HashMap::new()),
-        })
+        }
     }
 
     /// An error in a child that uses what its parent opened.

@@ -9,6 +9,8 @@ pub mod conformance;
 mod connections;
 mod database;
 mod deadlock;
+#[cfg(feature = "defects")]
+pub mod defects;
 mod handover;
 mod hot;
 mod hub;

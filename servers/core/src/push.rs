@@ -341,6 +341,10 @@ pub(crate) struct Prepared<'a> {
 impl Prepared<'_> {
     /// Waits until no strict subscriber but the one that commits can begin a transaction on the base without asking (S2).
     pub(crate) async fn answered(&self) {
+        #[cfg(feature = "defects")]
+        if crate::defects::is_off(crate::defects::Defect::PrepareAnswers) {
+            return;
+        }
         for database in self.databases {
             loop {
                 let until = database.subscriptions.lock().awaited();

@@ -10,6 +10,8 @@ mod doctor;
 mod embedded;
 mod serve;
 mod shell;
+#[cfg(feature = "simulation")]
+mod sim;
 mod transfer;
 
 use std::process::ExitCode;
@@ -43,6 +45,9 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// Measures commits, reads and scans beside their floors.
     Bench(bench::BenchArguments),
+    /// Simulates clients, network, servers and stores from a seed, and looks for what can't be.
+    #[cfg(feature = "simulation")]
+    Sim(sim::SimArguments),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +74,8 @@ fn main() -> ExitCode {
         Command::Export(arguments) => transfer::export(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        #[cfg(feature = "simulation")]
+        Command::Sim(arguments) => Ok(sim::run(&arguments)),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -64,6 +64,15 @@ pub(super) fn connect_lazily(endpoint: &str) -> Result<Channel> {
         return Ok(tune(named).connect_with_connector_lazy(connector));
     }
     let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(wrong)?;
+    #[cfg(feature = "simulation")]
+    if let Some(world) = crate::simulation::world() {
+        let connector = tower::service_fn(move |uri: http::Uri| {
+            let connecting =
+                world.connect(uri.authority().map_or("", |authority| authority.as_str()));
+            async move { Ok::<_, std::io::Error>(TokioIo::new(Gathering::new(connecting.await?))) }
+        });
+        return Ok(tune(parsed).connect_with_connector_lazy(connector));
+    }
     let mut http = HttpConnector::new();
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));

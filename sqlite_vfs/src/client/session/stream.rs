@@ -320,6 +320,11 @@ fn hello(id: SessionId) -> pb::Hello {
 
 /// Best effort: without it a killed process costs others one TTL.
 fn process_identity() -> Option<pb::ProcessIdentity> {
+    #[cfg(feature = "simulation")]
+    if crate::simulation::world().is_some() {
+        // Its machine is another one, and the kernel knows nothing of it.
+        return None;
+    }
     use std::os::unix::fs::MetadataExt;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let pid_namespace = std::fs::metadata("/proc/self/ns/pid").ok()?.ino();

@@ -1,0 +1,54 @@
+//! What a simulator puts in place of the world outside: several processes in one, and a network that is none.
+//!
+//! Only with the feature `simulation`, and without effect until [`install`] was called. Time, randomness and threads need no
+//! seam: the simulator stands in for the operating system there.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::process::Process;
+
+/// A connection of the simulated network.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection that is coming about.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// The world outside.
+pub trait World: Send + Sync {
+    /// Which simulated process the calling thread belongs to.
+    fn process(&self) -> u64;
+    /// Connects to `host:port`.
+    fn connect(&self, authority: &str) -> Connecting;
+}
+
+static WORLD: OnceLock<&'static dyn World> = OnceLock::new();
+static PROCESSES: Mutex<BTreeMap<u64, &'static Process>> = Mutex::new(BTreeMap::new());
+
+/// From now on this process is a simulated world. A second call changes nothing.
+pub fn install(world: &'static dyn World) {
+    let _ = WORLD.set(world);
+}
+
+pub(crate) fn world() -> Option<&'static dyn World> {
+    WORLD.get().copied()
+}
+
+/// What the connections of the simulated process share. It stays when the process is killed, as memory that nobody reaches.
+pub(crate) fn process(make: impl FnOnce() -> Process) -> Option<&'static Process> {
+    let number = world()?.process();
+    let mut processes = PROCESSES.lock();
+    Some(
+        processes
+            .entry(number)
+            .or_insert_with(|| Box::leak(Box::new(make()))),
+    )
+}

@@ -1,0 +1,311 @@
+//! Client processes: real SQLite on the real VFS, each with a thread of its own.
+
+mod append;
+mod bank;
+mod large;
+mod setup;
+mod sql;
+mod versions;
+
+use rusqlite::Connection;
+
+use crate::history::{self, Outcome};
+use crate::machine::{self, ProcessId};
+use crate::plan::{self, Phase, Plan, Store, Workload};
+use crate::random::Random;
+use crate::{net, sqlite};
+
+pub use setup::{final_look, prepare};
+
+/// How long a client may take for a few transactions once nothing goes wrong any more. Longer than the sum of what is allowed:
+/// a keepalive of ten seconds finds a dead connection, leases and subscriptions of the dead run out.
+pub const CALM_WITHIN_NS: u64 = 60_000_000_000;
+/// Transactions that each client has to make in the calm.
+const CALM_TRANSACTIONS: u64 = 3;
+/// How long SQLite tries again for a lock.
+const BUSY_MS: u64 = 200;
+
+/// One client process.
+pub struct Client {
+    place: usize,
+    process: ProcessId,
+    random: Random,
+    values: u64,
+    writer: Option<Databases>,
+    reader: Option<Databases>,
+    pair: Option<sql::Pair>,
+}
+
+/// A connection to all databases.
+struct Databases {
+    connection: Connection,
+    /// Under which name each of them is known.
+    schemas: Vec<&'static str>,
+    staleness: u64,
+}
+
+/// Why a transaction did not come to its end.
+type Failure = rusqlite::Error;
+
+/// Starts a client process at a place.
+pub fn start(place: usize, random: &mut Random) -> ProcessId {
+    let plan = plan::get();
+    let drift = i64::try_from(random.below(2 * plan.drift_ppm + 1)).unwrap_or(0);
+    let process = machine::new_process(random, drift - i64::try_from(plan.drift_ppm).unwrap_or(0));
+    net::client_starts(process, place);
+    let own = random.fork();
+    machine::trace(format_args!("client {place} starts as p{process}"));
+    machine::spawn(process, "client", move || {
+        Client::new(place, process, own).run()
+    });
+    process
+}
+
+/// The URI of a database.
+fn uri(node: usize, database: usize, more: &str) -> String {
+    let timeout = plan::get().timeout_ms;
+    format!(
+        "file:db{database}?vfs=pagewire&endpoint=http://s{node}:7240&timeout_ms={timeout}{more}"
+    )
+}
+
+/// Does something that has to end in time, whatever it does.
+fn in_time<T>(what: &str, body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let plan = plan::get();
+    let (begun, stopped) = (machine::now(), machine::stopped_ns());
+    let done = body();
+    let took = (machine::now() - begun).saturating_sub(machine::stopped_ns() - stopped);
+    // The deadline of an operation, once for each call that a statement makes of the VFS: a lock, a question about an earlier
+    // commit, the commit, and that of its outcome.
+    let most = 4 * plan.timeout_ms + 4 * plan.ttl_ms + BUSY_MS + 6_000;
+    if took > most * 1_000_000 {
+        history::violation(format!(
+            "{what} took {} ms: {:?}",
+            took / 1_000_000,
+            done.as_ref().err()
+        ));
+    }
+    machine::longest(took);
+    done
+}
+
+impl Client {
+    fn new(place: usize, process: ProcessId, random: Random) -> Self {
+        Self {
+            place,
+            process,
+            random,
+            values: 0,
+            writer: None,
+            reader: None,
+            pair: None,
+        }
+    }
+
+    fn run(mut self) {
+        let mut in_calm = 0;
+        loop {
+            let phase = plan::phase();
+            if phase == Phase::Over {
+                break;
+            }
+            let done = self.transaction(plan::get());
+            plan::count_step();
+            if done && phase == Phase::Calm {
+                in_calm += 1;
+                if in_calm == CALM_TRANSACTIONS {
+                    plan::client_is_done();
+                }
+            }
+            self.think();
+        }
+        drop(self.writer.take());
+        drop(self.reader.take());
+        drop(self.pair.take());
+        plan::count_end(1);
+    }
+
+    /// One transaction of any kind; whether it came to its end.
+    fn transaction(&mut self, plan: &Plan) -> bool {
+        let workload = match plan.workload {
+            Workload::Mixed => {
+                let all = [
+                    Workload::Append,
+                    Workload::Append,
+                    Workload::Append,
+                    Workload::Bank,
+                    Workload::Large,
+                    Workload::Sql,
+                    Workload::Versions,
+                ];
+                *self.random.one_of(&all)
+            }
+            other => other,
+        };
+        let done = match workload {
+            Workload::Bank => self.bank(plan),
+            Workload::Large => self.large(plan),
+            Workload::Sql => self.sql(plan),
+            Workload::Versions if plan.store == Store::Versioned => self.versions(plan),
+            _ => self.append(plan),
+        };
+        match done {
+            Ok(()) => true,
+            Err(error) => {
+                machine::trace(format_args!("{workload:?} failed: {error}"));
+                // Some errors last as long as the connection does.
+                if self.random.percent(40) {
+                    self.writer = None;
+                    self.reader = None;
+                    self.pair = None;
+                }
+                false
+            }
+        }
+    }
+
+    fn think(&mut self) {
+        let ms = if self.random.percent(5) { 500 } else { 20 };
+        machine::sleep_ns(self.random.below(ms * 1_000_000));
+    }
+
+    fn node(&self) -> usize {
+        self.place % plan::get().servers
+    }
+
+    fn next_value(&mut self) -> u64 {
+        self.values += 1;
+        self.process as u64 * 1_000_000 + self.values
+    }
+
+    /// The connection for writing or, where there is another one, for reading.
+    fn databases(&mut self, reading: bool) -> Result<Databases, Failure> {
+        let kept = if reading {
+            self.reader.take()
+        } else {
+            self.writer.take()
+        };
+        if let Some(kept) = kept
+            && !self.random.percent(3)
+        {
+            return Ok(kept);
+        }
+        let plan = plan::get();
+        let mut order: Vec<usize> = (0..plan.databases).collect();
+        if self.random.percent(50) {
+            order.reverse();
+        }
+        let mut more = String::new();
+        let mut staleness = 0;
+        if reading && plan.store != Store::Memory && self.random.percent(50) {
+            more.push_str("&mode=ro");
+        }
+        if reading && self.random.percent(50) {
+            let ms = self.random.between(1, 2 * plan.ttl_ms);
+            staleness = ms * 1_000_000;
+            more.push_str(&format!("&consistency=bounded&max_staleness_ms={ms}"));
+        }
+        let subscribe = self.random.one_of(&["auto", "always", "always", "never"]);
+        more.push_str(&format!("&subscribe={subscribe}"));
+        let node = self.node();
+        let mut schemas = vec!["main"; plan.databases];
+        let connection = in_time("open", || sqlite::open(&uri(node, order[0], &more)))?;
+        connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS))?;
+        for database in order.iter().skip(1) {
+            schemas[*database] = "other";
+            let attached = uri(node, *database, &more);
+            in_time("ATTACH", || {
+                connection.execute("ATTACH ?1 AS other", [&attached])
+            })?;
+        }
+        if self.random.percent(50) {
+            connection.execute_batch("PRAGMA cache_size = 10; PRAGMA other.cache_size = 10")?;
+        }
+        Ok(Databases {
+            connection,
+            schemas,
+            staleness,
+        })
+    }
+
+    fn give_back(&mut self, databases: Databases, reading: bool) {
+        let place = if reading {
+            &mut self.reader
+        } else {
+            &mut self.writer
+        };
+        *place = Some(databases);
+    }
+
+    /// Runs a transaction and tells its history. The connection is given back unless it is of no use any more.
+    fn record(
+        &mut self,
+        reading: bool,
+        body: impl FnOnce(&mut Self, &Databases, usize) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let databases = self.databases(reading)?;
+        let transaction = history::begin(self.process, machine::now(), databases.staleness);
+        machine::trace(format_args!(
+            "transaction {transaction} begins, reading: {reading}"
+        ));
+        let immediate = !reading && self.random.percent(50);
+        let begin = if immediate {
+            "BEGIN IMMEDIATE"
+        } else {
+            "BEGIN"
+        };
+        let done = in_time(begin, || databases.connection.execute_batch(begin))
+            .and_then(|()| body(self, &databases, transaction));
+        let ended = match done {
+            Ok(()) if self.random.percent(8) => {
+                history::end(
+                    transaction,
+                    machine::now(),
+                    Outcome::Aborted,
+                    Some("rolled back".to_owned()),
+                );
+                Ok(())
+            }
+            Ok(()) => commit(&databases.connection, transaction),
+            Err(error) => {
+                history::end(
+                    transaction,
+                    machine::now(),
+                    Outcome::Aborted,
+                    Some(error.to_string()),
+                );
+                Err(error)
+            }
+        };
+        if !databases.connection.is_autocommit() {
+            // Whatever it says: the connection has nothing open then.
+            let _ = in_time("ROLLBACK", || {
+                databases.connection.execute_batch("ROLLBACK")
+            });
+        }
+        if databases.connection.is_autocommit() {
+            self.give_back(databases, reading);
+        }
+        ended
+    }
+}
+
+fn commit(connection: &Connection, transaction: usize) -> Result<(), Failure> {
+    sqlite::take_log();
+    let done = in_time("COMMIT", || connection.execute_batch("COMMIT"));
+    let logged = sqlite::take_log();
+    let outcome = match &done {
+        Ok(()) => Outcome::Ok,
+        Err(_) if sqlite::says_unknown(&logged) => Outcome::Unknown,
+        Err(_) => Outcome::Aborted,
+    };
+    let error = done
+        .as_ref()
+        .err()
+        .map(|error| format!("{error}; {logged:?}"));
+    machine::trace(format_args!(
+        "transaction {transaction} {outcome:?} {error:?}"
+    ));
+    history::end(transaction, machine::now(), outcome, error);
+    done
+}

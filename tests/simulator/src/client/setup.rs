@@ -1,0 +1,80 @@
+//! Before and after: the tables, and what is in them at the end.
+
+use std::collections::BTreeMap;
+
+use super::{Failure, uri};
+use crate::history::Key;
+use crate::plan;
+use crate::sqlite;
+
+/// In each database.
+pub const ACCOUNTS: u64 = 10;
+/// Of each account at the beginning.
+pub const BALANCE: i64 = 100;
+
+/// Makes the databases. A page holds two lists, so that transactions meet in pages as well as in rows.
+pub fn prepare() -> Result<(), Failure> {
+    let plan = plan::get();
+    for database in 0..plan.databases {
+        let connection = sqlite::open(&uri(0, database, ""))?;
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE;
+             CREATE TABLE home(number INTEGER NOT NULL);
+             INSERT INTO home VALUES ({database});
+             CREATE TABLE lists(k INTEGER PRIMARY KEY, pad BLOB NOT NULL, list TEXT NOT NULL);
+             CREATE TABLE accounts(id INTEGER PRIMARY KEY, balance INTEGER NOT NULL, pad BLOB NOT NULL);
+             CREATE TABLE bulk(writer INTEGER NOT NULL, n INTEGER NOT NULL, content BLOB NOT NULL);"
+        ))?;
+        for list in 0..plan.lists {
+            connection.execute("INSERT INTO lists VALUES (?1, zeroblob(1500), '')", [list])?;
+        }
+        for account in 0..ACCOUNTS {
+            connection.execute(
+                "INSERT INTO accounts VALUES (?1, ?2, zeroblob(1500))",
+                (account, BALANCE),
+            )?;
+        }
+        connection.execute_batch("COMMIT")?;
+    }
+    Ok(())
+}
+
+/// The lists as they are stored.
+pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Failure> {
+    let mut statement = connection.prepare("SELECT k, list FROM lists ORDER BY k")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+/// The lists as a process finds them that knows nothing, and what is wrong with the databases.
+pub fn final_look() -> Result<(BTreeMap<Key, Vec<u64>>, Vec<String>), Failure> {
+    let plan = plan::get();
+    let mut found = BTreeMap::new();
+    let mut problems = Vec::new();
+    for database in 0..plan.databases {
+        let connection = sqlite::open(&uri(0, database, ""))?;
+        let sound: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        if sound != "ok" {
+            problems.push(format!("database {database} at the end: {sound}"));
+        }
+        let home: usize = connection.query_row("SELECT number FROM home", [], |row| row.get(0))?;
+        if home != database {
+            problems.push(format!("database {database} is {home} at the end"));
+        }
+        let sum: i64 =
+            connection.query_row("SELECT sum(balance) FROM accounts", [], |row| row.get(0))?;
+        if sum != ACCOUNTS.cast_signed() * BALANCE {
+            problems.push(format!(
+                "database {database}: the accounts have {sum} at the end"
+            ));
+        }
+        for (key, text) in self::lists(&connection)? {
+            let list = text
+                .split_whitespace()
+                .map(|value| value.parse().unwrap_or(0))
+                .collect();
+            found.insert((database, key), list);
+        }
+    }
+    Ok((found, problems))
+}

@@ -1,0 +1,195 @@
+//! Random SQL, on a database of the client's own place and on a plain SQLite beside it.
+//!
+//! What was committed outlives the processes of the place as a list of statements. A process that begins makes the plain database from it; where
+//! the outcome of the last transaction is unknown the content tells, which must be that before it or that behind it.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+use super::{Client, Failure, in_time, uri};
+use crate::plan::Plan;
+use crate::{history, machine, sqlite};
+
+/// Of each place: what was committed, and what nobody knows of.
+static STATEMENTS: Mutex<BTreeMap<usize, (Vec<String>, Option<Vec<String>>)>> =
+    Mutex::new(BTreeMap::new());
+
+/// The two that have to be the same.
+pub(super) struct Pair {
+    remote: Connection,
+    plain: Connection,
+}
+
+impl Client {
+    pub(super) fn sql(&mut self, _: &Plan) -> Result<(), Failure> {
+        let pair = match self.pair.take() {
+            Some(pair) => pair,
+            None => self.open_pair()?,
+        };
+        let mut made = Vec::new();
+        let done = self.statements(&pair, &mut made);
+        if done.is_ok() {
+            self.pair = Some(pair);
+        }
+        done
+    }
+
+    fn open_pair(&mut self) -> Result<Pair, Failure> {
+        let database = 100 + self.place;
+        let remote = in_time("open", || sqlite::open(&uri(self.node(), database, "")))?;
+        remote.busy_timeout(std::time::Duration::from_millis(super::BUSY_MS))?;
+        remote.execute_batch("PRAGMA cache_size = 20")?;
+        let found = dump(&remote)?;
+        let (committed, unknown) = STATEMENTS.lock().entry(self.place).or_default().clone();
+        let plain = replay(&committed)?;
+        let before = dump(&plain)?;
+        if found == before {
+            STATEMENTS.lock().insert(self.place, (committed, None));
+            return Ok(Pair { remote, plain });
+        }
+        let mut all = committed;
+        all.extend(unknown.clone().unwrap_or_default());
+        let plain = replay(&all)?;
+        let behind = dump(&plain)?;
+        if unknown.is_none() || found != behind {
+            history::violation(format!(
+                "database {database} is neither what it was before {unknown:?} nor what it is behind:\n{found:?}\n{before:?}\n{behind:?}"
+            ));
+        }
+        STATEMENTS.lock().insert(self.place, (all, None));
+        Ok(Pair { remote, plain })
+    }
+
+    fn statements(&mut self, pair: &Pair, made: &mut Vec<String>) -> Result<(), Failure> {
+        pair.plain.execute_batch("BEGIN")?;
+        let run = (|| {
+            in_time("BEGIN", || pair.remote.execute_batch("BEGIN"))?;
+            for _ in 0..self.random.between(1, 6) {
+                let sql = self.statement();
+                let there = in_time(&sql, || both(&pair.remote, &sql));
+                let here = both(&pair.plain, &sql);
+                match (&there, &here) {
+                    (Ok(there), Ok(here)) if there == here => made.push(sql),
+                    // No such table, a value that is there already: the same on both sides.
+                    (Err(there), Err(here)) if there.to_string() == here.to_string() => {}
+                    (Err(_), _) => return there.map(|_| ()),
+                    _ => history::violation(format!(
+                        "{sql}: {there:?}, a plain database says {here:?}"
+                    )),
+                }
+            }
+            Ok(())
+        })();
+        let keep = self.random.percent(85);
+        if run.is_err() || !keep {
+            pair.plain.execute_batch("ROLLBACK")?;
+            let _ = in_time("ROLLBACK", || pair.remote.execute_batch("ROLLBACK"));
+            return run;
+        }
+        if let Some(state) = STATEMENTS.lock().get_mut(&self.place) {
+            state.1 = Some(made.clone());
+        }
+        sqlite::take_log();
+        let committed = in_time("COMMIT", || pair.remote.execute_batch("COMMIT"));
+        let unknown = sqlite::says_unknown(&sqlite::take_log());
+        machine::trace(format_args!(
+            "COMMIT of {} statements: {committed:?}, unknown: {unknown}",
+            made.len()
+        ));
+        if let Some(state) = STATEMENTS.lock().get_mut(&self.place) {
+            match (&committed, unknown) {
+                (Ok(()), _) => {
+                    state.0.append(made);
+                    state.1 = None;
+                }
+                (Err(_), false) => state.1 = None,
+                (Err(_), true) => {}
+            }
+        }
+        pair.plain.execute_batch(if committed.is_ok() {
+            "COMMIT"
+        } else {
+            "ROLLBACK"
+        })?;
+        committed?;
+        let (there, here) = (
+            in_time("SELECT", || dump(&pair.remote))?,
+            dump(&pair.plain)?,
+        );
+        if there != here {
+            history::violation(format!(
+                "after {made:?}: {there:?}, a plain database has {here:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self) -> String {
+        let random = &mut self.random;
+        let table = random.below(3);
+        let (low, high) = (random.below(200), random.below(200));
+        let bytes = *random.one_of(&[5, 50, 900, 5_000]);
+        match random.below(12) {
+            0 => format!("CREATE TABLE t{table}(a INTEGER PRIMARY KEY, b INTEGER, c TEXT, d BLOB)"),
+            1 => format!("CREATE INDEX i{table} ON t{table}(b, c)"),
+            2 => format!("DROP INDEX i{table}"),
+            3 if random.percent(30) => format!("DROP TABLE t{table}"),
+            4..8 => format!(
+                "WITH RECURSIVE n(i) AS (VALUES({low}) UNION ALL SELECT i + 1 FROM n WHERE i < {low} + {high} % 40)
+                 INSERT OR REPLACE INTO t{table} SELECT i, i * {high} % 17, 'text ' || i, zeroblob({bytes}) FROM n"
+            ),
+            8 | 9 => format!("UPDATE t{table} SET b = b + {low}, d = zeroblob({bytes}) WHERE a BETWEEN {high} AND {high} + 10"),
+            10 => format!("DELETE FROM t{table} WHERE a % 7 = {low} % 7"),
+            _ => format!("SELECT count(*), sum(b), max(c), sum(length(d)) FROM t{table} WHERE b > {low} % 17"),
+        }
+    }
+}
+
+/// Rows, and how many changed.
+fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failure> {
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        let values =
+            (0..columns).map(|column| row.get_ref(column).map(|value| format!("{value:?}")));
+        lines.push(values.collect::<Result<Vec<_>, _>>()?.join("|"));
+    }
+    drop(rows);
+    Ok((lines, connection.changes()))
+}
+
+fn replay(statements: &[String]) -> Result<Connection, Failure> {
+    let plain = Connection::open_in_memory()?;
+    for statement in statements {
+        both(&plain, statement)?;
+    }
+    Ok(plain)
+}
+
+/// Everything that is in a database, within one transaction.
+fn dump(connection: &Connection) -> Result<Vec<String>, Failure> {
+    connection.execute_batch("BEGIN")?;
+    let all: Result<Vec<String>, Failure> = (|| {
+        let (mut all, _) = both(
+            connection,
+            "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name",
+        )?;
+        let tables = connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<Vec<String>, _>>()?;
+        for table in tables {
+            let sql = format!("SELECT a, b, c, length(d) FROM {table} ORDER BY a");
+            all.extend(both(connection, &sql)?.0);
+        }
+        Ok(all)
+    })();
+    let ended = connection.execute_batch("COMMIT");
+    let all = all?;
+    ended?;
+    Ok(all)
+}

@@ -1,0 +1,136 @@
+//! A simulation of everything: clients with real SQLite, a network, page servers and what keeps their pages, in one process, on
+//! simulated time, from a seed. The same seed gives the same trace.
+//!
+//! What is real: SQLite, the VFS with its threads, tokio, hyper, tonic, the page server, the stores. What is not: the operating
+//! system below them ([`machine`]), the network ([`net`]) and the medium. `docs/simulation.md` tells what it does and how to use it.
+
+pub mod check;
+pub mod cli;
+mod client;
+mod defect;
+mod history;
+#[allow(unsafe_code, reason = "it stands in for the operating system")]
+mod machine;
+mod nemesis;
+mod net;
+mod plan;
+mod random;
+mod server;
+mod sqlite;
+
+pub use plan::{Defect, Plan, Store, Workload};
+
+use parking_lot::Mutex;
+
+use random::Random;
+
+/// What came of a seed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Everything that is wrong; nothing, one hopes.
+    pub problems: Vec<String>,
+    /// A hash of everything that happened.
+    pub trace: u64,
+    /// Turns of threads.
+    pub turns: u64,
+    /// Transactions.
+    pub transactions: usize,
+    /// Of them, those that were committed.
+    pub committed: usize,
+    /// Of them, those whose outcome was told as unknown, or to nobody.
+    pub unknown: usize,
+    /// Simulated nanoseconds.
+    pub ns: u64,
+    /// Of those, the longest that a statement took.
+    pub longest_ns: u64,
+}
+
+static PROBLEMS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static COUNTS: Mutex<(usize, usize, usize)> = Mutex::new((0, 0, 0));
+
+struct Outside;
+
+impl pagewire::simulation::World for Outside {
+    fn process(&self) -> u64 {
+        machine::process() as u64
+    }
+
+    fn connect(&self, authority: &str) -> pagewire::simulation::Connecting {
+        let host = authority.split(':').next().unwrap_or("");
+        let node = host
+            .strip_prefix('s')
+            .and_then(|node| node.parse().ok())
+            .unwrap_or(usize::MAX);
+        Box::pin(async move {
+            let socket = net::connect(node).await?;
+            Ok(Box::new(socket) as Box<dyn pagewire::simulation::Stream>)
+        })
+    }
+}
+
+/// Simulates a seed. Once in an operating-system process, on its only thread, since much of what is left behind stays.
+pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
+    let mut random = Random::new(plan.seed);
+    sqlite::prepare(plan.seed);
+    machine::set_environment("PAGEWIRE_STAGE_BYTES", "65536");
+    machine::set_environment("PAGEWIRE_OVERLAY_BYTES", "65536");
+    pagewire::simulation::install(&Outside);
+    defect::switch_off(plan.defect);
+    let seed = plan.seed;
+    plan::set(plan);
+    let ended = machine::run(seed, tells, fibers, || {
+        net::begin(random.fork());
+        machine::trace(format_args!("{:?}", plan::get()));
+        nemesis::begin(random.fork());
+        nemesis::last_client(|| match client::prepare() {
+            Ok(()) => machine::at(machine::now(), nemesis::storm),
+            Err(error) => machine::stop(Some(format!("no databases: {error}"))),
+        });
+    });
+    let mut problems = std::mem::take(&mut *PROBLEMS.lock());
+    problems.extend(ended.problem);
+    let (transactions, committed, unknown) = *COUNTS.lock();
+    Report {
+        problems,
+        trace: ended.trace,
+        turns: ended.turns,
+        transactions,
+        committed,
+        unknown,
+        ns: ended.ns,
+        longest_ns: machine::longest(0),
+    }
+}
+
+/// Everybody has ended: looks at what there is, and whether it can be.
+fn last_look() {
+    nemesis::last_client(|| {
+        let found = client::final_look();
+        let history = history::take();
+        let count = |outcome| {
+            history
+                .transactions
+                .iter()
+                .filter(|t| t.outcome == outcome)
+                .count()
+        };
+        *COUNTS.lock() = (
+            history.transactions.len(),
+            count(history::Outcome::Ok),
+            count(history::Outcome::Unknown),
+        );
+        let problems = match found {
+            Ok((lists, mut problems)) => {
+                problems.extend(check::problems(&history, &lists, plan::get().real_time));
+                problems
+            }
+            Err(error) => {
+                let mut problems = history.violations;
+                problems.push(format!("the last look failed: {error}"));
+                problems
+            }
+        };
+        *PROBLEMS.lock() = problems;
+        machine::stop(None);
+    });
+}

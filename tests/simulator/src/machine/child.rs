@@ -1,0 +1,98 @@
+//! A process of the operating system for each seed: what is left behind ends with it, and a crash is one seed's.
+
+use std::ffi::{CStr, CString, c_int};
+use std::io::Read as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+/// A process that simulates a seed.
+pub struct Child {
+    pid: libc::pid_t,
+    answer: OwnedFd,
+}
+
+/// Starts a process that runs `body`; its answer is the text. The calling process has one thread.
+pub fn fork(patience_seconds: u32, body: impl FnOnce() -> String) -> Child {
+    let mut ends = [-1; 2];
+    // SAFETY: room for two descriptors.
+    let failed = unsafe { libc::pipe(ends.as_mut_ptr()) } != 0;
+    assert!(!failed, "no pipe: {}", std::io::Error::last_os_error());
+    // SAFETY: there is one thread.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "no process: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptors are new, and each is closed once.
+    let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+    if pid != 0 {
+        return Child { pid, answer: read };
+    }
+    drop(read);
+    // SAFETY: no pointers; glibc has one arena then, so that addresses are the same every time.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::alarm(patience_seconds);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+    let text = body();
+    let mut file = std::fs::File::from(write);
+    let _ = std::io::Write::write_all(&mut file, text.as_bytes());
+    // SAFETY: ends this process without destructors, of which those of killed processes would wait for ever.
+    unsafe { libc::_exit(0) }
+}
+
+impl Child {
+    /// Waits for the answer, or for how it died.
+    pub fn answer(self) -> Result<String, String> {
+        let mut text = String::new();
+        let read = std::fs::File::from(self.answer).read_to_string(&mut text);
+        let mut status: c_int = 0;
+        // SAFETY: a child of this process, and a place for the answer.
+        unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+        if libc::WIFSIGNALED(status) {
+            let signal = libc::WTERMSIG(status);
+            let why = if signal == libc::SIGALRM {
+                " (it took too long)"
+            } else {
+                ""
+            };
+            return Err(format!("its process died of signal {signal}{why}"));
+        }
+        if libc::WEXITSTATUS(status) != 0 {
+            return Err(format!(
+                "its process ended with {}",
+                libc::WEXITSTATUS(status)
+            ));
+        }
+        read.map(|_| text).map_err(|error| error.to_string())
+    }
+}
+
+/// Has this program run again with addresses that are not chosen by chance, unless it does so already.
+pub fn same_addresses_every_time() -> std::io::Result<()> {
+    const ASK: libc::c_ulong = 0xffff_ffff;
+    // SAFETY: no pointers.
+    let now = unsafe { libc::personality(ASK) };
+    if now < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    if now & libc::ADDR_NO_RANDOMIZE != 0 {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    if unsafe { libc::personality((now | libc::ADDR_NO_RANDOMIZE) as libc::c_ulong) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    use std::os::unix::process::CommandExt as _;
+    let program = std::env::current_exe()?;
+    Err(std::process::Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .exec())
+}
+
+/// Sets a variable of this process's environment, which has one thread.
+pub fn set_environment(name: &str, value: &str) {
+    let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value)) else {
+        return;
+    };
+    let (name, value): (&CStr, &CStr) = (&name, &value);
+    // SAFETY: C strings, and nobody else reads the environment now.
+    unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) };
+}

@@ -1,0 +1,241 @@
+//! The operating system, as far as Pagewire, tokio, the standard library and SQLite see it: time, randomness, waiting, threads.
+//!
+//! A program that has this linked in calls these functions instead of those of the C library. Until a simulation begins they
+//! pass everything on.
+
+use std::ffi::{c_int, c_long, c_uint, c_void};
+
+use libc::{clockid_t, epoll_event, pthread_attr_t, pthread_t, size_t, ssize_t, timespec};
+
+use super::real::{self, Routine};
+use super::{Clock, Waiting, is_active};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn fail(error: c_int) -> c_int {
+    // SAFETY: the place of this thread's errno.
+    unsafe { *libc::__errno_location() = error };
+    -1
+}
+
+fn to_timespec(ns: u64) -> timespec {
+    timespec {
+        tv_sec: (ns / SECOND).cast_signed(),
+        tv_nsec: (ns % SECOND).cast_signed(),
+    }
+}
+
+/// # Safety
+/// The time is null or valid.
+unsafe fn to_ns(time: *const timespec) -> Option<u64> {
+    // SAFETY: promised by the caller.
+    let time = unsafe { time.as_ref() }?;
+    Some(
+        u64::try_from(time.tv_sec).unwrap_or(0) * SECOND + u64::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+fn simulated(clock: clockid_t) -> Option<Clock> {
+    match clock {
+        libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_COARSE | libc::CLOCK_MONOTONIC_RAW => {
+            Some(Clock::Monotonic)
+        }
+        libc::CLOCK_BOOTTIME => Some(Clock::Boot),
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => Some(Clock::Wall),
+        _ => None,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int {
+    match simulated(clock).filter(|_| is_active()) {
+        Some(clock) => {
+            // SAFETY: the caller passes a place for the time.
+            unsafe { time.write(to_timespec(super::clock(clock))) };
+            0
+        }
+        // SAFETY: the caller's arguments.
+        None => unsafe { real::clock_gettime(clock, time) },
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn gettimeofday(time: *mut libc::timeval, zone: *mut c_void) -> c_int {
+    if !is_active() || time.is_null() {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::gettimeofday(time, zone) };
+    }
+    let ns = super::clock(Clock::Wall);
+    // SAFETY: the caller passes a place for the time.
+    unsafe {
+        time.write(libc::timeval {
+            tv_sec: (ns / SECOND).cast_signed(),
+            tv_usec: (ns % SECOND / 1000).cast_signed(),
+        });
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getrandom(room: *mut c_void, bytes: size_t, flags: c_uint) -> ssize_t {
+    if !is_active() {
+        // SAFETY: the caller's arguments.
+        return unsafe { real::getrandom(room, bytes, flags) };
+    }
+    // Asked for nothing, a caller may pass any pointer.
+    if bytes > 0 {
+        // SAFETY: the caller passes so many bytes of room.
+        super::fill_random(unsafe { std::slice::from_raw_parts_mut(room.cast::<u8>(), bytes) });
+    }
+    ssize_t::try_from(bytes).unwrap_or(0)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    timeout: c_int,
+) -> c_int {
+    if timeout != 0 && super::is_simulated_thread() {
+        let deadline = u64::try_from(timeout)
+            .ok()
+            .map(|ms| super::after(ms * 1_000_000));
+        super::wait_for_epoll(epoll, deadline);
+    }
+    let timeout = if is_active() { 0 } else { timeout };
+    // SAFETY: the caller's arguments.
+    unsafe { real::epoll_wait(epoll, events, most, timeout) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn syscall(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    if is_active() {
+        match number {
+            libc::SYS_futex => {
+                // SAFETY: the caller's arguments.
+                if let Some(answer) = unsafe { futex(a, b as c_int, c as u32, d, e, f as u32) } {
+                    return answer;
+                }
+            }
+            libc::SYS_getrandom => {
+                // SAFETY: the caller's arguments.
+                return unsafe { getrandom(a as *mut c_void, b as size_t, c as c_uint) } as c_long;
+            }
+            _ => {}
+        }
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::syscall(number, a, b, c, d, e, f) }
+}
+
+/// `None` for what is not simulated.
+///
+/// # Safety
+/// The arguments are those of the system call.
+unsafe fn futex(
+    word: c_long,
+    operation: c_int,
+    value: u32,
+    timeout: c_long,
+    _second: c_long,
+    _bits: u32,
+) -> Option<c_long> {
+    let address = word as usize;
+    match operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) {
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
+            let most = usize::try_from(value.cast_signed()).unwrap_or(usize::MAX);
+            Some(super::wake_futex(address, most) as c_long)
+        }
+        wait @ (libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) if super::is_simulated_thread() => {
+            // SAFETY: the caller passes the address of an aligned word that others may change at any time.
+            let now = unsafe { &*(address as *const std::sync::atomic::AtomicU32) };
+            if now.load(std::sync::atomic::Ordering::SeqCst) != value {
+                return Some(c_long::from(fail(libc::EAGAIN)));
+            }
+            // SAFETY: the caller passes null or a time.
+            let deadline = unsafe { to_ns(timeout as *const timespec) }.map(|ns| match wait {
+                libc::FUTEX_WAIT => super::after(ns),
+                _ => super::after(ns.saturating_sub(super::clock(Clock::Monotonic))),
+            });
+            match super::wait(Waiting::Futex(address), deadline) {
+                true => Some(0),
+                false => Some(c_long::from(fail(libc::ETIMEDOUT))),
+            }
+        }
+        _ => None,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    thread: *mut pthread_t,
+    attributes: *const pthread_attr_t,
+    routine: Routine,
+    argument: *mut c_void,
+) -> c_int {
+    if is_active() {
+        // SAFETY: the caller's arguments.
+        unsafe { super::create_thread(thread, attributes, routine, argument) }
+    } else {
+        // SAFETY: the caller's arguments.
+        unsafe { real::pthread_create(thread, attributes, routine, argument) }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_join(thread: pthread_t, answer: *mut *mut c_void) -> c_int {
+    super::wait_for_end(thread);
+    // SAFETY: the caller's arguments.
+    unsafe { real::pthread_join(thread, answer) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn usleep(microseconds: c_uint) -> c_int {
+    if super::is_simulated_thread() {
+        super::sleep_ns(u64::from(microseconds) * 1000);
+        return 0;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::usleep(microseconds) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nanosleep(wanted: *const timespec, left: *mut timespec) -> c_int {
+    if super::is_simulated_thread() {
+        // SAFETY: the caller passes a time.
+        super::sleep_ns(unsafe { to_ns(wanted) }.unwrap_or(0));
+        return 0;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::nanosleep(wanted, left) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_nanosleep(
+    clock: clockid_t,
+    flags: c_int,
+    wanted: *const timespec,
+    left: *mut timespec,
+) -> c_int {
+    if super::is_simulated_thread() {
+        // SAFETY: the caller passes a time.
+        let ns = unsafe { to_ns(wanted) }.unwrap_or(0);
+        let from = match simulated(clock) {
+            Some(clock) if flags & libc::TIMER_ABSTIME != 0 => super::clock(clock),
+            _ => 0,
+        };
+        super::sleep_ns(ns.saturating_sub(from));
+        return 0;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { real::clock_nanosleep(clock, flags, wanted, left) }
+}

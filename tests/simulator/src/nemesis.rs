@@ -1,0 +1,217 @@
+//! What goes wrong: chosen by the seed, one fault after the other, until it becomes calm.
+
+use parking_lot::Mutex;
+
+use crate::client;
+use crate::machine::{self, ProcessId};
+use crate::net::{self, Break, Way};
+use crate::plan::{self, Phase, Store};
+use crate::random::Random;
+use crate::server;
+
+const MS: u64 = 1_000_000;
+/// Faults end then, however few transactions there were.
+const LONGEST_STORM: u64 = 120_000 * MS;
+
+struct World {
+    random: Random,
+    clients: Vec<ProcessId>,
+    servers: Vec<ProcessId>,
+    calm_since: Option<u64>,
+}
+
+static WORLD: Mutex<Option<World>> = Mutex::new(None);
+
+fn with<T>(body: impl FnOnce(&mut World) -> T) -> Option<T> {
+    WORLD.lock().as_mut().map(body)
+}
+
+/// Starts the servers; no client yet.
+pub fn begin(mut random: Random) {
+    let servers = (0..plan::get().servers)
+        .map(|node| server::start(node, &mut random, false))
+        .collect();
+    *WORLD.lock() = Some(World {
+        random,
+        clients: Vec::new(),
+        servers,
+        calm_since: None,
+    });
+}
+
+/// Starts the clients and the faults.
+pub fn storm() {
+    let plan = plan::get();
+    with(|world| {
+        for place in 0..plan.clients {
+            let process = client::start(place, &mut world.random);
+            world.clients.push(process);
+        }
+        if plan.fault_every_ms > 0 && world.random.percent(50) {
+            net::set_slow_percent(2);
+        }
+    });
+    machine::at(machine::now(), next_fault);
+    machine::at(machine::now(), watch);
+}
+
+fn next_fault() {
+    let every = plan::get().fault_every_ms;
+    if every == 0 || plan::phase() != Phase::Faults {
+        return;
+    }
+    let pause = with(|world| {
+        one_fault(world);
+        world.random.below(2 * every * MS)
+    });
+    machine::at(machine::now() + pause.unwrap_or(0), next_fault);
+}
+
+fn one_fault(world: &mut World) {
+    let plan = plan::get();
+    let random = &mut world.random;
+    let place = random.below(plan.clients as u64) as usize;
+    let node = random.below(plan.servers as u64) as usize;
+    let ttl = plan.ttl_ms * MS;
+    let long = if random.percent(70) {
+        random.below(ttl)
+    } else {
+        random.below(4 * ttl)
+    };
+    match random.below(100) {
+        0..30 => {
+            let how = match random.below(4) {
+                0 => Break::Told,
+                1 | 2 => Break::ClientTold(long),
+                _ if random.percent(50) => Break::ServerTold,
+                _ => Break::Quiet,
+            };
+            net::cut((place, node), how);
+        }
+        30..60 => {
+            let way = *random.one_of(&Way::BOTH);
+            machine::trace(format_args!(
+                "link {place}-{node} {way:?} held for {} ms",
+                long / MS
+            ));
+            net::hold((place, node), way, true);
+            machine::at(machine::now() + long, move || {
+                net::hold((place, node), way, false)
+            });
+        }
+        60..72 => {
+            let machine_too = random.percent(50);
+            kill(world.clients[place], machine_too);
+            machine::at(machine::now() + long, move || {
+                with(|world| {
+                    if plan::phase() == Phase::Faults && !machine::is_alive(world.clients[place]) {
+                        world.clients[place] = client::start(place, &mut world.random);
+                    }
+                });
+            });
+        }
+        72..80 if plan.store == Store::Shadow => {
+            let machine_too = random.percent(50);
+            kill(world.servers[node], machine_too);
+            machine::at(machine::now() + long, move || {
+                with(|world| {
+                    if plan::phase() == Phase::Faults && !machine::is_alive(world.servers[node]) {
+                        world.servers[node] = server::start(node, &mut world.random, false);
+                    }
+                });
+            });
+        }
+        72..90 => {
+            let who = match random.percent(60) {
+                true => world.clients[place],
+                false => world.servers[node],
+            };
+            let sleeps = random.percent(50);
+            machine::trace(format_args!(
+                "p{who} stops for {} ms, its machine sleeps: {sleeps}",
+                long / MS
+            ));
+            machine::stop_for(who, long, sleeps);
+        }
+        _ => {
+            let who = match random.percent(50) {
+                true => world.clients[place],
+                false => world.servers[node],
+            };
+            let by = random.below(7_200_000 * MS).cast_signed() - (3_600_000 * MS).cast_signed();
+            machine::turn_wall_clock(who, by);
+        }
+    }
+}
+
+fn kill(process: ProcessId, machine_too: bool) {
+    if machine::is_alive(process) {
+        machine::trace(format_args!(
+            "p{process} is killed, its machine too: {machine_too}"
+        ));
+        machine::kill(process);
+        net::process_ends(process, machine_too);
+    }
+}
+
+/// Looks whether it is time for the next phase.
+fn watch() {
+    let plan = plan::get();
+    let now = machine::now();
+    match plan::phase() {
+        Phase::Faults if plan::steps() >= plan.steps || now > LONGEST_STORM => calm(),
+        Phase::Calm if plan::clients_done() >= plan.clients => plan::set_phase(Phase::Over),
+        Phase::Over if plan::count_end(0) >= plan.clients => {
+            machine::at(now, crate::last_look);
+            return;
+        }
+        Phase::Calm | Phase::Over => {
+            let since = with(|world| world.calm_since).flatten().unwrap_or(now);
+            if now - since > client::CALM_WITHIN_NS {
+                let missing = plan.clients - plan::clients_done().min(plan.clients);
+                let left = plan.clients - plan::count_end(0);
+                crate::history::violation(format!(
+                    "{missing} clients do not get on in the calm, {left} do not end"
+                ));
+                plan::set_phase(Phase::Over);
+                machine::at(now, crate::last_look);
+                return;
+            }
+        }
+        Phase::Faults => {}
+    }
+    machine::at(now + 20 * MS, watch);
+}
+
+fn calm() {
+    let plan = plan::get();
+    machine::trace(format_args!("calm"));
+    plan::set_phase(Phase::Calm);
+    net::calm();
+    with(|world| {
+        world.calm_since = Some(machine::now());
+        for node in 0..plan.servers {
+            // Also one whose medium is unreliable.
+            if plan.store == Store::Shadow
+                && (plan.weather_percent > 0 || !machine::is_alive(world.servers[node]))
+            {
+                kill(world.servers[node], false);
+                world.servers[node] = server::start(node, &mut world.random, true);
+            }
+        }
+        for place in 0..plan.clients {
+            if !machine::is_alive(world.clients[place]) {
+                world.clients[place] = client::start(place, &mut world.random);
+            }
+        }
+    });
+}
+
+/// Starts a process that looks at everything once more.
+pub fn last_client(body: impl FnOnce() + Send + 'static) {
+    with(|world| {
+        let process = machine::new_process(&mut world.random, 0);
+        net::client_starts(process, 1000);
+        machine::spawn(process, "last client", body);
+    });
+}

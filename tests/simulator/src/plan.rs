@@ -1,0 +1,202 @@
+//! What is simulated: everything that a seed decides beforehand.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use clap::ValueEnum;
+
+use crate::random::Random;
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// Any of the others, as the seed says.
+    Mixed,
+    /// Transactions that read and append to lists, over one database or two.
+    Append,
+    /// Transfers between accounts; the sum stays.
+    Bank,
+    /// Transactions larger than SQLite's page cache, staged while they run.
+    Large,
+    /// Branches, tags, restores and looks at old versions.
+    Versions,
+    /// Random SQL on one database each, compared with a plain SQLite.
+    Sql,
+}
+
+/// What keeps the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Store {
+    /// One version; gone with its server, which is therefore not killed.
+    Memory,
+    /// All versions; the same.
+    Versioned,
+    /// Durable: the adapter over a medium that survives, with several servers.
+    Shadow,
+}
+
+/// Parts that can be switched off, to see whether the simulator finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Defect {
+    /// A new holder's commit does not wait until the old one's trust is over.
+    Fencing,
+    /// The store does not compare the epoch of a commit.
+    EpochCheck,
+    /// The store does not know which commits it has seen.
+    CommitIds,
+    /// A commit does not wait for the subscribers' answers.
+    PrepareAcks,
+    /// What was staged and what came with the commit become visible one after the other.
+    StagingFlip,
+}
+
+/// See the file's header.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Of everything.
+    pub seed: u64,
+    /// As chosen, never `Mixed`... unless the seed says that each transaction is another one.
+    pub workload: Workload,
+    /// See there.
+    pub store: Store,
+    /// Server processes at a time.
+    pub servers: usize,
+    /// Whether who began after another one had ended has to see it. Not with two servers on one store: a holder of a lease of one of
+    /// them reads what was the newest before a holder of the other committed (F1 in `docs/simulation.md`).
+    pub real_time: bool,
+    /// Client processes at a time.
+    pub clients: usize,
+    /// Databases.
+    pub databases: usize,
+    /// Lists in each.
+    pub lists: u64,
+    /// Of sessions and leases.
+    pub ttl_ms: u64,
+    /// Of an operation of the library.
+    pub timeout_ms: u64,
+    /// Transactions before it becomes calm.
+    pub steps: u64,
+    /// Mean simulated time between two faults; none at all if it is 0.
+    pub fault_every_ms: u64,
+    /// Clocks go wrong by up to so many millionths.
+    pub drift_ppm: u64,
+    /// Of a hundred calls of the medium, those that go wrong in each way.
+    pub weather_percent: u64,
+    /// What is switched off.
+    pub defect: Option<Defect>,
+}
+
+impl Plan {
+    /// What the seed says, as far as the caller does not.
+    pub fn new(
+        seed: u64,
+        workload: Workload,
+        store: Option<Store>,
+        steps: Option<u64>,
+        defect: Option<Defect>,
+        strict_servers: bool,
+    ) -> Self {
+        let mut random = Random::new(seed ^ 0x91a4);
+        let drawn = *random.one_of(&[
+            Store::Memory,
+            Store::Versioned,
+            Store::Shadow,
+            Store::Shadow,
+        ]);
+        let mut store = store.unwrap_or(drawn);
+        if workload == Workload::Versions {
+            store = Store::Versioned;
+        }
+        let servers = match store {
+            Store::Shadow if random.percent(30) => 2,
+            Store::Shadow | Store::Memory | Store::Versioned => 1,
+        };
+        let ttl_ms = *random.one_of(&[300, 500, 1000, 2000]);
+        Self {
+            seed,
+            workload,
+            store,
+            servers,
+            real_time: servers == 1 || strict_servers,
+            clients: usize::try_from(random.between(1, 4)).unwrap_or(1),
+            databases: usize::try_from(random.between(1, 2)).unwrap_or(1),
+            lists: random.between(1, 5),
+            ttl_ms,
+            timeout_ms: random.between(ttl_ms, 3 * ttl_ms),
+            steps: steps.unwrap_or_else(|| random.between(20, 60)),
+            fault_every_ms: *random.one_of(&[0, 100, 300, 300, 1000, 1000, 3000]),
+            drift_ppm: *random.one_of(&[0, 1_000, 30_000]),
+            weather_percent: *random.one_of(&[0, 0, 1, 3]),
+            defect,
+        }
+    }
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Things go wrong.
+    Faults,
+    /// Nothing goes wrong any more; everybody has to get on.
+    Calm,
+    /// The clients end.
+    Over,
+}
+
+static PLAN: OnceLock<Plan> = OnceLock::new();
+static PHASE: AtomicU8 = AtomicU8::new(0);
+static STEPS: AtomicU64 = AtomicU64::new(0);
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Once in a process.
+pub fn set(plan: Plan) {
+    let _ = PLAN.set(plan);
+}
+
+/// The plan.
+pub fn get() -> &'static Plan {
+    match PLAN.get() {
+        Some(plan) => plan,
+        None => unreachable!("set before the simulation begins"),
+    }
+}
+
+/// Where we are.
+pub fn phase() -> Phase {
+    match PHASE.load(Ordering::SeqCst) {
+        0 => Phase::Faults,
+        1 => Phase::Calm,
+        _ => Phase::Over,
+    }
+}
+
+/// Goes on to the next.
+pub fn set_phase(phase: Phase) {
+    PHASE.store(phase as u8, Ordering::SeqCst);
+}
+
+/// A transaction has ended.
+pub fn count_step() {
+    STEPS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Transactions that have ended.
+pub fn steps() -> u64 {
+    STEPS.load(Ordering::SeqCst)
+}
+
+/// A client has ended; clients that have ended.
+pub fn count_end(more: usize) -> usize {
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    ENDED.fetch_add(more, Ordering::SeqCst) + more
+}
+
+/// A client has done what it had to do in the calm.
+pub fn client_is_done() {
+    RUNNING.fetch_add(1, Ordering::SeqCst);
+}
+
+/// How many have.
+pub fn clients_done() -> usize {
+    RUNNING.load(Ordering::SeqCst)
+}
