@@ -341,7 +341,7 @@ impl Txn {
         let head = self.version(commit.database, from, Read::Firm).await?;
         let snapshot = head.snapshot;
         let same_size = snapshot.page_size.is_none_or(|size| size == commit.page_size);
-        let nothing_else = commit.stagings.is_empty() && part.pages.is_empty();
+        let nothing_else = part.layers.is_empty() && part.pages.is_empty();
         if !same_size || snapshot.page_count != commit.page_count || !nothing_else {
             return Err(StoreError::Limit(format!(
                 "a restore of version {from} has other pages than that"

@@ -118,6 +118,12 @@ pub(crate) struct Inner {
     collecting: tokio::sync::Mutex<collect::Pass>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        network::stop_at_exit();
+    }
+}
+
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FoundationDbStore")

@@ -29,16 +29,23 @@ pub(crate) fn start(library: Option<&Path>) -> Result<(), StoreError> {
 fn boot() -> Result<(), String> {
     let api = FdbApiBuilder::default().build();
     let api = api.map_err(|e| format!("the FoundationDB client library is not of version 7.3: {e}"))?;
-    // SAFETY: `stop` below drops the handle before the process ends: at exit, after `main` and before the library is torn down, since
-    // handlers run in the reverse order of their registration and the library registered its own when it was opened.
+    // SAFETY: `stop` below drops the handle before the process ends: see `stop_at_exit`.
     let network = unsafe { api.boot() };
     let network = network.map_err(|e| format!("the network of FoundationDB cannot be started: {e}"))?;
     *NETWORK.lock() = Some(network);
+    stop_at_exit();
+    Ok(())
+}
+
+/// Has the network stopped when the process ends, before what the library made up to now is torn down.
+///
+/// Handlers run in the reverse order of their registration, and the library registers some whenever it makes a static for the first
+/// time. So this is called again when a store is dropped: whoever has no store makes nothing new.
+pub(crate) fn stop_at_exit() {
     // SAFETY: a function without parameters, which does not unwind: it only drops what is in a static.
     if unsafe { libc::atexit(stop) } != 0 {
         tracing::warn!("the network of FoundationDB will not be stopped when the process ends");
     }
-    Ok(())
 }
 
 extern "C" fn stop() {
