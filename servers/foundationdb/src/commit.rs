@@ -25,6 +25,8 @@ use crate::values::{
     CHANGES_CHUNK, Changed, Database, Head, INLINE_CHANGES, MAX_CUTS, Record, Segment, encode_pages,
 };
 
+/// Pages beyond a shrink of which it is asked whether they are there.
+const ASKED_FOR: usize = 1024;
 /// Pages that are copied from one attempt to another together.
 const COPIED_PAGES: usize = 256;
 
@@ -250,10 +252,10 @@ impl Inner {
                     }
                 }
             }
-            let restored = parts.iter().map(|part| txn.restored(part));
-            let restored = try_join_all(restored).await?;
-            for ((part, base), restored) in parts.iter().zip(bases).zip(restored) {
-                txn.apply(id, now_ms, part, base, restored)?;
+            for (part, base) in parts.iter().zip(bases) {
+                let restored = txn.restored(part).await?;
+                let gone = txn.gone(part, &base.head).await?;
+                txn.apply(id, now_ms, part, base, restored, gone)?;
             }
             let versions = parts.iter().map(|part| part.commit.base.next());
             Ok(CommitOutcome::Committed(versions.collect()))
@@ -351,6 +353,27 @@ impl Txn {
         Ok(Some(head))
     }
 
+    /// The pages that go away with a shrink: the first ones, and how many. They are asked for only where some may never have been
+    /// written, and they are not too many.
+    async fn gone(&self, part: &Part, old: &Head) -> Result<(Vec<PageNumber>, usize), Fail> {
+        let (count, before) = (part.commit.page_count.get(), old.snapshot.page_count.get());
+        if old.snapshot.page_size != Some(part.commit.page_size) || before <= count {
+            return Ok((Vec::new(), 0));
+        }
+        let all = (count + 1..=before).take(MAX_CHANGED_PAGES);
+        let all: Vec<_> = all.filter_map(|n| PageNumber::try_from(n).ok()).collect();
+        let many = (before - count) as usize;
+        if old.dense || many > ASKED_FOR {
+            return Ok((all, many));
+        }
+        let database = part.commit.database;
+        let found = self.locate(database, old.clone(), &all).await?;
+        let there = all.into_iter().zip(found).filter(|(_, found)| found.is_some());
+        let there: Vec<_> = there.map(|(page, _)| page).collect();
+        let many = there.len();
+        Ok((there, many))
+    }
+
     /// Makes the next version of a database.
     fn apply(
         &self,
@@ -359,6 +382,7 @@ impl Txn {
         part: &Part,
         base: Database,
         restored: Option<Head>,
+        gone: (Vec<PageNumber>, usize),
     ) -> Result<(), Fail> {
         let (database, page_count) = (part.commit.database, part.commit.page_count);
         let version = part.commit.base.next();
@@ -373,6 +397,10 @@ impl Txn {
             },
             since: version,
             based: false,
+            dense: match &restored {
+                Some(from) => from.dense,
+                None => part.is_dense(old, same_size),
+            },
             cuts: Vec::new(),
         };
         let beyond = self.write_pages(part, head.snapshot)?;
@@ -406,7 +434,7 @@ impl Txn {
                 self.begin_segment(database, version, base.as_ref());
             }
         }
-        let (changed, pages_changed) = match (&segment, part.changed(old, shrinks)) {
+        let (changed, pages_changed) = match (&segment, part.changed(gone)) {
             (None, changed) => changed,
             // Everything may be another in a segment that begins.
             (Some(_), _) => (None, old.snapshot.page_count.max(page_count).get() as usize),
@@ -507,22 +535,34 @@ impl Txn {
 }
 
 impl Part {
-    /// The pages that it changes, `None` where they are too many to be named, and how many.
-    fn changed(&self, old: &Head, shrinks: bool) -> (Option<Vec<PageNumber>>, usize) {
-        let count = self.commit.page_count;
-        let gone = match shrinks {
-            true => old.snapshot.page_count.get() - count.get(),
-            false => 0,
-        } as usize;
+    /// Pages that are written.
+    fn written(&self) -> BTreeSet<PageNumber> {
         let layers = self.layers.iter().flat_map(|layer| layer.pages.keys());
-        let written = self.pages.keys().chain(layers);
-        let mut changed: BTreeSet<_> = written.copied().filter(|page| count.has(*page)).collect();
-        let total = changed.len() + gone;
+        let written = self.pages.keys().chain(layers).copied();
+        let count = self.commit.page_count;
+        written.filter(|page| count.has(*page)).collect()
+    }
+
+    /// Whether every page of the new version was written at some time.
+    fn is_dense(&self, old: &Head, same_size: bool) -> bool {
+        let (dense, before) = match same_size {
+            true => (old.dense, old.snapshot.page_count.get()),
+            false => (true, 0),
+        };
+        let new = self.written().into_iter().filter(|page| page.get() > before);
+        let wanted = self.commit.page_count.get().saturating_sub(before);
+        dense && new.count() == wanted as usize
+    }
+
+    /// The pages that it changes, `None` where they are too many to be named, and how many.
+    fn changed(&self, gone: (Vec<PageNumber>, usize)) -> (Option<Vec<PageNumber>>, usize) {
+        let (gone, many) = gone;
+        let mut changed = self.written();
+        let total = changed.len() + many;
         if total > MAX_CHANGED_PAGES {
             return (None, total);
         }
-        let gone = (0..gone as u32).map(|n| PageNumber::try_from(count.get() + 1 + n));
-        changed.extend(gone.flatten());
+        changed.extend(gone);
         (Some(changed.into_iter().collect()), total)
     }
 }

@@ -381,6 +381,7 @@ impl Txn {
         try_join_all(each).await
     }
 
+    #[expect(dead_code, reason = "for news between servers")]
     /// Tells when a row changes: the answer comes after this transaction is committed.
     pub(crate) fn watch(
         &self,

@@ -350,6 +350,7 @@ impl Txn {
             },
             since: first,
             based: true,
+            dense: from.head.dense,
             cuts: Vec::new(),
         };
         let origin = Origin {

@@ -106,6 +106,7 @@ pub(crate) struct Inner {
     stagings: Mutex<HashMap<StagingId, Arc<tokio::sync::Mutex<Staging>>>>,
     /// Attempts that came to nothing, to be deleted.
     abandoned: Mutex<Vec<(DatabaseId, u64)>>,
+    dropping: tokio::sync::Mutex<()>,
     beats: AtomicU64,
     lease_ttl_ms: AtomicU64,
     /// The service has ended: nothing is said about this server any more.
@@ -173,6 +174,7 @@ impl FoundationDbStore {
             server,
             stagings: Mutex::default(),
             abandoned: Mutex::default(),
+            dropping: tokio::sync::Mutex::default(),
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),

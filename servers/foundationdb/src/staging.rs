@@ -292,9 +292,12 @@ impl Inner {
 
     /// Deletes what was given up; whether there was anything.
     pub(crate) async fn drop_abandoned(&self) -> Result<bool, StoreError> {
+        // Who asks whether anything is left waits for those that are under way.
+        let _one = self.dropping.lock().await;
         let mut any = false;
         loop {
-            let Some((database, serial)) = self.abandoned.lock().pop() else {
+            let next = self.abandoned.lock().pop();
+            let Some((database, serial)) = next else {
                 return Ok(any);
             };
             any = true;

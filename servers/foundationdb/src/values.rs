@@ -26,6 +26,8 @@ pub struct Head {
     pub since: Version,
     /// Whether the segment stands on another.
     pub based: bool,
+    /// Every page up to the page count was written, as in any database of SQLite up to 1 GiB: so what goes away with a cut is known.
+    pub dense: bool,
     /// Where the segment was cut: versions that have fewer pages than the one before, each with its page count; both rise.
     /// One that a later and deeper cut makes superfluous is not there.
     pub cuts: Vec<(Version, PageCount)>,
@@ -164,6 +166,7 @@ impl Head {
         snapshot: Snapshot::EMPTY,
         since: Version::ZERO,
         based: false,
+        dense: true,
         cuts: Vec::new(),
     };
 
@@ -193,7 +196,7 @@ impl Head {
     fn put(&self, out: &mut Vec<u8>) {
         put_snapshot(out, &self.snapshot);
         out.extend(self.since.get().to_be_bytes());
-        out.push(u8::from(self.based));
+        out.push(u8::from(self.based) | u8::from(self.dense) << 1);
         out.push(u8::try_from(self.cuts.len()).unwrap_or(u8::MAX));
         for (version, count) in &self.cuts {
             out.extend(version.get().to_be_bytes());
@@ -556,10 +559,8 @@ impl Fields<'_> {
     fn head(&mut self) -> Option<Head> {
         let snapshot = self.snapshot()?;
         let since = Version::new(self.u64()?);
-        let based = match self.take()? {
-            [0] => false,
-            [1] => true,
-            _ => return None,
+        let [flags @ 0..=3] = self.take()? else {
+            return None;
         };
         let [cuts] = self.take()?;
         let cut = |_| Some((Version::new(self.u64()?), self.page_count()?));
@@ -567,7 +568,8 @@ impl Fields<'_> {
         Some(Head {
             snapshot,
             since,
-            based,
+            based: flags & 1 != 0,
+            dense: flags & 2 != 0,
             cuts,
         })
     }

@@ -15,8 +15,8 @@ fn version() -> impl Strategy<Value = Version> {
 
 fn head() -> impl Strategy<Value = Head> {
     let cuts = proptest::collection::vec((version(), count()), 0..9);
-    (version(), 0..9_u32, count(), version(), any::<bool>(), cuts).prop_map(
-        |(version, size, page_count, since, based, cuts)| Head {
+    (version(), 0..9_u32, count(), version(), any::<[bool; 2]>(), cuts).prop_map(
+        |(version, size, page_count, since, [based, dense], cuts)| Head {
             snapshot: Snapshot {
                 version,
                 page_size: PageSize::try_from(256 << size).ok(),
@@ -24,6 +24,7 @@ fn head() -> impl Strategy<Value = Head> {
             },
             since,
             based,
+            dense,
             cuts,
         },
     )
@@ -134,6 +135,7 @@ fn a_cut_hides_what_was_written_before_it_and_ahead_for_it() {
         },
         since: Version::new(2),
         based: true,
+        dense: true,
         cuts: vec![(Version::new(4), count(10)), (Version::new(7), count(20))],
     };
     let shows = |number, version, layer| head.shows(page(number), Version::new(version), layer);

@@ -24,6 +24,8 @@ impl FoundationDb {
     fn new(change: impl FnOnce(&mut FoundationDbOptions)) -> Option<Self> {
         let cluster = Cluster::shared()?;
         let mut options = cluster.options();
+        // What the sessions of a store read that was closed is not kept for longer: nobody else is there.
+        options.dead_after = Duration::ZERO;
         change(&mut options);
         Some(Self {
             cluster,
