@@ -45,7 +45,10 @@ impl Inner {
             let records = txn.scan(&records, usize::MAX, false, Read::Loose).await?;
             let versions = txn.sum(&Key::Sum(database, Sum::Versions)).await?;
             if versions != records.len() as i64 {
-                say(format!("{versions} versions counted, {} there", records.len()));
+                say(format!(
+                    "{versions} versions counted, {} there",
+                    records.len()
+                ));
             }
             match records.last() {
                 None if row.head.snapshot.version == Version::ZERO => {}
@@ -69,12 +72,17 @@ impl Inner {
                 txn.sum(&Key::Sum(database, Sum::Pages)).await?,
                 txn.sum(&Key::Sum(database, Sum::Bytes)).await?,
             );
-            if attempts.keys().any(|serial| !live.contains(&(database, *serial))) {
+            if attempts
+                .keys()
+                .any(|serial| !live.contains(&(database, *serial)))
+            {
                 say("what somebody wrote ahead was left".to_owned());
             }
             if counted != (counting.len() as i64, bytes as i64) {
                 let there = (counting.len(), bytes);
-                say(format!("{counted:?} pages and bytes counted, {there:?} there"));
+                say(format!(
+                    "{counted:?} pages and bytes counted, {there:?} there"
+                ));
             }
             let segments = txn.space.segments(database);
             for row in txn.scan(&segments, usize::MAX, false, Read::Loose).await? {
@@ -92,9 +100,14 @@ impl Inner {
             let children = txn.space.children(database);
             for key in txn.keys(&children, usize::MAX, Read::Loose).await? {
                 if let Key::Child(_, _, child, first) = key
-                    && txn.get(&Key::Segment(child, first), Read::Loose).await?.is_none()
+                    && txn
+                        .get(&Key::Segment(child, first), Read::Loose)
+                        .await?
+                        .is_none()
                 {
-                    say(format!("a segment of {child} is gone, and was to stand on it"));
+                    say(format!(
+                        "a segment of {child} is gone, and was to stand on it"
+                    ));
                 }
             }
             Ok(wrong)

@@ -32,9 +32,7 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, transact};
 use crate::keys::{Key, OF_A_DATABASE, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
-use crate::values::{
-    Changed, Database, Due, Head, Past, Protection, Record, Segment,
-};
+use crate::values::{Changed, Database, Due, Head, Past, Protection, Record, Segment};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -157,8 +155,7 @@ impl Inner {
                 }
             }
             let dead = attempts.into_iter().filter(|(_, attempt)| {
-                attempt.doomed && attempt.server != self.server
-                    || !living.contains(&attempt.server)
+                attempt.doomed && attempt.server != self.server || !living.contains(&attempt.server)
             });
             Ok(dead.map(|(serial, _)| serial).collect::<Vec<_>>())
         })?;
@@ -214,7 +211,8 @@ impl Inner {
                 txn.delete(&key);
                 return Ok(Some(step));
             }
-            txn.examine(database, &pages, due.dropped, &mut step).await?;
+            txn.examine(database, &pages, due.dropped, &mut step)
+                .await?;
             let next = Due {
                 chunk: due.chunk + 1,
                 ..due
@@ -482,7 +480,11 @@ impl Txn {
             let range = self.space.page(database, *page, from, dropped);
             async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
         });
-        for row in futures_util::future::try_join_all(rows).await?.iter().flatten() {
+        for row in futures_util::future::try_join_all(rows)
+            .await?
+            .iter()
+            .flatten()
+        {
             if !self.is_attempted(row, &attempts)? {
                 self.drop_row(database, row, step)?;
             }

@@ -13,7 +13,9 @@ use std::collections::{BTreeSet, HashSet};
 use bytes::Bytes;
 use futures_util::future::{try_join, try_join_all};
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
-use pagewire_proto::{CommitId, DatabaseId, Epoch, PageCount, PageNumber, Snapshot, StagingId, Version};
+use pagewire_proto::{
+    CommitId, DatabaseId, Epoch, PageCount, PageNumber, Snapshot, StagingId, Version,
+};
 use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, StoreError};
 use tokio::sync::OwnedMutexGuard;
 
@@ -67,7 +69,10 @@ impl Inner {
             });
         }
         let named = self.named(&parts).await;
-        let unknown = named.iter().flatten().find_map(|staging| staging.as_ref().err());
+        let unknown = named
+            .iter()
+            .flatten()
+            .find_map(|staging| staging.as_ref().err());
         let result = match unknown {
             Some(staging) => self.refuse(id, &parts, *staging).await,
             None => {
@@ -342,7 +347,9 @@ impl Txn {
         }
         let head = self.version(commit.database, from, Read::Firm).await?;
         let snapshot = head.snapshot;
-        let same_size = snapshot.page_size.is_none_or(|size| size == commit.page_size);
+        let same_size = snapshot
+            .page_size
+            .is_none_or(|size| size == commit.page_size);
         let nothing_else = part.layers.is_empty() && part.pages.is_empty();
         if !same_size || snapshot.page_count != commit.page_count || !nothing_else {
             return Err(StoreError::Limit(format!(
@@ -368,7 +375,10 @@ impl Txn {
         }
         let database = part.commit.database;
         let found = self.locate(database, old.clone(), &all).await?;
-        let there = all.into_iter().zip(found).filter(|(_, found)| found.is_some());
+        let there = all
+            .into_iter()
+            .zip(found)
+            .filter(|(_, found)| found.is_some());
         let there: Vec<_> = there.map(|(page, _)| page).collect();
         let many = there.len();
         Ok((there, many))
@@ -549,7 +559,10 @@ impl Part {
             true => (old.dense, old.snapshot.page_count.get()),
             false => (true, 0),
         };
-        let new = self.written().into_iter().filter(|page| page.get() > before);
+        let new = self
+            .written()
+            .into_iter()
+            .filter(|page| page.get() > before);
         let wanted = self.commit.page_count.get().saturating_sub(before);
         dense && new.count() == wanted as usize
     }

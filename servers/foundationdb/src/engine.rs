@@ -245,7 +245,8 @@ impl Txn {
         self.writes.store(true, Ordering::Relaxed);
         let key = self.space.encode(key);
         let sum = sum(&key, body);
-        self.transaction.set(&key, &[&sum.to_be_bytes(), body].concat());
+        self.transaction
+            .set(&key, &[&sum.to_be_bytes(), body].concat());
     }
 
     /// Writes a row on which nobody decides anything, so that it conflicts with nobody.
@@ -314,7 +315,9 @@ impl Txn {
         });
         let mut iteration = 1;
         while let Some(asked) = option.take() {
-            let got = self.transaction.get_range(&asked, iteration, read == Read::Loose);
+            let got = self
+                .transaction
+                .get_range(&asked, iteration, read == Read::Loose);
             let got = got.await?;
             rows.extend(got.iter().map(|row| Row {
                 key: row.key().to_vec(),
@@ -381,7 +384,6 @@ impl Txn {
         try_join_all(each).await
     }
 
-    #[expect(dead_code, reason = "for news between servers")]
     /// Tells when a row changes: the answer comes after this transaction is committed.
     pub(crate) fn watch(
         &self,

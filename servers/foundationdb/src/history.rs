@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::limits::MAX_TAGS;
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Moment, PageCount, PageNumber, Snapshot, TagName, UnixMillis,
-    Version, VersionEntry,
+    CommitId, DatabaseId, DatabaseName, Moment, PageCount, PageNumber, Snapshot, TagName,
+    UnixMillis, Version, VersionEntry,
 };
 use pagewire_server::store::{Description, Parent, StoreError};
 
@@ -182,7 +182,8 @@ impl Inner {
                     txn.locate(database, head, &pages).await
                 };
                 let (one, two) = try_join(rows(from), rows(to)).await?;
-                let key = |found: &Option<crate::read::Found>| found.as_ref().map(|f| f.row.key.clone());
+                let key =
+                    |found: &Option<crate::read::Found>| found.as_ref().map(|f| f.row.key.clone());
                 let both = one.iter().zip(&two).zip(&pages);
                 let differ = both.filter(|((one, two), _)| key(one) != key(two));
                 Ok(differ.map(|(_, page)| *page).collect::<Vec<_>>())

@@ -36,6 +36,12 @@ pub enum Key {
     Incarnation,
     /// A page server that began and has not ended: [`crate::values::Server`].
     Server(ServerId),
+    /// Rises with each message for a server, which watches it: as [`Key::Sum`].
+    Bell(ServerId),
+    /// A message for a server (the first) about a database from another: no body.
+    Mail(ServerId, Message, DatabaseId, ServerId),
+    /// The server that may grant the lease of a database: 16 bytes.
+    Claim(DatabaseId),
     /// A name: the id of its database.
     Name(DatabaseName),
     /// The newest version of a database: [`crate::values::Database`]. A database without it was removed.
@@ -81,6 +87,15 @@ pub enum Key {
     Sweep(DatabaseId),
 }
 
+/// What a page server tells another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// It wants the claim.
+    Wanted,
+    /// It has handed the claim over.
+    Granted,
+}
+
 /// What is summed up of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
@@ -95,6 +110,8 @@ pub enum Sum {
 const FORMAT: u16 = 1;
 const INCARNATION: u16 = 2;
 const SERVER: u16 = 3;
+const BELL: u16 = 4;
+const MAIL: u16 = 5;
 const NAME: u16 = 10;
 const HEAD: u16 = 11;
 const EPOCH: u16 = 12;
@@ -103,6 +120,7 @@ const SEGMENT: u16 = 14;
 const CHILD: u16 = 15;
 const ORIGIN: u16 = 16;
 const PROTECT: u16 = 17;
+const CLAIM: u16 = 18;
 const RECORD: u16 = 20;
 const CHANGED: u16 = 21;
 const PAST: u16 = 22;
@@ -118,9 +136,9 @@ const DUE: u16 = 51;
 const SWEEP: u16 = 52;
 
 /// All kinds of rows of one database that only its own versions need: they go with its removal.
-pub const OF_A_DATABASE: [u16; 18] = [
-    HEAD, EPOCH, SUM, SEGMENT, CHILD, ORIGIN, PROTECT, RECORD, CHANGED, PAST, MADE, TAG, TAGGED,
-    PAGE, SERIAL, WRITTEN, DUE, SWEEP,
+pub const OF_A_DATABASE: [u16; 19] = [
+    CLAIM, HEAD, EPOCH, SUM, SEGMENT, CHILD, ORIGIN, PROTECT, RECORD, CHANGED, PAST, MADE, TAG,
+    TAGGED, PAGE, SERIAL, WRITTEN, DUE, SWEEP,
 ];
 
 /// Those among them that go although branches stand on it.
@@ -170,6 +188,11 @@ impl Space {
             Key::Format => self.pack(&(FORMAT,)),
             Key::Incarnation => self.pack(&(INCARNATION,)),
             Key::Server(server) => self.pack(&(SERVER, &server[..])),
+            Key::Bell(server) => self.pack(&(BELL, &server[..])),
+            Key::Mail(to, message, d, from) => {
+                self.pack(&(MAIL, &to[..], *message as u16, id(d), &from[..]))
+            }
+            Key::Claim(d) => self.pack(&(CLAIM, id(d))),
             Key::Name(name) => self.pack(&(NAME, name.as_str())),
             Key::Head(d) => self.pack(&(HEAD, id(d))),
             Key::Epoch(d) => self.pack(&(EPOCH, id(d))),
@@ -181,9 +204,7 @@ impl Space {
             Key::Origin(d) => self.pack(&(ORIGIN, id(d))),
             Key::Protect(d, server) => self.pack(&(PROTECT, id(d), &server[..])),
             Key::Record(d, version) => self.pack(&(RECORD, id(d), version.get())),
-            Key::Changed(d, version, chunk) => {
-                self.pack(&(CHANGED, id(d), version.get(), *chunk))
-            }
+            Key::Changed(d, version, chunk) => self.pack(&(CHANGED, id(d), version.get(), *chunk)),
             Key::Past(d, version) => self.pack(&(PAST, id(d), version.get())),
             Key::Made(d, time_ms, version) => self.pack(&(MADE, id(d), *time_ms, version.get())),
             Key::Tag(d, tag) => self.pack(&(TAG, id(d), tag.as_str())),
@@ -211,6 +232,18 @@ impl Space {
             FORMAT => Key::Format,
             INCARNATION => Key::Incarnation,
             SERVER => Key::Server(parts.id()?),
+            BELL => Key::Bell(parts.id()?),
+            MAIL => Key::Mail(
+                parts.id()?,
+                match parts.u64()? {
+                    0 => Message::Wanted,
+                    1 => Message::Granted,
+                    _ => return None,
+                },
+                parts.database()?,
+                parts.id()?,
+            ),
+            CLAIM => Key::Claim(parts.database()?),
             NAME => Key::Name(DatabaseName::try_from(&*parts.text()?).ok()?),
             HEAD => Key::Head(parts.database()?),
             EPOCH => Key::Epoch(parts.database()?),
@@ -275,6 +308,11 @@ impl Space {
     /// All servers.
     pub fn servers(&self) -> Range {
         self.under(&(SERVER,))
+    }
+
+    /// The messages for a server.
+    pub fn mail(&self, to: ServerId) -> Range {
+        self.under(&(MAIL, &to[..]))
     }
 
     /// The heads of all databases.
@@ -373,9 +411,7 @@ impl Space {
     ) -> Range {
         Range {
             begin: self.pack(&(PAGE, id(&database), page.get(), from.get())),
-            end: self
-                .under(&(PAGE, id(&database), page.get(), to.get()))
-                .end,
+            end: self.under(&(PAGE, id(&database), page.get(), to.get())).end,
         }
     }
 
@@ -403,7 +439,8 @@ impl std::fmt::Display for Key {
         match self {
             Self::Format => f.write_str("the format of the store"),
             Self::Incarnation => f.write_str("the incarnation of the store"),
-            Self::Server(_) => f.write_str("a page server"),
+            Self::Server(_) | Self::Bell(_) | Self::Mail(..) => f.write_str("a page server"),
+            Self::Claim(d) => write!(f, "the claim of database {d}"),
             Self::Name(name) => write!(f, "the name {name}"),
             Self::Head(d) => write!(f, "the head of database {d}"),
             Self::Epoch(d) => write!(f, "the epoch of database {d}"),
@@ -416,7 +453,9 @@ impl std::fmt::Display for Key {
             }
             Self::Origin(d) => write!(f, "the origin of database {d}"),
             Self::Protect(d, _) => write!(f, "what a server reads of database {d}"),
-            Self::Record(d, version) => write!(f, "the record of version {version} of database {d}"),
+            Self::Record(d, version) => {
+                write!(f, "the record of version {version} of database {d}")
+            }
             Self::Changed(d, version, _) => {
                 write!(f, "the changed pages of version {version} of database {d}")
             }

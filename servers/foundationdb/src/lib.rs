@@ -15,6 +15,7 @@ mod history;
 pub mod keys;
 mod names;
 mod network;
+mod peers;
 mod read;
 mod servers;
 mod staging;
@@ -34,9 +35,10 @@ use pagewire_proto::{
     StagingId, TagName, Version, VersionEntry,
 };
 use pagewire_server::clock::Clock;
+use pagewire_server::peers::Peers;
 use pagewire_server::store::{
-    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore, PageWrite,
-    Resolution, Resolve, StoreError, StoredPage,
+    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
+    PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -114,6 +116,7 @@ pub(crate) struct Inner {
     /// Until when earlier servers may be trusted, and which they were, with their counters.
     earlier: Mutex<Option<(Instant, Vec<(ServerId, u64)>)>>,
     seen: Mutex<servers::Seen>,
+    peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
     said: tokio::sync::Mutex<HashMap<DatabaseId, Protection>>,
     collecting: tokio::sync::Mutex<collect::Pass>,
@@ -166,7 +169,9 @@ impl FoundationDbStore {
         };
         engine.space = Arc::new(space(&engine, &options.directory).await?);
         let incarnation = names::incarnation(&engine, &options.directory.join("/")).await?;
-        let server = *Incarnation::random().map_err(names::no_randomness)?.as_bytes();
+        let server = *Incarnation::random()
+            .map_err(names::no_randomness)?
+            .as_bytes();
         let inner = Arc::new_cyclic(|this| Inner {
             this: Weak::clone(this),
             engine,
@@ -180,6 +185,7 @@ impl FoundationDbStore {
             ended: tokio::sync::Mutex::default(),
             earlier: Mutex::default(),
             seen: Mutex::default(),
+            peering: peers::Peering::default(),
             said: tokio::sync::Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
             options,
@@ -224,7 +230,14 @@ impl FoundationDbStore {
 /// Says that the server lives, for as long as it does.
 async fn live(store: Weak<Inner>) {
     loop {
-        tokio::time::sleep(BEAT).await;
+        let Some(ttl) = store.upgrade().map(|store| store.lease_ttl()) else {
+            return;
+        };
+        let often = match ttl.is_zero() {
+            true => BEAT,
+            false => BEAT.min(ttl / 4),
+        };
+        tokio::time::sleep(often).await;
         let Some(store) = store.upgrade() else { return };
         if let Err(error) = store.beat().await {
             tracing::warn!(%error, "the cluster does not hear that this server lives");
@@ -293,8 +306,14 @@ impl PageStore for FoundationDbStore {
         self.0.incarnation
     }
 
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Peers>)
+    }
+
     async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        self.0.begin_service(lease_ttl).await
+        let wait = self.0.begin_service(lease_ttl).await?;
+        tokio::spawn(peers::read_mail(Arc::downgrade(&self.0)));
+        Ok(wait)
     }
 
     async fn end_service(&self) -> Result<(), StoreError> {

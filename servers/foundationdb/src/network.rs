@@ -28,10 +28,12 @@ pub(crate) fn start(library: Option<&Path>) -> Result<(), StoreError> {
 
 fn boot() -> Result<(), String> {
     let api = FdbApiBuilder::default().build();
-    let api = api.map_err(|e| format!("the FoundationDB client library is not of version 7.3: {e}"))?;
+    let api =
+        api.map_err(|e| format!("the FoundationDB client library is not of version 7.3: {e}"))?;
     // SAFETY: `stop` below drops the handle before the process ends: see `stop_at_exit`.
     let network = unsafe { api.boot() };
-    let network = network.map_err(|e| format!("the network of FoundationDB cannot be started: {e}"))?;
+    let network =
+        network.map_err(|e| format!("the network of FoundationDB cannot be started: {e}"))?;
     *NETWORK.lock() = Some(network);
     stop_at_exit();
     Ok(())

@@ -19,7 +19,9 @@ use pagewire_server::store::{StoreError, StoredPage};
 
 use crate::engine::{Fail, Read, Row, Txn, corrupt, senseless};
 use crate::keys::{Key, Range, serial_of};
-use crate::values::{Attempt, Changed, Database, Head, PageBody, Past, Record, Segment, decode_pages};
+use crate::values::{
+    Attempt, Changed, Database, Head, PageBody, Past, Record, Segment, decode_pages,
+};
 
 /// Versions over which changes are collected: beyond, forgetting is cheaper than the answer.
 const MAX_CHANGES_SPAN: u64 = 1024;
@@ -231,7 +233,9 @@ impl Txn {
                 return Ok(head.shows(page, written, layer).then_some((written, row)));
             }
             let Some(end) = last else { break };
-            let range = self.space.page(database, page, Version::ZERO, Version::ZERO);
+            let range = self
+                .space
+                .page(database, page, Version::ZERO, Version::ZERO);
             let before = Range {
                 begin: range.begin,
                 end,
@@ -289,7 +293,9 @@ impl Txn {
                 Changed::All => return Ok(None),
                 Changed::Inline(changed) => pages.extend(changed),
                 Changed::Chunks(count) => {
-                    let chunks = self.changed_chunks(database, version, 0, usize::MAX).await?;
+                    let chunks = self
+                        .changed_chunks(database, version, 0, usize::MAX)
+                        .await?;
                     if chunks.len() != count as usize {
                         return Err(senseless(&Key::Record(database, version)).into());
                     }

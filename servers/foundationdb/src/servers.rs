@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::Inner;
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, ServerId};
+use crate::peers::{Peering, silence};
 use crate::values::{Protection, Server};
 
 /// When the counter of a server was seen to change last.
@@ -50,24 +51,31 @@ impl Inner {
             return Ok(());
         }
         let row = self.own_row();
+        let sent = Peering::beginning();
         transact!(self.engine, |txn| {
             txn.put(&Key::Server(self.server), &row.encode());
             Ok(())
-        })
+        })?;
+        self.peering.took(sent, self.lease_ttl());
+        Ok(())
     }
 
     pub(crate) async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        let ttl_ms = u64::try_from(lease_ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let ttl_ms = u64::try_from(lease_ttl.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         self.lease_ttl_ms.store(ttl_ms, Ordering::Relaxed);
         let mut ended = self.ended.lock().await;
         *ended = false;
         let row = self.own_row();
+        let sent = Peering::beginning();
         let others = transact!(self.engine, |txn| {
             let mut others = txn.servers(Read::Firm).await?;
             others.retain(|(id, server)| *id != self.server && server.lease_ttl_ms > 0);
             txn.put(&Key::Server(self.server), &row.encode());
             Ok(others)
         })?;
+        self.peering.took(sent, Duration::ZERO);
         let wait_ms = others.iter().map(|(_, server)| server.lease_ttl_ms).max();
         let wait = Duration::from_millis(wait_ms.unwrap_or(0));
         let earlier = others.iter().map(|(id, server)| (*id, server.counter));
@@ -93,6 +101,8 @@ impl Inner {
                 }
             }
             txn.delete(&Key::Server(self.server));
+            txn.delete(&Key::Bell(self.server));
+            txn.delete_range(&txn.space.mail(self.server));
             Ok(())
         })?;
         *ended = true;
@@ -115,7 +125,7 @@ impl Inner {
                 }
                 // Its leases have run out by then too.
                 let after = self.options.dead_after;
-                let after = after.max(Duration::from_millis(server.lease_ttl_ms) * 2);
+                let after = after.max(silence(server.lease_ttl_ms));
                 match id != self.server && now >= *since + after {
                     true => dead.push((id, server)),
                     false => drop(living.insert(id)),

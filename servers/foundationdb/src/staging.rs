@@ -137,7 +137,9 @@ impl Inner {
             }
         }
         if staging.bytes > self.options.staging_buffer_bytes {
-            let Staging { buffered, ahead, .. } = &mut *staging;
+            let Staging {
+                buffered, ahead, ..
+            } = &mut *staging;
             self.write_ahead(database, ahead, None, buffered).await?;
             buffered.clear();
             staging.bytes = 0;
@@ -175,7 +177,9 @@ impl Inner {
         let mut stagings = self.stagings.lock();
         // One that is in use is of a call that will find the database gone.
         stagings.retain(|_, staging| {
-            let other = staging.try_lock().map(|staging| staging.database != database);
+            let other = staging
+                .try_lock()
+                .map(|staging| staging.database != database);
             other.unwrap_or(true)
         });
     }

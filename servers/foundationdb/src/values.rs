@@ -190,7 +190,8 @@ impl Head {
     /// The last cut that a page was beyond.
     pub fn cut_of(&self, page: PageNumber) -> Option<Version> {
         let mut cuts = self.cuts.iter().rev();
-        cuts.find(|(_, count)| !count.has(page)).map(|(version, _)| *version)
+        cuts.find(|(_, count)| !count.has(page))
+            .map(|(version, _)| *version)
     }
 
     fn put(&self, out: &mut Vec<u8>) {
@@ -383,7 +384,9 @@ impl Protection {
         let (pins, []) = fields.0.as_chunks::<8>() else {
             return None;
         };
-        let pins = pins.iter().map(|pin| Version::new(u64::from_be_bytes(*pin)));
+        let pins = pins
+            .iter()
+            .map(|pin| Version::new(u64::from_be_bytes(*pin)));
         Some(Self {
             floor,
             pins: pins.collect(),

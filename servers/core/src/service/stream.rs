@@ -316,11 +316,13 @@ fn heartbeat_came(
     session: &Arc<Session>,
     heartbeat: pb::Heartbeat,
 ) -> Result<(), Status> {
-    session.push(pb::session_response::Message::HeartbeatAck(
-        pb::HeartbeatAck {
-            sequence: heartbeat.sequence,
-        },
-    ));
+    if hub.may_acknowledge() {
+        session.push(pb::session_response::Message::HeartbeatAck(
+            pb::HeartbeatAck {
+                sequence: heartbeat.sequence,
+            },
+        ));
+    }
     let mut listed = HashSet::new();
     for floor in heartbeat.floors {
         let id = DatabaseId::try_from(&floor.database_id[..])?;

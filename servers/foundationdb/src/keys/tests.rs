@@ -22,16 +22,20 @@ fn layer() -> impl Strategy<Value = i64> {
 }
 
 fn key() -> impl Strategy<Value = Key> {
-    let name = "[a-z/é]{1,20}".prop_filter_map("a name", |text| {
-        DatabaseName::try_from(text.as_str()).ok()
-    });
+    let name = "[a-z/é]{1,20}"
+        .prop_filter_map("a name", |text| DatabaseName::try_from(text.as_str()).ok());
     let tag = || "[a-z]{1,9}".prop_map(|text| TagName::try_from(text.as_str()).unwrap());
     let sum = prop_oneof![Just(Sum::Versions), Just(Sum::Pages), Just(Sum::Bytes)];
+    let message = prop_oneof![Just(Message::Wanted), Just(Message::Granted)];
     let time = 0..i64::MAX as u64;
     prop_oneof![
         Just(Key::Format),
         Just(Key::Incarnation),
         any::<ServerId>().prop_map(Key::Server),
+        any::<ServerId>().prop_map(Key::Bell),
+        (any::<ServerId>(), message, database(), any::<ServerId>())
+            .prop_map(|(to, m, d, from)| Key::Mail(to, m, d, from)),
+        database().prop_map(Key::Claim),
         name.prop_map(Key::Name),
         database().prop_map(Key::Head),
         database().prop_map(Key::Epoch),

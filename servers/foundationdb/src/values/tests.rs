@@ -15,19 +15,27 @@ fn version() -> impl Strategy<Value = Version> {
 
 fn head() -> impl Strategy<Value = Head> {
     let cuts = proptest::collection::vec((version(), count()), 0..9);
-    (version(), 0..9_u32, count(), version(), any::<[bool; 2]>(), cuts).prop_map(
-        |(version, size, page_count, since, [based, dense], cuts)| Head {
-            snapshot: Snapshot {
-                version,
-                page_size: PageSize::try_from(256 << size).ok(),
-                page_count,
-            },
-            since,
-            based,
-            dense,
-            cuts,
-        },
+    (
+        version(),
+        0..9_u32,
+        count(),
+        version(),
+        any::<[bool; 2]>(),
+        cuts,
     )
+        .prop_map(
+            |(version, size, page_count, since, [based, dense], cuts)| Head {
+                snapshot: Snapshot {
+                    version,
+                    page_size: PageSize::try_from(256 << size).ok(),
+                    page_count,
+                },
+                since,
+                based,
+                dense,
+                cuts,
+            },
+        )
 }
 
 fn pages() -> impl Strategy<Value = Vec<PageNumber>> {

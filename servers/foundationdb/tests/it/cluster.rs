@@ -71,9 +71,12 @@ impl Cluster {
     }
 
     fn start(directory: PathBuf, owner: u32, engine: &str) -> Option<Self> {
-        let programs = program("fdbserver", "PAGEWIRE_FDBSERVER").zip(program("fdbcli", "PAGEWIRE_FDBCLI"));
+        let programs =
+            program("fdbserver", "PAGEWIRE_FDBSERVER").zip(program("fdbcli", "PAGEWIRE_FDBCLI"));
         let Some((server, cli)) = programs else {
-            println!("not run: there is no fdbserver (on the path, or PAGEWIRE_FDBSERVER) or no fdbcli");
+            println!(
+                "not run: there is no fdbserver (on the path, or PAGEWIRE_FDBSERVER) or no fdbcli"
+            );
             return None;
         };
         if let Err(why) = foundationdb_sys::load(library().as_deref()) {
@@ -134,7 +137,10 @@ impl Cluster {
             if said.contains("Database created") || said.contains("already exists") {
                 return;
             }
-            assert!(Instant::now() < deadline, "the cluster does not begin: {said}");
+            assert!(
+                Instant::now() < deadline,
+                "the cluster does not begin: {said}"
+            );
         }
     }
 
@@ -155,7 +161,10 @@ impl Cluster {
     }
 
     /// A store of these options.
-    pub async fn open(&self, options: &FoundationDbOptions) -> Result<FoundationDbStore, StoreError> {
+    pub async fn open(
+        &self,
+        options: &FoundationDbOptions,
+    ) -> Result<FoundationDbStore, StoreError> {
         FoundationDbStore::open_with(&self.file(), options.clone()).await
     }
 }

@@ -2,3 +2,5 @@
 
 mod cluster;
 mod conformance;
+mod large;
+mod servers;
