@@ -22,6 +22,8 @@ enum Step {
     Granted,
     /// The ticket went away, or it is to be told on its stream and needs a grant for that.
     Again,
+    /// Another page server has the database: its news begin another turn, as does whoever asks again.
+    Elsewhere,
 }
 
 impl Hub {
@@ -165,7 +167,7 @@ impl Hub {
             let next = database.lease.lock().next_turn(Instant::now());
             let Some(turn) = next else { return };
             match self.serve(database, turn, &mut unused_epoch).await {
-                Ok(Step::Granted) => return,
+                Ok(Step::Granted | Step::Elsewhere) => return,
                 Ok(Step::Again) => {}
                 Err(error) => {
                     tracing::warn!(error = error.message(), "a lease could not be granted");
@@ -190,6 +192,7 @@ impl Hub {
         };
         let epoch = match *unused_epoch {
             Some(epoch) => epoch,
+            None if !self.bounded(self.claim(database)).await? => return Ok(Step::Elsewhere),
             None => self.bounded(self.store.fence(database.id)).await?,
         };
         *unused_epoch = Some(epoch);

@@ -108,6 +108,7 @@ impl Hub {
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();
+        hub.listen_to_peers();
         hub
     }
 

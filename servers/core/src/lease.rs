@@ -145,6 +145,11 @@ impl Lease {
         self.is_free(now) && self.barrier(now).is_none()
     }
 
+    /// Nobody has it, and nobody may still trust that he has.
+    pub(crate) fn is_unheld(&mut self, now: Instant) -> bool {
+        self.holder.is_none() && self.barrier(now).is_none()
+    }
+
     /// Somebody waits.
     pub(crate) fn is_wanted(&mut self, now: Instant) -> bool {
         self.expire(now);

@@ -17,6 +17,7 @@ mod hub;
 mod lease;
 mod memory;
 mod metered;
+pub mod peers;
 mod process;
 mod push;
 mod server;

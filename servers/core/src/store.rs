@@ -56,6 +56,7 @@
 //! * **V7** Versions, times, tags and branches survive a restart where the store is durable. Versions that only `protect` kept may
 //!   go with the process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,6 +65,8 @@ use pagewire_proto::{
     Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
     PageSize, Snapshot, StagingId, TagName, UnixMillis, Version, VersionEntry,
 };
+
+use crate::peers::Peers;
 
 /// How long a store keeps the record that settles a commit (C14).
 pub const COMMIT_RECORD_TTL: Duration = Duration::from_secs(3600);
@@ -415,6 +418,11 @@ pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
     /// Where a database comes from and what it takes.
     async fn describe(&self, _database: DatabaseId) -> Result<Description, StoreError> {
         Err(StoreError::Unsupported("versions"))
+    }
+
+    /// The other page servers on this store, where there can be any and they know of each other. Always the same.
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        None
     }
 
     /// One bounded step of a collection, of one database or of all (V6).

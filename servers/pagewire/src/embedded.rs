@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, anyhow};
-use pagewire_local::DEFAULT_RETENTION;
+use pagewire_local::LocalStore;
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, bind_unix};
 use tokio::sync::oneshot;
 
-use crate::serve::{self, StoreSetting};
 use crate::shell::{ShellArgs, ShellEnvironment};
 
 /// Prepares a shell.
@@ -68,10 +67,9 @@ impl EmbeddedServer {
     fn start(store: &std::path::Path) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("pagewire-").tempdir()?;
         let path = directory.path().join("socket");
-        let store = serve::open(&StoreSetting::Local(
-            store.to_owned(),
-            Some(DEFAULT_RETENTION),
-        ))?;
+        let opened = LocalStore::open(store);
+        let opened = opened.with_context(|| format!("store local:{}", store.display()))?;
+        let store: Arc<dyn PageStore> = Arc::new(opened);
         let (stop, stopped) = oneshot::channel();
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let socket = path.clone();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_local::{DEFAULT_RETENTION, LocalOptions, LocalStore};
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, Settings, bind_tcp, bind_unix};
@@ -18,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Arguments of `pagewire serve`.
 #[derive(Debug, Args)]
 pub struct ServeArguments {
-    /// Where the pages are kept: `memory`, `versioned-memory` or `local:DIR`.
+    /// Where the pages are kept: `memory`, `versioned-memory`, `local:DIR` or `fdb:CLUSTER_FILE`.
     #[arg(long, env = "PAGEWIRE_STORE", default_value = "local:./pagewire-data")]
     store: String,
     /// Where clients connect: `ADDR:PORT` (port 0 for any free one) or `unix:PATH`.
@@ -34,6 +35,12 @@ pub struct ServeArguments {
     /// How many clients may be connected at a time.
     #[arg(long, env = "PAGEWIRE_MAX_CONNECTIONS", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
+    /// The client library of FoundationDB, libfdb_c.so, where the system does not find it by its name.
+    #[arg(long, env = "PAGEWIRE_FDB_LIBRARY")]
+    fdb_library: Option<PathBuf>,
+    /// The directory of the FoundationDB cluster that has everything: one for each installation, its parts separated by `/`.
+    #[arg(long, env = "PAGEWIRE_FDB_DIRECTORY", default_value = "pagewire")]
+    fdb_directory: String,
     /// Memory for requests on their way in and answers on their way out, of all clients together, in MiB.
     #[arg(long, env = "PAGEWIRE_MEMORY_MIB", default_value_t = Settings::default().memory_bytes >> 20)]
     memory_mib: usize,
@@ -48,6 +55,18 @@ pub enum StoreSetting {
     VersionedMemory(Option<Duration>),
     /// On the local disk, with all versions for this long; `None` for ever.
     Local(PathBuf, Option<Duration>),
+    /// In a FoundationDB cluster.
+    FoundationDb(FoundationDbSetting),
+}
+
+/// A FoundationDB cluster.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FoundationDbSetting {
+    cluster_file: PathBuf,
+    directory: Vec<String>,
+    library: Option<PathBuf>,
+    /// `None` for ever.
+    retention: Option<Duration>,
 }
 
 /// Where clients connect.
@@ -85,14 +104,30 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
     let store = match arguments.store.as_str() {
         "memory" => Some(StoreSetting::Memory),
         "versioned-memory" => Some(StoreSetting::VersionedMemory(retention.flatten())),
-        text => match text.strip_prefix("local:") {
-            Some(directory) if !directory.is_empty() => {
+        text => match text.split_once(':') {
+            Some(("local", directory)) if !directory.is_empty() => {
                 let retention = retention.unwrap_or(Some(DEFAULT_RETENTION));
                 Some(StoreSetting::Local(PathBuf::from(directory), retention))
             }
+            Some(("fdb", file)) if !file.is_empty() => {
+                let directory = arguments.fdb_directory.split('/').map(str::to_owned);
+                let directory: Vec<_> = directory.collect();
+                if directory.iter().any(String::is_empty) {
+                    problems.push(format!(
+                        "--fdb-directory {}: a part of it has no name",
+                        arguments.fdb_directory
+                    ));
+                }
+                Some(StoreSetting::FoundationDb(FoundationDbSetting {
+                    cluster_file: PathBuf::from(file),
+                    directory,
+                    library: arguments.fdb_library.clone(),
+                    retention: retention.unwrap_or(Some(DEFAULT_RETENTION)),
+                }))
+            }
             _ => {
                 problems.push(format!(
-                    "--store {text}: must be memory, versioned-memory or local:DIR"
+                    "--store {text}: must be memory, versioned-memory, local:DIR or fdb:CLUSTER_FILE"
                 ));
                 None
             }
@@ -152,7 +187,7 @@ fn parse_retention(text: &str) -> Result<Option<Duration>, String> {
 }
 
 /// Opens a store.
-pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
+pub async fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
     Ok(match store {
         StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
         StoreSetting::VersionedMemory(retention) => {
@@ -170,13 +205,24 @@ pub fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
             let store = LocalStore::open_with(directory, options);
             Arc::new(store.with_context(|| format!("store local:{}", directory.display()))?)
         }
+        StoreSetting::FoundationDb(setting) => {
+            let options = FoundationDbOptions {
+                directory: setting.directory.clone(),
+                library: setting.library.clone(),
+                retention: setting.retention,
+                ..FoundationDbOptions::default()
+            };
+            let file = &setting.cluster_file;
+            let store = FoundationDbStore::open_with(file, options).await;
+            Arc::new(store.with_context(|| format!("store fdb:{}", file.display()))?)
+        }
     })
 }
 
 async fn serve(checked: Checked) -> anyhow::Result<()> {
     // Before anything is opened: a signal that comes early is not lost.
     let shutdown = termination()?;
-    let store = open(&checked.store)?;
+    let store = open(&checked.store).await?;
     let name = store.capabilities().name;
     match checked.listen {
         ListenSetting::Tcp(address) => {
@@ -240,6 +286,8 @@ mod tests {
             retention: None,
             max_connections: 1024,
             memory_mib: 1024,
+            fdb_library: None,
+            fdb_directory: "pagewire".into(),
         }
     }
 
@@ -293,6 +341,14 @@ mod tests {
         let day = Some(Duration::from_secs(24 * 3600));
         assert_eq!(checked.store, StoreSetting::Local("/x/y".into(), day));
         assert_eq!(checked.listen, ListenSetting::Unix("/tmp/s".into()));
+        let checked = check(&arguments("fdb:/etc/fdb.cluster", "[::1]:0", 1000)).unwrap();
+        let cluster = FoundationDbSetting {
+            cluster_file: "/etc/fdb.cluster".into(),
+            directory: vec!["pagewire".into()],
+            library: None,
+            retention: day,
+        };
+        assert_eq!(checked.store, StoreSetting::FoundationDb(cluster));
         let checked = check(&arguments("memory", "[::1]:0", 1000)).unwrap();
         assert_eq!(checked.store, StoreSetting::Memory);
         assert_eq!(checked.listen, ListenSetting::Tcp("[::1]:0".into()));

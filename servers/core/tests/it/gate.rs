@@ -12,6 +12,7 @@ use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
     StagingId, TagName, Version, VersionEntry,
 };
+use pagewire_server::peers::Peers;
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
     PageWrite, Resolution, Resolve, StoreError, StoredPage,
@@ -245,6 +246,10 @@ impl PageStore for GatedStore {
 
     async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
         self.inner.describe(database).await
+    }
+
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        self.inner.peers()
     }
 
     async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {

@@ -1,0 +1,116 @@
+//! What is wrong in the cluster, for tests: rows that nothing reads, sums that do not add up, ends that lead nowhere.
+
+use std::sync::Arc;
+
+use pagewire_proto::{DatabaseId, Version};
+use pagewire_server::store::StoreError;
+
+use crate::Inner;
+use crate::collect::body_len;
+use crate::engine::{Read, transact};
+use crate::keys::{Key, Sum, serial_of};
+use crate::values::{Database, Record, Segment};
+
+impl Inner {
+    /// A sentence for each thing that is wrong; nothing may be under way meanwhile.
+    pub(crate) async fn audit(&self) -> Result<Vec<String>, StoreError> {
+        let heads = transact!(self.engine, |txn| {
+            txn.keys(&txn.space.heads(), usize::MAX, Read::Loose).await
+        })?;
+        let mut wrong = Vec::new();
+        for key in heads {
+            if let Key::Head(database) = key {
+                wrong.extend(self.audit_database(database).await?);
+            }
+        }
+        Ok(wrong)
+    }
+
+    async fn audit_database(&self, database: DatabaseId) -> Result<Vec<String>, StoreError> {
+        let stagings: Vec<_> = self.stagings.lock().values().map(Arc::clone).collect();
+        let mut live = Vec::new();
+        for staging in stagings {
+            let staging = staging.lock().await;
+            let ahead = staging.ahead.as_ref();
+            live.extend(ahead.map(|ahead| (staging.database, ahead.serial)));
+        }
+        transact!(self.engine, |txn| {
+            let mut wrong = Vec::new();
+            let mut say = |what: String| wrong.push(format!("database {database}: {what}"));
+            let row = txn.row(&Key::Head(database), Read::Loose, Database::decode);
+            let Some(row) = row.await? else {
+                return Ok(wrong);
+            };
+            let records = txn.space.records(database);
+            let records = txn.scan(&records, usize::MAX, false, Read::Loose).await?;
+            let versions = txn.sum(&Key::Sum(database, Sum::Versions)).await?;
+            if versions != records.len() as i64 {
+                say(format!(
+                    "{versions} versions counted, {} there",
+                    records.len()
+                ));
+            }
+            match records.last() {
+                None if row.head.snapshot.version == Version::ZERO => {}
+                Some(last) if txn.decode(last, Record::decode)?.head == row.head => {}
+                _ => say("the newest record is not that of the head".to_owned()),
+            }
+            let pages = txn.space.pages(database);
+            let pages = txn.scan(&pages, usize::MAX, false, Read::Loose).await?;
+            let attempts = txn.attempts(database, Read::Loose).await?;
+            let mut counting = Vec::new();
+            for row in &pages {
+                let Key::Page(_, _, _, layer) = txn.key(row)? else {
+                    continue;
+                };
+                if serial_of(layer).is_none_or(|serial| !attempts.contains_key(&serial)) {
+                    counting.push(row);
+                }
+            }
+            let bytes: u64 = counting.iter().map(|row| body_len(row)).sum();
+            let counted = (
+                txn.sum(&Key::Sum(database, Sum::Pages)).await?,
+                txn.sum(&Key::Sum(database, Sum::Bytes)).await?,
+            );
+            if attempts
+                .keys()
+                .any(|serial| !live.contains(&(database, *serial)))
+            {
+                say("what somebody wrote ahead was left".to_owned());
+            }
+            if counted != (counting.len() as i64, bytes as i64) {
+                let there = (counting.len(), bytes);
+                say(format!(
+                    "{counted:?} pages and bytes counted, {there:?} there"
+                ));
+            }
+            let segments = txn.space.segments(database);
+            for row in txn.scan(&segments, usize::MAX, false, Read::Loose).await? {
+                let Key::Segment(_, first) = txn.key(&row)? else {
+                    continue;
+                };
+                if let Some(base) = txn.decode(&row, Segment::decode)? {
+                    let stood_on = base.head.snapshot.version;
+                    let child = Key::Child(base.database, stood_on, database, first);
+                    if txn.get(&child, Read::Loose).await?.is_none() {
+                        say(format!("{key} is not there", key = child));
+                    }
+                }
+            }
+            let children = txn.space.children(database);
+            for key in txn.keys(&children, usize::MAX, Read::Loose).await? {
+                if let Key::Child(_, _, child, first) = key
+                    && txn
+                        .get(&Key::Segment(child, first), Read::Loose)
+                        .await?
+                        .is_none()
+                {
+                    say(format!(
+                        "a segment of {child} is gone, and was to stand on it"
+                    ));
+                }
+            }
+            Ok(wrong)
+        })
+    }
+}

@@ -1,0 +1,733 @@
+//! The collection: drops versions that nothing keeps, and the rows that only they read (docs/versions.md, K and G).
+//!
+//! Each step is a transaction of its own, bounded in what it reads and writes, and any server may make any step: what is under way is in
+//! rows. It never disturbs a commit: what a commit reads firmly (heads, epochs, attempts that are open) is only read here, loosely.
+//!
+//! # States of a version
+//! ```text
+//!                    nothing keeps it              rows that it read looked at
+//!   kept (Record) ------------------> past (Past) ---------------------------> past, its rows gone
+//!                                        |                                       | COMMIT_RECORD_TTL
+//!                                        +--------------------------------------> nothing
+//! ```
+//! * **COL1** A version is readable if and only if it has a row `Record` (or is 0); that goes in the transaction in which the first of its
+//!   rows goes, or in an earlier one (G2).
+//! * **COL2** What keeps a version is read firmly in the transaction that drops it, and what makes something keep a version reads its record
+//!   firmly: of a tag, a branch, a restore or a pin and a collection the later one fails and looks again (G1).
+//! * **COL3** The row of a page with version w, followed by one with version w', is read by the kept versions from w to w' exclusive, within
+//!   its segment, that no cut keeps from it. Without one it goes. A loose look is enough: versions without a record never get one again,
+//!   and rows that come meanwhile are of versions above all that are dropped.
+//! * **COL4** What is garbage is found again: when version v is dropped, rows die only among those of pages that changed in v+1. If that has a
+//!   list they are looked at at once, or from `Due` on; otherwise `Sweep` demands a look at all rows. Both go with the last look (G4).
+//!   While `Due` is there no other version of the database is dropped: the list that it needs stays.
+//! * **COL5** A row of a page is claimed before it is deleted: of two that delete it one fails, so that sums stay right.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures_util::future::{try_join, try_join3};
+use pagewire_proto::{DatabaseId, PageNumber, Version};
+use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
+
+use crate::Inner;
+use crate::engine::{Fail, Read, Row, Txn, corrupt, transact};
+use crate::keys::{Key, OF_A_DATABASE, Range, ServerId, Sum, serial_of};
+use crate::read::Attempts;
+use crate::values::{Changed, Database, Due, Head, Past, Protection, Record, Segment};
+
+/// Databases that one step of all looks at.
+const STEP_DATABASES: usize = 32;
+/// Transactions that one step spends on a database.
+const STEP_TRANSACTIONS: usize = 16;
+/// Versions that one transaction looks at.
+const STEP_VERSIONS: usize = 128;
+/// Pages that one transaction looks at because a version was dropped.
+const STEP_PAGES: usize = 512;
+/// Rows that one transaction of a sweep looks at: of the largest pages 4 MiB.
+const STEP_ROWS: usize = 64;
+/// Old records that one transaction drops.
+const STEP_PAST: usize = 512;
+
+/// How far a look at all databases has come.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    /// The last key of a head that was looked at.
+    after: Option<Vec<u8>>,
+    /// Something was done since the first.
+    did: bool,
+}
+
+/// What keeps a version.
+enum Keeps {
+    Nothing,
+    /// A tag, a pin, or what stands on it: says nothing of later ones.
+    ForItself,
+    /// As all later ones.
+    AndLater,
+}
+
+/// The newest versions before another that read anything: remembered for the rows of one transaction.
+type Readers = BTreeMap<Version, Option<(Version, Head)>>;
+
+impl Inner {
+    /// One step, of one database or of some.
+    pub(crate) async fn collect_step(
+        &self,
+        only: Option<DatabaseId>,
+        pass: &mut Pass,
+    ) -> Result<Collected, StoreError> {
+        let mut freed = Collected::default();
+        let living = self.living().await?;
+        let dropped = self.drop_abandoned().await?;
+        if let Some(database) = only {
+            transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
+            freed.more = self.collect_database(database, &living, &mut freed).await?;
+            return Ok(freed);
+        }
+        pass.did |= dropped;
+        if pass.after.is_none() {
+            pass.did |= self.collect_removed(&living, &mut freed).await?;
+        }
+        let mut range = self.engine.space.heads();
+        if let Some(after) = &pass.after {
+            range = range.after(after);
+        }
+        let rows = transact!(self.engine, |txn| {
+            txn.scan(&range, STEP_DATABASES, false, Read::Loose).await
+        })?;
+        for row in &rows {
+            if let Some(Key::Head(database)) = self.engine.space.decode(&row.key) {
+                match self.collect_database(database, &living, &mut freed).await {
+                    Ok(did) => pass.did |= did,
+                    // Damage among the dead of one must not keep the dead of the others.
+                    Err(error @ StoreError::Corrupt(_)) => {
+                        tracing::warn!(%error, %database, "cannot be collected");
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        pass.after = match rows.last() {
+            Some(last) if rows.len() == STEP_DATABASES => Some(last.key.clone()),
+            _ => None,
+        };
+        freed.more = pass.after.is_some() || std::mem::take(&mut pass.did);
+        Ok(freed)
+    }
+
+    /// Some transactions for one database; whether anything was done.
+    async fn collect_database(
+        &self,
+        database: DatabaseId,
+        living: &HashSet<ServerId>,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let mut any = self.drop_of_the_dead(database, living).await?;
+        for _ in 0..STEP_TRANSACTIONS {
+            let did = self.look_at_due(database, freed).await?
+                || self.drop_versions(database, freed).await?
+                || self.drop_past(database).await?
+                || self.sweep_some(database, freed).await?;
+            any |= did;
+            if !did {
+                break;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Drops what servers left that are dead: what they wrote ahead, and what their sessions read.
+    async fn drop_of_the_dead(
+        &self,
+        database: DatabaseId,
+        living: &HashSet<ServerId>,
+    ) -> Result<bool, StoreError> {
+        let dead = transact!(self.engine, |txn| {
+            let range = txn.space.protections(database);
+            let protections = txn.scan(&range, usize::MAX, false, Read::Firm);
+            let attempts = txn.attempts(database, Read::Loose);
+            let (protections, attempts) = try_join(protections, attempts).await?;
+            for row in protections {
+                match txn.key(&row)? {
+                    Key::Protect(_, server) if !living.contains(&server) => {
+                        txn.delete_encoded(&row.key);
+                    }
+                    _ => {}
+                }
+            }
+            let dead = attempts.into_iter().filter(|(_, attempt)| {
+                attempt.doomed && attempt.server != self.server || !living.contains(&attempt.server)
+            });
+            Ok(dead.map(|(serial, _)| serial).collect::<Vec<_>>())
+        })?;
+        for serial in &dead {
+            self.drop_attempt(database, *serial).await?;
+        }
+        Ok(!dead.is_empty())
+    }
+
+    /// Drops versions that nothing keeps, oldest first.
+    async fn drop_versions(
+        &self,
+        database: DatabaseId,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let Some(retention) = self.options.retention else {
+            return Ok(false);
+        };
+        let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        let mut range = self.engine.space.records(database);
+        // Past those that are kept for themselves.
+        loop {
+            let now_ms = self.options.clock.now_ms();
+            let (last, step) = transact!(self.engine, |txn| {
+                txn.drop_some(database, &range, now_ms, retention_ms).await
+            })?;
+            if step.versions > 0 {
+                add(freed, step);
+                return Ok(true);
+            }
+            match last {
+                Some(last) => range = range.after(&last),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Looks at the pages of a chunk of a list that was too long for the transaction that dropped the version before it.
+    async fn look_at_due(
+        &self,
+        database: DatabaseId,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let step = transact!(self.engine, |txn| {
+            let key = Key::Due(database);
+            let Some(due) = txn.row(&key, Read::Firm, Due::decode).await? else {
+                return Ok(None);
+            };
+            let mut step = Collected::default();
+            let of = due.dropped.next();
+            let pages = txn.changed_chunks(database, of, due.chunk, 1).await?;
+            if pages.is_empty() {
+                txn.delete(&key);
+                return Ok(Some(step));
+            }
+            txn.examine(database, &pages, due.dropped, &mut step)
+                .await?;
+            let next = Due {
+                chunk: due.chunk + 1,
+                ..due
+            };
+            txn.put(&key, &next.encode());
+            Ok(Some(step))
+        })?;
+        Ok(step.map(|step| add(freed, step)).is_some())
+    }
+
+    /// Drops what is left of records when it need not be known any more (C14).
+    async fn drop_past(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        let now_ms = self.options.clock.now_ms();
+        transact!(self.engine, |txn| {
+            let range = txn.space.past(database);
+            let rows = txn.scan(&range, STEP_PAST, false, Read::Loose).await?;
+            let mut any = false;
+            for row in rows {
+                let past = txn.decode(&row, Past::decode)?;
+                if !is_over(past.time_ms, now_ms) {
+                    break;
+                }
+                if let Key::Past(_, version) = txn.key(&row)? {
+                    txn.delete(&Key::Made(database, past.time_ms, version));
+                }
+                txn.delete_encoded(&row.key);
+                any = true;
+            }
+            Ok(any)
+        })
+    }
+
+    /// Looks at some rows of a database whether any version reads them.
+    async fn sweep_some(
+        &self,
+        database: DatabaseId,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let step = transact!(self.engine, |txn| txn.sweep_some(database).await)?;
+        Ok(step.map(|step| add(freed, step)).is_some())
+    }
+
+    /// What is left of removed databases: all of it goes when nothing stands on it, and until then what no branch reads.
+    async fn collect_removed(
+        &self,
+        living: &HashSet<ServerId>,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let range = self.engine.space.removed();
+        let removed = transact!(self.engine, |txn| {
+            txn.keys(&range, usize::MAX, Read::Loose).await
+        })?;
+        let mut any = false;
+        for key in removed {
+            let Key::Removed(database) = key else {
+                continue;
+            };
+            any |= self.drop_of_the_dead(database, living).await?;
+            let did = transact!(self.engine, |txn| txn.clear_removed(database).await)?;
+            any |= did.is_some();
+            if let Some(step) = did {
+                add(freed, step);
+            }
+            any |= self.sweep_some(database, freed).await?;
+        }
+        Ok(any)
+    }
+}
+
+impl Txn {
+    /// Drops versions among some records. Answers the last one that was looked at, if there are more to look at.
+    async fn drop_some(
+        &self,
+        database: DatabaseId,
+        range: &Range,
+        now_ms: u64,
+        retention_ms: u64,
+    ) -> Result<(Option<Vec<u8>>, Collected), Fail> {
+        let mut step = Collected::default();
+        let due = self.get(&Key::Due(database), Read::Firm);
+        let head = self.row(&Key::Head(database), Read::Loose, Database::decode);
+        let rows = self.scan(range, STEP_VERSIONS, false, Read::Loose);
+        let (due, head, rows) = try_join3(due, head, rows).await?;
+        let (Some(head), None) = (head, due) else {
+            // Removed: all of it is garbage, which is seen to elsewhere.
+            return Ok((None, step));
+        };
+        let newest = head.head.snapshot.version;
+        let now_ms = now_ms.max(head.time_ms);
+        let mut records = Vec::with_capacity(rows.len());
+        for row in &rows {
+            records.push(self.decode(row, Record::decode)?);
+        }
+        let (mut pages, mut protections) = (0, None);
+        for (index, record) in records.iter().enumerate() {
+            let version = record.head.snapshot.version;
+            if version >= newest || pages >= STEP_PAGES {
+                return Ok((None, step));
+            }
+            let next = records.get(index + 1);
+            let next = match next.filter(|next| next.head.snapshot.version == version.next()) {
+                Some(next) => Some(next.clone()),
+                None => self.record(database, version.next(), Read::Loose).await?,
+            };
+            let ended_ms = match (&next, record.ended_ms) {
+                (Some(next), _) => Some(next.time_ms),
+                (None, 0) => {
+                    let past = self.past(database, version.next(), Read::Loose).await?;
+                    past.map(|past| past.time_ms)
+                }
+                (None, ended_ms) => Some(ended_ms),
+            };
+            if ended_ms.is_some_and(|ended| ended.saturating_add(retention_ms) > now_ms) {
+                return Ok((None, step));
+            }
+            let protections = match &mut protections {
+                Some(protections) => protections,
+                none => none.insert(self.protections(database).await?),
+            };
+            match self.keeps(database, version, protections).await? {
+                Keeps::AndLater => return Ok((None, step)),
+                Keeps::ForItself => {}
+                Keeps::Nothing => {
+                    let next = next.as_ref();
+                    pages += self
+                        .drop_version(database, record, next, now_ms, &mut step)
+                        .await?;
+                    if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
+                        return Ok((None, step));
+                    }
+                }
+            }
+        }
+        let last = rows.last().filter(|_| rows.len() == STEP_VERSIONS);
+        Ok((last.map(|row| row.key.clone()), step))
+    }
+
+    /// What servers protect: firmly, see COL2.
+    async fn protections(&self, database: DatabaseId) -> Result<Vec<Protection>, Fail> {
+        let range = self.space.protections(database);
+        let rows = self.scan(&range, usize::MAX, false, Read::Firm).await?;
+        let each = rows.iter().map(|row| self.decode(row, Protection::decode));
+        each.collect()
+    }
+
+    /// What keeps a version that is neither the head nor within the retention (V2).
+    async fn keeps(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        protections: &[Protection],
+    ) -> Result<Keeps, Fail> {
+        let mut floors = protections.iter().filter_map(|p| p.floor);
+        if floors.any(|floor| floor <= version) {
+            return Ok(Keeps::AndLater);
+        }
+        let tags = self.space.tagged_of(database, version);
+        let children = self.space.children_of(database, version);
+        let tags = self.first(&tags, Read::Firm);
+        let children = self.first(&children, Read::Firm);
+        let (tag, child) = try_join(tags, children).await?;
+        let pinned = protections.iter().any(|p| p.pins.contains(&version));
+        Ok(match pinned || tag.is_some() || child.is_some() {
+            true => Keeps::ForItself,
+            false => Keeps::Nothing,
+        })
+    }
+
+    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4). Answers at how many pages.
+    async fn drop_version(
+        &self,
+        database: DatabaseId,
+        record: &Record,
+        next: Option<&Record>,
+        now_ms: u64,
+        step: &mut Collected,
+    ) -> Result<usize, Fail> {
+        let version = record.head.snapshot.version;
+        let key = Key::Record(database, version);
+        self.claim(&self.space.encode(&key))?;
+        self.delete(&key);
+        self.delete_range(&self.space.changed(database, version));
+        match is_over(record.time_ms, now_ms) {
+            true => self.delete(&Key::Made(database, record.time_ms, version)),
+            false => {
+                let past = Past {
+                    commit: record.commit,
+                    time_ms: record.time_ms,
+                };
+                self.put(&Key::Past(database, version), &past.encode());
+            }
+        }
+        let before = Version::new(version.get() - 1);
+        if let Some(mut before_it) = self.record(database, before, Read::Firm).await? {
+            before_it.ended_ms = record.time_ms;
+            self.put(&Key::Record(database, before), &before_it.encode());
+        }
+        self.add(&Key::Sum(database, Sum::Versions), -1);
+        step.versions += 1;
+        let mut looked_at = 1;
+        match next.map(|next| &next.changed) {
+            Some(Changed::Inline(pages)) => {
+                looked_at += pages.len();
+                self.examine(database, pages, version, step).await?;
+            }
+            Some(Changed::Chunks(_)) => {
+                let due = Due {
+                    dropped: version,
+                    chunk: 0,
+                };
+                self.put(&Key::Due(database), &due.encode());
+            }
+            Some(Changed::All) | None => self.sweep(database),
+        }
+        self.reader_gone(database, version).await?;
+        Ok(looked_at)
+    }
+
+    /// The newest version before another that is kept or stood on.
+    async fn newest_reader(
+        &self,
+        database: DatabaseId,
+        before: Version,
+    ) -> Result<Option<(Version, Head)>, Fail> {
+        let records = Range {
+            begin: self.space.records(database).begin,
+            end: self.space.encode(&Key::Record(database, before)),
+        };
+        let children = Range {
+            begin: self.space.children(database).begin,
+            end: self.space.children_of(database, before).begin,
+        };
+        let record = self.scan(&records, 1, true, Read::Loose);
+        let child = self.last(&children, Read::Loose);
+        let (record, child) = try_join(record, child).await?;
+        let mut newest = None;
+        if let Some(row) = record.first() {
+            let head = self.decode(row, Record::decode)?.head;
+            newest = Some((head.snapshot.version, head));
+        }
+        if let Some(Key::Child(_, version, child, first)) = child
+            && newest.as_ref().is_none_or(|(record, _)| *record < version)
+        {
+            let key = Key::Segment(child, first);
+            let segment = self.row(&key, Read::Loose, Segment::decode).await?;
+            if let Some(segment) = segment.flatten() {
+                newest = Some((version, segment.head));
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Deletes the rows of pages that a dropped version read and no other: the next version has others.
+    async fn examine(
+        &self,
+        database: DatabaseId,
+        pages: &[PageNumber],
+        dropped: Version,
+        step: &mut Collected,
+    ) -> Result<(), Fail> {
+        let reader = self.newest_reader(database, dropped.next());
+        let (reader, attempts) = try_join(reader, self.attempts(database, Read::Loose)).await?;
+        let from = reader.map_or(Version::ZERO, |(version, _)| version.next());
+        let rows = pages.iter().map(|page| {
+            let range = self.space.page(database, *page, from, dropped);
+            async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
+        });
+        for row in futures_util::future::try_join_all(rows)
+            .await?
+            .iter()
+            .flatten()
+        {
+            if !self.is_attempted(row, &attempts)? {
+                self.drop_row(database, row, step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn page_of(&self, row: &Row) -> Result<(PageNumber, Version, i64), Fail> {
+        match self.key(row)? {
+            Key::Page(_, page, version, layer) => Ok((page, version, layer)),
+            _ => Err(corrupt(&self.space, &row.key, "not a page").into()),
+        }
+    }
+
+    /// Whether a row belongs to an attempt, whoever sees to that.
+    fn is_attempted(&self, row: &Row, attempts: &Attempts) -> Result<bool, Fail> {
+        let (_, _, layer) = self.page_of(row)?;
+        Ok(serial_of(layer).is_some_and(|serial| attempts.contains_key(&serial)))
+    }
+
+    /// Deletes a row of a page (COL5).
+    fn drop_row(&self, database: DatabaseId, row: &Row, step: &mut Collected) -> Result<(), Fail> {
+        self.claim(&row.key)?;
+        self.delete_encoded(&row.key);
+        let bytes = body_len(row);
+        self.add(&Key::Sum(database, Sum::Pages), -1);
+        self.add(&Key::Sum(database, Sum::Bytes), -(bytes as i64));
+        step.pages += 1;
+        step.bytes += bytes;
+        Ok(())
+    }
+
+    /// A version has lost a reader: its record, or what stood on it. Where it was the last one of its segment that goes too, and
+    /// with it what that stood on has lost a reader.
+    async fn reader_gone(&self, database: DatabaseId, version: Version) -> Result<(), Fail> {
+        let (mut database, mut version) = (database, version);
+        loop {
+            let until = Range {
+                begin: self.space.segments(database).begin,
+                end: self.space.encode(&Key::Segment(database, version.next())),
+            };
+            let Some(Key::Segment(_, first)) = self.last(&until, Read::Loose).await? else {
+                return Ok(());
+            };
+            let end = self.segment_end(database, first).await?;
+            let reader = self.newest_reader(database, end).await?;
+            if reader.is_some_and(|(reader, _)| reader >= first) {
+                return Ok(());
+            }
+            let Some(base) = self.end_segment(database, first).await? else {
+                return Ok(());
+            };
+            (database, version) = base;
+        }
+    }
+
+    /// Drops a segment that nobody reads; what it stood on.
+    async fn end_segment(
+        &self,
+        database: DatabaseId,
+        first: Version,
+    ) -> Result<Option<(DatabaseId, Version)>, Fail> {
+        let key = Key::Segment(database, first);
+        let segment = self.row(&key, Read::Firm, Segment::decode).await?;
+        self.delete(&key);
+        self.sweep(database);
+        let Some(base) = segment.flatten() else {
+            return Ok(None);
+        };
+        let stood_on = base.head.snapshot.version;
+        self.delete(&Key::Child(base.database, stood_on, database, first));
+        // Kept or dropped as any other from now on; if it has no record already its rows may be garbage.
+        self.sweep(base.database);
+        Ok(Some((base.database, stood_on)))
+    }
+
+    /// The first version of the segment after the one that begins with a version; the end of all versions where there is none.
+    async fn segment_end(&self, database: DatabaseId, first: Version) -> Result<Version, Fail> {
+        let after = Range {
+            begin: self.space.encode(&Key::Segment(database, first.next())),
+            end: self.space.segments(database).end,
+        };
+        match self.first(&after, Read::Loose).await? {
+            Some(Key::Segment(_, next)) => Ok(next),
+            _ => Ok(Version::new(i64::MAX as u64)),
+        }
+    }
+
+    /// Looks at some rows, from where the last look ended; `None` where none is demanded.
+    async fn sweep_some(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+        let sweep = Key::Sweep(database);
+        let Some(from) = self.get(&sweep, Read::Firm).await? else {
+            return Ok(None);
+        };
+        let mut range = self.space.pages(database);
+        if !from.is_empty() {
+            range.begin = from.to_vec();
+        }
+        let rows = self.scan(&range, STEP_ROWS + 1, false, Read::Loose);
+        let (rows, attempts) = try_join(rows, self.attempts(database, Read::Loose)).await?;
+        let mut step = Collected::default();
+        let mut readers = Readers::new();
+        let at_end = rows.len() <= STEP_ROWS;
+        let looked_at = match at_end {
+            true => rows.len(),
+            // Of the last one the next is not known.
+            false => rows.len() - 1,
+        };
+        for (index, row) in rows[..looked_at].iter().enumerate() {
+            if self.is_attempted(row, &attempts)? {
+                continue;
+            }
+            let (page, written, layer) = self.page_of(row)?;
+            let mut next = None;
+            for later in &rows[index + 1..] {
+                let (of, version, _) = self.page_of(later)?;
+                if of == page && self.is_attempted(later, &attempts)? {
+                    continue;
+                }
+                next = (of == page).then_some(version);
+                break;
+            }
+            let end = self.segment_of_row(database, written, next).await?;
+            let read = self
+                .is_read(database, (page, written, layer), end, &mut readers)
+                .await?;
+            if !read {
+                self.drop_row(database, row, &mut step)?;
+            }
+        }
+        match at_end {
+            true => self.delete(&sweep),
+            false => self.put(&sweep, &rows[looked_at].key),
+        }
+        Ok(Some(step))
+    }
+
+    /// The version before which a row is read: of the next row of its page, or of the next segment.
+    async fn segment_of_row(
+        &self,
+        database: DatabaseId,
+        written: Version,
+        next: Option<Version>,
+    ) -> Result<Version, Fail> {
+        let end = self.segment_end(database, written).await?;
+        Ok(next.map_or(end, |next| next.min(end)))
+    }
+
+    /// Whether a version that reads a row is kept or stood on.
+    async fn is_read(
+        &self,
+        database: DatabaseId,
+        row: (PageNumber, Version, i64),
+        end: Version,
+        readers: &mut Readers,
+    ) -> Result<bool, Fail> {
+        let (page, written, layer) = row;
+        let mut end = end;
+        while end > written {
+            let reader = match readers.get(&end) {
+                Some(reader) => reader.clone(),
+                None => {
+                    let reader = self.newest_reader(database, end).await?;
+                    readers.insert(end, reader.clone());
+                    reader
+                }
+            };
+            let Some((version, head)) = reader.filter(|(version, _)| *version >= written) else {
+                return Ok(false);
+            };
+            if head.shows(page, written, layer) {
+                return Ok(true);
+            }
+            // What that one does not see an older one may: from before it was cut, or had fewer pages.
+            end = version.min(head.cut_of(page).unwrap_or(version));
+        }
+        Ok(false)
+    }
+
+    /// Drops what is left of a removed database; `None` where nothing is to be done now.
+    async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+        let mut step = Collected::default();
+        let key = Key::Removed(database);
+        if self.get(&key, Read::Firm).await?.is_none() {
+            return Ok(None);
+        }
+        // Firmly: see COL2.
+        let children = self.space.children(database);
+        let children = self.first(&children, Read::Firm);
+        let records = self.space.records(database);
+        let (child, record) = try_join(children, self.first(&records, Read::Loose)).await?;
+        let segments = self.space.segments(database);
+        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+        let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
+        if child.is_none() {
+            for key in &segments {
+                if let Key::Segment(_, first) = key
+                    && let Some((base, version)) = self.end_segment(database, *first).await?
+                    && base != database
+                {
+                    self.reader_gone(base, version).await?;
+                }
+            }
+            if segments.len() < STEP_VERSIONS {
+                for kind in OF_A_DATABASE {
+                    self.delete_range(&self.space.of(kind, database));
+                }
+                self.delete_range(&self.space.attempts(database));
+                self.delete(&key);
+                step.pages = u64::try_from(pages).unwrap_or(0);
+            }
+            return Ok(Some(step));
+        }
+        if record.is_none() {
+            return Ok(None);
+        }
+        for kind in crate::keys::OF_ITS_VERSIONS {
+            self.delete_range(&self.space.of(kind, database));
+        }
+        for key in segments {
+            if let Key::Segment(_, first) = key {
+                self.reader_gone(database, first).await?;
+            }
+        }
+        self.sweep(database);
+        Ok(Some(step))
+    }
+}
+
+fn add(freed: &mut Collected, step: Collected) {
+    freed.versions += step.versions;
+    freed.pages += step.pages;
+    freed.bytes += step.bytes;
+}
+
+/// What the body of a row takes.
+pub(crate) fn body_len(row: &Row) -> u64 {
+    // After its checksum.
+    row.stored.len().saturating_sub(4) as u64
+}
+
+/// Whether the record of a time need not be kept any more.
+fn is_over(time_ms: u64, now_ms: u64) -> bool {
+    let ttl = u64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(u64::MAX);
+    time_ms.saturating_add(ttl) < now_ms
+}

@@ -1,0 +1,195 @@
+//! Which page servers there are, how long their leases are trusted, and what their sessions read.
+//!
+//! A server has a row with a counter that rises all the time. That it is dead is concluded by watching: the counter did not change for
+//! [`crate::FoundationDbOptions::dead_after`] by the observer's own clock. No wall clock of another machine decides anything.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use pagewire_proto::{DatabaseId, Version};
+use pagewire_server::store::StoreError;
+use tokio::time::Instant;
+
+use crate::Inner;
+use crate::engine::{Fail, Read, Txn, transact};
+use crate::keys::{Key, ServerId};
+use crate::peers::{Peering, silence};
+use crate::values::{Protection, Server};
+
+/// When the counter of a server was seen to change last.
+pub(crate) type Seen = HashMap<ServerId, (u64, Instant)>;
+
+impl Txn {
+    async fn servers(&self, read: Read) -> Result<Vec<(ServerId, Server)>, Fail> {
+        let range = self.space.servers();
+        let rows = self.scan(&range, usize::MAX, false, read).await?;
+        let mut servers = Vec::new();
+        for row in rows {
+            if let Key::Server(id) = self.key(&row)? {
+                servers.push((id, self.decode(&row, Server::decode)?));
+            }
+        }
+        Ok(servers)
+    }
+}
+
+impl Inner {
+    fn own_row(&self) -> Server {
+        Server {
+            counter: self.beats.fetch_add(1, Ordering::Relaxed),
+            lease_ttl_ms: self.lease_ttl_ms.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says that this server lives.
+    pub(crate) async fn beat(&self) -> Result<(), StoreError> {
+        // Not between the end of the service and the last word about it.
+        let ended = self.ended.lock().await;
+        if *ended {
+            return Ok(());
+        }
+        let row = self.own_row();
+        let sent = Peering::beginning();
+        transact!(self.engine, |txn| {
+            txn.put(&Key::Server(self.server), &row.encode());
+            Ok(())
+        })?;
+        self.peering.took(sent, self.lease_ttl());
+        Ok(())
+    }
+
+    pub(crate) async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
+        let ttl_ms = u64::try_from(lease_ttl.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        self.lease_ttl_ms.store(ttl_ms, Ordering::Relaxed);
+        let mut ended = self.ended.lock().await;
+        *ended = false;
+        let row = self.own_row();
+        let sent = Peering::beginning();
+        let others = transact!(self.engine, |txn| {
+            let mut others = txn.servers(Read::Firm).await?;
+            others.retain(|(id, server)| *id != self.server && server.lease_ttl_ms > 0);
+            txn.put(&Key::Server(self.server), &row.encode());
+            Ok(others)
+        })?;
+        self.peering.took(sent, Duration::ZERO);
+        let wait_ms = others.iter().map(|(_, server)| server.lease_ttl_ms).max();
+        let wait = Duration::from_millis(wait_ms.unwrap_or(0));
+        let earlier = others.iter().map(|(id, server)| (*id, server.counter));
+        *self.earlier.lock() = Some((Instant::now() + wait, earlier.collect()));
+        Ok(wait)
+    }
+
+    pub(crate) async fn end_service(&self) -> Result<(), StoreError> {
+        let mut ended = self.ended.lock().await;
+        let waited = self.earlier.lock().take();
+        let earlier = match waited {
+            Some((until, earlier)) if Instant::now() >= until => earlier,
+            // An earlier server may be trusted longer than this one lived, and this one says nothing about it.
+            _ => Vec::new(),
+        };
+        transact!(self.engine, |txn| {
+            for (id, counter) in &earlier {
+                let key = Key::Server(*id);
+                let row = txn.row(&key, Read::Firm, Server::decode).await?;
+                // Dead when this one began, and nobody trusts it any more.
+                if row.is_some_and(|row| row.counter == *counter) {
+                    txn.delete(&key);
+                }
+            }
+            txn.delete(&Key::Server(self.server));
+            txn.delete(&Key::Bell(self.server));
+            txn.delete_range(&txn.space.mail(self.server));
+            Ok(())
+        })?;
+        *ended = true;
+        Ok(())
+    }
+
+    /// The servers that there are, without those that were seen to be dead: their rows are deleted.
+    pub(crate) async fn living(&self) -> Result<HashSet<ServerId>, StoreError> {
+        let servers = transact!(self.engine, |txn| txn.servers(Read::Loose).await)?;
+        let now = Instant::now();
+        let mut dead = Vec::new();
+        let mut living = HashSet::from([self.server]);
+        {
+            let mut seen = self.seen.lock();
+            seen.retain(|id, _| servers.iter().any(|(server, _)| server == id));
+            for (id, server) in servers {
+                let (counter, since) = seen.entry(id).or_insert((server.counter, now));
+                if *counter != server.counter {
+                    (*counter, *since) = (server.counter, now);
+                }
+                // Its leases have run out by then too.
+                let after = self.options.dead_after;
+                let after = after.max(silence(server.lease_ttl_ms));
+                match id != self.server && now >= *since + after {
+                    true => dead.push((id, server)),
+                    false => drop(living.insert(id)),
+                }
+            }
+        }
+        for (id, known) in dead {
+            let gone = transact!(self.engine, |txn| {
+                let key = Key::Server(id);
+                let row = txn.row(&key, Read::Firm, Server::decode).await?;
+                let gone = row.is_none_or(|row| row == known);
+                if gone {
+                    txn.delete(&key);
+                }
+                Ok(gone)
+            })?;
+            if !gone {
+                living.insert(id);
+            }
+        }
+        Ok(living)
+    }
+
+    pub(crate) async fn protect(
+        &self,
+        database: DatabaseId,
+        floor: Option<Version>,
+        pins: &[Version],
+    ) -> Result<(), StoreError> {
+        let protection = Protection {
+            floor,
+            pins: pins.to_vec(),
+        };
+        // One after another: the last word is the one that stays.
+        let mut said = self.said.lock().await;
+        let known = said.get(&database).cloned().unwrap_or_default();
+        transact!(self.engine, |txn| {
+            txn.database(database, Read::Loose).await?;
+            // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
+            let pinned = pins.iter().filter(|pin| !known.pins.contains(pin));
+            let pinned = pinned.map(|pin| txn.version(database, *pin, Read::Firm));
+            try_join_all(pinned).await?;
+            if known == protection {
+                return Ok(());
+            }
+            let key = Key::Protect(database, self.server);
+            match protection == Protection::default() {
+                true => txn.delete(&key),
+                false => txn.put(&key, &protection.encode()),
+            }
+            Ok(())
+        })?;
+        match protection == Protection::default() {
+            true => drop(said.remove(&database)),
+            false => drop(said.insert(database, protection)),
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known here of a database that was removed.
+    pub(crate) fn forget(&self, database: DatabaseId) {
+        self.drop_stagings(database);
+        if let Ok(mut said) = self.said.try_lock() {
+            said.remove(&database);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Every value comes back, and other bytes do no harm.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::keys::layer_of;
+
+fn count() -> impl Strategy<Value = PageCount> {
+    (0..u32::MAX).prop_map(|count| PageCount::try_from(count).unwrap())
+}
+
+fn version() -> impl Strategy<Value = Version> {
+    any::<u64>().prop_map(Version::new)
+}
+
+fn head() -> impl Strategy<Value = Head> {
+    let cuts = proptest::collection::vec((version(), count()), 0..9);
+    (
+        version(),
+        0..9_u32,
+        count(),
+        version(),
+        any::<[bool; 2]>(),
+        cuts,
+    )
+        .prop_map(
+            |(version, size, page_count, since, [based, dense], cuts)| Head {
+                snapshot: Snapshot {
+                    version,
+                    page_size: PageSize::try_from(256 << size).ok(),
+                    page_count,
+                },
+                since,
+                based,
+                dense,
+                cuts,
+            },
+        )
+}
+
+fn pages() -> impl Strategy<Value = Vec<PageNumber>> {
+    let page = (1..=PageNumber::MAX).prop_map(|n| PageNumber::try_from(n).unwrap());
+    proptest::collection::vec(page, 0..20)
+}
+
+fn changed() -> impl Strategy<Value = Changed> {
+    prop_oneof![
+        Just(Changed::All),
+        pages().prop_map(Changed::Inline),
+        any::<u32>().prop_map(Changed::Chunks),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn databases_and_what_they_stand_on_come_back(
+        head in head(), id in any::<[u8; 16]>(), reach in count(), numbers in any::<[u64; 3]>()
+    ) {
+        let [time_ms, created_ms, from] = numbers;
+        let name = DatabaseName::try_from("a/é.db").unwrap();
+        let database = Database { head: head.clone(), time_ms, created_ms, name };
+        prop_assert_eq!(Database::decode(&database.encode()), Some(database));
+        let database = DatabaseId::from_bytes(id);
+        let snapshot = head.snapshot;
+        let segment = Segment { database, head, reach };
+        prop_assert_eq!(Segment::decode(&segment.encode()), Some(Some(segment)));
+        let (pages_changed, restored_from) = (created_ms, Version::new(from));
+        let origin = Origin { database, snapshot, time_ms, pages_changed, restored_from };
+        prop_assert_eq!(Origin::decode(&origin.encode()), Some(origin));
+    }
+
+    #[test]
+    fn records_come_back(
+        id in any::<[u8; 16]>(), numbers in any::<[u64; 4]>(), head in head(), changed in changed()
+    ) {
+        let commit = CommitId::from_bytes(id);
+        let [time_ms, ended_ms, from, pages_changed] = numbers;
+        let restored_from = Version::new(from);
+        let record = Record {
+            commit, time_ms, ended_ms, restored_from, pages_changed, head, changed,
+        };
+        prop_assert_eq!(Record::decode(&record.encode()), Some(record));
+        let past = Past { commit, time_ms };
+        prop_assert_eq!(Past::decode(&past.encode()), Some(past));
+    }
+
+    #[test]
+    fn small_rows_come_back(
+        id in any::<[u8; 16]>(), one in any::<u64>(), two in any::<u32>(),
+        floor in proptest::option::of(version()), pins in proptest::collection::vec(version(), 0..9)
+    ) {
+        let due = Due { dropped: Version::new(one), chunk: two };
+        prop_assert_eq!(Due::decode(&due.encode()), Some(due));
+        let attempt = Attempt { version: Version::new(one), server: id, doomed: two % 2 == 0 };
+        prop_assert_eq!(Attempt::decode(&attempt.encode()), Some(attempt));
+        let server = Server { counter: one, lease_ttl_ms: u64::from(two) };
+        prop_assert_eq!(Server::decode(&server.encode()), Some(server));
+        let protection = Protection { floor, pins };
+        prop_assert_eq!(Protection::decode(&protection.encode()), Some(protection));
+    }
+
+    #[test]
+    fn lists_of_pages_come_back(pages in pages()) {
+        prop_assert_eq!(decode_pages(&encode_pages(&pages)), Some(pages));
+    }
+
+    #[test]
+    fn pages_come_back_and_are_never_much_longer(
+        size in 0..8_u32, seed in any::<u8>(), noise in any::<[u8; 512]>(), kind in 0..3_u8
+    ) {
+        let size = PageSize::try_from(512 << size).unwrap();
+        let content = match kind {
+            0 => vec![0; size.bytes()],
+            1 => vec![seed; size.bytes()],
+            _ => noise.repeat(size.bytes() / 512),
+        };
+        let body = encode_page(&content, size);
+        prop_assert!(body.len() <= content.len() + 1);
+        let decoded = PageBody::decode(&body).unwrap().content().unwrap();
+        prop_assert_eq!(decoded, content);
+    }
+
+    #[test]
+    fn other_bytes_are_refused_or_decoded_without_harm(body in any::<Vec<u8>>()) {
+        let _ = (Database::decode(&body), Segment::decode(&body), Origin::decode(&body));
+        let _ = (Past::decode(&body), Due::decode(&body), Attempt::decode(&body));
+        let _ = (Record::decode(&body), Server::decode(&body), Protection::decode(&body));
+        if let Some(page) = PageBody::decode(&body) {
+            let _ = page.content();
+        }
+    }
+}
+
+#[test]
+fn a_cut_hides_what_was_written_before_it_and_ahead_for_it() {
+    let count = |count: u32| PageCount::try_from(count).unwrap();
+    let page = |number: u32| PageNumber::try_from(number).unwrap();
+    let head = Head {
+        snapshot: Snapshot {
+            version: Version::new(9),
+            page_size: Some(PageSize::MIN),
+            page_count: count(100),
+        },
+        since: Version::new(2),
+        based: true,
+        dense: true,
+        cuts: vec![(Version::new(4), count(10)), (Version::new(7), count(20))],
+    };
+    let shows = |number, version, layer| head.shows(page(number), Version::new(version), layer);
+    assert!(shows(10, 2, OWN) && !shows(10, 1, OWN), "its segment only");
+    assert!(!shows(11, 3, OWN) && shows(11, 4, OWN) && shows(11, 5, OWN));
+    assert!(!shows(11, 4, layer_of(1)) && shows(11, 5, layer_of(1)));
+    assert!(!shows(21, 6, OWN) && shows(21, 7, OWN));
+    assert!(!shows(101, 9, OWN), "beyond its page count");
+    assert!(head.shows_below(page(10)) && !head.shows_below(page(11)));
+}

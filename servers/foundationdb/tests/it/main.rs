@@ -1,0 +1,6 @@
+//! The FoundationDB store against a real cluster, which the tests start. Without an `fdbserver` they say that they were not run.
+
+mod cluster;
+mod conformance;
+mod large;
+mod servers;
