@@ -83,7 +83,7 @@ impl PageStore for Defective {
         self.inner.incarnation()
     }
 
-    fn peers(&self) -> Option<Arc<dyn pagewire_server::Peers>> {
+    fn peers(&self) -> Option<Arc<dyn pagewire_server::peers::Peers>> {
         self.inner.peers()
     }
 
