@@ -46,11 +46,12 @@ def guest_environment(endpoint=None, **settings):
 class Server:
     """A `pagewire serve` process."""
 
-    def __init__(self, store, log, port=None, lease_ttl_ms=None):
+    def __init__(self, store, log, port=None, lease_ttl_ms=None, arguments=()):
         self.store = store
         self.log = log
         self.port = port or free_port()
         self.lease_ttl_ms = lease_ttl_ms
+        self.arguments = arguments
         self.process = None
 
     @property
@@ -61,6 +62,7 @@ class Server:
         command = [COMMAND, "serve", "--store", self.store, "--listen", f"127.0.0.1:{self.port}"]
         if self.lease_ttl_ms is not None:
             command += ["--lease-ttl-ms", str(self.lease_ttl_ms)]
+        command += self.arguments
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=guest_environment()
