@@ -41,7 +41,6 @@ use pagewire_server::store::{
     PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use engine::{Engine, Fail, Read, transact};
 use keys::{ServerId, Space};
@@ -114,7 +113,7 @@ pub(crate) struct Inner {
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
     /// Until when earlier servers may be trusted, and which they were, with their counters.
-    earlier: Mutex<Option<(Instant, Vec<(ServerId, u64)>)>>,
+    earlier: Mutex<Option<servers::Earlier>>,
     seen: Mutex<servers::Seen>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
