@@ -108,6 +108,8 @@ pub(crate) struct Inner {
     /// Attempts that came to nothing, to be deleted.
     abandoned: Mutex<Vec<(DatabaseId, u64)>>,
     dropping: tokio::sync::Mutex<()>,
+    /// Attempts that this server began.
+    attempts: AtomicU64,
     beats: AtomicU64,
     lease_ttl_ms: AtomicU64,
     /// The service has ended: nothing is said about this server any more.
@@ -179,6 +181,7 @@ impl FoundationDbStore {
             stagings: Mutex::default(),
             abandoned: Mutex::default(),
             dropping: tokio::sync::Mutex::default(),
+            attempts: AtomicU64::default(),
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),
