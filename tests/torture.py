@@ -1,7 +1,8 @@
 """Kills clients and the server at random moments and looks afterwards whether anything that was acknowledged is missing,
 or anything that was not is half there.
 
-torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain | --server-command COMMAND] [--keep DIR]
+torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain | --fdb CLUSTER_FILE | --server-command COMMAND]
+           [--keep DIR]
 
 Clients of two kinds (Debian's Python, Rust) work on two databases; see torture_client.py for what they write. A round lets
 them work, kills some of them and the server with SIGKILL and starts them again; at its end all clients are killed and the
@@ -12,6 +13,7 @@ databases are compared with the clients' journals:
  4. the sum of all balances is what it was, each database's own total fits, a client's slots bear one id, no reader saw
     anything torn, and integrity_check says ok.
 At the end everybody works undisturbed: each client has to get somewhere (nothing is stuck).
+--fdb takes two page servers on a FoundationDB cluster, in a directory of its own there; each client has one of them.
 --memory takes the memory store, of which only clients are killed. --plain works on plain files with no server: SQLite
 itself has to pass. --server-command takes another page server, which has to be durable: its command line with {store} (a
 folder), {address} and {lease_ttl_ms} in it, for example "target/debug/directory-store {store} {address} {lease_ttl_ms}": the
@@ -49,7 +51,7 @@ class Torture:
         self.random = random.Random(options.seed)
         self.scratch = scratch
         self.kills = 0
-        self.server = None
+        self.servers = []
         self.server_dies = not options.plain and not options.memory
         self.library = []
         environment = {}
@@ -57,13 +59,18 @@ class Torture:
             self.uris = [f"file:{scratch}/{name}.db?vfs=unix" for name in "ab"]
         else:
             store = "memory" if options.memory else f"local:{scratch}/store"
-            command = options.server_command
+            command, arguments = options.server_command, []
             if command is not None:
                 store = f"{scratch}/store"
-            self.server = Server(store, f"{scratch}/server.log", free_port(), LEASE_TTL_MS, command).start()
-            self.uris = [f"file:torture/{name}.db?vfs=pagewire&endpoint={self.server.endpoint}" for name in "ab"]
+            if options.fdb:
+                store = f"fdb:{options.fdb}"
+                arguments = ["--fdb-directory", f"torture/{options.seed}-{time.time_ns()}"]
+            for number in range(2 if options.fdb else 1):
+                log = f"{scratch}/server{number or ''}.log"
+                self.servers.append(Server(store, log, free_port(), LEASE_TTL_MS, command, arguments).start())
+            self.uris = [f"file:torture/{name}.db?vfs=pagewire" for name in "ab"]
             self.library = [str(LIBRARY)]
-            environment = {"PAGEWIRE_ENDPOINT": self.server.endpoint, "PAGEWIRE_TIMEOUT_MS": "6000"}
+            environment = {"PAGEWIRE_TIMEOUT_MS": "6000"}
         self.environment = guest_environment(**environment)
         self.clients = {f"{'py' if i % 2 else 'rs'}{i}": None for i in range(options.clients)}
         self.read_to = collections.Counter()
@@ -76,13 +83,19 @@ class Torture:
     def journal(self, name):
         return pathlib.Path(self.scratch) / f"{name}.journal"
 
+    def environment_of(self, index):
+        """The environment of a client: the servers take turns."""
+        endpoint = {"PAGEWIRE_ENDPOINT": self.servers[index % len(self.servers)].endpoint} if self.servers else {}
+        return {**self.environment, **endpoint}
+
     def start(self, name):
         program = [DEBIAN_PYTHON, CLIENT_PROGRAM, "work"] if name.startswith("py") else [GUEST, "torture"]
         seed = str(self.random.randrange(1 << 32))
         with open(f"{self.scratch}/{name}.log", "a") as log:
             self.clients[name] = subprocess.Popen(
                 [*program, name, seed, self.journal(name), *self.uris, *self.library],
-                env=self.environment,
+                # py0 and rs1 have one server, py2 and rs3 the other.
+                env=self.environment_of(list(self.clients).index(name) // 2),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -100,7 +113,7 @@ class Torture:
     def tool(self, verb):
         done = subprocess.run(
             [DEBIAN_PYTHON, CLIENT_PROGRAM, verb, *self.uris, *self.library],
-            env=self.environment,
+            env=self.environment_of(0),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -116,12 +129,13 @@ class Torture:
         time.sleep(self.random.uniform(0.3, 1.5))
         for _ in range(self.random.randrange(1, 6)):
             if self.server_dies and self.random.random() < 0.4:
-                if not self.server.alive():
-                    raise Broken(f"the server ended by itself with {self.server.process.returncode}")
-                self.server.kill()
+                server = self.random.choice(self.servers)
+                if not server.alive():
+                    raise Broken(f"the server ended by itself with {server.process.returncode}")
+                server.kill()
                 self.kills += 1
                 time.sleep(self.random.choice([0, 0.05, 0.3]))
-                self.server.start()
+                server.start()
             else:
                 name = self.random.choice(list(self.clients))
                 self.kill_client(name)
@@ -133,11 +147,13 @@ class Torture:
         server_too = self.server_dies and self.random.random() < 0.3
         for at, name in enumerate(names):
             if server_too and at == len(names) // 2:
-                self.server.kill()
-                self.kills += 1
+                for server in self.servers:
+                    server.kill()
+                    self.kills += 1
             self.kill_client(name)
         if server_too:
-            self.server.start()
+            for server in self.servers:
+                server.start()
 
     def read_journals(self):
         """Takes in what the clients have written since the last time; returns the number of oks by client."""
@@ -257,8 +273,8 @@ class Torture:
             if client is not None:
                 client.kill()
                 client.wait()
-        if self.server is not None:
-            self.server.kill()
+        for server in self.servers:
+            server.kill()
 
 
 def main():
@@ -269,6 +285,7 @@ def main():
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--server-command", help="another page server; see above")
+    parser.add_argument("--fdb", metavar="CLUSTER_FILE", help="two page servers on this FoundationDB cluster")
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store, the journals and the logs")
     options = parser.parse_args()
     if options.seed is None:

@@ -41,7 +41,6 @@ use pagewire_server::store::{
     PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use engine::{Engine, Fail, Read, transact};
 use keys::{ServerId, Space};
@@ -109,12 +108,14 @@ pub(crate) struct Inner {
     /// Attempts that came to nothing, to be deleted.
     abandoned: Mutex<Vec<(DatabaseId, u64)>>,
     dropping: tokio::sync::Mutex<()>,
+    /// Attempts that this server began.
+    attempts: AtomicU64,
     beats: AtomicU64,
     lease_ttl_ms: AtomicU64,
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
     /// Until when earlier servers may be trusted, and which they were, with their counters.
-    earlier: Mutex<Option<(Instant, Vec<(ServerId, u64)>)>>,
+    earlier: Mutex<Option<servers::Earlier>>,
     seen: Mutex<servers::Seen>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
@@ -180,6 +181,7 @@ impl FoundationDbStore {
             stagings: Mutex::default(),
             abandoned: Mutex::default(),
             dropping: tokio::sync::Mutex::default(),
+            attempts: AtomicU64::default(),
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),

@@ -21,6 +21,9 @@ use crate::values::{Protection, Server};
 /// When the counter of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (u64, Instant)>;
 
+/// Until when earlier servers may be trusted, and which they were, with their counters.
+pub(crate) type Earlier = (Instant, Vec<(ServerId, u64)>);
+
 impl Txn {
     async fn servers(&self, read: Read) -> Result<Vec<(ServerId, Server)>, Fail> {
         let range = self.space.servers();

@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::future::try_join;
@@ -227,8 +228,19 @@ impl Inner {
         database: DatabaseId,
         version: Option<Version>,
     ) -> Result<Ahead, StoreError> {
+        let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        // Of an earlier round, whose answer may have been lost: it may have begun the attempt, and nobody else would ever end it.
+        let tried = parking_lot::Mutex::new(None);
         let begun = transact!(self.engine, |txn| {
             let key = Key::Serial(database);
+            let before = *tried.lock();
+            if let Some((serial, version)) = before {
+                let row = Key::Attempt(database, serial);
+                let row = txn.row(&row, Read::Firm, Attempt::decode).await?;
+                if row.is_some_and(|row| (row.server, row.number) == (self.server, number)) {
+                    return Ok((serial, version));
+                }
+            }
             let there = txn.database(database, Read::Loose);
             let (there, last) = try_join(there, txn.number(&key, Read::Firm)).await?;
             let serial = last + 1;
@@ -240,8 +252,10 @@ impl Inner {
             let attempt = Attempt {
                 version,
                 server: self.server,
+                number,
                 doomed: false,
             };
+            *tried.lock() = Some((serial, version));
             txn.put(&key, &serial.to_be_bytes());
             txn.put(&Key::Attempt(database, serial), &attempt.encode());
             Ok((serial, version))

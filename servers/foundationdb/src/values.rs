@@ -116,6 +116,8 @@ pub struct Attempt {
     pub version: Version,
     /// The server that writes them.
     pub server: ServerId,
+    /// Which of that server's attempts it is, on whatever databases: so that it knows its own again.
+    pub number: u64,
     /// Its rows are being deleted: no version will have them.
     pub doomed: bool,
 }
@@ -324,8 +326,11 @@ impl Due {
 impl Attempt {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
-        let doomed = [u8::from(self.doomed)];
-        [&self.version.get().to_be_bytes()[..], &self.server, &doomed].concat()
+        let mut out = self.version.get().to_be_bytes().to_vec();
+        out.extend(self.server);
+        out.extend(self.number.to_be_bytes());
+        out.push(u8::from(self.doomed));
+        out
     }
 
     /// The attempt with this body.
@@ -333,6 +338,7 @@ impl Attempt {
         let mut fields = Fields(body);
         let version = Version::new(fields.u64()?);
         let server = fields.take()?;
+        let number = fields.u64()?;
         let doomed = match fields.take()? {
             [0] => false,
             [1] => true,
@@ -341,6 +347,7 @@ impl Attempt {
         fields.end(Self {
             version,
             server,
+            number,
             doomed,
         })
     }

@@ -91,7 +91,7 @@ proptest! {
     ) {
         let due = Due { dropped: Version::new(one), chunk: two };
         prop_assert_eq!(Due::decode(&due.encode()), Some(due));
-        let attempt = Attempt { version: Version::new(one), server: id, doomed: two % 2 == 0 };
+        let attempt = Attempt { version: Version::new(one), server: id, number: one, doomed: two % 2 == 0 };
         prop_assert_eq!(Attempt::decode(&attempt.encode()), Some(attempt));
         let server = Server { counter: one, lease_ttl_ms: u64::from(two) };
         prop_assert_eq!(Server::decode(&server.encode()), Some(server));

@@ -7,7 +7,12 @@
 // The names are those of the C API.
 #![allow(non_camel_case_types, non_snake_case, non_upper_case_globals)]
 // Functions of C: what each asks of its caller is in the manual of the client API, to which the crate `foundationdb` keeps.
-#![allow(unsafe_code, missing_docs, clippy::missing_safety_doc)]
+#![allow(
+    unsafe_code,
+    missing_docs,
+    clippy::missing_safety_doc,
+    clippy::too_many_arguments
+)]
 
 mod library;
 mod options;

@@ -152,7 +152,11 @@ impl Library {
     fn open(path: &Path) -> Result<Self, String> {
         // SAFETY: opening runs the initialisers of the library, as linking to it would. Whoever names another file than the
         // client library runs what is in that, as with any program that he starts.
-        let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+        let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
+            // What the loader of the system said is below.
+            let below = std::error::Error::source(&error).map(ToString::to_string);
+            below.unwrap_or_else(|| error.to_string())
+        })?;
         // SAFETY: the types are those of the header of API version 730, which `fdb_select_api_version` checks next.
         let functions = unsafe { crate::Functions::of(&library) };
         match functions.missing() {

@@ -17,18 +17,22 @@ use pagewire_server::store::StoreError;
 /// No run takes longer.
 const LONGEST: &str = "3600";
 
-/// Ends the server with its owner: `$1` the owner, `$2` the directory, then the command.
+/// Ends the server with its owner, and starts it again whenever it dies before: `$1` the owner, `$2` the directory, then the command.
 const WATCH: &str = r#"
 owner=$1; directory=$2; shift 2
-"$@" >/dev/null 2>&1 &
-server=$!
-echo $server > "$directory/pid"
+start() {
+    "$@" >/dev/null 2>&1 &
+    server=$!
+    echo $server > "$directory/pid"
+}
+start "$@"
 for _ in $(seq "$LONGEST"); do
-    kill -0 "$owner" 2>/dev/null && kill -0 "$server" 2>/dev/null || break
+    kill -0 "$owner" 2>/dev/null || break
+    kill -0 "$server" 2>/dev/null || start "$@"
     sleep 1
 done
 kill -9 "$server" 2>/dev/null
-rm -rf "$directory"
+rm -rf "$directory" "$directory.lock"
 "#;
 
 /// A running cluster.
@@ -100,7 +104,15 @@ impl Cluster {
         Some(cluster)
     }
 
+    /// Kills the server; it starts again by itself.
+    pub fn kill_server(&self) {
+        let pid = std::fs::read_to_string(self.directory.join("pid")).unwrap();
+        let killed = Command::new("kill").args(["-9", pid.trim()]).status();
+        assert!(killed.expect("kill").success(), "there is no server {pid}");
+    }
+
     /// Starts the server and what watches it.
+    #[expect(clippy::zombie_processes, reason = "it ends after this process")]
     fn run(&self, server: &Path, address: &str, owner: u32) {
         let data = self.directory.join("data");
         Command::new("sh")

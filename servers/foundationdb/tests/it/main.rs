@@ -2,5 +2,6 @@
 
 mod cluster;
 mod conformance;
+mod crash;
 mod large;
 mod servers;
