@@ -12,7 +12,8 @@ failed=0
 server=
 
 stop() {
-    [ -z "$server" ] || kill -9 "$server" 2>/dev/null
+    # The server itself too: `timeout` that is killed leaves it.
+    [ -z "$server" ] || kill -9 $(cat "/proc/$server/task/$server/children" 2>/dev/null) "$server" 2>/dev/null
     [ ! -f "$work/pid" ] || kill -9 "$(cat "$work/pid")" 2>/dev/null
     server=
     rm -f "$work/pid"

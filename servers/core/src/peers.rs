@@ -154,11 +154,6 @@ async fn listen(hub: &Weak<Hub>, peers: &dyn Peers) {
 }
 
 impl Hub {
-    fn known(&self, id: DatabaseId) -> Option<Arc<crate::database::Database>> {
-        let mut known = self.all_databases().into_iter();
-        known.find(|database| database.id == id)
-    }
-
     /// Hands a claim over if the lease is idle here; whether that is done.
     async fn yielded(&self, peers: &dyn Peers, id: DatabaseId) -> bool {
         let given = match self.known(id) {

@@ -23,7 +23,7 @@ pub(crate) async fn incarnation(
     let new = Incarnation::random().map_err(no_randomness)?;
     transact!(engine, |txn| {
         let format = txn.get(&Key::Format, Read::Firm).await?;
-        match format.as_deref().map(|body| <[u8; 4]>::try_from(body)) {
+        match format.as_deref().map(<[u8; 4]>::try_from) {
             None => {
                 txn.put(&Key::Format, &FORMAT.to_be_bytes());
                 txn.put(&Key::Incarnation, new.as_bytes());

@@ -83,6 +83,10 @@ impl PageStore for Defective {
         self.inner.incarnation()
     }
 
+    fn peers(&self) -> Option<Arc<dyn pagewire_server::peers::Peers>> {
+        self.inner.peers()
+    }
+
     async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
         self.inner.begin_service(lease_ttl).await
     }

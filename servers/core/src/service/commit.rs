@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
 use bytes::Bytes;
+use futures_core::Stream;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, PageNumber, StagingId, pb};
 use tokio::sync::OwnedMutexGuard;

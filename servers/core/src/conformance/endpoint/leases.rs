@@ -382,6 +382,12 @@ pub(super) async fn d01(endpoint: &Endpoint) -> Outcome {
         match acquire(&next, &database, 1000).await? {
             Acquired::Granted(grant) => break grant.epoch,
             Acquired::Pending(_) if Instant::now() < deadline => {}
+            Acquired::Deadlock(_) => {
+                return Err(Violation(
+                    "a session that waits for one lease and holds none was told of a deadlock"
+                        .to_owned(),
+                ));
+            }
             Acquired::Pending(_) => {
                 return Err(Violation(
                     "the lease of a server that died is not granted by the next one".to_owned(),
