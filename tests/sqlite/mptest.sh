@@ -16,6 +16,7 @@ server=
 trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null; rm -rf "$work"' EXIT
 target/debug/pagewire serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
 server=$!
+disown "$server"
 for _ in $(seq 300); do
     port=$(sed -nE 's/.*listening on [0-9.]+:([0-9]+).*/\1/p' "$work/out")
     [ -z "$port" ] || break

@@ -15,6 +15,7 @@ import os
 import pathlib
 import pwd
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ import harness  # noqa: E402
 MANIFEST = HERE / "manifest.tsv"
 # The suite does not run as root.
 USER = "sqltest"
+MAX_FILES = 512
 SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILED = re.compile(r"^! (\S+) expected|^(\S+)\.\.\.\s*\nError:|^!?\s*Failures on these tests: (.*)$", re.M)
 PANIC = re.compile(r"panicked at|a bug in pagewire|stack backtrace|Segmentation|AddressSanitizer")
@@ -82,6 +84,8 @@ class Runner:
 
     def become(self):
         os.setsid()
+        # Some files use all of them up.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
         if self.who:
             os.setgroups([self.who.pw_gid])
             os.setgid(self.who.pw_gid)
