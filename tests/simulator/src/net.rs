@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -87,6 +88,8 @@ struct Connection {
     server: ProcessId,
     link: LinkKey,
     ways: [Mutex<Direction>; 2],
+    /// It was cut, which happens once.
+    cut: AtomicBool,
 }
 
 /// A client by its place, and a server by its node.
@@ -167,6 +170,11 @@ impl Net {
 /// Before anything else.
 pub fn begin(random: Random) {
     NET.lock().random = Some(random);
+}
+
+/// How long a piece takes about.
+pub fn one_way(key: LinkKey) -> u64 {
+    NET.lock().link(key).delay
 }
 
 /// How often a piece is slow.
@@ -340,6 +348,9 @@ impl Connection {
     }
 
     fn cut(self: &Arc<Self>, how: Break) {
+        if self.cut.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // What is under way is lost from some piece on.
         for way in Way::BOTH {
             let is_kept = matches!((how, way), (Break::ClientTold(_), Way::Up));
@@ -436,6 +447,7 @@ fn syn(client: ProcessId, node: usize, done: oneshot::Sender<io::Result<Socket>>
                     server,
                     link: key,
                     ways: Default::default(),
+                    cut: AtomicBool::new(false),
                 });
                 there.waiting.push_back(Socket {
                     connection: Arc::clone(&connection),

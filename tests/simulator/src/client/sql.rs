@@ -149,6 +149,7 @@ impl Client {
 
 /// Rows, and how many changed.
 fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failure> {
+    let before = connection.total_changes();
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query([])?;
@@ -159,7 +160,7 @@ fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failur
         lines.push(values.collect::<Result<Vec<_>, _>>()?.join("|"));
     }
     drop(rows);
-    Ok((lines, connection.changes()))
+    Ok((lines, connection.total_changes() - before))
 }
 
 fn replay(statements: &[String]) -> Result<Connection, Failure> {
