@@ -70,8 +70,11 @@ pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Fa
     rows.collect()
 }
 
+/// What is in all lists.
+pub type Lists = BTreeMap<Key, Vec<u64>>;
+
 /// The lists as a process finds them that knows nothing, and what is wrong with the databases.
-pub fn final_look() -> Result<(BTreeMap<Key, Vec<u64>>, Vec<String>), Failure> {
+pub fn final_look() -> Result<(Lists, Vec<String>), Failure> {
     let plan = plan::get();
     let mut found = BTreeMap::new();
     let mut problems = Vec::new();

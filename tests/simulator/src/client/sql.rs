@@ -12,9 +12,10 @@ use super::{Client, Failure, in_time, uri};
 use crate::plan::Plan;
 use crate::{history, machine, sqlite};
 
-/// Of each place: what was committed, and what nobody knows of.
-static STATEMENTS: Mutex<BTreeMap<usize, (Vec<String>, Option<Vec<String>>)>> =
-    Mutex::new(BTreeMap::new());
+/// What was committed at a place, and what nobody knows of.
+type Statements = (Vec<String>, Option<Vec<String>>);
+
+static STATEMENTS: Mutex<BTreeMap<usize, Statements>> = Mutex::new(BTreeMap::new());
 
 /// The two that have to be the same.
 pub(super) struct Pair {
