@@ -189,17 +189,20 @@ pub fn client_starts(process: ProcessId, place: usize) {
 
 /// A server process serves this node.
 pub fn server_starts(process: ProcessId, node: usize) {
+    // A socket that is dropped closes, which takes the lock.
+    let mut unheard = VecDeque::new();
     let old: Vec<_> = {
         let mut net = NET.lock();
         let node = net.nodes.entry(node).or_default();
         let before = node.server.replace(process);
         node.off = false;
-        node.waiting.clear();
+        unheard.append(&mut node.waiting);
         let all = net.connections.values();
         all.filter(|connection| Some(connection.server) == before)
             .cloned()
             .collect()
     };
+    drop(unheard);
     // The kernel knows nothing of them.
     for connection in old {
         connection.finish(Way::Down, Piece::Reset);
@@ -208,12 +211,14 @@ pub fn server_starts(process: ProcessId, node: usize) {
 
 /// The process is gone. Where the machine is gone with it nobody is told.
 pub fn process_ends(process: ProcessId, machine_too: bool) {
+    // As above.
+    let mut unheard = VecDeque::new();
     let ended: Vec<_> = {
         let mut net = NET.lock();
         for node in net.nodes.values_mut() {
             if node.server == Some(process) {
                 node.off = machine_too;
-                node.waiting.clear();
+                unheard.append(&mut node.waiting);
                 node.acceptor = None;
             }
         }
@@ -223,6 +228,7 @@ pub fn process_ends(process: ProcessId, machine_too: bool) {
         };
         all.filter(its).cloned().collect()
     };
+    drop(unheard);
     for connection in ended {
         let from = if connection.client == process {
             Way::Up
