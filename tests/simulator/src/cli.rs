@@ -8,6 +8,9 @@ use clap::Args;
 use crate::machine::{self, Child};
 use crate::{Defect, Plan, Report, Store, Workload};
 
+/// Of a seed, that are told.
+const MOST_PROBLEMS: usize = 6;
+
 /// What to simulate.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
@@ -164,7 +167,11 @@ fn one(seed: u64, options: &Options) -> String {
         report.ns,
         report.longest_ns
     );
-    text.push_str(&report.problems.join("\n"));
+    let more = report.problems.len().saturating_sub(MOST_PROBLEMS);
+    text.push_str(&report.problems[..report.problems.len() - more].join("\n"));
+    if more > 0 {
+        text.push_str(&format!("\nand {more} more"));
+    }
     text
 }
 

@@ -189,7 +189,14 @@ impl PageStore for Defective {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
-        self.inner.resolve(resolve).await
+        let resolution = self.inner.resolve(resolve.clone()).await?;
+        if let Resolution::Aborted { current } = &resolution {
+            let mut epochs = self.epochs.lock();
+            for ((database, ..), epoch) in resolve.participants.iter().zip(current) {
+                epochs.insert(*database, *epoch);
+            }
+        }
+        Ok(resolution)
     }
 
     async fn find(

@@ -82,7 +82,9 @@ fn one_fault(world: &mut World) {
         0..30 => {
             let how = match random.below(4) {
                 0 => Break::Told,
-                1 | 2 => Break::ClientTold(long),
+                1 => Break::ClientTold(long),
+                // The holder of a lease goes on for as long as he may trust it, while others get it.
+                2 => Break::ServerTold,
                 _ if random.percent(50) => Break::ServerTold,
                 _ => Break::Quiet,
             };

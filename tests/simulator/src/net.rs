@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -87,6 +88,8 @@ struct Connection {
     server: ProcessId,
     link: LinkKey,
     ways: [Mutex<Direction>; 2],
+    /// It was cut, which happens once.
+    cut: AtomicBool,
 }
 
 /// A client by its place, and a server by its node.
@@ -169,6 +172,11 @@ pub fn begin(random: Random) {
     NET.lock().random = Some(random);
 }
 
+/// How long a piece takes about.
+pub fn one_way(key: LinkKey) -> u64 {
+    NET.lock().link(key).delay
+}
+
 /// How often a piece is slow.
 pub fn set_slow_percent(percent: u64) {
     NET.lock().slow_percent = percent;
@@ -181,17 +189,20 @@ pub fn client_starts(process: ProcessId, place: usize) {
 
 /// A server process serves this node.
 pub fn server_starts(process: ProcessId, node: usize) {
+    // A socket that is dropped closes, which takes the lock.
+    let mut unheard = VecDeque::new();
     let old: Vec<_> = {
         let mut net = NET.lock();
         let node = net.nodes.entry(node).or_default();
         let before = node.server.replace(process);
         node.off = false;
-        node.waiting.clear();
+        unheard.append(&mut node.waiting);
         let all = net.connections.values();
         all.filter(|connection| Some(connection.server) == before)
             .cloned()
             .collect()
     };
+    drop(unheard);
     // The kernel knows nothing of them.
     for connection in old {
         connection.finish(Way::Down, Piece::Reset);
@@ -200,12 +211,14 @@ pub fn server_starts(process: ProcessId, node: usize) {
 
 /// The process is gone. Where the machine is gone with it nobody is told.
 pub fn process_ends(process: ProcessId, machine_too: bool) {
+    // As above.
+    let mut unheard = VecDeque::new();
     let ended: Vec<_> = {
         let mut net = NET.lock();
         for node in net.nodes.values_mut() {
             if node.server == Some(process) {
                 node.off = machine_too;
-                node.waiting.clear();
+                unheard.append(&mut node.waiting);
                 node.acceptor = None;
             }
         }
@@ -215,6 +228,7 @@ pub fn process_ends(process: ProcessId, machine_too: bool) {
         };
         all.filter(its).cloned().collect()
     };
+    drop(unheard);
     for connection in ended {
         let from = if connection.client == process {
             Way::Up
@@ -340,6 +354,9 @@ impl Connection {
     }
 
     fn cut(self: &Arc<Self>, how: Break) {
+        if self.cut.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // What is under way is lost from some piece on.
         for way in Way::BOTH {
             let is_kept = matches!((how, way), (Break::ClientTold(_), Way::Up));
@@ -436,6 +453,7 @@ fn syn(client: ProcessId, node: usize, done: oneshot::Sender<io::Result<Socket>>
                     server,
                     link: key,
                     ways: Default::default(),
+                    cut: AtomicBool::new(false),
                 });
                 there.waiting.push_back(Socket {
                     connection: Arc::clone(&connection),

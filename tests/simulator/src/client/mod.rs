@@ -11,9 +11,10 @@ use rusqlite::Connection;
 
 use crate::history::{self, Outcome};
 use crate::machine::{self, ProcessId};
+use crate::net::{self, Break};
 use crate::plan::{self, Phase, Plan, Store, Workload};
 use crate::random::Random;
-use crate::{net, sqlite};
+use crate::sqlite;
 
 pub use setup::{final_look, prepare};
 
@@ -237,6 +238,27 @@ impl Client {
         *place = Some(databases);
     }
 
+    /// The ambiguous commit is the fault that matters most, and too rare where it is left to chance: the connection breaks while
+    /// it is on its way, while it is carried out, or while its answer is on its way.
+    fn may_lose_the_commit(&mut self) {
+        let plan = plan::get();
+        if plan.fault_every_ms == 0 || plan::phase() != Phase::Faults || !self.random.percent(20) {
+            return;
+        }
+        let key = (self.place, self.node());
+        // The original comes when its client has been told what became of it, before and after others have gone on.
+        let latest = *self.random.one_of(&[15, 40, 100, 2 * plan.ttl_ms]);
+        let later = self.random.below(latest * 1_000_000);
+        let how = match self.random.below(8) {
+            0 => Break::Told,
+            1..5 => Break::ClientTold(later),
+            5 | 6 => Break::ServerTold,
+            _ => Break::Quiet,
+        };
+        let after = self.random.below(3 * net::one_way(key));
+        machine::at(machine::now() + after, move || net::cut(key, how));
+    }
+
     /// Runs a transaction and tells its history. The connection is given back unless it is of no use any more.
     fn record(
         &mut self,
@@ -266,7 +288,12 @@ impl Client {
                 );
                 Ok(())
             }
-            Ok(()) => commit(&databases.connection, transaction),
+            Ok(()) => {
+                if !reading {
+                    self.may_lose_the_commit();
+                }
+                commit(&databases.connection, transaction)
+            }
             Err(error) => {
                 history::end(
                     transaction,

@@ -4,19 +4,43 @@ use std::collections::BTreeMap;
 
 use super::{Failure, uri};
 use crate::history::Key;
+use crate::machine;
 use crate::plan;
 use crate::sqlite;
 
+/// How often the beginning is tried.
+const TRIES: u32 = 60;
 /// In each database.
 pub const ACCOUNTS: u64 = 10;
 /// Of each account at the beginning.
 pub const BALANCE: i64 = 100;
 
 /// Makes the databases. A page holds two lists, so that transactions meet in pages as well as in rows.
+///
+/// Tried again for a while: the medium may be unreliable from the beginning.
 pub fn prepare() -> Result<(), Failure> {
+    for database in 0..plan::get().databases {
+        let mut tries = 0;
+        while let Err(error) = prepare_one(database) {
+            tries += 1;
+            if tries == TRIES {
+                return Err(error);
+            }
+            machine::sleep_ns(1_000_000_000);
+        }
+    }
+    Ok(())
+}
+
+fn prepare_one(database: usize) -> Result<(), Failure> {
     let plan = plan::get();
-    for database in 0..plan.databases {
+    {
         let connection = sqlite::open(&uri(0, database, ""))?;
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if tables > 0 {
+            return Ok(());
+        }
         connection.execute_batch(&format!(
             "BEGIN IMMEDIATE;
              CREATE TABLE home(number INTEGER NOT NULL);
@@ -46,8 +70,11 @@ pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Fa
     rows.collect()
 }
 
+/// What is in all lists.
+pub type Lists = BTreeMap<Key, Vec<u64>>;
+
 /// The lists as a process finds them that knows nothing, and what is wrong with the databases.
-pub fn final_look() -> Result<(BTreeMap<Key, Vec<u64>>, Vec<String>), Failure> {
+pub fn final_look() -> Result<(Lists, Vec<String>), Failure> {
     let plan = plan::get();
     let mut found = BTreeMap::new();
     let mut problems = Vec::new();

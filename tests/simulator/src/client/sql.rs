@@ -12,9 +12,10 @@ use super::{Client, Failure, in_time, uri};
 use crate::plan::Plan;
 use crate::{history, machine, sqlite};
 
-/// Of each place: what was committed, and what nobody knows of.
-static STATEMENTS: Mutex<BTreeMap<usize, (Vec<String>, Option<Vec<String>>)>> =
-    Mutex::new(BTreeMap::new());
+/// What was committed at a place, and what nobody knows of.
+type Statements = (Vec<String>, Option<Vec<String>>);
+
+static STATEMENTS: Mutex<BTreeMap<usize, Statements>> = Mutex::new(BTreeMap::new());
 
 /// The two that have to be the same.
 pub(super) struct Pair {
@@ -149,6 +150,7 @@ impl Client {
 
 /// Rows, and how many changed.
 fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failure> {
+    let before = connection.total_changes();
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query([])?;
@@ -159,7 +161,7 @@ fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failur
         lines.push(values.collect::<Result<Vec<_>, _>>()?.join("|"));
     }
     drop(rows);
-    Ok((lines, connection.changes()))
+    Ok((lines, connection.total_changes() - before))
 }
 
 fn replay(statements: &[String]) -> Result<Connection, Failure> {
