@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::server::{send_signal, target_dir};
+use crate::server::{send_signal, stop, target_dir};
 
 /// Longer than any deadline of the library: a guest that needs more hangs.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -119,7 +119,7 @@ impl Guest {
 
     /// SIGSTOP.
     pub fn pause(&self) {
-        send_signal(self.child.id(), "-STOP");
+        stop(self.child.id());
     }
 
     /// SIGCONT.

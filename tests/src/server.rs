@@ -128,7 +128,7 @@ impl PageServer {
 
     /// SIGSTOP: the process is there and does nothing.
     pub fn pause(&self) {
-        self.signal("-STOP");
+        stop(self.child.id());
     }
 
     /// SIGCONT.
@@ -178,6 +178,26 @@ pub fn send_signal(pid: u32, signal: &str) {
         .status()
         .expect("kill");
     assert!(status.success(), "kill {signal} {pid}");
+}
+
+/// SIGSTOP, and every thread has stopped: the signal arrives later than `kill` returns, and a thread on another core may answer once more.
+pub fn stop(pid: u32) {
+    send_signal(pid, "-STOP");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !has_stopped(pid) {
+        assert!(std::time::Instant::now() < deadline, "{pid} does not stop");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// proc_pid_stat(5): the state follows the name in parentheses.
+fn has_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 fn launch(store: &str, arguments: &[String], listen: &str) -> (Child, String) {
