@@ -49,11 +49,7 @@ class Server:
     """A `pagewire serve` process, or another page server: `command` is its command line, with {store}, {address} and
     {lease_ttl_ms} in it, and it says "listening on ADDRESS:PORT"."""
 
-<<<<<<< HEAD
     def __init__(self, store, log, port=None, lease_ttl_ms=None, command=None, arguments=()):
-=======
-    def __init__(self, store, log, port=None, lease_ttl_ms=None, arguments=()):
->>>>>>> fdb3
         self.store = store
         self.command = command
         self.log = log
@@ -70,12 +66,9 @@ class Server:
         command = [COMMAND, "serve", "--store", self.store, "--listen", f"127.0.0.1:{self.port}"]
         if self.lease_ttl_ms is not None:
             command += ["--lease-ttl-ms", str(self.lease_ttl_ms)]
-<<<<<<< HEAD
         if self.command is not None:
             values = {"store": self.store, "address": f"127.0.0.1:{self.port}", "lease_ttl_ms": self.lease_ttl_ms or 5000}
             command = [part.format(**values) for part in shlex.split(self.command)]
-=======
->>>>>>> fdb3
         command += self.arguments
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
