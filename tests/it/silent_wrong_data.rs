@@ -465,6 +465,71 @@ fn u5_connections_of_one_process_have_their_own_endpoints() {
 /// Found by SQLite's own trans.test. The schema cookie of a commit is derived from its version, and it was the one that SQLite
 /// had in the middle of the transaction: a statement prepared there ran on a schema that was never committed, and read pages of
 /// other tables ("database disk image is malformed", or rows of a table that is gone).
+/// No schema cookie stands for two schemas, over all versions of a database.
+fn assert_cookies_tell_schemas_apart(server: &PageServer, name: &str, newest: i64) {
+    let mut schemas = std::collections::HashMap::new();
+    for version in 1..=newest {
+        let at = format!("at={version}");
+        let old = open_uri(&uri(&server.endpoint(), name, &[&at])).expect("open");
+        let cookie = number(&old, "PRAGMA schema_version");
+        let schema: String = old
+            .query_row(
+                "SELECT group_concat(name || coalesce(sql, ''), ';') FROM sqlite_schema",
+                [],
+                |row| row.get(0),
+            )
+            .expect("schema");
+        let known = schemas.entry(cookie).or_insert_with(|| schema.clone());
+        assert_eq!(*known, schema, "cookie {cookie} at version {version}");
+    }
+}
+
+/// SQLite takes in the cookie that a commit was given when it looks at the change counter next. Until then it counts from its own.
+#[test]
+fn b5_no_cookie_comes_twice_where_sqlite_does_not_look_in_exclusive_mode() {
+    let server = PageServer::versioned();
+    let connection = open(&server.endpoint(), "t.db");
+    run(
+        &connection,
+        "CREATE TABLE t(x); INSERT INTO t VALUES(1); INSERT INTO t VALUES(2);
+         PRAGMA locking_mode=EXCLUSIVE; CREATE TABLE a(x);
+         BEGIN; CREATE INDEX i1 ON t(x); CREATE INDEX i2 ON t(x); COMMIT;
+         INSERT INTO t VALUES(3); CREATE TABLE b(x); INSERT INTO t VALUES(4);
+         BEGIN; CREATE TABLE c(x); CREATE TABLE d(x); CREATE TABLE e(x); COMMIT; INSERT INTO t VALUES(5)",
+    );
+    drop(connection);
+    assert_cookies_tell_schemas_apart(&server, "t.db", 10);
+    let connection = open(&server.endpoint(), "t.db");
+    assert_eq!(
+        number(&connection, "SELECT count(*) FROM t INDEXED BY i2"),
+        5
+    );
+    assert_sound(&connection);
+}
+
+#[test]
+fn b5_no_cookie_comes_twice_where_sqlite_does_not_look_under_an_open_cursor() {
+    let server = PageServer::versioned();
+    let connection = open(&server.endpoint(), "t.db");
+    run(
+        &connection,
+        "CREATE TABLE t(x); INSERT INTO t VALUES(1); INSERT INTO t VALUES(2);",
+    );
+    {
+        let mut cursor = connection.prepare("SELECT x FROM t").expect("prepare");
+        let mut rows = cursor.query([]).expect("query");
+        assert!(rows.next().expect("row").is_some());
+        run(
+            &connection,
+            "CREATE TABLE a(x);
+             BEGIN; CREATE TABLE c(x); CREATE TABLE d(x); COMMIT; INSERT INTO a VALUES(1)",
+        );
+    }
+    run(&connection, "CREATE TABLE e(x)");
+    drop(connection);
+    assert_cookies_tell_schemas_apart(&server, "t.db", 7);
+}
+
 #[test]
 fn b5_a_statement_prepared_within_a_transaction_learns_of_the_schema_that_was_committed() {
     let server = PageServer::memory();

@@ -230,19 +230,31 @@ impl Connection {
         let Some(cookie) = ours.map(Header::schema_cookie) else {
             return Ok(());
         };
-        let derived =
-            header::next_schema_cookie(self.database.state.id(), base.version, before, cookie);
+        let own = &mut self.own_cookie;
+        if let Some((version, written)) = own.if_applied
+            && version == base.version
+        {
+            own.known = Some(written);
+        }
+        // By what SQLite counted from, which is not always the cookie of the base: see [`OwnCookie`].
+        let stored = if cookie == own.known.unwrap_or(before) {
+            before
+        } else {
+            header::next_schema_cookie(self.database.state.id(), base.version, before, cookie)
+        };
+        let is_repeated = own.if_applied.is_some_and(|(version, _)| version == next)
+            && self.schema == Some((next, cookie));
+        if !is_repeated {
+            own.if_applied = Some((next, cookie));
+        }
         // Of what will be the base of the next transaction, if this one is applied.
-        self.schema = Some((next, if cookie == before { before } else { derived }));
-        let Some(unit) = overlay
-            .unit()
-            .filter(|_| cookie != before && cookie != derived)
-        else {
+        self.schema = Some((next, stored));
+        let Some(unit) = overlay.unit().filter(|_| cookie != stored) else {
             return Ok(());
         };
         let mut page_1 = vec![0; unit.bytes()];
         overlay.read(0, 0, &mut page_1)?;
-        header::set_schema_cookie(&mut page_1, derived);
+        header::set_schema_cookie(&mut page_1, stored);
         // SQLite has its own cookie in its cache.
         self.cache_is_stale = true;
         overlay.put(0, page_1.into())

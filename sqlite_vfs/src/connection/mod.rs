@@ -86,11 +86,23 @@ pub struct Connection {
     cache_is_stale: bool,
     /// The schema cookie of a version: what SQLite read last, or what the last commit wrote.
     schema: Option<(Version, u32)>,
+    /// The schema cookie in SQLite's own copy of page 1.
+    own_cookie: OwnCookie,
     /// Whether nothing had been written when SQLite began its batch.
     batch_began_clean: bool,
     /// What `PRAGMA journal_mode` answers when a change is refused.
     pub journal_mode: &'static str,
     last_error: Option<Error>,
+}
+
+/// SQLite takes in the cookie that we derived at its next look at the change counter. In exclusive locking mode, and under a cursor that
+/// stays open, it does not look: what it writes is counted from its own.
+#[derive(Default)]
+struct OwnCookie {
+    /// What it read last, or wrote in a transaction that was applied.
+    known: Option<u32>,
+    /// What it wrote in the last transaction that was to be applied as this version.
+    if_applied: Option<(Version, u32)>,
 }
 
 enum State {
@@ -153,6 +165,7 @@ impl Connection {
             ahead,
             cache_is_stale: false,
             schema: None,
+            own_cookie: OwnCookie::default(),
             batch_began_clean: false,
             journal_mode: "delete",
             last_error: None,

@@ -102,6 +102,11 @@ impl Overlay {
         self.slots.keys().copied()
     }
 
+    /// Whether a unit was written.
+    pub fn has(&self, index: u32) -> bool {
+        self.slots.contains_key(&index)
+    }
+
     /// Copies a part of a written unit; `false` if it was not written.
     pub fn read(&self, index: u32, within: usize, out: &mut [u8]) -> Result<bool> {
         match self.slots.get(&index).map(|slot| &slot.place) {

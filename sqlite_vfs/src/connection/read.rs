@@ -6,7 +6,7 @@ use pagewire_proto::{PageNumber, PageSize, Snapshot, Version};
 
 use super::header::{self, derive_change_counter};
 use super::overlay::Overlay;
-use super::{Connection, State};
+use super::{Connection, OwnCookie, State};
 use crate::database::Database;
 use crate::error::{Error, Kind, Result};
 use crate::prefetch::Prefetcher;
@@ -68,10 +68,14 @@ impl Connection {
         }
         let outcome = self.read_as_it_is(out, offset)?;
         if offset == 0
-            && let State::Reading { base } = &self.state
+            && let Some(base) = self.page_1_comes_from()
             && let Some(header) = header::Header::of(out)
         {
-            self.schema = Some((base.snapshot().version, header.schema_cookie()));
+            self.schema = Some((base, header.schema_cookie()));
+            self.own_cookie = OwnCookie {
+                known: Some(header.schema_cookie()),
+                if_applied: None,
+            };
         }
         if self.cache_is_stale && is_cache_check {
             // Any other counter makes SQLite drop its cache; the page itself it then reads with the true one.
@@ -79,6 +83,17 @@ impl Connection {
             out[0] ^= 0xff;
         }
         Ok(outcome)
+    }
+
+    /// The version whose page 1 is read; `None` where it is one of the transaction's own.
+    fn page_1_comes_from(&self) -> Option<Version> {
+        match &self.state {
+            State::Reading { base } => Some(base.snapshot().version),
+            State::Writing { base, overlay, .. } if !overlay.has(0) => {
+                Some(base.snapshot().version)
+            }
+            _ => None,
+        }
     }
 
     fn read_as_it_is(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
