@@ -74,6 +74,11 @@ impl Database {
         self.subscriptions.lock().subscribers()
     }
 
+    /// Whether anybody has asked to hear of its versions.
+    pub(crate) fn has_subscribers(&self) -> bool {
+        !self.subscriptions.lock().is_empty()
+    }
+
     /// Remembers the page size for the next read.
     pub(crate) fn note_page_size(&self, head: Snapshot) {
         if let Some(page_size) = head.page_size {

@@ -14,6 +14,7 @@ use http_body::{Frame, SizeHint};
 use pagewire_proto::limits::MAX_REQUEST_BYTES;
 use pagewire_proto::status::Reason;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
@@ -39,6 +40,21 @@ const STREAMING: &[&str] = &[
 const ANSWERED_ONE_BY_ONE: &str = "CommitEach";
 /// Compression flag and length of a gRPC message.
 const PREFIX_BYTES: usize = 5;
+
+/// How many answers of the call the transport has taken.
+///
+/// The encoder asks for the next answer before it gives out the one before. A handler that took the next message then would have two
+/// at a time, and would stand still in the middle of the second where the client takes no answers.
+#[derive(Clone, Debug)]
+pub(crate) struct AnswersSent(watch::Receiver<u64>);
+
+impl AnswersSent {
+    /// Waits until so many have been taken.
+    pub(crate) async fn reach(&mut self, count: u64) {
+        // Without a sender the call has ended, and nobody polls this any more.
+        let _ = self.0.wait_for(|sent| *sent >= count).await;
+    }
+}
 
 /// What a call holds.
 #[derive(Debug)]
@@ -68,7 +84,12 @@ pub(crate) async fn call(
     });
     let method = request.uri().path().rsplit('/').next();
     let streams = method.is_some_and(|method| STREAMING.contains(&method));
-    let one_by_one = method == Some(ANSWERED_ONE_BY_ONE);
+    let one_by_one = (method == Some(ANSWERED_ONE_BY_ONE)).then(|| watch::Sender::new(0));
+    if let Some(sent) = &one_by_one {
+        request
+            .extensions_mut()
+            .insert(AnswersSent(sent.subscribe()));
+    }
     let request = request.map(|body| Body::new(RequestBody::new(body, streams, Arc::clone(&call))));
     let mut response = routes.call(request).await?;
     let charge = response.extensions_mut().remove();
@@ -285,8 +306,8 @@ struct AnswerBody {
     call: Arc<Call>,
     /// Taken before the answer was made; otherwise what is sent is charged.
     charge: Option<AnswerCharge>,
-    /// See [`ANSWERED_ONE_BY_ONE`].
-    one_by_one: bool,
+    /// See [`ANSWERED_ONE_BY_ONE`]: how many answers the transport has taken.
+    one_by_one: Option<watch::Sender<u64>>,
     /// Of the stream of a session: what is sent is paid for by the news in it.
     news: Option<TakenNews>,
 }
@@ -327,8 +348,9 @@ impl http_body::Body for AnswerBody {
         let Some(content) = frame.data_ref() else {
             return Poll::Ready(Some(Ok(frame)));
         };
-        if self.one_by_one {
+        if let Some(sent) = &self.one_by_one {
             *self.call.message.lock() = None;
+            sent.send_modify(|sent| *sent += 1);
         }
         let account = &self.call.account;
         let paid = match (&self.charge, &self.news) {

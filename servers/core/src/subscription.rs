@@ -170,6 +170,11 @@ impl Subscriptions {
         self.by_session.remove(&session);
     }
 
+    /// Nobody has subscribed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_session.is_empty()
+    }
+
     /// Everybody whose Subscribe was accepted.
     pub(crate) fn subscribers(&self) -> Vec<Subscriber> {
         self.by_session

@@ -268,7 +268,8 @@ impl Database {
                     let begun = self
                         .state
                         .begin_with(head, &changes, doubts, asked_at.get());
-                    if let Some(page) = page_1 {
+                    // Otherwise the database is another one, or lost: old snapshots of this one may go on.
+                    if let Some(page) = page_1.filter(|_| begun.is_ok()) {
                         self.state.page_came(&self.client.cache, page, head.version);
                     }
                     return begun;

@@ -14,13 +14,15 @@ use bytes::Bytes;
 use futures_core::Stream;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{CommitHeader, DatabaseId, Epoch, Invalid, PageNumber, StagingId, pb};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tonic::{Status, Streaming};
 
 use super::opened_for_writing;
+use super::read::MAX_PAGE_BESIDE;
 use super::upload::{Part, Upload, next};
 use crate::database::Database;
 use crate::hub::{Hub, spawn_detached};
+use crate::metered::AnswersSent;
 use crate::session::Session;
 use crate::status;
 use crate::store::{Commit, CommitOutcome, DatabaseCommit};
@@ -43,30 +45,52 @@ pub(super) async fn commit(
     carry_out(hub, accepted).await
 }
 
-/// CommitEach: each message is a commit. The next one is read when this one is answered, until the client ends the stream, a commit
-/// fails, or the service ends.
+/// CommitEach: each message is a commit. The next one is read when the transport has the answer to this one, until the client ends the
+/// stream, a commit fails, or the service ends.
 pub(super) fn commit_each(
     hub: Arc<Hub>,
+    sent: AnswersSent,
     inbound: Streaming<pb::CommitRequest>,
 ) -> impl Stream<Item = Result<pb::CommitResponse, Status>> {
-    let ended = hub.ended.subscribe();
-    futures_util::stream::try_unfold(
-        (hub, inbound, ended),
-        |(hub, mut inbound, mut ended)| async move {
-            let message = tokio::select! {
-                biased;
-                message = inbound.message() => message?,
-                _ = ended.wait_for(|ended| *ended) => None,
-            };
-            let Some(mut message) = message else {
-                return Ok(None);
-            };
-            let mut accepted = accept(&hub, &mut message)?;
-            accepted.upload.receive_whole(message).await?;
-            let response = carry_out(&hub, accepted).await?;
-            Ok(Some((response, (hub, inbound, ended))))
-        },
-    )
+    let commits = Commits {
+        ended: hub.ended.subscribe(),
+        hub,
+        sent,
+        inbound,
+        answered: 0,
+    };
+    futures_util::stream::try_unfold(commits, |mut commits| async move {
+        let answer = commits.next().await?;
+        Ok(answer.map(|answer| (answer, commits)))
+    })
+}
+
+/// A stream of CommitEach.
+struct Commits {
+    hub: Arc<Hub>,
+    sent: AnswersSent,
+    inbound: Streaming<pb::CommitRequest>,
+    ended: watch::Receiver<bool>,
+    answered: u64,
+}
+
+impl Commits {
+    async fn next(&mut self) -> Result<Option<pb::CommitResponse>, Status> {
+        self.sent.reach(self.answered).await;
+        let message = tokio::select! {
+            biased;
+            message = self.inbound.message() => message?,
+            _ = self.ended.wait_for(|ended| *ended) => None,
+        };
+        let Some(mut message) = message else {
+            return Ok(None);
+        };
+        let mut accepted = accept(&self.hub, &mut message)?;
+        accepted.upload.receive_whole(message).await?;
+        let response = carry_out(&self.hub, accepted).await?;
+        self.answered += 1;
+        Ok(Some(response))
+    }
 }
 
 /// A commit whose header is right.
@@ -222,9 +246,12 @@ fn page_1_of(database: &Database, commit: &DatabaseCommit) -> Option<Bytes> {
     if commit.epoch == NO_EPOCH || !database.is_first_for(commit.base.next()) {
         return None;
     }
-    let mut pages = commit.pages.iter();
+    // Where a page is named more than once the last one holds (C8).
+    let mut pages = commit.pages.iter().rev();
     let first = pages.find(|page| page.number == PageNumber::FIRST)?;
-    Some(first.content.clone())
+    let is_wanted = first.content.len() <= MAX_PAGE_BESIDE && database.has_subscribers();
+    // A copy: the content is a part of the message, all of which would be kept with it.
+    is_wanted.then(|| Bytes::copy_from_slice(&first.content))
 }
 
 /// One after the other in the order of ids, so that no two commits wait for each other.

@@ -28,6 +28,7 @@ pub(crate) use read::page_beside;
 
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
+use crate::metered::AnswersSent;
 use crate::session::{Open, Session};
 use crate::status;
 
@@ -168,7 +169,10 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::CommitRequest>>,
     ) -> Result<Response<Self::CommitEachStream>, Status> {
-        let answers = commit::commit_each(Arc::clone(&self.hub), request.into_inner());
+        let sent = request.extensions().get::<AnswersSent>().cloned();
+        let sent =
+            sent.ok_or_else(|| Reason::Internal.status("the call belongs to no connection"))?;
+        let answers = commit::commit_each(Arc::clone(&self.hub), sent, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 

@@ -15,7 +15,7 @@ use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
 
 /// The largest page that is sent beside what was asked for: an eighth of what news of a connection may hold in any case.
-const MAX_PAGE_BESIDE: usize = 8 << 10;
+pub(super) const MAX_PAGE_BESIDE: usize = 8 << 10;
 /// A page of an answer is held as it was read, and as it is sent.
 const HELD_TIMES: usize = 2;
 /// The rest of an answer: as many messages around pages as there may be.

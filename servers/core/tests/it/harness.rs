@@ -385,6 +385,16 @@ impl Client {
         Ok(answer.into_inner().outcome.unwrap())
     }
 
+    /// Opens a stream of CommitEach on which all of these messages wait, and says what it answers until it ends.
+    pub async fn commit_each(
+        &mut self,
+        messages: Vec<pb::CommitRequest>,
+    ) -> tonic::Streaming<pb::CommitResponse> {
+        use tokio_stream::StreamExt as _;
+        let open_end = tokio_stream::iter(messages).chain(tokio_stream::pending());
+        self.calls.commit_each(open_end).await.unwrap().into_inner()
+    }
+
     pub async fn read(
         &mut self,
         database: &Opened,

@@ -2,6 +2,7 @@
 //! in memory: no part of it is replaced.
 
 mod barriers;
+mod commit_each;
 mod commits;
 mod contention;
 mod deadlocks;
