@@ -152,22 +152,24 @@ impl Hub {
     }
 
     /// Gives a free lease to the first ticket, in a task of its own: a caller that goes away tears nothing.
-    pub(crate) fn advance(self: &Arc<Self>, database: &Arc<Database>) -> JoinHandle<()> {
+    /// What it comes to: whether the claim of another server stands in the way.
+    pub(crate) fn advance(self: &Arc<Self>, database: &Arc<Database>) -> JoinHandle<bool> {
         let (hub, database) = (Arc::clone(self), Arc::clone(database));
         tokio::spawn(async move { hub.serve_turns(&database).await })
     }
 
-    async fn serve_turns(self: &Arc<Self>, database: &Arc<Database>) {
+    async fn serve_turns(self: &Arc<Self>, database: &Arc<Database>) -> bool {
         let _turn = database.turn.lock().await;
         let mut unused_epoch = None;
         loop {
             if self.is_draining() {
-                return;
+                return false;
             }
             let next = database.lease.lock().next_turn(Instant::now());
-            let Some(turn) = next else { return };
+            let Some(turn) = next else { return false };
             match self.serve(database, turn, &mut unused_epoch).await {
-                Ok(Step::Granted | Step::Elsewhere) => return,
+                Ok(Step::Granted) => return false,
+                Ok(Step::Elsewhere) => return true,
                 Ok(Step::Again) => {}
                 Err(error) => {
                     tracing::warn!(error = error.message(), "a lease could not be granted");

@@ -16,6 +16,9 @@ use crate::lease::Request;
 use crate::session::Session;
 use crate::status;
 
+/// How soon a lease that a session of another server has is asked for again: its news wake nobody here.
+const CLAIM_AGAIN: Duration = Duration::from_millis(100);
+
 /// What became of a request for the lease.
 pub(super) enum Outcome {
     Granted(LeaseGrant),
@@ -141,11 +144,18 @@ pub(super) async fn acquire(
             }
             Request::Turn => {
                 let turns = hub.advance(database);
-                if tokio::time::timeout_at(fence_deadline, turns)
-                    .await
-                    .is_err()
-                {
+                let Ok(turns) = tokio::time::timeout_at(fence_deadline, turns).await else {
                     return Err(Reason::Unavailable.status("the store did not fence the lease"));
+                };
+                if turns.unwrap_or(false) {
+                    // A session of another server has it; that server was asked for it.
+                    let now = Instant::now();
+                    if now >= deadline {
+                        return Ok(Outcome::Pending { ahead: 0 });
+                    }
+                    let again = deadline.min(now + CLAIM_AGAIN);
+                    let _ = tokio::time::timeout_at(again, changed.changed()).await;
+                    continue;
                 }
                 if !database.lease.lock().concerns(session.id) {
                     return Err(Reason::Unavailable.status("the lease could not be granted"));
