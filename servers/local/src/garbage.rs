@@ -227,10 +227,16 @@ impl Committer {
         }
         let database = self.collector.current.take();
         tracing::warn!(%error, ?database, "cannot be collected");
-        if let Some(Garbage::Database(dead)) = self.garbage.front()
-            && Some(*dead) == database
-        {
-            self.garbage.pop_front();
+        match self.garbage.front() {
+            Some(Garbage::Database(dead)) if Some(*dead) == database => {
+                self.garbage.pop_front();
+            }
+            // Of no database: it stays until the store is opened anew, and holds up nothing.
+            Some(Garbage::Staging(_)) if database.is_none() => {
+                self.garbage.pop_front();
+                return;
+            }
+            _ => {}
         }
         self.collector.set_aside(database, error);
     }

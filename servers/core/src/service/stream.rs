@@ -135,6 +135,11 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
         )
         .into());
     }
+    // The client trusts a Welcome as it does an acknowledgement (PEER3).
+    if !hub.may_acknowledge() {
+        return Err(Reason::Unavailable
+            .status("this server does not reach its store: others may serve its databases"));
+    }
     let id = SessionId::try_from(&hello.session_id[..])?;
     let process = hello
         .process
