@@ -45,7 +45,6 @@ use parking_lot::Mutex;
 use engine::{Engine, Fail, Read, transact};
 use keys::{ServerId, Space};
 use staging::Staging;
-use values::Protection;
 
 /// How long versions are kept unless somebody says otherwise.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
@@ -119,7 +118,7 @@ pub(crate) struct Inner {
     seen: Mutex<servers::Seen>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
-    said: tokio::sync::Mutex<HashMap<DatabaseId, Protection>>,
+    said: tokio::sync::Mutex<servers::Said>,
     collecting: tokio::sync::Mutex<collect::Pass>,
 }
 

@@ -312,3 +312,71 @@ fn a_server_that_ended_in_order_keeps_nobody_waiting() {
         },
     );
 }
+
+#[test]
+fn what_a_server_reads_that_was_taken_for_dead_is_said_again() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let mut options = cluster.options();
+    options.retention = Some(Duration::ZERO);
+    options.dead_after = Duration::ZERO;
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    // Nothing of a server goes on while its runtime does not run.
+    let (here, there) = (runtime(), runtime());
+    let (one, database, epoch) = here.block_on(async {
+        let one = cluster.open(&options).await.unwrap();
+        one.begin_service(TTL).await.unwrap();
+        let database = one.lookup(&name("a"), true).await.unwrap();
+        let epoch = one.fence(database).await.unwrap();
+        for base in 0..3 {
+            commit(&one, part(database, base, epoch, &[(1, base as u8 + 1)])).await;
+        }
+        let floor = Some(Version::new(2));
+        one.protect(database, floor, &[]).await.unwrap();
+        (one, database, epoch)
+    });
+    let two = there.block_on(async {
+        let two = cluster.open(&options).await.unwrap();
+        let begun = Instant::now();
+        // Kept by the word of the other server, until that is dropped.
+        while stamp_or_gone(&two, database, 2).await.is_some() {
+            let waited = begun.elapsed();
+            assert!(waited < Duration::from_secs(60), "it is kept for ever");
+            two.collect(None).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        two
+    });
+    here.block_on(async {
+        let peers = one.peers().unwrap();
+        hears(&*peers, PeerNews::Lost).await;
+        // Should that have been of an earlier silence, on a slow machine.
+        tokio::time::sleep(TTL).await;
+        let floor = Some(Version::new(2));
+        one.protect(database, floor, &[]).await.unwrap();
+        // Collected before the server is silent again.
+        commit(&one, part(database, 3, epoch, &[(1, 4)])).await;
+        while one.collect(None).await.unwrap().more {}
+    });
+    there.block_on(async {
+        assert_eq!(stamp_or_gone(&two, database, 3).await, Some(3));
+    });
+}
+
+/// What page 1 is in a version, if that is kept.
+async fn stamp_or_gone(
+    store: &FoundationDbStore,
+    database: DatabaseId,
+    version: u64,
+) -> Option<u8> {
+    let pages = [number(1)];
+    match store.read(database, Version::new(version), &pages).await {
+        Ok(pages) => Some(pages[0].content[0]),
+        Err(StoreError::VersionGone { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
