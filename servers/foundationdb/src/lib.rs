@@ -113,8 +113,6 @@ pub(crate) struct Inner {
     lease_ttl_ms: AtomicU64,
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
-    /// Until when earlier servers may be trusted, and which they were, with their counters.
-    earlier: Mutex<Option<servers::Earlier>>,
     seen: Mutex<servers::Seen>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
@@ -184,7 +182,6 @@ impl FoundationDbStore {
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),
-            earlier: Mutex::default(),
             seen: Mutex::default(),
             peering: peers::Peering::default(),
             said: tokio::sync::Mutex::default(),

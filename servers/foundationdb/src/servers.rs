@@ -21,9 +21,6 @@ use crate::values::{Protection, Server};
 /// When the counter of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (u64, Instant)>;
 
-/// Until when earlier servers may be trusted, and which they were, with their counters.
-pub(crate) type Earlier = (Instant, Vec<(ServerId, u64)>);
-
 /// What the cluster is known to have of what sessions here read.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
@@ -98,29 +95,13 @@ impl Inner {
         })?;
         self.peering.took(sent, Duration::ZERO);
         let wait_ms = others.iter().map(|(_, server)| server.lease_ttl_ms).max();
-        let wait = Duration::from_millis(wait_ms.unwrap_or(0));
-        let earlier = others.iter().map(|(id, server)| (*id, server.counter));
-        *self.earlier.lock() = Some((Instant::now() + wait, earlier.collect()));
-        Ok(wait)
+        Ok(Duration::from_millis(wait_ms.unwrap_or(0)))
     }
 
+    /// Says nothing of other servers, although this one may have waited for them: that they are dead is for [`Inner::living`] to see.
     pub(crate) async fn end_service(&self) -> Result<(), StoreError> {
         let mut ended = self.ended.lock().await;
-        let waited = self.earlier.lock().take();
-        let earlier = match waited {
-            Some((until, earlier)) if Instant::now() >= until => earlier,
-            // An earlier server may be trusted longer than this one lived, and this one says nothing about it.
-            _ => Vec::new(),
-        };
         transact!(self.engine, |txn| {
-            for (id, counter) in &earlier {
-                let key = Key::Server(*id);
-                let row = txn.row(&key, Read::Firm, Server::decode).await?;
-                // Dead when this one began, and nobody trusts it any more.
-                if row.is_some_and(|row| row.counter == *counter) {
-                    txn.delete(&key);
-                }
-            }
             txn.delete(&Key::Server(self.server));
             txn.delete(&Key::Bell(self.server));
             txn.delete_range(&txn.space.mail(self.server));

@@ -380,3 +380,33 @@ async fn stamp_or_gone(
         Err(error) => panic!("{error}"),
     }
 }
+
+#[test]
+fn the_end_of_one_server_says_nothing_of_another_that_is_silent() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let options = cluster.options();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let (here, there) = (runtime(), runtime());
+    let one = here.block_on(async {
+        let one = cluster.open(&options).await.unwrap();
+        one.begin_service(TTL).await.unwrap();
+        one
+    });
+    there.block_on(async {
+        let two = cluster.open(&options).await.unwrap();
+        let wait = two.begin_service(TTL).await.unwrap();
+        assert!(wait >= TTL, "{wait:?}");
+        tokio::time::sleep(wait).await;
+        two.end_service().await.unwrap();
+        // A lease that the silent one gave last may be trusted for two of its times.
+        let three = cluster.open(&options).await.unwrap();
+        let wait = three.begin_service(TTL).await.unwrap();
+        assert!(wait >= TTL, "{wait:?}");
+    });
+    drop(one);
+}
