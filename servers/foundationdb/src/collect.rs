@@ -136,7 +136,7 @@ impl Inner {
     }
 
     /// Drops what servers left that are dead: what they wrote ahead, and what their sessions read.
-    async fn drop_of_the_dead(
+    pub(crate) async fn drop_of_the_dead(
         &self,
         database: DatabaseId,
         living: &HashSet<ServerId>,
@@ -147,17 +147,20 @@ impl Inner {
             let attempts = txn.attempts(database, Read::Loose);
             let (protections, attempts) = try_join(protections, attempts).await?;
             for row in protections {
-                match txn.key(&row)? {
-                    Key::Protect(_, server) if !living.contains(&server) => {
-                        txn.delete_encoded(&row.key);
-                    }
-                    _ => {}
+                if let Key::Protect(_, server) = txn.key(&row)?
+                    && txn.is_gone(server, living).await?
+                {
+                    txn.delete_encoded(&row.key);
                 }
             }
-            let dead = attempts.into_iter().filter(|(_, attempt)| {
-                attempt.doomed && attempt.server != self.server || !living.contains(&attempt.server)
-            });
-            Ok(dead.map(|(serial, _)| serial).collect::<Vec<_>>())
+            let mut dead = Vec::new();
+            for (serial, attempt) in attempts {
+                let helped = attempt.doomed && attempt.server != self.server;
+                if helped || txn.is_gone(attempt.server, living).await? {
+                    dead.push(serial);
+                }
+            }
+            Ok(dead)
         })?;
         for serial in &dead {
             self.drop_attempt(database, *serial).await?;
@@ -283,6 +286,16 @@ impl Inner {
 }
 
 impl Txn {
+    /// Whether a server that was not among the living has no row: one that has begun since they were listed, or has come back, has one.
+    /// Firmly: it may be beginning now.
+    async fn is_gone(&self, server: ServerId, living: &HashSet<ServerId>) -> Result<bool, Fail> {
+        if living.contains(&server) {
+            return Ok(false);
+        }
+        let row = self.get(&Key::Server(server), Read::Firm).await?;
+        Ok(row.is_none())
+    }
+
     /// Drops versions among some records. Answers the last one that was looked at, if there are more to look at.
     async fn drop_some(
         &self,

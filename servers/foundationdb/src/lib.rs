@@ -201,6 +201,13 @@ impl FoundationDbStore {
         self.0.audit().await
     }
 
+    /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
+    #[doc(hidden)]
+    pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        let alone = std::collections::HashSet::from([self.0.server]);
+        self.0.drop_of_the_dead(database, &alone).await
+    }
+
     /// Flips a bit in the row of a page, as a medium might. For tests.
     #[doc(hidden)]
     pub async fn damage(

@@ -410,3 +410,39 @@ fn the_end_of_one_server_says_nothing_of_another_that_is_silent() {
     });
     drop(one);
 }
+
+#[test]
+fn what_a_server_left_that_is_not_listed_yet_is_not_collected() {
+    with_two(
+        |options| {
+            options.retention = Some(Duration::ZERO);
+            options.staging_buffer_bytes = 0;
+        },
+        |one, two| async move {
+            let database = one.lookup(&name("a"), true).await.unwrap();
+            let epoch = one.fence(database).await.unwrap();
+            for base in 0..2 {
+                commit(&one, part(database, base, epoch, &[(1, base as u8 + 1)])).await;
+            }
+            let pin = [Version::new(1)];
+            one.protect(database, None, &pin).await.unwrap();
+            let staging = StagingId::random().unwrap();
+            let pages = vec![PageWrite {
+                number: number(2),
+                content: content(9),
+            }];
+            one.stage(database, staging, SIZE, pages).await.unwrap();
+            assert!(!two.collect_unaware(database).await.unwrap());
+            while two.collect(None).await.unwrap().more {}
+            assert_eq!(stamp(&two, database, 1, 1).await, 1);
+            let staged = DatabaseCommit {
+                stagings: vec![staging],
+                ..part(database, 2, epoch, &[])
+            };
+            let made = commit(&one, staged).await;
+            assert_eq!(made, CommitOutcome::Committed(vec![Version::new(3)]));
+            assert_eq!(stamp(&two, database, 3, 2).await, 9);
+            assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
+        },
+    );
+}
