@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, StagingId,
+    Version,
 };
 use pagewire_server::peers::{Claim, PeerNews, Peers};
 use pagewire_server::store::{
@@ -443,6 +444,49 @@ fn what_a_server_left_that_is_not_listed_yet_is_not_collected() {
             assert_eq!(made, CommitOutcome::Committed(vec![Version::new(3)]));
             assert_eq!(stamp(&two, database, 3, 2).await, 9);
             assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
+        },
+    );
+}
+
+#[test]
+fn a_removed_database_of_many_restores_is_collected_to_the_end() {
+    with_two(
+        |_| {},
+        |one, _two| async move {
+            let (database, other) = (name("a"), name("b"));
+            let database = one.lookup(&database, true).await.unwrap();
+            let epoch = one.fence(database).await.unwrap();
+            commit(&one, part(database, 0, epoch, &[(1, 1)])).await;
+            // Each stands on version 1, and more of them than one step looks at.
+            for base in 1..300 {
+                let restore = DatabaseCommit {
+                    restore: Some(Version::new(1)),
+                    ..part(database, base, epoch, &[])
+                };
+                let made = commit(&one, restore).await;
+                assert_eq!(made, CommitOutcome::Committed(vec![Version::new(base + 1)]));
+            }
+            let other = one.lookup(&other, true).await.unwrap();
+            let epoch = one.fence(other).await.unwrap();
+            commit(&one, part(other, 0, epoch, &[(1, 7)])).await;
+            assert_eq!(one.remove(&name("a")).await.unwrap(), database);
+            let mut pages = 0;
+            for step in 0.. {
+                assert!(step < 100, "it is never done");
+                let freed = one.collect(None).await.unwrap();
+                pages += freed.pages;
+                if !freed.more {
+                    break;
+                }
+            }
+            assert_eq!(pages, 1);
+            // An id of a removed database is taken for as long as anything of it is there.
+            let first = Moment::Version(Version::new(1));
+            one.branch(other, &first, database, &name("a"))
+                .await
+                .unwrap();
+            assert_eq!(stamp(&one, database, 1, 1).await, 7);
+            assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
         },
     );
 }
