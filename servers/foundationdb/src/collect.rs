@@ -32,7 +32,7 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, transact};
 use crate::keys::{Key, OF_A_DATABASE, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
-use crate::values::{Changed, Database, Due, Head, Past, Protection, Record, Segment};
+use crate::values::{Changed, Database, Due, Head, Past, Protection, Record, Segment, decode_u64};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -46,6 +46,9 @@ const STEP_PAGES: usize = 512;
 const STEP_ROWS: usize = 64;
 /// Old records that one transaction drops.
 const STEP_PAST: usize = 512;
+
+/// The end of all versions, where no segment begins.
+const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
 
 /// How far a look at all databases has come.
 #[derive(Debug, Default)]
@@ -136,7 +139,7 @@ impl Inner {
     }
 
     /// Drops what servers left that are dead: what they wrote ahead, and what their sessions read.
-    async fn drop_of_the_dead(
+    pub(crate) async fn drop_of_the_dead(
         &self,
         database: DatabaseId,
         living: &HashSet<ServerId>,
@@ -147,17 +150,20 @@ impl Inner {
             let attempts = txn.attempts(database, Read::Loose);
             let (protections, attempts) = try_join(protections, attempts).await?;
             for row in protections {
-                match txn.key(&row)? {
-                    Key::Protect(_, server) if !living.contains(&server) => {
-                        txn.delete_encoded(&row.key);
-                    }
-                    _ => {}
+                if let Key::Protect(_, server) = txn.key(&row)?
+                    && txn.is_gone(server, living).await?
+                {
+                    txn.delete_encoded(&row.key);
                 }
             }
-            let dead = attempts.into_iter().filter(|(_, attempt)| {
-                attempt.doomed && attempt.server != self.server || !living.contains(&attempt.server)
-            });
-            Ok(dead.map(|(serial, _)| serial).collect::<Vec<_>>())
+            let mut dead = Vec::new();
+            for (serial, attempt) in attempts {
+                let helped = attempt.doomed && attempt.server != self.server;
+                if helped || txn.is_gone(attempt.server, living).await? {
+                    dead.push(serial);
+                }
+            }
+            Ok(dead)
         })?;
         for serial in &dead {
             self.drop_attempt(database, *serial).await?;
@@ -283,6 +289,16 @@ impl Inner {
 }
 
 impl Txn {
+    /// Whether a server that was not among the living has no row: one that has begun since they were listed, or has come back, has one.
+    /// Firmly: it may be beginning now.
+    async fn is_gone(&self, server: ServerId, living: &HashSet<ServerId>) -> Result<bool, Fail> {
+        if living.contains(&server) {
+            return Ok(false);
+        }
+        let row = self.get(&Key::Server(server), Read::Firm).await?;
+        Ok(row.is_none())
+    }
+
     /// Drops versions among some records. Answers the last one that was looked at, if there are more to look at.
     async fn drop_some(
         &self,
@@ -569,7 +585,7 @@ impl Txn {
         };
         match self.first(&after, Read::Loose).await? {
             Some(Key::Segment(_, next)) => Ok(next),
-            _ => Ok(Version::new(i64::MAX as u64)),
+            _ => Ok(NO_SEGMENT),
         }
     }
 
@@ -668,18 +684,21 @@ impl Txn {
     async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
         let mut step = Collected::default();
         let key = Key::Removed(database);
-        if self.get(&key, Read::Firm).await?.is_none() {
+        // The segments before it were looked at since its versions went; nothing of that while those are there.
+        let decode = |body: &[u8]| match body.is_empty() {
+            true => Some(None),
+            false => decode_u64(body).map(|next| Some(Version::new(next))),
+        };
+        let Some(next) = self.row(&key, Read::Firm, decode).await? else {
             return Ok(None);
-        }
+        };
         // Firmly: see COL2.
         let children = self.space.children(database);
-        let children = self.first(&children, Read::Firm);
-        let records = self.space.records(database);
-        let (child, record) = try_join(children, self.first(&records, Read::Loose)).await?;
-        let segments = self.space.segments(database);
-        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
-        let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
+        let child = self.first(&children, Read::Firm).await?;
+        let mut segments = self.space.segments(database);
         if child.is_none() {
+            let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+            let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
             for key in &segments {
                 if let Key::Segment(_, first) = key
                     && let Some((base, version)) = self.end_segment(database, *first).await?
@@ -698,17 +717,27 @@ impl Txn {
             }
             return Ok(Some(step));
         }
-        if record.is_none() {
-            return Ok(None);
+        match next {
+            None => {
+                for kind in crate::keys::OF_ITS_VERSIONS {
+                    self.delete_range(&self.space.of(kind, database));
+                }
+            }
+            // Those that are left are stood on. When that goes they go too, without another look at all of them.
+            Some(NO_SEGMENT) => return Ok(None),
+            Some(next) => segments.begin = self.space.encode(&Key::Segment(database, next)),
         }
-        for kind in crate::keys::OF_ITS_VERSIONS {
-            self.delete_range(&self.space.of(kind, database));
-        }
-        for key in segments {
+        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+        let mut next = NO_SEGMENT;
+        for (index, key) in segments.iter().enumerate() {
             if let Key::Segment(_, first) = key {
-                self.reader_gone(database, first).await?;
+                self.reader_gone(database, *first).await?;
+                if index + 1 == STEP_VERSIONS {
+                    next = first.next();
+                }
             }
         }
+        self.put(&key, &next.get().to_be_bytes());
         self.sweep(database);
         Ok(Some(step))
     }

@@ -194,28 +194,38 @@ impl Inner {
         let (database, version) = (part.commit.database, part.commit.base.next());
         let mut ahead = None;
         let layers = std::mem::take(&mut part.layers);
-        let mut result = Ok(());
-        for (index, layer) in layers.iter().enumerate() {
-            let later = &layers[index + 1..];
-            let lasting = |page: &&PageNumber| {
-                let again = later.iter().any(|layer| layer.pages.contains_key(page));
-                !again && part.commit.page_count.has(**page)
-            };
-            let pages: Vec<_> = layer.pages.keys().filter(lasting).copied().collect();
-            for pages in pages.chunks(COPIED_PAGES) {
-                result = self
-                    .copy_pages(database, layer, pages, &mut ahead, version)
-                    .await;
-                if result.is_err() {
-                    break;
-                }
-            }
-        }
+        let count = part.commit.page_count;
+        let copied = self.copy_all(database, &layers, count, &mut ahead, version);
+        let copied = copied.await;
+        // Whether all of it was copied or not: who fails gives up what was made.
         if let Some(ahead) = ahead {
             part.made.push(ahead.serial);
             part.layers.push(ahead);
         }
-        result
+        copied
+    }
+
+    /// Copies what holds of some layers, up to the first error.
+    async fn copy_all(
+        &self,
+        database: DatabaseId,
+        layers: &[Ahead],
+        count: PageCount,
+        to: &mut Option<Ahead>,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        for (index, layer) in layers.iter().enumerate() {
+            let later = &layers[index + 1..];
+            let lasting = |page: &&PageNumber| {
+                let again = later.iter().any(|layer| layer.pages.contains_key(page));
+                !again && count.has(**page)
+            };
+            let pages: Vec<_> = layer.pages.keys().filter(lasting).copied().collect();
+            for pages in pages.chunks(COPIED_PAGES) {
+                self.copy_pages(database, layer, pages, to, version).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn copy_pages(

@@ -13,6 +13,7 @@ use foundationdb::options::{ConflictRangeType, MutationType, StreamingMode, Tran
 use foundationdb::{Database, FdbError, FdbResult, KeySelector, RangeOption, Transaction};
 use futures_util::future::try_join_all;
 use pagewire_server::store::StoreError;
+use parking_lot::Mutex;
 
 use crate::keys::{Key, Range, Space};
 use crate::values::decode_u64;
@@ -69,6 +70,30 @@ macro_rules! transact {
     }};
 }
 pub(crate) use transact;
+
+/// What a call takes away, across its rounds. The answer of a round that did so may have been lost: what a later one finds in its place
+/// came afterwards, and is not what the call was about.
+pub(crate) struct Target<T>(Mutex<Option<T>>);
+
+impl<T: Copy + PartialEq> Target<T> {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// What this round has to take away of what it found; `None` where there was nothing to begin with, or it is gone.
+    pub(crate) fn find(&self, found: Option<T>) -> Option<T> {
+        let mut first = self.0.lock();
+        if first.is_none() {
+            *first = found;
+        }
+        found.filter(|_| *first == found)
+    }
+
+    /// What the first round that found anything found.
+    pub(crate) fn first(&self) -> Option<T> {
+        *self.0.lock()
+    }
+}
 
 /// The rounds of a call.
 pub(crate) struct Rounds {
@@ -427,3 +452,6 @@ fn sum(key: &[u8], body: &[u8]) -> u32 {
     sum.update(key);
     sum.finalize()
 }
+
+#[cfg(test)]
+mod tests;

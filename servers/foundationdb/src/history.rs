@@ -11,7 +11,7 @@ use pagewire_proto::{
 use pagewire_server::store::{Description, Parent, StoreError};
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Txn, transact};
+use crate::engine::{Fail, Read, Target, Txn, transact};
 use crate::keys::{Key, Range, Sum};
 use crate::values::{Changed, Database, Head, Origin, Record, Segment, decode_u64};
 
@@ -237,16 +237,14 @@ impl Inner {
         database: DatabaseId,
         tag: &TagName,
     ) -> Result<bool, StoreError> {
-        // In an earlier round, whose answer may have been lost.
-        let was = std::sync::atomic::AtomicBool::new(false);
+        let target = Target::new();
         transact!(self.engine, |txn| {
             let there = txn.database(database, Read::Loose);
             let tagged = txn.tagged(database, tag, Read::Firm);
             let (_, tagged) = try_join(there, tagged).await?;
-            let Some(version) = tagged else {
-                return Ok(was.load(std::sync::atomic::Ordering::Relaxed));
+            let Some(version) = target.find(tagged) else {
+                return Ok(target.first().is_some());
             };
-            was.store(true, std::sync::atomic::Ordering::Relaxed);
             txn.delete(&Key::Tag(database, tag.clone()));
             txn.delete(&Key::Tagged(database, version, tag.clone()));
             Ok(true)

@@ -45,7 +45,6 @@ use parking_lot::Mutex;
 use engine::{Engine, Fail, Read, transact};
 use keys::{ServerId, Space};
 use staging::Staging;
-use values::Protection;
 
 /// How long versions are kept unless somebody says otherwise.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
@@ -114,12 +113,10 @@ pub(crate) struct Inner {
     lease_ttl_ms: AtomicU64,
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
-    /// Until when earlier servers may be trusted, and which they were, with their counters.
-    earlier: Mutex<Option<servers::Earlier>>,
     seen: Mutex<servers::Seen>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
-    said: tokio::sync::Mutex<HashMap<DatabaseId, Protection>>,
+    said: tokio::sync::Mutex<servers::Said>,
     collecting: tokio::sync::Mutex<collect::Pass>,
 }
 
@@ -185,7 +182,6 @@ impl FoundationDbStore {
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),
-            earlier: Mutex::default(),
             seen: Mutex::default(),
             peering: peers::Peering::default(),
             said: tokio::sync::Mutex::default(),
@@ -203,6 +199,13 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub async fn audit(&self) -> Result<Vec<String>, StoreError> {
         self.0.audit().await
+    }
+
+    /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
+    #[doc(hidden)]
+    pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        let alone = std::collections::HashSet::from([self.0.server]);
+        self.0.drop_of_the_dead(database, &alone).await
     }
 
     /// Flips a bit in the row of a page, as a medium might. For tests.

@@ -6,7 +6,7 @@ use pagewire_server::store::{DatabaseEntry, Resolution, Resolve, StoreError};
 use futures_util::future::{try_join, try_join_all};
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Txn, senseless, transact};
+use crate::engine::{Fail, Read, Target, Txn, senseless, transact};
 use crate::keys::Key;
 use crate::values::{Database, Head};
 
@@ -135,13 +135,11 @@ impl Inner {
     }
 
     pub(crate) async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
-        // Of an earlier round, whose answer may have been lost.
-        let seen = parking_lot::Mutex::new(None);
+        let target = Target::new();
         let removed = transact!(self.engine, |txn| {
-            let Some(id) = txn.named(name, Read::Firm).await? else {
-                return Ok(seen.lock().ok_or(StoreError::DatabaseNotFound)?);
+            let Some(id) = target.find(txn.named(name, Read::Firm).await?) else {
+                return Ok(target.first().ok_or(StoreError::DatabaseNotFound)?);
             };
-            *seen.lock() = Some(id);
             txn.delete(&Key::Name(name.clone()));
             txn.delete(&Key::Head(id));
             txn.delete(&Key::Epoch(id));

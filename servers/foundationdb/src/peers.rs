@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,6 +42,8 @@ pub(crate) struct Peering {
     silent: Mutex<HashMap<ServerId, (u64, Duration)>>,
     beats: Mutex<Beats>,
     lost: AtomicBool,
+    /// How often that was so.
+    losses: AtomicU64,
     send: UnboundedSender<PeerNews>,
     receive: tokio::sync::Mutex<UnboundedReceiver<PeerNews>>,
 }
@@ -63,6 +65,7 @@ impl Default for Peering {
             silent: Mutex::default(),
             beats: Mutex::default(),
             lost: AtomicBool::new(false),
+            losses: AtomicU64::new(0),
             send,
             receive: tokio::sync::Mutex::new(receive),
         }
@@ -112,9 +115,15 @@ impl Peering {
         drop(beats);
         self.own.lock().clear();
         self.wanted.lock().clear();
+        self.losses.fetch_add(1, Ordering::Release);
         self.lost.store(true, Ordering::Release);
         // Without a receiver nobody serves.
         let _ = self.send.send(PeerNews::Lost);
+    }
+
+    /// How often this server was silent for so long that others may have taken it for dead.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     fn is_heard(&self, lease_ttl: Duration) -> bool {

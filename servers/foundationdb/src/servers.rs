@@ -21,8 +21,23 @@ use crate::values::{Protection, Server};
 /// When the counter of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (u64, Instant)>;
 
-/// Until when earlier servers may be trusted, and which they were, with their counters.
-pub(crate) type Earlier = (Instant, Vec<(ServerId, u64)>);
+/// What the cluster is known to have of what sessions here read.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// The last words that it took.
+    words: HashMap<DatabaseId, Protection>,
+    /// How often this server had been silent for too long when they were said.
+    losses: u64,
+}
+
+impl Said {
+    /// Who was silent for so long may have been taken for dead, and what it said may have been dropped.
+    fn forget_losses(&mut self, losses: u64) {
+        if std::mem::replace(&mut self.losses, losses) != losses {
+            self.words.clear();
+        }
+    }
+}
 
 impl Txn {
     async fn servers(&self, read: Read) -> Result<Vec<(ServerId, Server)>, Fail> {
@@ -80,29 +95,13 @@ impl Inner {
         })?;
         self.peering.took(sent, Duration::ZERO);
         let wait_ms = others.iter().map(|(_, server)| server.lease_ttl_ms).max();
-        let wait = Duration::from_millis(wait_ms.unwrap_or(0));
-        let earlier = others.iter().map(|(id, server)| (*id, server.counter));
-        *self.earlier.lock() = Some((Instant::now() + wait, earlier.collect()));
-        Ok(wait)
+        Ok(Duration::from_millis(wait_ms.unwrap_or(0)))
     }
 
+    /// Says nothing of other servers, although this one may have waited for them: that they are dead is for [`Inner::living`] to see.
     pub(crate) async fn end_service(&self) -> Result<(), StoreError> {
         let mut ended = self.ended.lock().await;
-        let waited = self.earlier.lock().take();
-        let earlier = match waited {
-            Some((until, earlier)) if Instant::now() >= until => earlier,
-            // An earlier server may be trusted longer than this one lived, and this one says nothing about it.
-            _ => Vec::new(),
-        };
         transact!(self.engine, |txn| {
-            for (id, counter) in &earlier {
-                let key = Key::Server(*id);
-                let row = txn.row(&key, Read::Firm, Server::decode).await?;
-                // Dead when this one began, and nobody trusts it any more.
-                if row.is_some_and(|row| row.counter == *counter) {
-                    txn.delete(&key);
-                }
-            }
             txn.delete(&Key::Server(self.server));
             txn.delete(&Key::Bell(self.server));
             txn.delete_range(&txn.space.mail(self.server));
@@ -164,14 +163,17 @@ impl Inner {
         };
         // One after another: the last word is the one that stays.
         let mut said = self.said.lock().await;
-        let known = said.get(&database).cloned().unwrap_or_default();
+        said.forget_losses(self.peering.losses());
+        // Until the cluster has taken this word it is not known which one it has.
+        let known = said.words.remove(&database);
         transact!(self.engine, |txn| {
             txn.database(database, Read::Loose).await?;
             // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
-            let pinned = pins.iter().filter(|pin| !known.pins.contains(pin));
-            let pinned = pinned.map(|pin| txn.version(database, *pin, Read::Firm));
-            try_join_all(pinned).await?;
-            if known == protection {
+            let pinned = |pin: &&Version| known.as_ref().is_some_and(|k| k.pins.contains(pin));
+            let new = pins.iter().filter(|pin| !pinned(pin));
+            let new = new.map(|pin| txn.version(database, *pin, Read::Firm));
+            try_join_all(new).await?;
+            if known.as_ref() == Some(&protection) {
                 return Ok(());
             }
             let key = Key::Protect(database, self.server);
@@ -181,9 +183,8 @@ impl Inner {
             }
             Ok(())
         })?;
-        match protection == Protection::default() {
-            true => drop(said.remove(&database)),
-            false => drop(said.insert(database, protection)),
+        if protection != Protection::default() {
+            said.words.insert(database, protection);
         }
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Inner {
     pub(crate) fn forget(&self, database: DatabaseId) {
         self.drop_stagings(database);
         if let Ok(mut said) = self.said.try_lock() {
-            said.remove(&database);
+            said.words.remove(&database);
         }
     }
 }

@@ -326,7 +326,7 @@ impl Inner {
         }
     }
 
-    /// Deletes the rows of an attempt, some at a time, unless it has become part of a version (A2).
+    /// Deletes the rows of an attempt, some at a time, unless it has become part of a version (A2) or is another server's that lives.
     pub(crate) async fn drop_attempt(
         &self,
         database: DatabaseId,
@@ -340,6 +340,11 @@ impl Inner {
                     return Ok(false);
                 };
                 if !attempt.doomed {
+                    // It may have come back since it was seen to be dead.
+                    let of = Key::Server(attempt.server);
+                    if attempt.server != self.server && txn.get(&of, Read::Firm).await?.is_some() {
+                        return Ok(false);
+                    }
                     let doomed = Attempt {
                         doomed: true,
                         ..attempt

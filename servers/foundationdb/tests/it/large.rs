@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use pagewire_proto::{CommitId, PageCount, PageNumber, PageSize, StagingId, Version};
-use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageStore as _, PageWrite};
+use pagewire_server::store::{
+    Commit, CommitOutcome, DatabaseCommit, PageStore as _, PageWrite, StoreError,
+};
 
 use crate::cluster::Cluster;
 
@@ -134,6 +136,57 @@ fn a_commit_of_one_call_may_be_larger_than_a_transaction_of_the_cluster() {
             .await
             .unwrap();
         assert!(read[0].content == noise(pages, 1, size));
+        assert_eq!(store.audit().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+/// What was written ahead in another order than that of the commit is copied: the pages of the one staging cannot be, those of the
+/// other can.
+#[test]
+fn a_layer_that_cannot_be_copied_is_never_left_out_of_a_version() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    runtime().block_on(async {
+        let mut options = cluster.options();
+        options.staging_buffer_bytes = 0;
+        let store = cluster.open(&options).await.unwrap();
+        let size = PageSize::MIN;
+        let database = store
+            .lookup(&"copied".try_into().unwrap(), true)
+            .await
+            .unwrap();
+        let epoch = store.fence(database).await.unwrap();
+        let (second, first) = (StagingId::random().unwrap(), StagingId::random().unwrap());
+        for (staging, page) in [(second, 2), (first, 1)] {
+            let writes = vec![write(page, 1, size)];
+            store.stage(database, staging, size, writes).await.unwrap();
+        }
+        let lost = PageNumber::try_from(1).unwrap();
+        assert!(store.damage(database, lost, Version::new(1)).await.unwrap());
+        let commit = Commit {
+            id: CommitId::random().unwrap(),
+            databases: vec![DatabaseCommit {
+                database,
+                base: Version::ZERO,
+                epoch,
+                page_size: size,
+                page_count: PageCount::try_from(2).unwrap(),
+                stagings: vec![first, second],
+                pages: Vec::new(),
+                restore: None,
+            }],
+        };
+        let outcome = store.commit(commit).await;
+        assert!(
+            matches!(outcome, Err(StoreError::Corrupt(_))),
+            "{outcome:?}"
+        );
+        assert_eq!(store.head(database).await.unwrap().version, Version::ZERO);
+        for staging in [first, second] {
+            store.discard(staging).await.unwrap();
+        }
+        while store.collect(None).await.unwrap().more {}
         assert_eq!(store.audit().await.unwrap(), Vec::<String>::new());
     });
 }

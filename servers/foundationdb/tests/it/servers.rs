@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, StagingId,
+    Version,
 };
 use pagewire_server::peers::{Claim, PeerNews, Peers};
 use pagewire_server::store::{
@@ -309,6 +310,183 @@ fn a_server_that_ended_in_order_keeps_nobody_waiting() {
             assert_eq!(b.claim(database).await.unwrap(), Claim::Elsewhere);
             one.end_service().await.unwrap();
             assert_eq!(b.claim(database).await.unwrap(), Claim::Claimed);
+        },
+    );
+}
+
+#[test]
+fn what_a_server_reads_that_was_taken_for_dead_is_said_again() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let mut options = cluster.options();
+    options.retention = Some(Duration::ZERO);
+    options.dead_after = Duration::ZERO;
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    // Nothing of a server goes on while its runtime does not run.
+    let (here, there) = (runtime(), runtime());
+    let (one, database, epoch) = here.block_on(async {
+        let one = cluster.open(&options).await.unwrap();
+        one.begin_service(TTL).await.unwrap();
+        let database = one.lookup(&name("a"), true).await.unwrap();
+        let epoch = one.fence(database).await.unwrap();
+        for base in 0..3 {
+            commit(&one, part(database, base, epoch, &[(1, base as u8 + 1)])).await;
+        }
+        let floor = Some(Version::new(2));
+        one.protect(database, floor, &[]).await.unwrap();
+        (one, database, epoch)
+    });
+    let two = there.block_on(async {
+        let two = cluster.open(&options).await.unwrap();
+        let begun = Instant::now();
+        // Kept by the word of the other server, until that is dropped.
+        while stamp_or_gone(&two, database, 2).await.is_some() {
+            let waited = begun.elapsed();
+            assert!(waited < Duration::from_secs(60), "it is kept for ever");
+            two.collect(None).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        two
+    });
+    here.block_on(async {
+        let peers = one.peers().unwrap();
+        hears(&*peers, PeerNews::Lost).await;
+        // Should that have been of an earlier silence, on a slow machine.
+        tokio::time::sleep(TTL).await;
+        let floor = Some(Version::new(2));
+        one.protect(database, floor, &[]).await.unwrap();
+        // Collected before the server is silent again.
+        commit(&one, part(database, 3, epoch, &[(1, 4)])).await;
+        while one.collect(None).await.unwrap().more {}
+    });
+    there.block_on(async {
+        assert_eq!(stamp_or_gone(&two, database, 3).await, Some(3));
+    });
+}
+
+/// What page 1 is in a version, if that is kept.
+async fn stamp_or_gone(
+    store: &FoundationDbStore,
+    database: DatabaseId,
+    version: u64,
+) -> Option<u8> {
+    let pages = [number(1)];
+    match store.read(database, Version::new(version), &pages).await {
+        Ok(pages) => Some(pages[0].content[0]),
+        Err(StoreError::VersionGone { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn the_end_of_one_server_says_nothing_of_another_that_is_silent() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let options = cluster.options();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let (here, there) = (runtime(), runtime());
+    let one = here.block_on(async {
+        let one = cluster.open(&options).await.unwrap();
+        one.begin_service(TTL).await.unwrap();
+        one
+    });
+    there.block_on(async {
+        let two = cluster.open(&options).await.unwrap();
+        let wait = two.begin_service(TTL).await.unwrap();
+        assert!(wait >= TTL, "{wait:?}");
+        tokio::time::sleep(wait).await;
+        two.end_service().await.unwrap();
+        // A lease that the silent one gave last may be trusted for two of its times.
+        let three = cluster.open(&options).await.unwrap();
+        let wait = three.begin_service(TTL).await.unwrap();
+        assert!(wait >= TTL, "{wait:?}");
+    });
+    drop(one);
+}
+
+#[test]
+fn what_a_server_left_that_is_not_listed_yet_is_not_collected() {
+    with_two(
+        |options| {
+            options.retention = Some(Duration::ZERO);
+            options.staging_buffer_bytes = 0;
+        },
+        |one, two| async move {
+            let database = one.lookup(&name("a"), true).await.unwrap();
+            let epoch = one.fence(database).await.unwrap();
+            for base in 0..2 {
+                commit(&one, part(database, base, epoch, &[(1, base as u8 + 1)])).await;
+            }
+            let pin = [Version::new(1)];
+            one.protect(database, None, &pin).await.unwrap();
+            let staging = StagingId::random().unwrap();
+            let pages = vec![PageWrite {
+                number: number(2),
+                content: content(9),
+            }];
+            one.stage(database, staging, SIZE, pages).await.unwrap();
+            assert!(!two.collect_unaware(database).await.unwrap());
+            while two.collect(None).await.unwrap().more {}
+            assert_eq!(stamp(&two, database, 1, 1).await, 1);
+            let staged = DatabaseCommit {
+                stagings: vec![staging],
+                ..part(database, 2, epoch, &[])
+            };
+            let made = commit(&one, staged).await;
+            assert_eq!(made, CommitOutcome::Committed(vec![Version::new(3)]));
+            assert_eq!(stamp(&two, database, 3, 2).await, 9);
+            assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
+        },
+    );
+}
+
+#[test]
+fn a_removed_database_of_many_restores_is_collected_to_the_end() {
+    with_two(
+        |_| {},
+        |one, _two| async move {
+            let (database, other) = (name("a"), name("b"));
+            let database = one.lookup(&database, true).await.unwrap();
+            let epoch = one.fence(database).await.unwrap();
+            commit(&one, part(database, 0, epoch, &[(1, 1)])).await;
+            // Each stands on version 1, and more of them than one step looks at.
+            for base in 1..300 {
+                let restore = DatabaseCommit {
+                    restore: Some(Version::new(1)),
+                    ..part(database, base, epoch, &[])
+                };
+                let made = commit(&one, restore).await;
+                assert_eq!(made, CommitOutcome::Committed(vec![Version::new(base + 1)]));
+            }
+            let other = one.lookup(&other, true).await.unwrap();
+            let epoch = one.fence(other).await.unwrap();
+            commit(&one, part(other, 0, epoch, &[(1, 7)])).await;
+            assert_eq!(one.remove(&name("a")).await.unwrap(), database);
+            let mut pages = 0;
+            for step in 0.. {
+                assert!(step < 100, "it is never done");
+                let freed = one.collect(None).await.unwrap();
+                pages += freed.pages;
+                if !freed.more {
+                    break;
+                }
+            }
+            assert_eq!(pages, 1);
+            // An id of a removed database is taken for as long as anything of it is there.
+            let first = Moment::Version(Version::new(1));
+            one.branch(other, &first, database, &name("a"))
+                .await
+                .unwrap();
+            assert_eq!(stamp(&one, database, 1, 1).await, 7);
+            assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
         },
     );
 }
