@@ -316,7 +316,10 @@ impl History<'_> {
 
     fn is_stale(&self, part: &DatabaseCommit) -> bool {
         let model = self.models.iter().find(|model| model.id == part.database);
-        model.is_none_or(|m| m.head() != part.base.get() || m.epoch != Some(part.epoch))
+        // An epoch that nobody was told of may be the one that was guessed.
+        model.is_none_or(|m| {
+            m.head() != part.base.get() || m.epoch.is_some_and(|epoch| epoch != part.epoch)
+        })
     }
 
     async fn fence(&mut self) -> Result<(), Violation> {
