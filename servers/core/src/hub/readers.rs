@@ -151,6 +151,11 @@ impl Hub {
                 *told = Some(wanted);
                 Ok(())
             }
+            // Of a database that was removed nothing is kept, so a store without it has taken that. Or it would be asked for ever.
+            Err(error) if wanted.is_nothing() && Reason::of(&error) == Reason::DatabaseNotFound => {
+                *told = Some(wanted);
+                Ok(())
+            }
             Err(error) => {
                 // "Nothing is replaced."
                 if Reason::of(&error) == Reason::VersionGone {

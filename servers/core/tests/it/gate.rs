@@ -40,6 +40,8 @@ pub struct GatedStore {
     pub shared: AtomicBool,
     /// Floors are refused.
     pub protect_fails: AtomicBool,
+    /// How often the store was told of floors.
+    pub protects: AtomicUsize,
     /// Pages are refused.
     pub reads_fail: AtomicBool,
     /// A removal passes with each permit.
@@ -69,6 +71,7 @@ impl GatedStore {
             unknown: Mutex::default(),
             shared: AtomicBool::new(false),
             protect_fails: AtomicBool::new(false),
+            protects: AtomicUsize::new(0),
             reads_fail: AtomicBool::new(false),
             removals: Semaphore::new(1000),
             removing: Semaphore::new(0),
@@ -156,6 +159,7 @@ impl PageStore for GatedStore {
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
+        self.protects.fetch_add(1, Ordering::Relaxed);
         if self.protect_fails.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the gate is closed".to_owned()));
         }

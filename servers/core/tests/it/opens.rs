@@ -429,3 +429,23 @@ async fn a_name_without_a_commit_stays_where_another_server_may_have_it_open() {
     let kept = store.inner.lookup(&name, false).await;
     assert_eq!(kept.unwrap().to_wire(), empty.id);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_was_removed_elsewhere_is_forgotten_after_its_last_session() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    client.commit(&commit).await.unwrap();
+    let name = DatabaseName::try_from("a.db").unwrap();
+    store.inner.remove(&name).await.unwrap();
+    client.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let told = store.protects.load(Ordering::Relaxed);
+    assert!(told > 0);
+    tokio::time::sleep(TTL).await;
+    let asked_again = store.protects.load(Ordering::Relaxed) - told;
+    assert_eq!(asked_again, 0, "the sweeper goes on asking for it");
+}
