@@ -220,7 +220,7 @@ def read_list(suite, name):
         if candidate.is_file():
             lines = [line.split("#")[0].strip() for line in candidate.read_text().splitlines()]
             return [line for line in lines if line]
-    source = pathlib.Path(suite).resolve() / "src"
+    source = (pathlib.Path(suite) / "src").resolve()
     out = subprocess.run(
         ["tclsh", str(HERE / "listsuite.tcl"), str(source), name], check=True, capture_output=True, text=True
     ).stdout
