@@ -15,7 +15,8 @@ import subprocess
 import threading
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
-TARGET = TOP / "target" / "debug"
+# PAGEWIRE_PROFILE=release: the long forms run on optimised binaries, of `cargo build --release --workspace`.
+TARGET = TOP / "target" / os.environ.get("PAGEWIRE_PROFILE", "debug")
 LIBRARY = TARGET / "libpagewire.so"
 COMMAND = TARGET / "pagewire"
 GUEST = TARGET / "pagewire-guest"

@@ -1,12 +1,13 @@
 //! What all calls share: the tables of sessions and databases, and what happens when a session ends.
 //!
-//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `readers.rs`, `names.rs`, and `sweep.rs` for what nobody sends
+//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `readers.rs`, `names.rs`, `staging.rs`, and `sweep.rs` for what nobody sends
 //! a message about. How a lease changes hands is in `handover.rs`. Every wait has a bound; nothing here is per call kind.
 
 mod names;
 mod opens;
 pub(crate) mod readers;
 mod sessions;
+mod staging;
 mod sweep;
 
 use std::collections::HashMap;
@@ -55,6 +56,8 @@ pub(crate) struct Hub {
     pub(crate) ended: watch::Sender<bool>,
     /// For one staging of a session each.
     pub(crate) stagings: Arc<Semaphore>,
+    /// KiB of pages that are on their way into stagings of the store: see `staging.rs`.
+    staging: Arc<Semaphore>,
     /// What calls and their pages may take.
     pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
@@ -104,6 +107,7 @@ impl Hub {
             draining: AtomicBool::new(false),
             ended: watch::Sender::new(false),
             stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
+            staging: Arc::new(Semaphore::new(staging::MAX_KIB as usize)),
             memory,
             commits: watch::Sender::new(0),
         });

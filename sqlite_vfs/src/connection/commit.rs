@@ -121,7 +121,8 @@ impl Connection {
 
     /// Whether every unit written has the bytes of the base. In exclusive locking mode the change counter stands still, so
     /// only the bytes tell a rollback from a commit.
-    fn equals_base(&self, base: &Snapshot) -> Result<bool> {
+    fn equals_base(&mut self, base: &Snapshot) -> Result<bool> {
+        let known = self.own_cookie.at(base.version);
         let State::Writing { overlay, .. } = &self.state else {
             return Ok(true);
         };
@@ -146,6 +147,14 @@ impl Connection {
             if index == 0 {
                 header::mask_change_counter(&mut ours);
                 header::mask_change_counter(&mut theirs);
+                // A rollback brings back what SQLite had, which is its own cookie.
+                if let (Some(cookie), Some(own), Some(stored)) =
+                    (known, Header::of(&ours), Header::of(&theirs))
+                    && own.schema_cookie() == cookie
+                {
+                    let stored = stored.schema_cookie();
+                    header::set_schema_cookie(&mut ours, stored);
+                }
             }
             if ours != theirs {
                 return Ok(false);
@@ -231,13 +240,8 @@ impl Connection {
             return Ok(());
         };
         let own = &mut self.own_cookie;
-        if let Some((version, written)) = own.if_applied
-            && version == base.version
-        {
-            own.known = Some(written);
-        }
         // By what SQLite counted from, which is not always the cookie of the base: see [`OwnCookie`].
-        let stored = if cookie == own.known.unwrap_or(before) {
+        let stored = if cookie == own.at(base.version).unwrap_or(before) {
             before
         } else {
             header::next_schema_cookie(self.database.state.id(), base.version, before, cookie)

@@ -105,6 +105,18 @@ struct OwnCookie {
     if_applied: Option<(Version, u32)>,
 }
 
+impl OwnCookie {
+    /// What is in SQLite's copy when a transaction on this base begins; `None` where it is the base's.
+    fn at(&mut self, base: Version) -> Option<u32> {
+        if let Some((version, written)) = self.if_applied
+            && version == base
+        {
+            self.known = Some(written);
+        }
+        self.known
+    }
+}
+
 enum State {
     Idle,
     Reading {

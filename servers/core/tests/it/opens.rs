@@ -409,3 +409,23 @@ async fn listing_goes_on_after_the_last_name_in_byte_order() {
     }
     assert_eq!(names, ["b/1", "b/10", "b/2"]);
 }
+
+/// Found by reading: the server that saw the last of its own sessions go asked the store for the head, and removed the name; what another
+/// server had committed between the two was acknowledged and gone.
+#[tokio::test(start_paused = true)]
+async fn a_name_without_a_commit_stays_where_another_server_may_have_it_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    store.shared.store(true, Ordering::Relaxed);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let empty = client.open("empty.db").await;
+    client.goodbye().await;
+    let mut other = server.client().await;
+    let missing = other.open_request("empty.db", pb::OpenMode::ReadWrite);
+    let refused = other.open_with(missing).await;
+    assert_eq!(reason(refused), Reason::DatabaseNotFound);
+    tokio::time::sleep(TTL).await;
+    let name = DatabaseName::try_from("empty.db").unwrap();
+    let kept = store.inner.lookup(&name, false).await;
+    assert_eq!(kept.unwrap().to_wire(), empty.id);
+}
