@@ -119,50 +119,6 @@ impl Connection {
         overlay.put(0, page_1.into())
     }
 
-    /// Whether every unit written has the bytes of the base. In exclusive locking mode the change counter stands still, so
-    /// only the bytes tell a rollback from a commit.
-    fn equals_base(&mut self, base: &Snapshot) -> Result<bool> {
-        let known = self.own_cookie.at(base.version);
-        let State::Writing { overlay, .. } = &self.state else {
-            return Ok(true);
-        };
-        let Some(unit) = overlay.unit() else {
-            return Ok(true);
-        };
-        let mut ahead = ReadAhead::new(&self.database);
-        let mut ours = vec![0; unit.bytes()];
-        let mut theirs = vec![0; unit.bytes()];
-        for index in overlay.indexes() {
-            overlay.read(index, 0, &mut ours)?;
-            let offset = u64::from(index) * u64::from(unit.get());
-            read_range(
-                &self.database,
-                base,
-                None,
-                &mut ahead,
-                &mut theirs,
-                offset,
-                self.settings.timeout,
-            )?;
-            if index == 0 {
-                header::mask_change_counter(&mut ours);
-                header::mask_change_counter(&mut theirs);
-                // A rollback brings back what SQLite had, which is its own cookie.
-                if let (Some(cookie), Some(own), Some(stored)) =
-                    (known, Header::of(&ours), Header::of(&theirs))
-                    && own.schema_cookie() == cookie
-                {
-                    let stored = stored.schema_cookie();
-                    header::set_schema_cookie(&mut ours, stored);
-                }
-            }
-            if ours != theirs {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     fn part(
         &mut self,
         base: Snapshot,

@@ -34,6 +34,7 @@ mod journal;
 mod overlay;
 mod pragma;
 mod read;
+mod rollback;
 mod staging;
 mod view;
 
