@@ -12,7 +12,7 @@ mod sweep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pagewire_proto::status::Reason;
@@ -44,6 +44,8 @@ pub(crate) struct Hub {
     /// What clients would like with their next open.
     pub(crate) hot: HotLists,
     open_count: AtomicUsize,
+    /// How often this server was silent for so long that other servers may have taken it for dead.
+    pub(crate) losses: AtomicU64,
     /// A database is not removed while it is being opened.
     pub(crate) names: names::Names,
     /// Before it nothing may become visible: holders of leases of an earlier server may still trust them.
@@ -101,6 +103,7 @@ impl Hub {
             databases: Mutex::default(),
             hot: HotLists::default(),
             open_count: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
             names: names::Names::default(),
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
