@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pagewire_proto::{DatabaseName, Invalid, Moment};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 
 /// Where a page server listens if nobody says otherwise.
@@ -57,8 +58,8 @@ pub enum SubscribeWhen {
 /// Settings of the process, from the environment.
 #[derive(Clone, Debug)]
 pub struct ProcessSettings {
-    /// `PAGEWIRE_ENDPOINT`
-    pub endpoint: String,
+    /// `PAGEWIRE_ENDPOINT`: the page server, or several of one installation.
+    pub endpoint: Endpoint,
     /// `PAGEWIRE_TOKEN`, sent as a bearer token with each call.
     pub token: Option<String>,
     /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
@@ -138,7 +139,8 @@ impl ProcessSettings {
             .map(|text| text.trim().to_owned())
             .filter(|text| !text.is_empty())
             .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        if let Err(problem) = check_endpoint(&endpoint) {
+        let endpoint = Endpoint::parse(&endpoint);
+        if let Err(problem) = &endpoint {
             problems.push(format!("PAGEWIRE_ENDPOINT {problem}"));
         }
         let token = get("PAGEWIRE_TOKEN").filter(|token| !token.is_empty());
@@ -157,12 +159,12 @@ impl ProcessSettings {
             &Reading::DEFAULT,
             &mut problems,
         );
-        if !problems.is_empty() {
+        let (Ok(endpoint), true) = (endpoint, problems.is_empty()) else {
             return Err(Error::new(
                 Kind::CantOpen,
                 format!("wrong settings: {}", problems.join("; ")),
             ));
-        }
+        };
         Ok(Self {
             endpoint,
             token,
@@ -180,8 +182,8 @@ impl ProcessSettings {
 /// Settings of one connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionSettings {
-    /// The page server.
-    pub endpoint: String,
+    /// The page server, or several of one installation.
+    pub endpoint: Endpoint,
     /// The credential.
     pub token: Option<String>,
     /// The database.
@@ -216,8 +218,11 @@ impl ConnectionSettings {
         create: bool,
     ) -> Result<Self> {
         let mut problems = Vec::new();
-        let endpoint = parameter("endpoint").unwrap_or_else(|| process.endpoint.clone());
-        if let Err(problem) = check_endpoint(&endpoint) {
+        let endpoint = match parameter("endpoint") {
+            None => Ok(process.endpoint.clone()),
+            Some(text) => Endpoint::parse(&text),
+        };
+        if let Err(problem) = &endpoint {
             problems.push(format!("endpoint {problem}"));
         }
         let mut timeout = process.timeout;
@@ -261,12 +266,12 @@ impl ConnectionSettings {
                 Err(invalid) => problems.push(format!("at {}", invalid.problem)),
             }
         }
-        if !problems.is_empty() {
+        let (Ok(endpoint), true) = (endpoint, problems.is_empty()) else {
             return Err(Error::new(
                 Kind::CantOpen,
                 format!("database {name}: wrong settings: {}", problems.join("; ")),
             ));
-        }
+        };
         Ok(Self {
             endpoint,
             token,
@@ -386,26 +391,6 @@ fn token_problem(token: &str) -> Option<&'static str> {
     (!fine).then_some("must be 1 to 8192 printable ASCII characters without spaces")
 }
 
-fn check_endpoint(endpoint: &str) -> std::result::Result<(), String> {
-    if let Some(path) = endpoint.strip_prefix("unix:") {
-        return if path.is_empty() {
-            Err("is \"unix:\" without a path".to_owned())
-        } else {
-            Ok(())
-        };
-    }
-    let right = endpoint.strip_prefix("http://").is_some_and(|rest| {
-        !rest.trim_end_matches('/').is_empty() && !rest.contains(char::is_whitespace)
-    });
-    if right && tonic::transport::Endpoint::from_shared(endpoint.to_owned()).is_ok() {
-        Ok(())
-    } else {
-        Err(format!(
-            "is {endpoint:?}, must be http://HOST:PORT or unix:/PATH"
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -422,7 +407,7 @@ mod tests {
     #[test]
     fn an_empty_environment_gives_the_defaults() {
         let settings = read(&[]).unwrap();
-        assert_eq!(settings.endpoint, DEFAULT_ENDPOINT);
+        assert_eq!(settings.endpoint.as_str(), DEFAULT_ENDPOINT);
         assert_eq!(settings.cache_bytes, 64 << 20);
     }
 
@@ -518,7 +503,7 @@ mod tests {
             true,
         )
         .unwrap();
-        assert_eq!(settings.endpoint, "unix:/tmp/s");
+        assert_eq!(settings.endpoint.as_str(), "unix:/tmp/s");
         assert!(ConnectionSettings::new(&process, "/x", |_| None, false, true).is_err());
         assert!(
             ConnectionSettings::new(
