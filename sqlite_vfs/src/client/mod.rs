@@ -47,8 +47,10 @@ pub use stage::{PageSource, StagePages};
 pub use transactions::{Membership, Owner, Transactions};
 
 use crate::cache::PageCache;
+use crate::cache::disk::DiskCache;
 use crate::database::{Database, Looked};
 use crate::error::{Error, Kind, Result};
+use crate::settings::DiskSettings;
 
 /// A client with the runtime that drives it. Dropping it says goodbye to the server.
 pub struct Client {
@@ -56,6 +58,8 @@ pub struct Client {
     pub core: Arc<Core>,
     /// Pages of all databases of the client. Tasks of the runtime may hold it too.
     pub cache: Arc<PageCache>,
+    /// Beside it, where a directory for it is set.
+    pub disk: Option<DiskCache>,
     runtime: Runtime,
     slots: Mutex<HashMap<DatabaseName, Arc<Slot>>>,
 }
@@ -82,7 +86,12 @@ pub struct Core {
 
 impl Client {
     /// A client of the endpoint. Nothing is connected before the first call.
-    pub fn new(endpoint: &str, token: Option<&str>, cache_bytes: u64) -> Result<Self> {
+    pub fn new(
+        endpoint: &str,
+        token: Option<&str>,
+        cache_bytes: u64,
+        disk: Option<&DiskSettings>,
+    ) -> Result<Self> {
         let runtime = Runtime::start()?;
         let channel = runtime.block_on(async { connect_lazily(endpoint) })?;
         let bearer = match token {
@@ -112,6 +121,7 @@ impl Client {
         Ok(Self {
             core,
             cache,
+            disk: disk.map(|disk| DiskCache::new(disk.clone(), token)),
             runtime,
             slots: Mutex::new(HashMap::new()),
         })
