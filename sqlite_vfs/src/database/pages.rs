@@ -126,11 +126,13 @@ impl View<'_> {
     }
 
     /// What does not have to be asked for, of pages that nobody waits for yet, is fetched from disk and left out.
-    fn not_on_disk(&self, pages: Vec<u32>) -> impl Iterator<Item = PageNumber> {
+    fn not_on_disk(&self, pages: Vec<u32>) -> Vec<PageNumber> {
+        // All at once: whoever takes them may hold a lock that putting a page into the cache needs.
         pages
             .into_iter()
             .filter_map(number)
             .filter(|page| self.page_on_disk(*page).is_none())
+            .collect()
     }
 
     fn page_in_memory(&self, page: PageNumber) -> Option<(Bytes, Came)> {
@@ -172,7 +174,8 @@ impl View<'_> {
     pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
         let database = self.database;
         database.state.check()?;
-        let along = self.not_on_disk(along).take(MAX_READ_PAGES - 1);
+        let mut along = self.not_on_disk(along);
+        along.truncate(MAX_READ_PAGES - 1);
         let page_bytes = u64::from(self.page_size.get());
         let along = self.cache().ahead.begin(self.key(), along, page_bytes);
         let mut asked = vec![page];

@@ -51,7 +51,7 @@ fn q3_processes_killed_while_they_write_and_save_logs_leave_what_is_true() {
     fill(&mut maker, 5_000);
     end(maker);
     let mut random = Random::start();
-    for turn in 0..12 {
+    for turn in 0..6 {
         let mut victim = cache.guest(&[]);
         open(&mut victim, &server, &[]);
         victim.ok("main", "PRAGMA busy_timeout = 20000");
