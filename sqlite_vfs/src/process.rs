@@ -15,7 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::ffi::{ForkLocal, process_id};
 use crate::file::journal::Journals;
-use crate::settings::{ConnectionSettings, ProcessSettings};
+use crate::settings::{ConnectionSettings, DiskSettings, ProcessSettings};
 
 /// See the file's header.
 pub struct Process {
@@ -65,7 +65,11 @@ impl Process {
     /// Opens a connection.
     pub fn open(&self, settings: ConnectionSettings) -> Result<Connection> {
         use pagewire_proto::pb::OpenMode;
-        let client = self.client(&settings.endpoint, settings.token.as_deref())?;
+        let client = self.client(
+            &settings.endpoint,
+            settings.token.as_deref(),
+            settings.disk.as_ref(),
+        )?;
         let mode = match (settings.read_only, settings.create) {
             (true, _) => OpenMode::ReadOnly,
             (false, false) => OpenMode::ReadWrite,
@@ -82,11 +86,16 @@ impl Process {
     /// Removes a database of the process's endpoint and all of its versions; `false` if there is none.
     pub fn delete_database(&self, name: &DatabaseName) -> Result<bool> {
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
-        self.client(&settings.endpoint, settings.token.as_deref())?
+        self.client(&settings.endpoint, settings.token.as_deref(), None)?
             .delete_database(name, settings.timeout)
     }
 
-    fn client(&self, endpoint: &Endpoint, token: Option<&str>) -> Result<Arc<Client>> {
+    fn client(
+        &self,
+        endpoint: &Endpoint,
+        token: Option<&str>,
+        disk: Option<&DiskSettings>,
+    ) -> Result<Arc<Client>> {
         let process_settings = self.settings.as_ref().map_err(Clone::clone)?;
         let mut clients = self.clients.lock();
         let key = (endpoint.clone(), token.map(str::to_owned));
@@ -94,7 +103,12 @@ impl Process {
             return Ok(client);
         }
         clients.retain(|_, client| client.strong_count() > 0);
-        let client = Arc::new(Client::new(endpoint, token, process_settings.cache_bytes)?);
+        let client = Arc::new(Client::new(
+            endpoint,
+            token,
+            process_settings.cache_bytes,
+            disk,
+        )?);
         clients.insert(key, Arc::downgrade(&client));
         Ok(client)
     }

@@ -2,6 +2,7 @@
 //!
 //! Per process from the environment (`PAGEWIRE_*`), per connection from the URI (`?endpoint=...`).
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pagewire_proto::{DatabaseName, Invalid, Moment};
@@ -13,6 +14,10 @@ use crate::error::{Error, Kind, Result};
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7240";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+/// The disk cache: a database of 1 GiB whole, and others beside it.
+const DEFAULT_CACHE_DIR_BYTES: u64 = 4 << 30;
+/// Below this the pieces in which it makes room are larger than what they make room for.
+const MIN_CACHE_DIR_BYTES: u64 = 16 << 20;
 /// Pages of a running transaction that are kept in memory; the rest goes to an unlinked temporary file.
 const DEFAULT_OVERLAY_BYTES: u64 = 16 << 20;
 /// Design, section 4: a COMMIT of up to 64 MiB is one call and nothing else.
@@ -24,6 +29,8 @@ const MAX_STALENESS_MS: u64 = 86_400_000;
 pub const VARIABLES: &[&str] = &[
     "PAGEWIRE_BATCH_ATOMIC",
     "PAGEWIRE_CACHE_BYTES",
+    "PAGEWIRE_CACHE_DIR",
+    "PAGEWIRE_CACHE_DIR_BYTES",
     "PAGEWIRE_CONSISTENCY",
     "PAGEWIRE_DEFAULT",
     "PAGEWIRE_ENDPOINT",
@@ -55,6 +62,15 @@ pub enum SubscribeWhen {
     Never,
 }
 
+/// Where the disk cache lies, and how large it may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSettings {
+    /// Made if it is missing; an absolute path.
+    pub directory: PathBuf,
+    /// Bytes that all of its files may take together.
+    pub bytes: u64,
+}
+
 /// Settings of the process, from the environment.
 #[derive(Clone, Debug)]
 pub struct ProcessSettings {
@@ -64,6 +80,10 @@ pub struct ProcessSettings {
     pub token: Option<String>,
     /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
     pub cache_bytes: u64,
+    /// `PAGEWIRE_CACHE_DIR`: the disk cache, if there is to be one.
+    pub cache_dir: Option<PathBuf>,
+    /// `PAGEWIRE_CACHE_DIR_BYTES`: bytes that its files may take together.
+    pub cache_dir_bytes: u64,
     /// `PAGEWIRE_OVERLAY_BYTES`: bytes of a transaction's pages kept in memory for each connection.
     pub overlay_bytes: u64,
     /// `PAGEWIRE_STAGE_BYTES`: bytes of pages beyond which a transaction is uploaded while it runs.
@@ -117,6 +137,12 @@ impl ProcessSettings {
             },
         };
         let cache_bytes = number("PAGEWIRE_CACHE_BYTES", DEFAULT_CACHE_BYTES, 0, 1 << 44);
+        let cache_dir_bytes = number(
+            "PAGEWIRE_CACHE_DIR_BYTES",
+            DEFAULT_CACHE_DIR_BYTES,
+            MIN_CACHE_DIR_BYTES,
+            1 << 44,
+        );
         let overlay_bytes = number("PAGEWIRE_OVERLAY_BYTES", DEFAULT_OVERLAY_BYTES, 0, 1 << 44);
         let stage_bytes = number("PAGEWIRE_STAGE_BYTES", DEFAULT_STAGE_BYTES, 0, 1 << 44);
         let timeout_ms = number(
@@ -143,6 +169,12 @@ impl ProcessSettings {
         if let Err(problem) = &endpoint {
             problems.push(format!("PAGEWIRE_ENDPOINT {problem}"));
         }
+        let cache_dir = read_cache_dir(
+            "PAGEWIRE_CACHE_DIR",
+            get("PAGEWIRE_CACHE_DIR"),
+            None,
+            &mut problems,
+        );
         let token = get("PAGEWIRE_TOKEN").filter(|token| !token.is_empty());
         if let Some(problem) = token.as_deref().and_then(token_problem) {
             problems.push(format!("PAGEWIRE_TOKEN {problem}"));
@@ -169,6 +201,8 @@ impl ProcessSettings {
             endpoint,
             token,
             cache_bytes,
+            cache_dir,
+            cache_dir_bytes,
             overlay_bytes,
             stage_bytes,
             timeout: Duration::from_millis(timeout_ms),
@@ -206,6 +240,8 @@ pub struct ConnectionSettings {
     pub at: Option<Moment>,
     /// Bytes of pages beyond which a transaction is uploaded while it runs.
     pub stage_bytes: u64,
+    /// The disk cache. The first connection to an endpoint with a credential decides for all of them.
+    pub disk: Option<DiskSettings>,
 }
 
 impl ConnectionSettings {
@@ -259,6 +295,12 @@ impl ConnectionSettings {
             },
             &mut problems,
         );
+        let cache_dir = read_cache_dir(
+            "cache_dir",
+            parameter("cache_dir"),
+            process.cache_dir.as_deref(),
+            &mut problems,
+        );
         let mut at = None;
         if let Some(text) = parameter("at").filter(|text| !text.is_empty()) {
             match text.parse::<Moment>() {
@@ -285,6 +327,10 @@ impl ConnectionSettings {
             subscribe: reading.subscribe,
             at,
             stage_bytes: process.stage_bytes,
+            disk: cache_dir.map(|directory| DiskSettings {
+                directory,
+                bytes: process.cache_dir_bytes,
+            }),
         })
     }
 }
@@ -374,6 +420,29 @@ impl Reading {
             subscribe,
         }
     }
+}
+
+/// A directory over a default; an empty one is none.
+fn read_cache_dir(
+    name: &str,
+    given: Option<String>,
+    default: Option<&Path>,
+    problems: &mut Vec<String>,
+) -> Option<PathBuf> {
+    let Some(text) = given else {
+        return default.map(Path::to_owned);
+    };
+    if text.is_empty() {
+        return None;
+    }
+    let path = PathBuf::from(&text);
+    if !path.is_absolute() || text.contains('\0') {
+        // Relative to what, in a process that may change its directory?
+        problems.push(format!(
+            "{name} is {text:?}, must be an absolute path of a directory, or empty"
+        ));
+    }
+    Some(path)
 }
 
 fn parse_bool(text: &str) -> Option<bool> {

@@ -10,6 +10,7 @@ mod causal;
 mod commit_faults;
 mod concurrency;
 mod contract;
+mod disk_cache;
 mod history;
 mod hostile_memory;
 mod hot_list;

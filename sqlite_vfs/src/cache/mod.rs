@@ -3,9 +3,10 @@
 //! An entry says for which versions it is known to hold: from the version that wrote the page up to the one at which it was
 //! read. What happened after that is asked of the database's [`ChangeLog`], so that news of a commit touches no entry.
 //! Beside it lies what a page was before, for those who look at an old version: they neither take the place of the newest
-//! content nor go without.
+//! content nor go without. What does not fit, and what the next process wants, lies on disk: `disk/`, where it is set.
 
 mod ahead;
+pub mod disk;
 
 use std::collections::HashMap;
 
@@ -157,7 +158,7 @@ impl PageCache {
 }
 
 /// For each page the newest version known to have changed it, complete from `since` up to `head`.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ChangeLog {
     since: Version,
     head: Version,
@@ -185,16 +186,43 @@ impl ChangeLog {
                 .is_none_or(|changed| *changed <= known)
     }
 
-    /// Takes over what changed up to a new head.
-    pub fn advance(&mut self, head: Version, changes: &Changes) {
+    /// From which version on it is complete.
+    pub fn since(&self) -> Version {
+        self.since
+    }
+
+    /// Up to which version it is complete.
+    pub fn head(&self) -> Version {
+        self.head
+    }
+
+    /// Takes over what changed up to a new head. Returns what was forgotten, where that is not known page by page.
+    pub fn advance(&mut self, head: Version, changes: &Changes) -> Option<Self> {
         match changes {
             Changes::Pages(pages) if self.changed_at.len() + pages.len() <= MAX_LOGGED_PAGES => {
                 self.changed_at
                     .extend(pages.iter().map(|page| (*page, head)));
                 self.head = self.head.max(head);
+                None
             }
-            Changes::Pages(_) | Changes::All => *self = Self::new(head),
+            Changes::Pages(_) | Changes::All => Some(std::mem::replace(self, Self::new(head))),
         }
+    }
+
+    /// Adds what another log knows, if there is no gap between the two and it is not too much: then it is complete over both.
+    pub fn join(&mut self, other: &Self) -> bool {
+        let is_gap = self.since > other.head || other.since > self.head;
+        if is_gap || self.changed_at.len() + other.changed_at.len() > MAX_LOGGED_PAGES {
+            return false;
+        }
+        for (page, version) in &other.changed_at {
+            // Each says only that nothing has changed the page after its version.
+            let changed = self.changed_at.entry(*page).or_default();
+            *changed = (*changed).max(*version);
+        }
+        self.since = self.since.min(other.since);
+        self.head = self.head.max(other.head);
+        true
     }
 }
 

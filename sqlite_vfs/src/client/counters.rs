@@ -178,3 +178,71 @@ pub static PREFETCH: PrefetchCounters = PrefetchCounters {
     hits: AtomicU64::new(0),
     wasted: AtomicU64::new(0),
 };
+
+/// What the disk cache was worth, in pages: what `pagewire_status` shows.
+#[derive(Debug)]
+pub struct DiskCounters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    written: AtomicU64,
+    dropped: AtomicU64,
+    damaged: AtomicU64,
+}
+
+/// A reading of [`DiskCounters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCount {
+    /// Pages that were found.
+    pub hits: u64,
+    /// Pages that had to be asked for.
+    pub misses: u64,
+    /// Pages that were written.
+    pub written: u64,
+    /// Pages that were left out: too many waited.
+    pub dropped: u64,
+    /// Slots that were neither empty nor right.
+    pub damaged: u64,
+}
+
+impl DiskCounters {
+    /// A page was looked for.
+    pub fn looked(&self, found: bool) {
+        let counter = if found { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A page was written.
+    pub fn written(&self) {
+        self.written.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A page was left out.
+    pub fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A slot is damaged.
+    pub fn damaged(&self) {
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counts.
+    pub fn read(&self) -> DiskCount {
+        DiskCount {
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            written: self.written.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+            damaged: self.damaged.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The counters of this process, over all directories.
+pub static DISK: DiskCounters = DiskCounters {
+    hits: AtomicU64::new(0),
+    misses: AtomicU64::new(0),
+    written: AtomicU64::new(0),
+    dropped: AtomicU64::new(0),
+    damaged: AtomicU64::new(0),
+};

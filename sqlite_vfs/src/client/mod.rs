@@ -45,9 +45,11 @@ pub use transactions::{Membership, Owner, Transactions};
 use way::{Server, Way};
 
 use crate::cache::PageCache;
+use crate::cache::disk::DiskCache;
 use crate::database::{Database, Looked};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
+use crate::settings::DiskSettings;
 
 /// A client with the runtime that drives it. Dropping it says goodbye to the server.
 pub struct Client {
@@ -55,6 +57,8 @@ pub struct Client {
     pub core: Arc<Core>,
     /// Pages of all databases of the client. Tasks of the runtime may hold it too.
     pub cache: Arc<PageCache>,
+    /// Beside it, where a directory for it is set.
+    pub disk: Option<DiskCache>,
     runtime: Runtime,
     slots: Mutex<HashMap<DatabaseName, Arc<Slot>>>,
 }
@@ -80,7 +84,12 @@ pub struct Core {
 
 impl Client {
     /// A client of the endpoint. Nothing is connected before the first call.
-    pub fn new(endpoint: &Endpoint, token: Option<&str>, cache_bytes: u64) -> Result<Self> {
+    pub fn new(
+        endpoint: &Endpoint,
+        token: Option<&str>,
+        cache_bytes: u64,
+        disk: Option<&DiskSettings>,
+    ) -> Result<Self> {
         let runtime = Runtime::start()?;
         let way = runtime.block_on(async {
             let server = |endpoint: &str| {
@@ -108,6 +117,7 @@ impl Client {
         Ok(Self {
             core,
             cache,
+            disk: disk.map(|disk| DiskCache::new(disk.clone(), token)),
             runtime,
             slots: Mutex::new(HashMap::new()),
         })

@@ -312,13 +312,7 @@ fn applied(databases: &[Arc<Database>], bases: &[Snapshot], parts: &[CommitPart]
         database.state.commit_applied(head, &changed(base, part));
         for page in &part.pages {
             if let PageSource::Memory(content) = &page.source {
-                database.client.cache.put(
-                    database.state.key,
-                    page.number,
-                    head.version,
-                    head.version,
-                    content.clone(),
-                );
+                database.put(page.number, head.version, head.version, content.clone());
             }
         }
         heads.push(head);

@@ -1,6 +1,7 @@
 //! One database of this process: reads at a snapshot, the write lock, commits and what became of them.
 
 mod commit;
+mod disk;
 mod history;
 mod lease;
 mod pages;
@@ -16,10 +17,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::pb::OpenMode;
-use pagewire_proto::{DatabaseName, Moment, PageNumber, Snapshot, Version};
+use pagewire_proto::{DatabaseName, Incarnation, Moment, PageNumber, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::cache::ChangeLog;
 use crate::client::counters::PREFETCH;
 use crate::client::{Acquired, Client, Membership, OpenError, Opened, Owner, PinCall};
 use crate::clock::Moment as Clock;
@@ -58,6 +60,8 @@ pub struct Database {
     hot: Mutex<HotPages>,
     /// Byte 20 of page 1, as it was read last.
     reserved: AtomicU8,
+    /// Of the store, where it is known to which one the open belonged: for files that outlive the session.
+    incarnation: Option<Incarnation>,
 }
 
 impl Database {
@@ -88,11 +92,6 @@ impl Database {
         let read_at = looked
             .as_ref()
             .map_or(opened.head.version, |looked| looked.pin.snapshot().version);
-        for page in opened.pages {
-            client
-                .cache
-                .put(state.key, page.number, page.version, read_at, page.content);
-        }
         // Read first: a Welcome that comes from here on is noticed by them.
         let doubts = state.doubts();
         if let Some(grant) = opened
@@ -102,13 +101,19 @@ impl Database {
         {
             state.lease_acquired(grant, doubts)?;
         }
+        let is_same_stream = session.is_same_stream(streams);
+        let welcome = session.current_welcome().filter(|_| is_same_stream);
         let database = Arc::new(Self {
+            incarnation: welcome.map(|welcome| welcome.incarnation),
             state,
             client,
             opened: Mutex::new((mode, opened.open_sequence)),
             hot: Mutex::default(),
             reserved: AtomicU8::new(0),
         });
+        for page in opened.pages {
+            database.put(page.number, page.version, read_at, page.content);
+        }
         Ok((database, looked))
     }
 
@@ -136,6 +141,7 @@ impl Database {
             ("prefetch_hits", prefetch.hits.to_string()),
             ("prefetch_waste", prefetch.wasted.to_string()),
         ];
+        rows.extend(self.disk_status());
         if let Some(welcome) = session.current_welcome() {
             rows.push(("server", welcome.server_name.clone()));
             rows.push(("store", welcome.store_name.clone()));
@@ -265,16 +271,28 @@ impl Database {
                     self.state
                         .asks(&core.session, consistency, settings.subscribe);
                     let asked_at = Cell::new(Clock::now());
-                    let (head, changes, page_1) = self.call(deadline, || {
+                    let earlier = self.earlier_to_ask_with(known);
+                    let known = earlier.as_ref().map_or(known, ChangeLog::head);
+                    let answer = self.call(deadline, || {
                         asked_at.set(Clock::now());
                         core.begin_snapshot(self.state.id(), known, deadline)
-                    })?;
+                    });
+                    let (head, changes, page_1) = match answer {
+                        Ok(answer) => answer,
+                        Err(error) => {
+                            self.asked_with(earlier, None);
+                            return Err(error);
+                        }
+                    };
                     let begun = self
                         .state
                         .begin_with(head, &changes, doubts, asked_at.get());
                     // Otherwise the database is another one, or lost: old snapshots of this one may go on.
                     if let Some(page) = page_1.filter(|_| begun.is_ok()) {
                         self.state.page_came(&self.client.cache, page, head.version);
+                    }
+                    if begun.is_ok() {
+                        self.asked_with(earlier, Some((&head, &changes)));
                     }
                     return begun;
                 }
@@ -413,6 +431,9 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
+        if let Some(Some(file)) = self.state.disk.get() {
+            file.detach();
+        }
         let hot_pages = self.hot_pages();
         self.client.cache.ahead.forget(self.state.key);
         let (_, open_sequence) = *self.opened.lock();

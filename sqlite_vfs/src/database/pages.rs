@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::limits::{MAX_HOT_PAGES, MAX_READ_PAGES};
-use pagewire_proto::{Page, PageNumber, PageSize, Snapshot};
+use pagewire_proto::{Page, PageNumber, PageSize, Snapshot, Version};
 use tokio::time::Instant;
 
 use super::{Database, DatabaseState};
@@ -59,8 +59,16 @@ impl Database {
         let cache = &self.client.cache;
         let pages = pages.into_iter().filter_map(number);
         for (page, taken) in cache.ahead.abandon(self.state.key, pages) {
-            put(cache, self.state.key, page, taken);
+            self.put(page, taken.from, taken.upto, taken.content);
         }
+    }
+
+    /// Remembers a page that was read at `upto` and written at `from`, here and on disk.
+    pub(super) fn put(&self, page: PageNumber, from: Version, upto: Version, content: Bytes) {
+        self.keep_on_disk(page, from, upto, &content);
+        self.client
+            .cache
+            .put(self.state.key, page, from, upto, content);
     }
 }
 
@@ -102,6 +110,32 @@ impl View<'_> {
 
     /// The page, if it does not have to be asked for: it may be waited for, and that counts as a round trip.
     pub fn page_at_hand(&self, page: PageNumber) -> Option<(Bytes, Came)> {
+        self.page_in_memory(page).or_else(|| {
+            let content = self.page_on_disk(page)?;
+            self.look_at(page, &content);
+            Some((content, Came::AtOnce))
+        })
+    }
+
+    /// The page out of a file of this machine; it is in the cache from then on.
+    fn page_on_disk(&self, page: PageNumber) -> Option<Bytes> {
+        let (database, snapshot) = (self.database, self.snapshot);
+        // Without one nobody looks at a clock.
+        database.client.disk.as_ref()?;
+        database.page_on_disk(snapshot, self.page_size, page, self.deadline())
+    }
+
+    /// What does not have to be asked for, of pages that nobody waits for yet, is fetched from disk and left out.
+    fn not_on_disk(&self, pages: Vec<u32>) -> Vec<PageNumber> {
+        // All at once: whoever takes them may hold a lock that putting a page into the cache needs.
+        pages
+            .into_iter()
+            .filter_map(number)
+            .filter(|page| self.page_on_disk(*page).is_none())
+            .collect()
+    }
+
+    fn page_in_memory(&self, page: PageNumber) -> Option<(Bytes, Came)> {
         if let Some(content) = self.database.cached_page(self.snapshot, page) {
             return Some((content, Came::AtOnce));
         }
@@ -131,7 +165,7 @@ impl View<'_> {
             }
         };
         let content = taken.content.clone();
-        put(self.cache(), self.key(), page, taken);
+        self.put(page, taken);
         self.look_at(page, &content);
         Some((content, came))
     }
@@ -140,10 +174,8 @@ impl View<'_> {
     pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
         let database = self.database;
         database.state.check()?;
-        let along = along
-            .into_iter()
-            .filter_map(number)
-            .take(MAX_READ_PAGES - 1);
+        let mut along = self.not_on_disk(along);
+        along.truncate(MAX_READ_PAGES - 1);
         let page_bytes = u64::from(self.page_size.get());
         let along = self.cache().ahead.begin(self.key(), along, page_bytes);
         let mut asked = vec![page];
@@ -176,10 +208,15 @@ impl View<'_> {
             },
         };
         let content = taken.content.clone();
-        put(self.cache(), self.key(), page, taken);
+        self.put(page, taken);
         ahead.arrived(received, self.snapshot);
         self.look_at(page, &content);
         Ok(content)
+    }
+
+    fn put(&self, page: PageNumber, taken: TakenPage) {
+        self.database
+            .put(page, taken.from, taken.upto, taken.content);
     }
 
     fn look_at(&self, page: PageNumber, content: &[u8]) {
@@ -237,7 +274,7 @@ impl Pages for View<'_> {
     }
 
     fn request(&self, pages: Vec<u32>) {
-        let pages = pages.into_iter().filter_map(number);
+        let pages = self.not_on_disk(pages);
         let page_bytes = u64::from(self.page_size.get());
         let pages = self.cache().ahead.begin(self.key(), pages, page_bytes);
         let most = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
@@ -299,10 +336,6 @@ impl Drop for PagesAhead {
 
 fn own(content: &Bytes) -> Bytes {
     Bytes::copy_from_slice(content)
-}
-
-fn put(cache: &PageCache, key: CacheKey, page: PageNumber, taken: TakenPage) {
-    cache.put(key, page, taken.from, taken.upto, taken.content);
 }
 
 fn number(page: u32) -> Option<PageNumber> {

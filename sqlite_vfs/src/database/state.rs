@@ -17,8 +17,8 @@
 //! * **D8** The identity is what versions belong to. Only a database that never had one takes another: the name of a database without a
 //!   commit goes with the session that made it, and who asks for it again gets a new one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::{
@@ -28,9 +28,11 @@ use pagewire_proto::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::disk::Bridged;
 use super::lease::{Lease, WriterId};
 use super::pins::{Pin, Pins};
 use super::subscription::{News, Outcome, Subscription};
+use crate::cache::disk::DiskFile;
 use crate::cache::{CacheKey, ChangeLog, PageCache};
 use crate::client::{Membership, Session};
 use crate::clock::Moment;
@@ -46,7 +48,11 @@ pub struct DatabaseState {
     /// For the page cache.
     pub key: CacheKey,
     /// What changed when.
-    pub log: RwLock<ChangeLog>,
+    pub log: Arc<RwLock<ChangeLog>>,
+    /// Its files, once they are wanted: `None` in it where they can't be used.
+    pub(super) disk: OnceLock<Option<Arc<DiskFile>>>,
+    /// What is known of versions before those of `log`, with a gap in between. Only where there are files.
+    earlier: Mutex<Option<ChangeLog>>,
     pub(super) inner: Mutex<Inner>,
     /// Signalled when a lease comes by push.
     pub granted: Notify,
@@ -111,7 +117,9 @@ impl DatabaseState {
             name,
             id: Mutex::new(id),
             key: CacheKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
-            log: RwLock::new(ChangeLog::new(head.version)),
+            log: Arc::new(RwLock::new(ChangeLog::new(head.version))),
+            disk: OnceLock::new(),
+            earlier: Mutex::new(None),
             inner: Mutex::new(Inner {
                 gone: None,
                 head,
@@ -322,8 +330,51 @@ impl DatabaseState {
     /// D3. The changes are complete from some version at or below our head.
     pub(super) fn advance(&self, inner: &mut Inner, head: Snapshot, changes: &Changes) {
         if head.version > inner.head.version {
-            self.log.write().advance(head.version, changes);
+            let forgotten = self.log.write().advance(head.version, changes);
             inner.head = head;
+            if let Some(Some(file)) = self.disk.get() {
+                file.head_moved(head.version);
+                if let Some(forgotten) = forgotten {
+                    self.knows_of_earlier(forgotten);
+                }
+            }
+        }
+    }
+
+    /// Keeps what is known of earlier versions until the gap is bridged (Q4 of `cache/disk/mod.rs`).
+    pub(super) fn knows_of_earlier(&self, log: ChangeLog) {
+        let mut earlier = self.earlier.lock();
+        // The oldest one bridges more: what was asked since its end covers the others.
+        if earlier
+            .as_ref()
+            .is_none_or(|there| log.head() < there.head())
+        {
+            *earlier = Some(log);
+        }
+    }
+
+    /// Takes it out, to be joined, or to ask what has changed since.
+    pub(super) fn take_earlier(&self) -> Option<ChangeLog> {
+        self.earlier.lock().take()
+    }
+
+    /// Makes an earlier log count where there is no gap. One that goes beyond the head known here proves nothing before the
+    /// server has answered as late a one (Q9).
+    pub(super) fn join_if_known(&self, earlier: &ChangeLog) -> bool {
+        earlier.head() <= self.head().version && self.log.write().join(earlier)
+    }
+
+    /// Makes an earlier log count: the changes are those from its head up to `head`.
+    pub(super) fn join(&self, mut earlier: ChangeLog, head: Version, changes: &Changes) -> Bridged {
+        if head < earlier.head() {
+            return Bridged::OtherHistory;
+        }
+        if earlier.advance(head, changes).is_some() {
+            return Bridged::TooOld;
+        }
+        match self.log.write().join(&earlier) {
+            true => Bridged::Joined,
+            false => Bridged::TooOld,
         }
     }
 

@@ -321,7 +321,12 @@ unsafe extern "C" fn unlock(file: *mut File, wanted: c_int) -> c_int {
     unsafe {
         method(file, Op::Unlock, |handle| {
             if let FileKind::Main(connection, _) = &handle.kind {
-                connection.lock().unlock(level(wanted)?);
+                let mut connection = connection.lock();
+                connection.unlock(level(wanted)?);
+                // What went wrong beside the transaction, where no callback was waiting for it.
+                if let Some(warning) = connection.database().disk_warning() {
+                    handle.registration.warn(&warning);
+                }
             }
             Ok(code::OK)
         })

@@ -135,13 +135,22 @@ impl Registration {
 
     /// Logs an error by `sqlite3_log` and keeps it for `pagewire_last_error()`.
     pub fn log(&self, rc: c_int, message: &str) {
+        self.say(rc, message);
+        *self.last_error.lock() = Some(message.to_owned());
+    }
+
+    /// Logs what is no error: nothing has failed.
+    pub fn warn(&self, message: &str) {
+        self.say(code::WARNING, message);
+    }
+
+    fn say(&self, rc: c_int, message: &str) {
         // SQLite's text ends at the first NUL.
         let text = format!("pagewire: {message}").replace('\0', " ");
         if let (Some(log), Ok(text)) = (self.api().log, std::ffi::CString::new(text)) {
             // SAFETY: the message is an argument of "%s", never the format (T20).
             unsafe { log(rc, c"%s".as_ptr(), text.as_ptr()) };
         }
-        *self.last_error.lock() = Some(message.to_owned());
     }
 
     /// The newest error of any connection.

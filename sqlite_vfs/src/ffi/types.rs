@@ -214,6 +214,7 @@ pub mod code {
     pub const FULL: c_int = 13;
     pub const CANTOPEN: c_int = 14;
     pub const CONSTRAINT: c_int = 19;
+    pub const WARNING: c_int = 28;
     pub const OK_LOAD_PERMANENTLY: c_int = 256;
     pub const BUSY_SNAPSHOT: c_int = BUSY | 2 << 8;
     pub const IOERR_READ: c_int = IOERR | 1 << 8;

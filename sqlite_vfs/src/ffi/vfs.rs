@@ -201,6 +201,9 @@ unsafe fn open_main(
         flags & open_flag::CREATE != 0,
     )?;
     let connection = process.open(settings)?;
+    if let Some(warning) = connection.database().disk_warning() {
+        registration.warn(&warning);
+    }
     let flag = connection.journal_flag();
     let connection = Arc::new(Mutex::new(connection));
     process.journals.lock().register(

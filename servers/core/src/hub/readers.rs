@@ -182,7 +182,7 @@ impl Hub {
             }
             // Of a database that was removed nothing is kept, so a store without it has taken that. Or it would be asked for ever.
             Err(error) if wanted.is_nothing() && Reason::of(&error) == Reason::DatabaseNotFound => {
-                *told = Some(wanted);
+                told.taken = Some(wanted);
                 Ok(())
             }
             Err(error) => {
