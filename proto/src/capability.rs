@@ -2,3 +2,6 @@
 
 /// The server has the call CommitEach.
 pub const COMMIT_EACH: &str = "commit-each";
+
+/// The client wants pages of answers compressed (`PAGE_ENCODING_LZ4`).
+pub const LZ4: &str = "lz4";

@@ -16,6 +16,7 @@
 mod cache;
 mod client;
 mod clock;
+mod compression;
 mod connection;
 mod database;
 mod endpoint;

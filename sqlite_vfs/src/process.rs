@@ -107,6 +107,7 @@ impl Process {
             endpoint,
             token,
             process_settings.cache_bytes,
+            process_settings.compression,
             disk,
         )?);
         clients.insert(key, Arc::downgrade(&client));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pagewire_proto::{DatabaseName, Invalid, Moment};
 
+use crate::compression::Compression;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 
@@ -31,6 +32,7 @@ pub const VARIABLES: &[&str] = &[
     "PAGEWIRE_CACHE_BYTES",
     "PAGEWIRE_CACHE_DIR",
     "PAGEWIRE_CACHE_DIR_BYTES",
+    "PAGEWIRE_COMPRESSION",
     "PAGEWIRE_CONSISTENCY",
     "PAGEWIRE_DEFAULT",
     "PAGEWIRE_ENDPOINT",
@@ -80,6 +82,8 @@ pub struct ProcessSettings {
     pub token: Option<String>,
     /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
     pub cache_bytes: u64,
+    /// `PAGEWIRE_COMPRESSION`: whether pages come compressed.
+    pub compression: Compression,
     /// `PAGEWIRE_CACHE_DIR`: the disk cache, if there is to be one.
     pub cache_dir: Option<PathBuf>,
     /// `PAGEWIRE_CACHE_DIR_BYTES`: bytes that its files may take together.
@@ -175,6 +179,11 @@ impl ProcessSettings {
             None,
             &mut problems,
         );
+        let compression = Compression::parse(get("PAGEWIRE_COMPRESSION").as_deref())
+            .unwrap_or_else(|problem| {
+                problems.push(format!("PAGEWIRE_COMPRESSION {problem}"));
+                Compression::Auto
+            });
         let token = get("PAGEWIRE_TOKEN").filter(|token| !token.is_empty());
         if let Some(problem) = token.as_deref().and_then(token_problem) {
             problems.push(format!("PAGEWIRE_TOKEN {problem}"));
@@ -201,6 +210,7 @@ impl ProcessSettings {
             endpoint,
             token,
             cache_bytes,
+            compression,
             cache_dir,
             cache_dir_bytes,
             overlay_bytes,

@@ -8,6 +8,7 @@ mod after_the_commit_point;
 mod building;
 mod causal;
 mod commit_faults;
+mod compression;
 mod concurrency;
 mod contract;
 mod disk_cache;

@@ -47,6 +47,11 @@ fn every_decoder(bytes: &[u8]) {
     );
     for size in page_sizes() {
         survives::<pb::PageContent, _>(bytes, |wire| Page::from_wire(wire, size), Page::to_wire);
+        survives::<pb::PageContent, _>(
+            bytes,
+            |wire| Page::from_answer(wire, size),
+            Page::to_compressed_wire,
+        );
     }
     survives::<pb::VersionEntry, _>(bytes, VersionEntry::try_from, |entry| entry.clone().into());
     survives::<pb::Moment, _>(bytes, Moment::try_from, |moment| moment.clone().into());
@@ -218,6 +223,41 @@ proptest! {
         let damaged = pb::PageContent { content: Bytes::from(content), ..sent.clone() };
         prop_assert_eq!(Page::from_wire(damaged, Some(size)).unwrap_err().field, "crc32");
         prop_assert_eq!(Page::from_wire(sent, Some(size)), Ok(page));
+    }
+
+    #[test]
+    fn a_compressed_page_survives_and_a_changed_one_is_noticed_and_takes_no_more_than_a_page(
+        power in 9u32..=16,
+        pattern in prop::collection::vec(any::<u8>(), 1..600),
+        place: prop::sample::Index,
+        flip in 1u8..,
+    ) {
+        let size = PageSize::try_from(1 << power).unwrap();
+        let content: Vec<u8> = pattern.iter().copied().cycle().take(size.bytes()).collect();
+        let page = Page {
+            number: 7.try_into().unwrap(),
+            content: content.into(),
+            version: Version::new(3),
+        };
+        let sent = page.to_compressed_wire();
+        let is_compressed = sent.encoding == pb::PageEncoding::Lz4 as i32;
+        prop_assert_eq!(is_compressed, sent.content.len() < size.bytes());
+        prop_assert_eq!(Page::from_answer(sent.clone(), Some(size)), Ok(page.clone()));
+        for other in page_sizes() {
+            prop_assert_eq!(Page::from_answer(sent.clone(), other).is_ok(), other == Some(size));
+        }
+        if is_compressed {
+            let refused = Page::from_wire(sent.clone(), Some(size)).unwrap_err();
+            prop_assert_eq!(refused.field, "encoding");
+        }
+        let mut content = sent.content.to_vec();
+        let place = place.index(content.len());
+        content[place] ^= flip;
+        let damaged = pb::PageContent { content: content.into(), ..sent };
+        // LZ4 has several forms of one page, and what comes out is all that counts.
+        if let Ok(taken) = Page::from_answer(damaged, Some(size)) {
+            prop_assert_eq!(taken, page);
+        }
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub(crate) struct SessionState {
     /// Set once, before anything is taken away: nothing is given to the session afterwards.
     pub(crate) ended: bool,
     pub(crate) process: Option<Process>,
+    /// Its client wants pages compressed.
+    pub(crate) wants_lz4: bool,
     /// `None` while the stream is broken.
     pub(crate) stream: Option<Stream>,
     pub(crate) streams_so_far: u64,
@@ -196,6 +198,7 @@ impl Session {
                 last_heard: now,
                 ended: false,
                 process: None,
+                wants_lz4: false,
                 stream: None,
                 streams_so_far: 0,
                 opens: HashMap::new(),

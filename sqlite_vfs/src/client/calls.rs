@@ -241,7 +241,7 @@ pub(super) fn page_beside(
     head: &Snapshot,
 ) -> std::result::Result<Option<Page>, pagewire_proto::Invalid> {
     let Some(wire) = wire else { return Ok(None) };
-    let page = Page::from_wire(wire, head.page_size)?;
+    let page = Page::from_answer(wire, head.page_size)?;
     if page.number != PageNumber::FIRST || page.version > head.version {
         return Err(pagewire_proto::Invalid::new(
             "page_1",
@@ -264,7 +264,7 @@ fn pages_of(
     }
     let mut received = Vec::with_capacity(answer.pages.len());
     for (wire, asked) in answer.pages.into_iter().zip(pages) {
-        let page = valid(Page::from_wire(wire, snapshot.page_size))?;
+        let page = valid(Page::from_answer(wire, snapshot.page_size))?;
         if page.number != *asked || page.version > snapshot.version {
             return valid(Err(pagewire_proto::Invalid::new(
                 "pages",

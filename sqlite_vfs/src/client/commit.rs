@@ -322,6 +322,7 @@ impl Iterator for Messages {
                 checksum.add(crc32);
                 bytes += content.len();
                 pages.push(pb::PageContent {
+                    encoding: 0,
                     number: page.number.get(),
                     content,
                     crc32,

@@ -46,6 +46,7 @@ use way::{Server, Way};
 
 use crate::cache::PageCache;
 use crate::cache::disk::DiskCache;
+use crate::compression::Compression;
 use crate::database::{Database, Looked};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
@@ -71,6 +72,8 @@ pub struct Core {
     /// As it was set.
     pub endpoint: Endpoint,
     way: Way,
+    /// Of pages from the server.
+    compression: Compression,
     /// The session of this process with the endpoint.
     pub session: Session,
     known: Arc<Mutex<Known>>,
@@ -88,6 +91,7 @@ impl Client {
         endpoint: &Endpoint,
         token: Option<&str>,
         cache_bytes: u64,
+        compression: Compression,
         disk: Option<&DiskSettings>,
     ) -> Result<Self> {
         let runtime = Runtime::start()?;
@@ -108,6 +112,7 @@ impl Client {
             cache: Arc::clone(&cache),
             endpoint: endpoint.clone(),
             way,
+            compression,
             session: Session::new()?,
             known: Arc::default(),
             link: Link::default(),

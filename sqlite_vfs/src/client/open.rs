@@ -167,7 +167,7 @@ impl Opened {
         let read = found.as_ref().map_or(head, |found| found.snapshot);
         let mut pages = Vec::with_capacity(wire.pages.len());
         for page in wire.pages {
-            let page = Page::from_wire(page, read.page_size)?;
+            let page = Page::from_answer(page, read.page_size)?;
             if page.version > read.version {
                 return Err(Error::from(pagewire_proto::Invalid::new(
                     "pages",

@@ -135,6 +135,7 @@ impl Iterator for Messages {
             };
             bytes += content.len();
             pages.push(pb::PageContent {
+                encoding: 0,
                 number: number.get(),
                 crc32: crc32fast::hash(&content),
                 content,

@@ -88,7 +88,8 @@ async fn describe(
         None => None,
     };
     let shown = found.as_ref().map_or(head, |found| found.snapshot);
-    let pages = first_pages(hub, database, shown, wanted.page_bytes, charge).await?;
+    let compressed = session.state.lock().wants_lz4;
+    let pages = first_pages(hub, database, shown, wanted.page_bytes, compressed, charge).await?;
     Ok(pb::OpenDatabaseResponse {
         database_id: database.id.to_wire(),
         head: Some(head.into()),
@@ -178,6 +179,7 @@ async fn first_pages(
     database: &Database,
     head: Snapshot,
     want_bytes: usize,
+    compressed: bool,
     charge: &AnswerCharge,
 ) -> Result<Vec<pb::PageContent>, Status> {
     if head.page_size.is_none() || want_bytes == 0 {
@@ -201,5 +203,5 @@ async fn first_pages(
             .take((want_bytes / page_bytes).max(1) as usize)
             .collect()
     };
-    read_some(hub, database, head.version, &pages, charge).await
+    read_some(hub, database, head.version, &pages, compressed, charge).await
 }

@@ -126,7 +126,8 @@ pub(super) async fn read_pages(
     let version = Version::new(request.version);
     let likely_bytes = pages.len() * open.database.likely_page_size().bytes();
     let charge = charge_pages(account, likely_bytes).await?;
-    let pages = read_some(hub, &open.database, version, &pages, &charge).await?;
+    let compressed = session.state.lock().wants_lz4;
+    let pages = read_some(hub, &open.database, version, &pages, compressed, &charge).await?;
     Ok((pb::ReadPagesResponse { pages }, charge))
 }
 
@@ -149,6 +150,7 @@ pub(super) async fn read_some(
     database: &Database,
     version: Version,
     pages: &[PageNumber],
+    compressed: bool,
     charge: &AnswerCharge,
 ) -> Result<Vec<pb::PageContent>, Status> {
     let most_bytes = charge.bytes().saturating_sub(ANSWER_BYTES) / HELD_TIMES;
@@ -181,7 +183,11 @@ pub(super) async fn read_some(
                 content: page.content,
                 version: page.version,
             };
-            answer.push(page.to_wire());
+            answer.push(if compressed {
+                page.to_compressed_wire()
+            } else {
+                page.to_wire()
+            });
         }
     }
     charge.shrink_to(HELD_TIMES * bytes + ANSWER_BYTES);

@@ -11,7 +11,9 @@ use std::time::Duration;
 use futures_core::Stream;
 use pagewire_proto::limits::{MAX_PEER_NAME_BYTES, MAX_STAGINGS};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{DatabaseId, Epoch, Invalid, SessionId, StagingId, Version, pb, version};
+use pagewire_proto::{
+    DatabaseId, Epoch, Invalid, SessionId, StagingId, Version, capability, pb, version,
+};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -146,6 +148,10 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
         .as_ref()
         .filter(|identity| identity.boot_id.len() <= MAX_BOOT_ID_BYTES)
         .and_then(|identity| hub.host.as_ref()?.process(identity));
+    let wants_lz4 = hello
+        .capabilities
+        .iter()
+        .any(|name| name == capability::LZ4);
     loop {
         let (session, resumed) = hub.session_for_hello(id)?;
         let now = tokio::time::Instant::now();
@@ -160,6 +166,7 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
             state.unsubscribe_all(id);
             state.last_heard = now;
             state.process = process;
+            state.wants_lz4 = wants_lz4;
             state.streams_so_far += 1;
             state.stream = Some(SessionStream {
                 outbound: outbound.clone(),
@@ -234,7 +241,7 @@ fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) ->
             }),
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
-        capabilities: vec![pagewire_proto::capability::COMMIT_EACH.to_owned()],
+        capabilities: vec![capability::COMMIT_EACH.to_owned()],
         stream,
     }
 }

@@ -97,8 +97,9 @@ fn phase_after(
 async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
+    let wants_lz4 = core.compression.wants_lz4_from(&core.way.server().endpoint);
     let hello = pb::SessionRequest {
-        message: Some(Outgoing::Hello(hello(session.id))),
+        message: Some(Outgoing::Hello(hello(session.id, wants_lz4))),
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
@@ -339,14 +340,18 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     }
 }
 
-fn hello(id: SessionId) -> pb::Hello {
+fn hello(id: SessionId, wants_lz4: bool) -> pb::Hello {
     pb::Hello {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
         session_id: id.to_wire(),
         client_name: concat!("libpagewire/", env!("CARGO_PKG_VERSION")).to_owned(),
         process: process_identity(),
-        capabilities: Vec::new(),
+        capabilities: if wants_lz4 {
+            vec![capability::LZ4.to_owned()]
+        } else {
+            Vec::new()
+        },
     }
 }
 
