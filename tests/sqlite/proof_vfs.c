@@ -257,13 +257,11 @@ static int hasPlace(const char *z){
 }
 
 /* 5. of the header: what the name of the database at this path begins with, 0 if a plain file could not be opened there. */
-static char stub(const char *zPath, int flags){
+static char stubLocked(const char *zPath, int flags){
   static const char zFirst[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-  const char *zStubs = getenv("PROOF_STUBS");
   char zBuf[MAX_NAME];
   struct stat st;
   int fd, i, rc;
-  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return '@';
   for(i=0; i<STUB_ROUNDS; i++){
     int isNew = stat(zPath, &st)!=0;
     if( isNew ){
@@ -285,6 +283,18 @@ static char stub(const char *zPath, int flags){
     unlink(zPath);
   }
   return 0;
+}
+
+static char stub(const char *zPath, int flags){
+  /* Nobody opens what another thread is about to delete. */
+  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+  const char *zStubs = getenv("PROOF_STUBS");
+  char first;
+  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return '@';
+  pthread_mutex_lock(&one);
+  first = stubLocked(zPath, flags);
+  pthread_mutex_unlock(&one);
+  return first;
 }
 
 static char *oursWithParameters(const char *zName, char first){
