@@ -57,3 +57,24 @@ fn h5_a_folder_for_temporary_files_that_vanishes_is_an_error_and_no_crash() {
     assert_eq!(guest.ok("main", "SELECT count(*) FROM t"), ["3001"]);
     assert_eq!(guest.ok("main", "PRAGMA integrity_check"), ["ok"]);
 }
+
+/// SQLite asks the connection's VFS whether the folder can be written to; we said no to every path of this machine.
+#[test]
+fn temp_store_directory_takes_a_folder_of_this_machine() {
+    let server = PageServer::memory();
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path().to_str().expect("UTF-8");
+    let mut guest = Guest::start(&[]);
+    guest
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    guest.ok("main", &format!("PRAGMA temp_store_directory = '{folder}'"));
+    assert_eq!(guest.ok("main", "PRAGMA temp_store_directory"), [folder]);
+    let failure = guest
+        .sql("main", "PRAGMA temp_store_directory = '/is/not/there'")
+        .expect_err("no folder");
+    assert!(
+        failure.message.contains("not a writable directory"),
+        "{failure:?}"
+    );
+}

@@ -46,6 +46,10 @@ fi
 mkdir -p "$out/build"
 cd "$out/build"
 [ -f Makefile ] || ../src/configure --enable-all --with-tcl=/usr/lib/tcl8.6 --disable-readline >configure.log 2>&1
+# Another profile's library may be older than the programs.
+[ "$(cat proof/library 2>/dev/null)" = "$library" ] || rm -rf proof
+mkdir -p proof
+echo "$library" >proof/library
 suite=(make -j"$(nproc)" -f "$here/suite.mk" HERE="$here" LIBRARY="$library" HEADERS="$headers")
 { make sqlite3.c shell.c opcodes.h && "${suite[@]}" "${@/#/proof/}"; } >make.log 2>&1 ||
     { tail -n 30 make.log >&2; exit 1; }

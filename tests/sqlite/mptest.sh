@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
 # SQLite's mptest on remote pages: several processes write to one database, and some of them crash. SQLite's own counts of tests are
 # required. The last line says how many scripts passed.
-#   tests/sqlite/mptest.sh [SCRIPT...]      (crash01 multiwrite01 config02)
+#   tests/sqlite/mptest.sh [--profile debug|simulation|release] [SCRIPT...]      (crash01 multiwrite01 config02)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cd "$top"
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+profile=debug
+if [ "${1:-}" = --profile ]; then
+    profile=$2
+    shift 2
+fi
 [ $# -gt 0 ] || set -- crash01 multiwrite01 config02
-cargo build --quiet -p pagewire-vfs -p pagewire
+flag=()
+[ "$profile" = debug ] || flag=(--profile "$profile")
+cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
 suite=$top/.test-tools/sqlite-suite
-"$here/build.sh" "$suite" target/debug/libpagewire.a sqlite_vfs/include mptester
+"$here/build.sh" "$suite" "target/$profile/libpagewire.a" sqlite_vfs/include mptester
 work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null; rm -rf "$work"' EXIT
-target/debug/pagewire serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
+"target/$profile/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
 server=$!
 disown "$server"
 for _ in $(seq 300); do

@@ -13,8 +13,8 @@
 **      what arrives after the one and before SQLITE_FCNTL_COMMIT_PHASETWO is committed there.
 **   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
 **   5. Stubs, for applications that look at the path with the operating system: with PROOF_STUBS=1 an empty file is made at the path
-**      of a database that is created. Where the application removed it, the database is a new one. A file with something in it is
-**      no database of pagewire's, and is refused.
+**      of a database that is created. Another file is another database, also while connections have that of a file that was removed:
+**      the time at which the file was made chooses the first letter of the name. A file with something in it is refused.
 **
 ** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there. Compiled with -DPROOF_EXTENSION this is an
 ** extension for a program that has loaded pagewire (tests/applications).
@@ -23,6 +23,7 @@
 #include "pagewire.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,6 @@ static int diskFull(void){ return 0; }
 
 #define MAX_NAME 512
 #define STUB_ROUNDS 60
-#define STUB_MS 50
 enum Kind { MAIN, BESIDE };
 
 typedef struct ProofFile ProofFile;
@@ -83,7 +83,8 @@ static sqlite3_int64 nOpen, nRead, nWrite, nLock, nSync;
 typedef struct Known { struct Known *pNext; char zPath[1]; } Known;
 static Known *pKnown;
 
-static sqlite3_mutex *mutex(void){ return sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_APP1); }
+/* Not one of SQLite's: its tests count them, and it may hold one of them when it calls. */
+static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER;
 static sqlite3_file *real(sqlite3_file *p){ return (sqlite3_file*)&((ProofFile*)p)[1]; }
 static sqlite3_io_methods const *methods(sqlite3_file *p){ return real(p)->pMethods; }
 #define COUNT(n) __atomic_fetch_add(&(n), 1, __ATOMIC_RELAXED)
@@ -99,11 +100,17 @@ static const char *translated(const char *z, char *zBuf){
 /* Pagewire knows a journal by the address of its name: that of the connection whose journal this is, or a copy of the text. */
 static const char *besideName(const char *z, char *zBuf){
   const char *zFound = 0;
+  char first = '@';
   ProofFile *p;
-  sqlite3_mutex_enter(mutex());
-  for(p=pAll; p && !zFound; p=p->pNext) if( p->zJournal==z ) zFound = sqlite3_filename_journal(p->zOurs);
-  sqlite3_mutex_leave(mutex());
-  return zFound ? zFound : translated(z, zBuf);
+  pthread_mutex_lock(&lists);
+  for(p=pAll; p && !zFound; p=p->pNext){
+    if( p->zJournal==z ) zFound = sqlite3_filename_journal(p->zOurs);
+    else if( p->zJournal && strcmp(p->zJournal, z)==0 ) first = p->zOurs[0];
+  }
+  pthread_mutex_unlock(&lists);
+  if( zFound || translated(z, zBuf)!=zBuf ) return zFound ? zFound : z;
+  zBuf[0] = first;
+  return zBuf;
 }
 
 static void remember(const char *zPath){
@@ -126,14 +133,14 @@ const char *proof_known(int index){
 const char *proof_journal(const char *zPath){
   const char *zFound = 0;
   ProofFile *p;
-  sqlite3_mutex_enter(mutex());
+  pthread_mutex_lock(&lists);
   for(p=pAll; p && !zFound; p=p->pNext){
     int exists = 0;
     if( p->zJournal==0 || strcmp(p->zJournal, zPath)!=0 ) continue;
     pPagewire->xAccess(pPagewire, sqlite3_filename_journal(p->zOurs), SQLITE_ACCESS_EXISTS, &exists);
     if( exists ) zFound = p->zJournal;
   }
-  sqlite3_mutex_leave(mutex());
+  pthread_mutex_unlock(&lists);
   return zFound;
 }
 
@@ -142,10 +149,10 @@ static int proofClose(sqlite3_file *pFile){
   int rc = methods(pFile)->xClose(real(pFile));
   if( p->kind==MAIN ){
     ProofFile **pp;
-    sqlite3_mutex_enter(mutex());
+    pthread_mutex_lock(&lists);
     for(pp=&pAll; *pp && *pp!=p; pp=&(*pp)->pNext){}
     if( *pp ) *pp = p->pNext;
-    sqlite3_mutex_leave(mutex());
+    pthread_mutex_unlock(&lists);
     sqlite3_free_filename(p->zOurs);
   }
   OPEN_COUNT(-1);
@@ -249,36 +256,53 @@ static int hasPlace(const char *z){
   return stat(zDir, &st)==0 && S_ISDIR(st.st_mode);
 }
 
-/* 5. of the header: what a plain file would answer to an open of this path; 0 for yes. */
-static int stub(const char *zPath, int flags){
-  const char *zStubs = getenv("PROOF_STUBS");
+/* 5. of the header: what the name of the database at this path begins with, 0 if a plain file could not be opened there. */
+static char stubLocked(const char *zPath, int flags){
+  static const char zFirst[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
   char zBuf[MAX_NAME];
   struct stat st;
   int fd, i, rc;
-  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return SQLITE_OK;
-  if( stat(zPath, &st)==0 ){
-    if( st.st_size>0 ) return SQLITE_CANTOPEN;
-    return access(zPath, R_OK)==0 ? SQLITE_OK : SQLITE_CANTOPEN;
-  }
-  if( 0==(flags & SQLITE_OPEN_CREATE) ) return SQLITE_CANTOPEN;
-  fd = open(zPath, O_RDWR|O_CREAT|O_EXCL, 0644);
-  if( fd<0 ) return errno==EEXIST ? SQLITE_OK : SQLITE_CANTOPEN;
-  close(fd);
-  /* A session that had it open and ended may not have told the server yet. */
   for(i=0; i<STUB_ROUNDS; i++){
-    rc = pPagewire->xDelete(pPagewire, translated(zPath, zBuf), 0);
-    if( rc==SQLITE_OK || rc==SQLITE_IOERR_DELETE_NOENT ) return SQLITE_OK;
-    sqlite3_sleep(STUB_MS);
+    int isNew = stat(zPath, &st)!=0;
+    if( isNew ){
+      if( 0==(flags & SQLITE_OPEN_CREATE) ) return 0;
+      fd = open(zPath, O_RDWR|O_CREAT|O_EXCL, 0644);
+      if( fd<0 && errno==EEXIST ) continue;
+      if( fd<0 ) return 0;
+      rc = fstat(fd, &st);
+      close(fd);
+      if( rc ) return 0;
+    }
+    if( st.st_size>0 || access(zPath, R_OK) ) return 0;
+    translated(zPath, zBuf);
+    zBuf[0] = zFirst[st.st_mtim.tv_nsec % (sizeof(zFirst)-1)];
+    if( !isNew ) return zBuf[0];
+    /* An earlier file may have had this letter; if its database is open still, another one has to be found. */
+    rc = pPagewire->xDelete(pPagewire, zBuf, 0);
+    if( rc==SQLITE_OK || rc==SQLITE_IOERR_DELETE_NOENT ) return zBuf[0];
+    unlink(zPath);
   }
-  unlink(zPath);
-  return SQLITE_CANTOPEN;
+  return 0;
 }
 
-static char *oursWithParameters(const char *zName){
+static char stub(const char *zPath, int flags){
+  /* Nobody opens what another thread is about to delete. */
+  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+  const char *zStubs = getenv("PROOF_STUBS");
+  char first;
+  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return '@';
+  pthread_mutex_lock(&one);
+  first = stubLocked(zPath, flags);
+  pthread_mutex_unlock(&one);
+  return first;
+}
+
+static char *oursWithParameters(const char *zName, char first){
   const char *az[2*64];
   char zBuf[MAX_NAME], zJournal[MAX_NAME+16], zWal[MAX_NAME+16];
   const char *zKey, *zOurs = translated(zName, zBuf);
   int n;
+  if( zOurs==zBuf ) zBuf[0] = first;
   for(n=0; n<64 && (zKey = sqlite3_uri_key(zName, n))!=0; n++){
     az[2*n] = zKey;
     az[2*n+1] = sqlite3_uri_parameter(zName, zKey);
@@ -298,9 +322,10 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   }
   memset(p, 0, pVfs->szOsFile);
   if( flags & SQLITE_OPEN_MAIN_DB ){
-    if( !hasPlace(zName) || stub(zName, flags)!=SQLITE_OK ) return SQLITE_CANTOPEN;
+    char first = hasPlace(zName) ? stub(zName, flags) : 0;
+    if( first==0 ) return SQLITE_CANTOPEN;
     p->kind = MAIN;
-    p->zOurs = oursWithParameters(zName);
+    p->zOurs = oursWithParameters(zName, first);
     if( p->zOurs==0 ) return SQLITE_NOMEM;
     zOurs = p->zOurs;
     COUNT(nOpen);
@@ -317,11 +342,11 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   OPEN_COUNT(+1);
   if( p->kind==MAIN ){
     p->zJournal = sqlite3_filename_journal(zName);
-    sqlite3_mutex_enter(mutex());
+    pthread_mutex_lock(&lists);
     p->pNext = pAll;
     pAll = p;
     remember(zName);
-    sqlite3_mutex_leave(mutex());
+    pthread_mutex_unlock(&lists);
   }else{
     p->isSuper = (flags & SQLITE_OPEN_SUPER_JOURNAL)!=0;
   }
@@ -340,6 +365,8 @@ static int proofAccess(sqlite3_vfs *pVfs, const char *zName, int flags, int *pOu
   char zBuf[MAX_NAME];
   (void)pVfs;
   if( ioError() ) return SQLITE_IOERR_ACCESS;
+  /* Of a directory. */
+  if( flags==SQLITE_ACCESS_READWRITE ) return pPagewire->xAccess(pPagewire, zName, flags, pOut);
   return pPagewire->xAccess(pPagewire, besideName(zName, zBuf), flags, pOut);
 }
 

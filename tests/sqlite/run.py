@@ -38,6 +38,7 @@ USER = "sqltest"
 MAX_FILES = 512
 SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILED = re.compile(r"^! (\S+) expected|^(\S+)\.\.\.\s*\nError:|^!?\s*Failures on these tests: (.*)$", re.M)
+PASSED = re.compile(r"\.\.\. Ok$", re.M)
 PANIC = re.compile(r"panicked at|a bug in pagewire|stack backtrace|Segmentation|AddressSanitizer")
 
 
@@ -55,9 +56,10 @@ def identity():
 class Outcome:
     """What became of one file."""
 
-    def __init__(self, status, tests, failed, seconds, counts, note=""):
+    def __init__(self, status, tests, failed, seconds, counts, note="", done=0):
         self.status = status
         self.tests = tests
+        self.done = done
         self.failed = failed
         self.seconds = seconds
         self.counts = counts
@@ -195,7 +197,9 @@ class Runner:
             failed += [name for name in names if name not in failed]
         if PANIC.search(text) and not note:
             note = "a panic in the client"
+        # Of a file that stops before its summary: the tests that it got through.
         tests = int(summaries[-1][1]) if summaries else -1
+        done = len(PASSED.findall(text)) + len(failed)
         errors = int(summaries[-1][0]) if summaries else -1
         if expired:
             status = "timeout"
@@ -211,7 +215,7 @@ class Runner:
             failed = [note or f"exit status {code}"]
         lines = counts.read_text().splitlines() if counts.exists() else []
         sums = [sum(int(line.split("\t")[column]) for line in lines) for column in range(5)]
-        return Outcome(status, tests, failed, seconds, sums, note)
+        return Outcome(status, tests, failed, seconds, sums, note, done)
 
 
 def read_list(suite, name):
@@ -230,9 +234,10 @@ def read_list(suite, name):
 class Manifest:
     """What may differ from the unix VFS in one kind of run; the fields are described in the file."""
 
-    def __init__(self, run):
-        self.entries = {}
-        general = {}
+    def __init__(self, run, store):
+        # From the general to the special: a later line takes the place of an earlier one.
+        ranks = ["*", f"*/{store}", run, f"{run}/{store}"]
+        found = [{} for _ in ranks]
         for number, line in enumerate(MANIFEST.read_text().splitlines(), 1):
             if not line or line.startswith("#"):
                 continue
@@ -240,12 +245,12 @@ class Manifest:
             if len(fields) != 6 or not all(fields):
                 sys.exit(f"{MANIFEST}:{number}: must have 6 fields")
             of_run, path, _, tests, cases, _ = fields
-            if of_run in (run, "*"):
-                where = self.entries if of_run == run else general
+            if of_run in ranks:
+                where = found[ranks.index(of_run)]
                 if path in where:
                     sys.exit(f"{MANIFEST}:{number}: a second line for {path}")
                 where[path] = (tests, [] if cases == "-" else cases.split(","))
-        self.entries = {**general, **self.entries}
+        self.entries = {path: entry for where in found for path, entry in where.items()}
 
     def skips(self, path):
         return self.entries.get(path, ("-", []))[1] == ["all"]
@@ -253,28 +258,39 @@ class Manifest:
     def judge(self, path, outcome, unix_tests):
         """None if the outcome is what is said here; otherwise what is wrong."""
         tests, cases = self.entries.get(path, ("-", []))
+        stops = "stops" in cases
+        cases = [case for case in cases if case != "stops"]
         patterns = {case: re.compile(re.escape(case.rstrip("?")).replace(r"\*", ".*") + "$") for case in cases}
         unexplained = [case for case in outcome.failed if not any(known.match(case) for known in patterns.values())]
         if unexplained:
             return f"{outcome.status}: {' '.join(unexplained[:12])}"
-        if outcome.status not in ("pass", "fail"):
-            return outcome.status
         if outcome.note:
             return outcome.note
+        if stops:
+            if outcome.tests >= 0:
+                return "the manifest is out of date: the file gets to its end"
+            if outcome.status == "timeout" or outcome.done < int(tests.removeprefix(">=")):
+                return f"{outcome.status}: {outcome.done} tests until then, {tests} in the manifest"
+            return self.stale(patterns, outcome)
+        if outcome.status not in ("pass", "fail"):
+            return outcome.status
         exact = tests.isdigit()
         least = int(tests.removeprefix(">=")) if tests != "-" else unix_tests
         if outcome.tests < least:
             return f"{outcome.tests} tests, {least} on unix or in the manifest"
         if exact and outcome.tests > least or (tests != "-" and least >= unix_tests):
             return f"the manifest is out of date: {outcome.tests} tests, it says {tests}, and {unix_tests} on unix"
-        stale = [
+        return self.stale(patterns, outcome)
+
+    @staticmethod
+    def stale(patterns, outcome):
+        """What the manifest says of cases that did not fail."""
+        names = [
             case
             for case, known in patterns.items()
             if not case.endswith("?") and not any(known.match(failed) for failed in outcome.failed)
         ]
-        if stale:
-            return f"the manifest is out of date: {' '.join(stale)} did not fail"
-        return None
+        return f"the manifest is out of date: {' '.join(names)} did not fail" if names else None
 
 
 def main():
@@ -307,7 +323,7 @@ def main():
         index, count = map(int, options.shard.split("/"))
         files = files[index::count]
     mode = options.permutation or ("no-batch-atomic" if options.no_batch_atomic else "plain")
-    manifest = Manifest(mode)
+    manifest = Manifest(mode, options.store)
     runner = Runner(options, identity())
     kept = Kept(pathlib.Path(options.suite) / f"{options.label}.jsonl", options.resume)
     # What the unix VFS does there does not depend on us: kept for as long as the source is the same.
@@ -349,7 +365,7 @@ def main():
                    problem or "ok", " ".join(outcome.failed)]
             out.write("\t".join(map(str, row)) + "\n")
             out.flush()
-            tests += max(outcome.tests, 0)
+            tests += outcome.tests if outcome.tests >= 0 else outcome.done
             total = [a + b for a, b in zip(total, outcome.counts)]
             if problem:
                 failed += 1

@@ -62,6 +62,9 @@ pub unsafe fn object(registration: &Registration, os: *mut Vfs) -> Vfs {
     }
 }
 
+/// `SQLITE_ACCESS_READWRITE`: whether something can be read and written.
+const ACCESS_READWRITE: c_int = 1;
+
 /// # Safety
 /// `name` is null or a C string.
 unsafe fn text<'a>(name: *const c_char) -> Result<&'a str> {
@@ -290,11 +293,21 @@ unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: 
 unsafe extern "C" fn access(
     vfs: *mut Vfs,
     name: *const c_char,
-    _flags: c_int,
+    flags: c_int,
     answer: *mut c_int,
 ) -> c_int {
     // SAFETY: SQLite passes the VFS that was registered.
     let registration = unsafe { Registration::of(vfs) };
+    if flags == ACCESS_READWRITE {
+        // SQLite asks so of a directory only (`PRAGMA temp_store_directory`), and temporary files are the operating system's.
+        // SAFETY: it is there for as long as ours; the arguments go on as they are.
+        return unsafe {
+            let os = registration.os_vfs;
+            (*os)
+                .access
+                .map_or(code::ERROR, |method| method(os, name, flags, answer))
+        };
+    }
     if !answer.is_null() {
         // SAFETY: SQLite passes a place for the answer, which is defined after an error too.
         unsafe { answer.write(0) };
