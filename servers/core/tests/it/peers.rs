@@ -374,17 +374,17 @@ async fn peer1_an_epoch_of_before_the_claim_went_is_given_to_nobody() {
     let held = lease_at_last(&mut there, &b).await;
     assert_eq!(table.claimant(id(&a)), Some(1));
     one.store.member.speaks_again();
-    assert!(asking.await.unwrap().is_err());
     let mut second = one.client().await;
     second.keep_alive(TTL / 4);
     let a = second.open("a").await;
-    let asking = tokio::spawn(async move {
+    let asking_next = tokio::spawn(async move {
         let answer = second.try_acquire(&a, 1000).await;
         (second, a, answer)
     });
     tokio::time::sleep(DELAY).await;
     one.store.fences.add_permits(10_000);
-    let (mut second, a, answer) = asking.await.unwrap();
+    assert!(asking.await.unwrap().is_err());
+    let (mut second, a, answer) = asking_next.await.unwrap();
     assert_eq!(answer, Err(0), "beside the holder of the other server");
     there.release(&b, held.epoch, false);
     assert!(lease_at_last(&mut second, &a).await.epoch > held.epoch);
