@@ -14,6 +14,7 @@ pub mod defects;
 mod handover;
 mod hot;
 mod hub;
+pub mod layer;
 mod lease;
 mod memory;
 mod metered;

@@ -69,7 +69,8 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// Whether another server wants a claim of this one.
     fn is_wanted(&self, database: DatabaseId) -> bool;
 
-    /// Hands a claim over to a server that wants it, if there is one. Only while the lease is idle (PEER2).
+    /// Hands a claim over to a server that wants it, if there is one. Only while the lease is idle (PEER2), and never while
+    /// the database is being claimed.
     async fn give_back(&self, database: DatabaseId) -> Result<(), StoreError>;
 
     /// The next news. Ends with the store; only one caller waits at a time. What is not heard of is lost, and nothing but time with it.
@@ -159,18 +160,17 @@ async fn listen(hub: &Weak<Hub>, peers: &dyn Peers) {
 impl Hub {
     /// Hands a claim over if the lease is idle here; whether that is done.
     async fn yielded(&self, peers: &dyn Peers, id: DatabaseId) -> bool {
-        let given = match self.known(id) {
-            None => peers.give_back(id).await,
-            Some(database) => {
-                // No grant begins meanwhile.
-                let Ok(_turn) = database.turn.try_lock() else {
-                    return false;
-                };
-                if !database.lease.lock().is_unheld(Instant::now()) {
-                    return false;
-                }
-                peers.give_back(id).await
+        // Also one that nobody has open: whoever opens it meanwhile finds the same turn.
+        let database = self.known_or_new(id);
+        let given = {
+            // No grant begins meanwhile.
+            let Ok(_turn) = database.turn.try_lock() else {
+                return false;
+            };
+            if !database.lease.lock().is_unheld(Instant::now()) {
+                return false;
             }
+            peers.give_back(id).await
         };
         if let Err(error) = &given {
             tracing::debug!(%error, "a lease that another server wants stays here for now");

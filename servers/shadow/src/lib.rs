@@ -194,6 +194,8 @@ pub(crate) struct Inner {
 pub(crate) struct Slot {
     /// One change at a time: those of one server do not lose against each other.
     writing: tokio::sync::Mutex<()>,
+    /// The claim is asked for, or given back.
+    claiming: tokio::sync::Mutex<()>,
     protection: Mutex<Protection>,
     /// A merge is under way behind the commits.
     tidying: AtomicBool,

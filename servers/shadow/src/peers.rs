@@ -30,7 +30,8 @@
 //!                                                   +--- the other gives it back, or is gone and we claim <--- wish -------+
 //! ```
 //! * **S5** Only the server that has a claim, while it is in the list, changes it; anybody may when it is not. So a claim is known here
-//!   without asking from the swap that made it until it is given back, or this server finds that it is gone from the list.
+//!   without asking from the swap that made it until it is given back, or this server finds that it is gone from the list. One at a time
+//!   claims or gives back a database here; of a swap that was given up and happens late, the next fence finds out (S6).
 //! * **S6** A fence looks at the claim in the root that it swaps, and is refused where another id has it. A server that slept while its claim
 //!   went to another one gets no epoch, so that none of its sessions commits beside the holders of the other one.
 //! * **S7** The root is read before the list is asked whether its claimant is there: a server is in the list before it claims.
@@ -570,6 +571,8 @@ impl Inner {
             }
             own.clone()
         };
+        let slot = self.slot(database);
+        let _claiming = slot.claiming.lock().await;
         let mut claimed = false;
         for attempt in 0..ATTEMPTS {
             wait(attempt).await;
@@ -612,13 +615,15 @@ impl Inner {
     }
 
     /// S6: whether the claim in a root leaves room for a fence of this server.
-    pub(crate) fn check_claim(&self, claim: &[u8]) -> Result<(), StoreError> {
-        match claim.is_empty() || self.peering.id().is_some_and(|own| own == claim) {
-            true => Ok(()),
-            false => Err(StoreError::Unavailable(
-                "another server has claimed the database".to_owned(),
-            )),
+    pub(crate) fn check_claim(&self, database: DatabaseId, claim: &[u8]) -> Result<(), StoreError> {
+        let mut state = self.peering.state.lock();
+        if claim.is_empty() || state.id().is_some_and(|own| own == claim) {
+            return Ok(());
         }
+        state.own.remove(&database);
+        Err(StoreError::Unavailable(
+            "another server has claimed the database".to_owned(),
+        ))
     }
 }
 
@@ -648,6 +653,8 @@ impl Peers for Inner {
     }
 
     async fn give_back(&self, database: DatabaseId) -> Result<(), StoreError> {
+        let slot = self.slot(database);
+        let _claiming = slot.claiming.lock().await;
         let (own, wishes) = {
             let mut state = self.peering.state.lock();
             let Some(own) = state.id().cloned() else {

@@ -143,7 +143,7 @@ impl PageStore for ShadowStore {
         self.0
             .update(database, false, |_, root, state| {
                 check_exists(state)?;
-                self.0.check_claim(&root.claim)?;
+                self.0.check_claim(database, &root.claim)?;
                 state.epoch += 1;
                 Ok(Change::Swap(state.epoch()))
             })

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::history::{History, Key, Outcome, Step, Transaction};
 
 /// What is wrong with a history; `last` has the lists as they were found at the end.
-pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>, real_time: bool) -> Vec<String> {
+pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String> {
     let mut problems = history.violations.clone();
     let all = &history.transactions;
     let mut writer: BTreeMap<u64, (usize, Key)> = BTreeMap::new();
@@ -31,9 +31,7 @@ pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>, real_time: bo
         for (key, list) in last.iter().filter(|((of, _), _)| *of == database) {
             graph.add_list(all, *key, list, &writer, &mut problems);
         }
-        if real_time {
-            graph.add_times(all, database);
-        }
+        graph.add_times(all, database);
         if let Some(circle) = graph.circle() {
             problems.push(describe(all, database, &circle));
         }
@@ -295,7 +293,6 @@ mod tests {
                 .iter()
                 .map(|(key, list)| (*key, list.to_vec()))
                 .collect(),
-            true,
         )
     }
 

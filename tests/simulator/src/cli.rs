@@ -47,9 +47,6 @@ pub struct Options {
     /// Says so of each seed.
     #[arg(long)]
     verbose: bool,
-    /// Wants real time to be kept by two servers on one store too, which they do not do (F1 in docs/simulation.md).
-    #[arg(long)]
-    strict_servers: bool,
     /// Real seconds for a seed.
     #[arg(long, default_value_t = 120)]
     patience: u32,
@@ -154,7 +151,6 @@ fn one(seed: u64, options: &Options) -> String {
         options.store,
         options.steps,
         options.defect,
-        options.strict_servers,
     );
     let report: Report = crate::simulate(plan, options.trace, !options.threads);
     let mut text = format!(
@@ -247,9 +243,6 @@ fn replay(seed: u64, options: &Options) -> String {
             " --defect {}",
             name(&|| defect.to_possible_value())
         ));
-    }
-    if options.strict_servers {
-        command.push_str(" --strict-servers");
     }
     command.push_str(" --trace");
     command

@@ -6,14 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize,
-    Snapshot, StagingId, TagName, Version, VersionEntry,
-};
-use pagewire_server::store::{
-    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
-    PageWrite, Resolution, Resolve, StoreError, StoredPage,
-};
+use pagewire_proto::{CommitId, DatabaseId, Epoch};
+use pagewire_server::layer::Layer;
+use pagewire_server::store::{Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError};
 use parking_lot::Mutex;
 
 use crate::plan::Defect;
@@ -72,94 +67,16 @@ impl Defective {
     }
 }
 
-#[deny(clippy::missing_trait_methods)]
 #[async_trait]
-impl PageStore for Defective {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation()
-    }
-
-    fn peers(&self) -> Option<Arc<dyn pagewire_server::peers::Peers>> {
-        self.inner.peers()
-    }
-
-    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        self.inner.begin_service(lease_ttl).await
-    }
-
-    async fn end_service(&self) -> Result<(), StoreError> {
-        self.inner.end_service().await
-    }
-
-    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
-        self.inner.lookup(name, create).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: &str,
-        limit: usize,
-    ) -> Result<Vec<DatabaseEntry>, StoreError> {
-        self.inner.list(prefix, after, limit).await
-    }
-
-    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
-        self.inner.remove(name).await
-    }
-
-    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
-        self.inner.head(database).await
-    }
-
-    async fn changes(
-        &self,
-        database: DatabaseId,
-        since: Version,
-    ) -> Result<(Snapshot, Changes), StoreError> {
-        self.inner.changes(database, since).await
-    }
-
-    async fn read(
-        &self,
-        database: DatabaseId,
-        version: Version,
-        pages: &[PageNumber],
-    ) -> Result<Vec<StoredPage>, StoreError> {
-        self.inner.read(database, version, pages).await
-    }
-
-    async fn protect(
-        &self,
-        database: DatabaseId,
-        floor: Option<Version>,
-        pins: &[Version],
-    ) -> Result<(), StoreError> {
-        self.inner.protect(database, floor, pins).await
+impl Layer for Defective {
+    fn inner(&self) -> &dyn PageStore {
+        &*self.inner
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
         let epoch = self.inner.fence(database).await?;
         self.epochs.lock().insert(database, epoch);
         Ok(epoch)
-    }
-
-    async fn stage(
-        &self,
-        database: DatabaseId,
-        staging: StagingId,
-        page_size: PageSize,
-        pages: Vec<PageWrite>,
-    ) -> Result<(), StoreError> {
-        self.inner.stage(database, staging, page_size, pages).await
-    }
-
-    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
-        self.inner.discard(staging).await
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<CommitOutcome, StoreError> {
@@ -197,68 +114,5 @@ impl PageStore for Defective {
             }
         }
         Ok(resolution)
-    }
-
-    async fn find(
-        &self,
-        database: DatabaseId,
-        moment: &Moment,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.find(database, moment).await
-    }
-
-    async fn versions(
-        &self,
-        database: DatabaseId,
-        before: Option<Version>,
-        tagged_only: bool,
-        limit: usize,
-    ) -> Result<Vec<VersionEntry>, StoreError> {
-        self.inner
-            .versions(database, before, tagged_only, limit)
-            .await
-    }
-
-    async fn diff(
-        &self,
-        database: DatabaseId,
-        from: Version,
-        to: Version,
-        after: Option<PageNumber>,
-        limit: usize,
-    ) -> Result<Vec<PageNumber>, StoreError> {
-        self.inner.diff(database, from, to, after, limit).await
-    }
-
-    async fn set_tag(
-        &self,
-        database: DatabaseId,
-        tag: &TagName,
-        moment: &Moment,
-        replace: bool,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.set_tag(database, tag, moment, replace).await
-    }
-
-    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
-        self.inner.delete_tag(database, tag).await
-    }
-
-    async fn branch(
-        &self,
-        source: DatabaseId,
-        moment: &Moment,
-        branch: DatabaseId,
-        name: &DatabaseName,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.branch(source, moment, branch, name).await
-    }
-
-    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
-        self.inner.describe(database).await
-    }
-
-    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
-        self.inner.collect(database).await
     }
 }

@@ -121,7 +121,7 @@ fn last_look() {
         );
         let problems = match found {
             Ok((lists, mut problems)) => {
-                problems.extend(check::problems(&history, &lists, plan::get().real_time));
+                problems.extend(check::problems(&history, &lists));
                 problems
             }
             Err(error) => {

@@ -61,9 +61,6 @@ pub struct Plan {
     pub store: Store,
     /// Server processes at a time.
     pub servers: usize,
-    /// Whether who began after another one had ended has to see it. Not with two servers on one store: a holder of a lease of one of
-    /// them reads what was the newest before a holder of the other committed (F1 in `docs/simulation.md`).
-    pub real_time: bool,
     /// Client processes at a time.
     pub clients: usize,
     /// Databases.
@@ -94,7 +91,6 @@ impl Plan {
         store: Option<Store>,
         steps: Option<u64>,
         defect: Option<Defect>,
-        strict_servers: bool,
     ) -> Self {
         let mut random = Random::new(seed ^ 0x91a4);
         let drawn = *random.one_of(&[
@@ -117,7 +113,6 @@ impl Plan {
             workload,
             store,
             servers,
-            real_time: servers == 1 || strict_servers,
             clients: usize::try_from(random.between(1, 4)).unwrap_or(1),
             databases: usize::try_from(random.between(1, 2)).unwrap_or(1),
             lists: random.between(1, 5),

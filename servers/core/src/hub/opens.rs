@@ -89,6 +89,13 @@ impl Hub {
         self.databases.lock().get(&id).cloned()
     }
 
+    /// The database in the table, which the sweep drops again where nobody opens it.
+    pub(crate) fn known_or_new(&self, id: DatabaseId) -> Arc<Database> {
+        let mut databases = self.databases.lock();
+        let database = databases.entry(id);
+        Arc::clone(database.or_insert_with(|| Arc::new(Database::new(id))))
+    }
+
     pub(crate) fn all_databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
     }

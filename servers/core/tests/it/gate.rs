@@ -9,14 +9,10 @@ use std::time::Duration;
 
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
-    StagingId, TagName, Version, VersionEntry,
+    Changes, DatabaseId, DatabaseName, PageNumber, PageSize, Snapshot, StagingId, Version,
 };
-use pagewire_server::peers::Peers;
-use pagewire_server::store::{
-    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
-    PageWrite, Resolution, Resolve, StoreError, StoredPage,
-};
+use pagewire_server::layer::Layer;
+use pagewire_server::store::{Capabilities, Commit, CommitOutcome, PageStore, PageWrite, StoreError, StoredPage};
 use tokio::sync::Semaphore;
 
 #[derive(Debug)]
@@ -84,17 +80,16 @@ impl GatedStore {
 }
 
 #[tonic::async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl PageStore for GatedStore {
+impl Layer for GatedStore {
+    fn inner(&self) -> &dyn PageStore {
+        &*self.inner
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             exclusive: !self.shared.load(Ordering::Relaxed),
             ..self.inner.capabilities()
         }
-    }
-
-    fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation()
     }
 
     async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
@@ -107,27 +102,10 @@ impl PageStore for GatedStore {
         self.inner.end_service().await
     }
 
-    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
-        self.inner.lookup(name, create).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: &str,
-        limit: usize,
-    ) -> Result<Vec<DatabaseEntry>, StoreError> {
-        self.inner.list(prefix, after, limit).await
-    }
-
     async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
         self.removing.add_permits(1);
         self.removals.acquire().await.unwrap().forget();
         self.inner.remove(name).await
-    }
-
-    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
-        self.inner.head(database).await
     }
 
     async fn changes(
@@ -166,10 +144,6 @@ impl PageStore for GatedStore {
         self.inner.protect(database, floor, pins).await
     }
 
-    async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
-        self.inner.fence(database).await
-    }
-
     async fn stage(
         &self,
         database: DatabaseId,
@@ -203,76 +177,5 @@ impl PageStore for GatedStore {
             }
         }
         Err(StoreError::Internal("the medium failed".to_owned()))
-    }
-
-    async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
-        self.inner.resolve(resolve).await
-    }
-
-    async fn find(
-        &self,
-        database: DatabaseId,
-        moment: &Moment,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.find(database, moment).await
-    }
-
-    async fn versions(
-        &self,
-        database: DatabaseId,
-        before: Option<Version>,
-        tagged_only: bool,
-        limit: usize,
-    ) -> Result<Vec<VersionEntry>, StoreError> {
-        self.inner
-            .versions(database, before, tagged_only, limit)
-            .await
-    }
-
-    async fn diff(
-        &self,
-        database: DatabaseId,
-        from: Version,
-        to: Version,
-        after: Option<PageNumber>,
-        limit: usize,
-    ) -> Result<Vec<PageNumber>, StoreError> {
-        self.inner.diff(database, from, to, after, limit).await
-    }
-
-    async fn set_tag(
-        &self,
-        database: DatabaseId,
-        tag: &TagName,
-        moment: &Moment,
-        replace: bool,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.set_tag(database, tag, moment, replace).await
-    }
-
-    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
-        self.inner.delete_tag(database, tag).await
-    }
-
-    async fn branch(
-        &self,
-        source: DatabaseId,
-        moment: &Moment,
-        branch: DatabaseId,
-        name: &DatabaseName,
-    ) -> Result<VersionEntry, StoreError> {
-        self.inner.branch(source, moment, branch, name).await
-    }
-
-    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
-        self.inner.describe(database).await
-    }
-
-    fn peers(&self) -> Option<Arc<dyn Peers>> {
-        self.inner.peers()
-    }
-
-    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
-        self.inner.collect(database).await
     }
 }

@@ -13,6 +13,7 @@ mod hostile;
 mod leases;
 mod memory;
 mod opens;
+mod peers;
 mod push;
 mod push_at_random;
 mod push_outcomes;

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use pagewire_local::keys::Key;
 use pagewire_local::{LocalOptions, LocalStore};
-use pagewire_proto::Version;
-use pagewire_server::store::{PageStore, StoreError};
+use pagewire_proto::{PageNumber, StagingId, Version};
+use pagewire_server::store::{PageStore, PageWrite, StoreError};
 
 use crate::bench::{SIZE, commit, database, name, part, read, try_commit};
-use crate::scene::damage;
+use crate::scene::{damage, row_places};
+
+/// The row of a staging: two checksums and the id of its database.
+const STAGING_BYTES: usize = 24;
 
 fn open(directory: &Path) -> LocalStore {
     let options = LocalOptions {
@@ -65,6 +68,64 @@ async fn col6_damage_of_a_removed_database_keeps_nobody_from_committing_or_colle
         let left = Key::Removed(other.0).to_string();
         let problems = store.audit(true);
         assert!(!format!("{problems:?}").contains(&left), "{problems:?}");
+    }
+}
+
+/// What a process left staged when it died: a row of it that is damaged stays, and everything behind it is collected.
+///
+/// Bug: a staging belongs to no database that could be set aside, so it was first in the row of the dead for ever. Damage: nothing
+/// was collected any more. Fix: it is passed over until the store is opened anew.
+#[tokio::test]
+async fn col6_damage_of_a_dead_staging_keeps_nobody_from_collecting() {
+    let directory = tempfile::tempdir().unwrap();
+    let at_once = |directory: &Path| {
+        let options = LocalOptions {
+            staging_buffer_bytes: 0,
+            retention: Some(Duration::ZERO),
+            collect_after_quiet: Duration::from_secs(3600),
+            ..LocalOptions::default()
+        };
+        LocalStore::open_with(directory, options).unwrap()
+    };
+    let store = at_once(directory.path());
+    let live = database(&store, "live").await;
+    commit(&store, live, 0, 20, 1..=20).await;
+    let mut staged = Vec::new();
+    for _ in 0..2 {
+        let staging = StagingId::random().unwrap();
+        let page = PageWrite {
+            number: PageNumber::FIRST,
+            content: bytes::Bytes::from(vec![7; SIZE.bytes()]),
+        };
+        store
+            .stage(live.0, staging, SIZE, vec![page])
+            .await
+            .unwrap();
+        staged.push(staging);
+    }
+    let other = database(&store, "other").await;
+    commit(&store, other, 0, 20, 1..=20).await;
+    store.remove(&name("other")).await.unwrap();
+    drop(store);
+    let bytes = std::fs::read(directory.path().join("data.mdb")).unwrap();
+    // The upper half says which opening of the store it was.
+    let serials = (0..4_u64).flat_map(|opening| (0..10).map(move |count| (opening << 32) + count));
+    let is_there =
+        |serial: &u64| !row_places(&bytes, &Key::Staging(*serial), STAGING_BYTES).is_empty();
+    let marks: Vec<_> = serials.filter(is_there).collect();
+    assert_eq!(marks.len(), staged.len());
+    damage(directory.path(), &Key::Staging(marks[0]), STAGING_BYTES);
+    let store = at_once(directory.path());
+    let live = (live.0, store.fence(live.0).await.unwrap());
+    for base in 1..6 {
+        commit(&store, live, base, 20, 1..=20).await;
+    }
+    while store.collect(None).await.unwrap().more {}
+    let described = store.describe(live.0).await.unwrap();
+    assert_eq!((described.versions, described.pages), (1, 20));
+    let problems = format!("{:?}", store.audit(true));
+    for gone in [Key::Removed(other.0), Key::Staging(marks[1])] {
+        assert!(!problems.contains(&gone.to_string()), "{problems}");
     }
 }
 

@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use pagewire_memory::MemoryStore;
 use pagewire_proto::{
-    Changes, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageCount, PageNumber,
-    PageSize, Snapshot, StagingId, TagName, Version, VersionEntry,
+    Changes, CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, Snapshot,
+    StagingId, Version,
 };
 use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, Verdict, rule};
+use pagewire_server::layer::Layer;
 use pagewire_server::store::{
-    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
-    PageWrite, Resolution, Resolve, StoreError, StoredPage,
+    Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite, Resolution, Resolve, StoreError,
+    StoredPage,
 };
 use parking_lot::Mutex;
 
@@ -123,21 +123,9 @@ impl WrongStore {
 }
 
 #[async_trait]
-impl PageStore for WrongStore {
-    fn capabilities(&self) -> Capabilities {
-        self.right.capabilities()
-    }
-
-    fn incarnation(&self) -> Incarnation {
-        self.right.incarnation()
-    }
-
-    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        self.right.begin_service(lease_ttl).await
-    }
-
-    async fn end_service(&self) -> Result<(), StoreError> {
-        self.right.end_service().await
+impl Layer for WrongStore {
+    fn inner(&self) -> &dyn PageStore {
+        &self.right
     }
 
     async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
@@ -156,10 +144,6 @@ impl PageStore for WrongStore {
             entries.reverse();
         }
         Ok(entries)
-    }
-
-    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
-        self.right.remove(name).await
     }
 
     async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
@@ -219,15 +203,6 @@ impl PageStore for WrongStore {
         Ok(answer)
     }
 
-    async fn protect(
-        &self,
-        database: DatabaseId,
-        floor: Option<Version>,
-        pins: &[Version],
-    ) -> Result<(), StoreError> {
-        self.right.protect(database, floor, pins).await
-    }
-
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
         let known = self.memory.lock().epochs.get(&database).copied();
         if let (Fault::EpochsRepeat, Some(epoch)) = (self.fault, known) {
@@ -254,10 +229,6 @@ impl PageStore for WrongStore {
         let staged = staged.or_insert_with(|| (database, page_size, Vec::new()));
         staged.2.extend(pages);
         Ok(())
-    }
-
-    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
-        self.right.discard(staging).await
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<CommitOutcome, StoreError> {
@@ -327,69 +298,6 @@ impl PageStore for WrongStore {
             _ => {}
         }
         self.right.resolve(resolve).await
-    }
-
-    async fn find(
-        &self,
-        database: DatabaseId,
-        moment: &Moment,
-    ) -> Result<VersionEntry, StoreError> {
-        self.right.find(database, moment).await
-    }
-
-    async fn versions(
-        &self,
-        database: DatabaseId,
-        before: Option<Version>,
-        tagged_only: bool,
-        limit: usize,
-    ) -> Result<Vec<VersionEntry>, StoreError> {
-        self.right
-            .versions(database, before, tagged_only, limit)
-            .await
-    }
-
-    async fn diff(
-        &self,
-        database: DatabaseId,
-        from: Version,
-        to: Version,
-        after: Option<PageNumber>,
-        limit: usize,
-    ) -> Result<Vec<PageNumber>, StoreError> {
-        self.right.diff(database, from, to, after, limit).await
-    }
-
-    async fn set_tag(
-        &self,
-        database: DatabaseId,
-        tag: &TagName,
-        moment: &Moment,
-        replace: bool,
-    ) -> Result<VersionEntry, StoreError> {
-        self.right.set_tag(database, tag, moment, replace).await
-    }
-
-    async fn delete_tag(&self, database: DatabaseId, tag: &TagName) -> Result<bool, StoreError> {
-        self.right.delete_tag(database, tag).await
-    }
-
-    async fn branch(
-        &self,
-        source: DatabaseId,
-        moment: &Moment,
-        branch: DatabaseId,
-        name: &DatabaseName,
-    ) -> Result<VersionEntry, StoreError> {
-        self.right.branch(source, moment, branch, name).await
-    }
-
-    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
-        self.right.describe(database).await
-    }
-
-    async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
-        self.right.collect(database).await
     }
 }
 

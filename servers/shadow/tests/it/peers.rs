@@ -270,6 +270,34 @@ async fn s3_a_claim_of_before_does_not_come_back_with_its_server() {
     assert_eq!([late, first], [Claim::Claimed, Claim::Elsewhere]);
 }
 
+/// S5: a claim asks while the claim is being given back.
+///
+/// Bug: it found the root of before the swap, and went on believing in a claim that another server had. Damage: nobody here got a
+/// lease again. Fix: one at a time.
+#[tokio::test(start_paused = true)]
+async fn s5_a_claim_that_is_being_given_back_is_not_ours() {
+    let (_, one, other) = two().await;
+    let a = one.database("a").await;
+    assert_eq!(one.claim(a).await, Claim::Claimed);
+    assert_eq!(other.claim(a).await, Claim::Elsewhere);
+    one.hears(PeerNews::Wanted(a)).await;
+    one.kv.hold(Kind::Swap, "r/");
+    let given = tokio::spawn({
+        let peers = Arc::clone(&one.peers);
+        async move { peers.give_back(a).await }
+    });
+    one.kv.held().await;
+    let claimed = tokio::spawn({
+        let peers = Arc::clone(&one.peers);
+        async move { peers.claim(a).await }
+    });
+    millis(50).await;
+    one.kv.let_go();
+    given.await.unwrap().unwrap();
+    assert_eq!(claimed.await.unwrap().unwrap(), Claim::Elsewhere);
+    assert_eq!(one.claim(a).await, Claim::Elsewhere);
+}
+
 /// S6: a fence under way while the claim goes to another server gives out no epoch.
 #[tokio::test(start_paused = true)]
 async fn s6_a_server_that_slept_gets_no_epoch() {

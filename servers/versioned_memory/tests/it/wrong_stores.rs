@@ -7,16 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pagewire_proto::{
-    Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
-    StagingId, TagName, UnixMillis, Version, VersionEntry,
+    DatabaseId, DatabaseName, Moment, PageNumber, TagName, UnixMillis, Version, VersionEntry,
 };
 use pagewire_server::clock::ManualClock;
 use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Context, RULES, StoreUnderTest, rule};
-use pagewire_server::store::{
-    Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
-    PageWrite, Resolution, Resolve, StoreError, StoredPage,
-};
+use pagewire_server::layer::Layer;
+use pagewire_server::store::{Collected, Commit, CommitOutcome, PageStore, StoreError, StoredPage};
 use pagewire_versioned_memory::{VersionedMemoryOptions, VersionedMemoryStore};
 use parking_lot::Mutex;
 
@@ -93,50 +90,9 @@ impl WrongStore {
 }
 
 #[async_trait]
-impl PageStore for WrongStore {
-    fn capabilities(&self) -> Capabilities {
-        self.right.capabilities()
-    }
-
-    fn incarnation(&self) -> Incarnation {
-        self.right.incarnation()
-    }
-
-    async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        self.right.begin_service(lease_ttl).await
-    }
-
-    async fn end_service(&self) -> Result<(), StoreError> {
-        self.right.end_service().await
-    }
-
-    async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
-        self.right.lookup(name, create).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: &str,
-        limit: usize,
-    ) -> Result<Vec<DatabaseEntry>, StoreError> {
-        self.right.list(prefix, after, limit).await
-    }
-
-    async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
-        self.right.remove(name).await
-    }
-
-    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
-        self.right.head(database).await
-    }
-
-    async fn changes(
-        &self,
-        database: DatabaseId,
-        since: Version,
-    ) -> Result<(Snapshot, Changes), StoreError> {
-        self.right.changes(database, since).await
+impl Layer for WrongStore {
+    fn inner(&self) -> &dyn PageStore {
+        &self.right
     }
 
     async fn read(
@@ -185,24 +141,6 @@ impl PageStore for WrongStore {
         }
     }
 
-    async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
-        self.right.fence(database).await
-    }
-
-    async fn stage(
-        &self,
-        database: DatabaseId,
-        staging: StagingId,
-        page_size: PageSize,
-        pages: Vec<PageWrite>,
-    ) -> Result<(), StoreError> {
-        self.right.stage(database, staging, page_size, pages).await
-    }
-
-    async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
-        self.right.discard(staging).await
-    }
-
     async fn commit(&self, mut commit: Commit) -> Result<CommitOutcome, StoreError> {
         if self.fault == Fault::RestoreIsOfTheVersionBefore {
             for part in &mut commit.databases {
@@ -227,10 +165,6 @@ impl PageStore for WrongStore {
             }
         }
         self.right.commit(commit).await
-    }
-
-    async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {
-        self.right.resolve(resolve).await
     }
 
     async fn find(
@@ -332,10 +266,6 @@ impl PageStore for WrongStore {
             }
             answer => answer,
         }
-    }
-
-    async fn describe(&self, database: DatabaseId) -> Result<Description, StoreError> {
-        self.right.describe(database).await
     }
 
     async fn collect(&self, database: Option<DatabaseId>) -> Result<Collected, StoreError> {
