@@ -66,6 +66,9 @@ suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PA
 suite "torture-of-the-adapter" "$script_counts" /usr/bin/python3 tests/torture.py --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))" \
     --server-command "target/debug/directory-store {store} {address} {lease_ttl_ms}"
 
+suite "torture-of-two-servers" "$script_counts" /usr/bin/python3 tests/torture.py --fdb --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))"
+suite "two-servers" "$script_counts" /usr/bin/python3 tests/two_servers.py
+
 for store in local versioned-memory; do
     suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
 done

@@ -24,7 +24,7 @@ pub(crate) struct Database {
     /// Who may write.
     pub(crate) lease: Mutex<Lease>,
     /// Held over a fence and the change of the holder that goes with it: epochs reach the table in the order of the store.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     /// Held from the wait at a barrier to the answer of the store: a question about a commit comes after it.
     pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
     /// What each session still reads.
@@ -54,7 +54,7 @@ impl Database {
         Self {
             id,
             lease: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            turn: Arc::default(),
             commits: Arc::default(),
             readers: Mutex::default(),
             subscriptions: Mutex::default(),

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use pagewire_proto::limits::MAX_BELIEVED_LEASES;
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, capability, pb, version};
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, capability, pb, version};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -98,7 +99,7 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
     let hello = pb::SessionRequest {
-        message: Some(Outgoing::Hello(hello(session.id))),
+        message: Some(Outgoing::Hello(hello(core))),
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
@@ -339,14 +340,19 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     }
 }
 
-fn hello(id: SessionId) -> pb::Hello {
+fn hello(core: &Core) -> pb::Hello {
+    let leases = core.all_databases().into_iter();
     pb::Hello {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
-        session_id: id.to_wire(),
+        session_id: core.session.id.to_wire(),
         client_name: concat!("libpagewire/", env!("CARGO_PKG_VERSION")).to_owned(),
         process: process_identity(),
         capabilities: Vec::new(),
+        leases: leases
+            .filter_map(|(_, database)| database.believed_lease())
+            .take(MAX_BELIEVED_LEASES)
+            .collect(),
     }
 }
 
