@@ -69,7 +69,7 @@ suite "torture-of-the-adapter" "$script_counts" /usr/bin/python3 tests/torture.p
 suite "torture-of-two-servers" "$script_counts" /usr/bin/python3 tests/torture.py --fdb --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))"
 suite "two-servers" "$script_counts" /usr/bin/python3 tests/two_servers.py
 
-for store in local versioned-memory; do
+for store in local versioned-memory fdb; do
     suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
 done
 

@@ -6,7 +6,8 @@ two_servers.py [--kills N]
 Not run, and says so, where there is no fdbserver.
  1. A server is killed in the middle of a transaction: COMMIT says OK, through the other one, and nobody asked for the lease again.
  2. The same between transactions, many times, with the servers started again in turns: no statement fails.
- 3. Another process that wants to write while that goes on gets its turns, and every row of both is there once.
+ 3. A bounded reader at the other server is told of each commit by push, at once, and asks for nothing.
+ 4. Another process that wants to write while that goes on gets its turns, and every row of both is there once.
 The lease TTL is so long that a lease which was lost with its server would be free again long after the test has failed.
 """
 
@@ -26,6 +27,7 @@ from harness import LIBRARY, Cluster, Server
 LEASE_TTL_MS = 30_000
 # Far less than that, on a loaded machine.
 MOVES_WITHIN = 12
+PUSHED_WITHIN = 2.5
 
 
 class Broken(Exception):
@@ -98,6 +100,36 @@ class TwoServers:
         if rows != 3 * self.kills:
             raise Broken(f"{rows} rows, {3 * self.kills} were acknowledged")
 
+    def told_of_each_commit(self):
+        in_use = self.in_use()
+        other = next(server for server in self.servers if server is not in_use)
+        # With a credential of its own it has neither the session of the writer nor its lease.
+        uri = f"file:t/app.db?vfs=pagewire&endpoint={other.endpoint},{in_use.endpoint}&token=reader&mode=ro&consistency=bounded"
+        # One that asks, and subscribes for all connections of the process; the other begins with what it is told.
+        asking = sqlite3.connect(f"{uri}&max_staleness_ms=1&subscribe=always", uri=True, isolation_level=None)
+        reader = sqlite3.connect(f"{uri}&max_staleness_ms=600000", uri=True, isolation_level=None)
+        count = "SELECT count(*) FROM t"
+        began = "SELECT coalesce(sum(count), 0) FROM pagewire_rpc WHERE kind = 'begin'"
+        until = time.monotonic() + MOVES_WITHIN
+        while reader.execute("SELECT value FROM pagewire_status WHERE key = 'subscription'").fetchone()[0] != "bounded":
+            asking.execute(count).fetchone()
+            if time.monotonic() > until:
+                raise Broken("it is not subscribed")
+        before, slowest = reader.execute(began).fetchone()[0], 0
+        for _ in range(20):
+            self.writer.execute("INSERT INTO t(who) VALUES('told')")
+            rows = self.ask(count)
+            begun = time.monotonic()
+            while reader.execute(count).fetchone()[0] != rows:
+                # Far below the time between two heartbeats, and between two looks for a bell that was not heard.
+                if time.monotonic() > begun + PUSHED_WITHIN:
+                    raise Broken(f"a commit was not told of within {PUSHED_WITHIN} s")
+            slowest = max(slowest, time.monotonic() - begun)
+        asked = reader.execute(began).fetchone()[0] - before
+        if asked:
+            raise Broken(f"it asked {asked} times")
+        return f"told within {slowest * 1000:.0f} ms"
+
     def beside_another(self):
         over = threading.Event()
         program = (
@@ -161,7 +193,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="pagewire-two-servers-") as scratch:
         servers = TwoServers(pathlib.Path(scratch), options.kills)
         try:
-            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.beside_another):
+            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.told_of_each_commit, servers.beside_another):
                 try:
                     print(f"two_servers: {test.__name__}: {test()}", flush=True)
                     passed += 1

@@ -35,6 +35,8 @@ pub(crate) struct Database {
     pub(crate) answered: Notify,
     /// What the store was told of it last; `None` where it did not answer.
     pub(crate) protected: tokio::sync::Mutex<Option<Protected>>,
+    /// A task tells its subscribers what other servers do.
+    pub(crate) followed: AtomicBool,
     /// A task that tells the store of a new floor is on its way.
     pub(crate) protect_scheduled: AtomicBool,
     /// Sessions that have it open.
@@ -60,6 +62,7 @@ impl Database {
             subscriptions: Mutex::default(),
             answered: Notify::new(),
             protected: tokio::sync::Mutex::new(Some(Protected::default())),
+            followed: AtomicBool::new(false),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),

@@ -30,7 +30,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::{DatabaseId, Epoch, SessionId};
+use pagewire_proto::{DatabaseId, Epoch, SessionId, Version};
 
 use crate::hub::{End, Hub, spawn_detached};
 use crate::store::StoreError;
@@ -38,6 +38,9 @@ use tokio::time::Instant;
 
 /// How often a lease that is wanted elsewhere is looked at whether it is idle.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How often the newest version is looked at where a store does not tell of it.
+const MOVED_ON: Duration = Duration::from_secs(1);
 
 /// How often is looked whether this server is still there.
 const IDLE: Duration = Duration::from_secs(1);
@@ -108,6 +111,12 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
 
     /// Hands a claim over to a server that wants it, if there is one. Only while the lease is idle (PEER2).
     async fn give_back(&self, database: DatabaseId) -> Result<(), StoreError>;
+
+    /// Answers when the newest version of the database may be above this one, and after some seconds anyway.
+    async fn moved_on(&self, _database: DatabaseId, _known: Version) -> Result<(), StoreError> {
+        tokio::time::sleep(MOVED_ON).await;
+        Ok(())
+    }
 
     /// The next news. Ends with the store; only one caller waits at a time. What is not heard of is lost, and nothing but time with it.
     async fn news(&self) -> PeerNews;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{try_join, try_join3};
-use pagewire_proto::{DatabaseId, Epoch, SessionId};
+use pagewire_proto::{DatabaseId, Epoch, SessionId, Version};
 use pagewire_server::peers::{Claim, Fence, PeerNews, Peers};
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
@@ -381,6 +381,18 @@ impl Peers for Inner {
             Some(news) => news,
             None => std::future::pending().await,
         }
+    }
+
+    async fn moved_on(&self, database: DatabaseId, known: Version) -> Result<(), StoreError> {
+        let watch = transact!(self.engine, |txn| {
+            let head = txn.database(database, Read::Loose).await?.head.snapshot;
+            Ok((head.version <= known).then(|| txn.watch(&Key::Head(database))))
+        })?;
+        if let Some(watch) = watch {
+            // Heard, or broken: in both cases it is time to look.
+            let _ = tokio::time::timeout(LOOK, watch).await;
+        }
+        Ok(())
     }
 
     fn may_acknowledge(&self) -> bool {

@@ -376,13 +376,7 @@ fn heartbeat_came(
     if heartbeat.stream == stream {
         hub.welcomed(session, stream);
     }
-    if hub.may_acknowledge() {
-        session.push(pb::session_response::Message::HeartbeatAck(
-            pb::HeartbeatAck {
-                sequence: heartbeat.sequence,
-            },
-        ));
-    }
+    hub.acknowledge(session, heartbeat.sequence);
     let mut listed = HashSet::new();
     for floor in heartbeat.floors {
         let id = DatabaseId::try_from(&floor.database_id[..])?;
