@@ -62,11 +62,15 @@ suite "sqlite" "$script_counts" tests/sqlite/run.sh ci
 suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
 suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
 suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2
+suite "big-transaction-on-fdb" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2 --fdb
 suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
 suite "torture-of-the-adapter" "$script_counts" /usr/bin/python3 tests/torture.py --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))" \
     --server-command "target/debug/directory-store {store} {address} {lease_ttl_ms}"
 
-for store in local versioned-memory; do
+suite "torture-of-two-servers" "$script_counts" /usr/bin/python3 tests/torture.py --fdb --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))"
+suite "two-servers" "$script_counts" /usr/bin/python3 tests/two_servers.py
+
+for store in local versioned-memory fdb; do
     suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
 done
 

@@ -301,6 +301,10 @@ def main():
     options = parser.parse_args()
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1 << 32)
+    if options.fdb == "" and not Cluster.is_possible():
+        print("torture: NOT RUN: there is no fdbserver (on the path, or PAGEWIRE_FDBSERVER) or no fdbcli")
+        print("torture: 0 passed, 0 failed")
+        return 0
     print(f"torture: --kills {options.kills} --seed {options.seed}", flush=True)
     scratch = options.keep or tempfile.mkdtemp(prefix="pagewire-torture-")
     pathlib.Path(scratch).mkdir(parents=True, exist_ok=True)

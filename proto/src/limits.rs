@@ -42,5 +42,7 @@ pub const MAX_DIFF_PAGES: usize = MAX_CHANGED_PAGES;
 pub const MAX_TAG_BYTES: usize = 128;
 /// Tags that one database may have.
 pub const MAX_TAGS: usize = 4096;
+/// Leases that a Hello may name: a client that comes from another server asks for no more in one go.
+pub const MAX_BELIEVED_LEASES: usize = 64;
 /// Versions that one session may have pinned apart from its floors.
 pub const MAX_PINS: usize = 1024;

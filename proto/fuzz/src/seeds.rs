@@ -114,6 +114,11 @@ fn main() -> Result<()> {
             start_time_ticks: 3,
         }),
         capabilities: vec!["x".to_owned()],
+        leases: vec![pb::BelievedLease {
+            database_id: vec![3; 16].into(),
+            epoch: 4,
+            oldest_open_version: 5,
+        }],
     };
     let request = pb::SessionRequest {
         message: Some(pb::session_request::Message::Hello(hello)),

@@ -24,7 +24,7 @@ pub(crate) struct Database {
     /// Who may write.
     pub(crate) lease: Mutex<Lease>,
     /// Held over a fence and the change of the holder that goes with it: epochs reach the table in the order of the store.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     /// Held from the wait at a barrier to the answer of the store: a question about a commit comes after it.
     pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
     /// What each session still reads.
@@ -35,6 +35,8 @@ pub(crate) struct Database {
     pub(crate) answered: Notify,
     /// What the store was told of it last; `None` where it did not answer.
     pub(crate) protected: tokio::sync::Mutex<Told>,
+    /// A task tells its subscribers what other servers do.
+    pub(crate) followed: AtomicBool,
     /// A task that tells the store of a new floor is on its way.
     pub(crate) protect_scheduled: AtomicBool,
     /// Sessions that have it open.
@@ -54,12 +56,13 @@ impl Database {
         Self {
             id,
             lease: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            turn: Arc::default(),
             commits: Arc::default(),
             readers: Mutex::default(),
             subscriptions: Mutex::default(),
             answered: Notify::new(),
             protected: tokio::sync::Mutex::default(),
+            followed: AtomicBool::new(false),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),

@@ -13,7 +13,8 @@
 //!
 //! Invariants, cited by the tests:
 //! * **L-1** At most one session holds the lease.
-//! * **L-2** The epoch of a grant is above the epoch of every earlier grant.
+//! * **L-2** The epoch of a grant is above the epoch of every earlier grant; that of a lease that comes with its session from another server
+//!   is not below.
 //! * **L-3** A session has at most one ticket, and the holder has none.
 //! * **L-4** Tickets are served in the order in which they were filed; renewing keeps the place.
 //! * **L-5** A ticket that was not renewed for its TTL is never served; one with a waiting call does not age.
@@ -39,6 +40,8 @@ pub(crate) struct Lease {
     holder: Option<Holder>,
     tickets: VecDeque<Ticket>,
     barriers: Vec<Barrier>,
+    /// Until when an earlier holder at another server may trust the lease that was taken over from there.
+    guarded_until: Option<Instant>,
     last_epoch: Epoch,
 }
 
@@ -239,6 +242,30 @@ impl Lease {
         true
     }
 
+    /// The session comes with the lease from another server, which granted it under this epoch; an earlier holder may trust it until then.
+    ///
+    /// False, and nothing changed, where another has it here, or an epoch above it is known (L-1, L-2).
+    pub(crate) fn take_over(
+        &mut self,
+        session: SessionId,
+        epoch: Epoch,
+        guarded_until: Instant,
+    ) -> bool {
+        if self.holder.is_some() || epoch < self.last_epoch {
+            return false;
+        }
+        self.drop_ticket(session);
+        self.last_epoch = epoch;
+        self.guarded_until = self.guarded_until.max(Some(guarded_until));
+        self.holder = Some(Holder {
+            session,
+            epoch,
+            known: Version::ZERO,
+            recall: Recall::NotSent,
+        });
+        true
+    }
+
     /// Whether the holder has to be asked now to give the lease back; says so once a holding (L-6).
     pub(crate) fn recall(&mut self, now: Instant) -> Option<(SessionId, Epoch)> {
         if !self.is_wanted(now) {
@@ -366,7 +393,9 @@ impl Lease {
     /// Until when no commit may become visible.
     pub(crate) fn barrier(&mut self, now: Instant) -> Option<Instant> {
         self.barriers.retain(|barrier| barrier.until > now);
-        self.barriers.iter().map(|barrier| barrier.until).max()
+        self.guarded_until = self.guarded_until.filter(|until| *until > now);
+        let barriers = self.barriers.iter().map(|barrier| barrier.until);
+        barriers.max().max(self.guarded_until)
     }
 
     fn file(&mut self, session: SessionId, known: Version, now: Instant) -> usize {

@@ -11,6 +11,7 @@ mod database;
 mod deadlock;
 #[cfg(feature = "defects")]
 pub mod defects;
+mod elsewhere;
 mod handover;
 mod hot;
 mod hub;

@@ -13,9 +13,15 @@
 //! * **PEER1** A lease is granted only while the database is claimed, under an epoch of a fence made since.
 //! * **PEER2** A claim is given back only while the lease is idle: no holder and no barrier. So whoever claims next owes nobody a wait.
 //! * **PEER3** Heartbeats are acknowledged only while [`Peers::may_acknowledge`]. A claim of a server that is silent passes to another only
-//!   when nobody can trust a lease of it any more: the trust of a client is counted from what was acknowledged.
+//!   when nobody can trust a lease of it any more: the trust of a client is counted from what was acknowledged. So a server that begins
+//!   waits for nobody: what `begin_service` answers is for servers that know of no others.
 //! * **PEER4** A server that was silent for so long ends all of its sessions before it acknowledges anything again, and tells its store anew
 //!   what the next ones read.
+//!
+//! * **PEER5** A session that comes from another server keeps the leases that it has from there, under the epochs that it has: the store takes
+//!   the claim and changes nothing else, in one step with the proof that the lease was granted to this session, that no epoch was made
+//!   since and that nobody else has claimed the database. A server that grants makes the epoch in one step with the proof that the claim
+//!   is its own. What an earlier holder may still trust (a barrier) goes with the grant, and is waited for again.
 //!
 //! Fences and epochs are what makes a commit right (C5, C12), with claims or without. Claims make what a holder reads without asking
 //! right (P4), and let a lease move between the sessions of different servers as between those of one.
@@ -26,7 +32,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::DatabaseId;
+use pagewire_proto::{DatabaseId, Epoch, SessionId, Version};
 
 use crate::hub::{End, Hub, spawn_detached};
 use crate::store::StoreError;
@@ -34,6 +40,9 @@ use tokio::time::Instant;
 
 /// How often a lease that is wanted elsewhere is looked at whether it is idle.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How often the newest version is looked at where a store does not tell of it.
+const MOVED_ON: Duration = Duration::from_secs(1);
 
 /// How often is looked whether this server is still there.
 const IDLE: Duration = Duration::from_secs(1);
@@ -46,6 +55,17 @@ pub enum Claim {
     /// Another server has it and was told of the wish. [`PeerNews::Granted`] follows; claiming again does no harm and finds out
     /// when the other one is dead.
     Elsewhere,
+}
+
+/// What became of an epoch for a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// The new epoch.
+    Advanced(Epoch),
+    /// Another server has the claim now; nothing was changed.
+    Elsewhere,
+    /// Grants are not remembered here: [`crate::store::PageStore::fence`] makes the epoch.
+    Plain,
 }
 
 /// What other servers want or have done.
@@ -66,12 +86,40 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// Claims a database for this server. Answers soon, also where another one has it; may be repeated.
     async fn claim(&self, database: DatabaseId) -> Result<Claim, StoreError>;
 
+    /// Advances the epoch of a database that was claimed, for a grant to this session, and remembers the grant (PEER5). `guard` is for
+    /// how long an earlier holder may still trust the lease.
+    async fn fence(
+        &self,
+        _database: DatabaseId,
+        _session: SessionId,
+        _guard: Duration,
+    ) -> Result<Fence, StoreError> {
+        Ok(Fence::Plain)
+    }
+
+    /// Claims a database with the lease that a session has from another server under this epoch (PEER5). For how long from now on an earlier holder
+    /// may still trust the lease; `None` where the lease is not that of the session any more.
+    async fn take_over(
+        &self,
+        _database: DatabaseId,
+        _session: SessionId,
+        _epoch: Epoch,
+    ) -> Result<Option<Duration>, StoreError> {
+        Ok(None)
+    }
+
     /// Whether another server wants a claim of this one.
     fn is_wanted(&self, database: DatabaseId) -> bool;
 
     /// Hands a claim over to a server that wants it, if there is one. Only while the lease is idle (PEER2), and never while
     /// the database is being claimed.
     async fn give_back(&self, database: DatabaseId) -> Result<(), StoreError>;
+
+    /// Answers when the newest version of the database may be above this one, and after some seconds anyway.
+    async fn moved_on(&self, _database: DatabaseId, _known: Version) -> Result<(), StoreError> {
+        tokio::time::sleep(MOVED_ON).await;
+        Ok(())
+    }
 
     /// The next news. Ends with the store; only one caller waits at a time. What is not heard of is lost, and nothing but time with it.
     async fn news(&self) -> PeerNews;
@@ -105,6 +153,29 @@ impl Hub {
             peers.give_back(database.id).await?;
         }
         Ok(peers.claim(database.id).await? == Claim::Claimed)
+    }
+
+    /// An epoch for a grant to the session; `None` where the lease may not be granted here (PEER1). The caller has the `turn` of the database.
+    pub(crate) async fn fence(
+        &self,
+        database: &crate::database::Database,
+        session: SessionId,
+    ) -> Result<Option<Epoch>, StoreError> {
+        if !self.claim(database).await? {
+            return Ok(None);
+        }
+        if let Some(peers) = self.store.peers() {
+            let now = Instant::now();
+            let trusted = database.lease.lock().barrier(now);
+            let trusted = trusted.map_or(self.visible_from, |until| until.max(self.visible_from));
+            let guard = trusted.saturating_duration_since(now);
+            match peers.fence(database.id, session, guard).await? {
+                Fence::Advanced(epoch) => return Ok(Some(epoch)),
+                Fence::Elsewhere => return Ok(None),
+                Fence::Plain => {}
+            }
+        }
+        self.store.fence(database.id).await.map(Some)
     }
 
     /// Whether heartbeats may be acknowledged (PEER3).

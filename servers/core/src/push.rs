@@ -43,7 +43,10 @@ impl Hub {
             if state.ended || state.streams_so_far != stream {
                 return;
             }
-            let offered = self.pushes() && !self.is_draining();
+            let offered = match asked.strict {
+                true => self.pushes(),
+                false => self.pushes() || self.tells_of_others(),
+            } && !self.is_draining();
             let Some(open) = state.opens.get(&id).cloned().filter(|_| offered) else {
                 state.push(ended(id, asked.number));
                 return;
@@ -73,21 +76,25 @@ impl Hub {
         }
     }
 
-    /// What all commits to this store become known to this server, so that it can tell of them.
+    /// What all commits to this store become known to this server before they are visible, so that it can warn of them.
     pub(crate) fn pushes(&self) -> bool {
         self.store.capabilities().exclusive
     }
 
     /// Answers the Subscribe of a session under the order of commits (S4), and the one that has replaced it meanwhile.
-    async fn answer_subscribe(&self, database: &Arc<Database>, mut answering: Answering) {
+    async fn answer_subscribe(
+        self: &Arc<Self>,
+        database: &Arc<Database>,
+        mut answering: Answering,
+    ) {
         let session = Arc::clone(&answering.session);
         let _order = database.commits.lock().await;
         loop {
-            let asked = {
+            let (asked, acknowledgements) = {
                 let mut state = session.state.lock();
                 let asked = database.subscriptions.lock().asked(&session);
                 match asked {
-                    Some(asked) => asked,
+                    Some(asked) => (asked, state.acknowledgements),
                     None => return answering.end(&mut state),
                 }
             };
@@ -98,7 +105,9 @@ impl Hub {
                 .await;
             let mut state = session.state.lock();
             let mut subscriptions = database.subscriptions.lock();
-            if subscriptions.asked(&session) != Some(asked) {
+            let too_old = state.acknowledgements != acknowledgements && self.tells_of_others();
+            // ELSE2
+            if subscriptions.asked(&session) != Some(asked) || too_old {
                 continue;
             }
             answering.end(&mut state);
@@ -123,6 +132,7 @@ impl Hub {
                         changes: Some(changes.into()),
                         accepted: true,
                     }));
+                    self.follow(database);
                 }
                 _ => {
                     subscriptions.remove(session.id, asked.number);
@@ -276,7 +286,7 @@ impl Hub {
         for subscriber in database.subscribers() {
             let mut state = subscriber.session.state.lock();
             let mut subscriptions = database.subscriptions.lock();
-            if subscriptions.publish(&subscriber, head.version) {
+            if subscriptions.publish(&subscriber, since, head.version) {
                 state.push(News::Published(pb::Published {
                     database_id: database.id.to_wire(),
                     subscription: subscriber.number,

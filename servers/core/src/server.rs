@@ -75,7 +75,12 @@ impl ServerBuilder {
         if !problems.is_empty() {
             return Err(ServeError::Settings(problems));
         }
-        let quarantine = self.store.begin_service(self.settings.lease_ttl).await?;
+        let wait = self.store.begin_service(self.settings.lease_ttl).await?;
+        let quarantine = match self.store.peers() {
+            // Nothing becomes visible but under a lease whose claim nobody else can be trusted for any more (PEER3).
+            Some(_) => Duration::ZERO,
+            None => wait,
+        };
         if !quarantine.is_zero() {
             tracing::info!(
                 wait_ms = u64::try_from(quarantine.as_millis()).unwrap_or(u64::MAX),

@@ -149,6 +149,10 @@ pub(crate) struct SessionState {
     pub(crate) subscribed: HashSet<DatabaseId>,
     /// Databases for which a task is on its way that answers the Subscribe of this session.
     pub(crate) answering: HashSet<DatabaseId>,
+    /// The heads of the databases that it has subscribed to are on their way (ELSE1).
+    pub(crate) looking: bool,
+    /// Heartbeats acknowledged so far.
+    pub(crate) acknowledgements: u64,
     /// The Prepare, by its database and subscription, that the client has to answer before it is strict again (U-6).
     pub(crate) silent: Option<(DatabaseId, u64)>,
     /// Of its transactions for leases.
@@ -207,6 +211,8 @@ impl Session {
                 barriers: HashMap::new(),
                 subscribed: HashSet::new(),
                 answering: HashSet::new(),
+                looking: false,
+                acknowledgements: 0,
                 silent: None,
                 waits: Waits::default(),
                 pins: 0,

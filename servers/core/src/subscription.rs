@@ -287,8 +287,13 @@ impl Subscriptions {
     }
 
     /// The subscriber is told of this version: that ends a warning (S3). False where it knows it, or is to end: from the news on
-    /// it would be trusted.
-    pub(crate) fn publish(&mut self, subscriber: &Subscriber, head: Version) -> bool {
+    /// it would be trusted. Nor is he told who knows less than the version since which the news are.
+    pub(crate) fn publish(
+        &mut self,
+        subscriber: &Subscriber,
+        since: Version,
+        head: Version,
+    ) -> bool {
         let Some(subscription) = self.of(subscriber.session.id, subscriber.number) else {
             return false;
         };
@@ -296,7 +301,7 @@ impl Subscriptions {
             State::Trusting { told }
             | State::Warned {
                 told, ends: false, ..
-            } if told < head => {
+            } if (since..head).contains(&told) => {
                 subscription.state = State::Trusting { told: head };
                 true
             }

@@ -42,6 +42,8 @@ pub enum Key {
     Mail(ServerId, Message, DatabaseId, ServerId),
     /// The server that may grant the lease of a database: 16 bytes.
     Claim(DatabaseId),
+    /// For whom the newest epoch was made: [`crate::values::Grant`].
+    Grant(DatabaseId),
     /// A name: the id of its database.
     Name(DatabaseName),
     /// The newest version of a database: [`crate::values::Database`]. A database without it was removed.
@@ -121,6 +123,7 @@ const CHILD: u16 = 15;
 const ORIGIN: u16 = 16;
 const PROTECT: u16 = 17;
 const CLAIM: u16 = 18;
+const GRANT: u16 = 19;
 const RECORD: u16 = 20;
 const CHANGED: u16 = 21;
 const PAST: u16 = 22;
@@ -136,9 +139,9 @@ const DUE: u16 = 51;
 const SWEEP: u16 = 52;
 
 /// All kinds of rows of one database that only its own versions need: they go with its removal.
-pub const OF_A_DATABASE: [u16; 19] = [
-    CLAIM, HEAD, EPOCH, SUM, SEGMENT, CHILD, ORIGIN, PROTECT, RECORD, CHANGED, PAST, MADE, TAG,
-    TAGGED, PAGE, SERIAL, WRITTEN, DUE, SWEEP,
+pub const OF_A_DATABASE: [u16; 20] = [
+    CLAIM, GRANT, HEAD, EPOCH, SUM, SEGMENT, CHILD, ORIGIN, PROTECT, RECORD, CHANGED, PAST, MADE,
+    TAG, TAGGED, PAGE, SERIAL, WRITTEN, DUE, SWEEP,
 ];
 
 /// Those among them that go although branches stand on it.
@@ -193,6 +196,7 @@ impl Space {
                 self.pack(&(MAIL, &to[..], *message as u16, id(d), &from[..]))
             }
             Key::Claim(d) => self.pack(&(CLAIM, id(d))),
+            Key::Grant(d) => self.pack(&(GRANT, id(d))),
             Key::Name(name) => self.pack(&(NAME, name.as_str())),
             Key::Head(d) => self.pack(&(HEAD, id(d))),
             Key::Epoch(d) => self.pack(&(EPOCH, id(d))),
@@ -244,6 +248,7 @@ impl Space {
                 parts.id()?,
             ),
             CLAIM => Key::Claim(parts.database()?),
+            GRANT => Key::Grant(parts.database()?),
             NAME => Key::Name(DatabaseName::try_from(&*parts.text()?).ok()?),
             HEAD => Key::Head(parts.database()?),
             EPOCH => Key::Epoch(parts.database()?),
@@ -441,6 +446,7 @@ impl std::fmt::Display for Key {
             Self::Incarnation => f.write_str("the incarnation of the store"),
             Self::Server(_) | Self::Bell(_) | Self::Mail(..) => f.write_str("a page server"),
             Self::Claim(d) => write!(f, "the claim of database {d}"),
+            Self::Grant(d) => write!(f, "the newest grant of database {d}"),
             Self::Name(name) => write!(f, "the name {name}"),
             Self::Head(d) => write!(f, "the head of database {d}"),
             Self::Epoch(d) => write!(f, "the epoch of database {d}"),

@@ -61,7 +61,7 @@ impl Txn {
     }
 
     /// Advances an epoch that was read firmly.
-    fn advance(&self, database: DatabaseId, epoch: Epoch) -> Epoch {
+    pub(crate) fn advance(&self, database: DatabaseId, epoch: Epoch) -> Epoch {
         let next = epoch.get() + 1;
         self.put(&Key::Epoch(database), &next.to_be_bytes());
         Epoch::new(next)
@@ -182,6 +182,7 @@ impl Inner {
                 }
             } else if epoch == named {
                 epoch = txn.advance(first, epoch);
+                txn.granted_again(first, named, epoch).await?;
             }
             let others = resolve.participants.iter().skip(1);
             let others = others.map(|(id, _, _)| txn.epoch(*id, Read::Loose));

@@ -4,6 +4,10 @@
 //! * A server is *silent* from the sending of its last beat that the cluster took. It acknowledges heartbeats for at most one lease TTL of
 //!   silence, so that nobody trusts it for longer than two. Another takes its claim after it has itself watched an unchanged
 //!   counter for two TTLs and a margin; and a server that was silent for two TTLs takes it that all of its claims are gone (PEER3, PEER4).
+//! * A *grant* is a row too, written with the epoch that it is for: the server, the session, and for how long an earlier holder may trust the
+//!   lease. Another server takes the session over, and its lease with it, in a transaction that finds the grant, its epoch and the
+//!   claim of the server that granted it unchanged, and changes the claim; and a server makes an epoch for a grant only in a transaction
+//!   that finds its claim unchanged. So of two servers that believe they may grant a lease the first one keeps the other out (PEER5).
 //! * All of this is counted by each server's own clock, which counts suspended time.
 //!
 //! A message is a row for its receiver and a rise of its bell, in one transaction; the receiver deletes what it has read. One that was lost
@@ -15,8 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::DatabaseId;
-use pagewire_server::peers::{Claim, PeerNews, Peers};
+use futures_util::future::{try_join, try_join3};
+use pagewire_proto::{DatabaseId, Epoch, SessionId, Version};
+use pagewire_server::peers::{Claim, Fence, PeerNews, Peers};
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -24,7 +29,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::Inner;
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Message, ServerId};
-use crate::values::Server;
+use crate::values::{Grant, Server};
 
 /// What another server waits beyond two lease TTLs.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -158,6 +163,30 @@ impl Txn {
         self.add(&Key::Bell(to), 1);
     }
 
+    /// The newest grant of a database.
+    async fn granted(&self, database: DatabaseId) -> Result<Option<Grant>, Fail> {
+        self.row(&Key::Grant(database), Read::Firm, Grant::decode)
+            .await
+    }
+
+    /// The holder goes on with another epoch.
+    pub(crate) async fn granted_again(
+        &self,
+        database: DatabaseId,
+        before: Epoch,
+        now: Epoch,
+    ) -> Result<(), Fail> {
+        let granted = self.granted(database).await?;
+        if let Some(grant) = granted.filter(|grant| grant.epoch == before) {
+            let grant = Grant {
+                epoch: now,
+                ..grant
+            };
+            self.put(&Key::Grant(database), &grant.encode());
+        }
+        Ok(())
+    }
+
     async fn claimant(&self, database: DatabaseId) -> Result<Option<ServerId>, Fail> {
         let decode = |body: &[u8]| ServerId::try_from(body).ok();
         self.row(&Key::Claim(database), Read::Firm, decode).await
@@ -225,7 +254,7 @@ impl Peers for Inner {
         if self.peering.claims_nothing() {
             return Ok(Claim::Elsewhere);
         }
-        // Nobody takes the claim of a server that is heard.
+        // Nobody takes the claim of a server that is heard, but with a session of it; `fence` finds that out.
         if self.peering.own.lock().contains(&database) && self.peering.is_heard(self.lease_ttl()) {
             return Ok(Claim::Claimed);
         }
@@ -251,6 +280,76 @@ impl Peers for Inner {
             self.peering.own.lock().insert(database);
         }
         Ok(claim)
+    }
+
+    async fn fence(
+        &self,
+        database: DatabaseId,
+        session: SessionId,
+        guard: Duration,
+    ) -> Result<Fence, StoreError> {
+        let fenced = transact!(self.engine, |txn| {
+            let there = txn.database(database, Read::Firm);
+            let epoch = txn.epoch(database, Read::Firm);
+            let (_, epoch, claimant) = try_join3(there, epoch, txn.claimant(database)).await?;
+            if claimant != Some(self.server) {
+                return Ok(Fence::Elsewhere);
+            }
+            let epoch = txn.advance(database, epoch);
+            let grant = Grant {
+                server: self.server,
+                session,
+                epoch,
+                // Rounded up.
+                guard_ms: u64::try_from(guard.as_micros().div_ceil(1000)).unwrap_or(u64::MAX),
+            };
+            txn.put(&Key::Grant(database), &grant.encode());
+            Ok(Fence::Advanced(epoch))
+        })?;
+        if fenced == Fence::Elsewhere {
+            self.peering.own.lock().remove(&database);
+        }
+        Ok(fenced)
+    }
+
+    async fn take_over(
+        &self,
+        database: DatabaseId,
+        session: SessionId,
+        epoch: Epoch,
+    ) -> Result<Option<Duration>, StoreError> {
+        if self.peering.claims_nothing() {
+            return Ok(None);
+        }
+        let guard = transact!(self.engine, |txn| {
+            let current = txn.epoch(database, Read::Firm);
+            let rows = try_join(txn.granted(database), txn.claimant(database));
+            let (current, (granted, claimant)) = try_join(current, rows).await?;
+            let granted = granted.filter(|grant| {
+                grant.session == session
+                    && grant.epoch == epoch
+                    && current == epoch
+                    && claimant == Some(grant.server)
+            });
+            let Some(grant) = granted else {
+                return Ok(None);
+            };
+            if grant.server != self.server {
+                let grant = Grant {
+                    server: self.server,
+                    ..grant
+                };
+                txn.put(&Key::Grant(database), &grant.encode());
+                txn.put(&Key::Claim(database), &self.server);
+            }
+            Ok(Some(Duration::from_millis(grant.guard_ms)))
+        })?;
+        // Silent meanwhile: another may have taken it.
+        if guard.is_none() || self.peering.claims_nothing() {
+            return Ok(None);
+        }
+        self.peering.own.lock().insert(database);
+        Ok(guard)
     }
 
     fn is_wanted(&self, database: DatabaseId) -> bool {
@@ -282,6 +381,18 @@ impl Peers for Inner {
             Some(news) => news,
             None => std::future::pending().await,
         }
+    }
+
+    async fn moved_on(&self, database: DatabaseId, known: Version) -> Result<(), StoreError> {
+        let watch = transact!(self.engine, |txn| {
+            let head = txn.database(database, Read::Loose).await?.head.snapshot;
+            Ok((head.version <= known).then(|| txn.watch(&Key::Head(database))))
+        })?;
+        if let Some(watch) = watch {
+            // Heard, or broken: in both cases it is time to look.
+            let _ = tokio::time::timeout(LOOK, watch).await;
+        }
+        Ok(())
     }
 
     fn may_acknowledge(&self) -> bool {

@@ -4,7 +4,8 @@
 
 use bytes::Bytes;
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, PageCount, PageNumber, PageSize, Snapshot, Version,
+    CommitId, DatabaseId, DatabaseName, Epoch, PageCount, PageNumber, PageSize, SessionId,
+    Snapshot, Version,
 };
 
 use crate::keys::{OWN, ServerId};
@@ -129,6 +130,19 @@ pub struct Server {
     pub counter: u64,
     /// For how long a lease of it may be trusted, in milliseconds; 0 before it serves.
     pub lease_ttl_ms: u64,
+}
+
+/// For whom the newest epoch of a lease was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The server that granted it, or has taken the session over since.
+    pub server: ServerId,
+    /// The session.
+    pub session: SessionId,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// For how long after the grant an earlier holder may trust the lease, in milliseconds.
+    pub guard_ms: u64,
 }
 
 /// What the sessions of a server read.
@@ -366,6 +380,30 @@ impl Server {
         fields.end(Self {
             counter,
             lease_ttl_ms,
+        })
+    }
+}
+
+impl Grant {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.server.to_vec();
+        out.extend(self.session.as_bytes());
+        out.extend(self.epoch.get().to_be_bytes());
+        out.extend(self.guard_ms.to_be_bytes());
+        out
+    }
+
+    /// The grant with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let mut fields = Fields(body);
+        let (server, session) = (fields.take()?, SessionId::from_bytes(fields.take()?));
+        let (epoch, guard_ms) = (Epoch::new(fields.u64()?), fields.u64()?);
+        fields.end(Self {
+            server,
+            session,
+            epoch,
+            guard_ms,
         })
     }
 }

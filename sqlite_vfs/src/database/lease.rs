@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::TICKET_TTL_MS;
-use pagewire_proto::{Epoch, LeaseGrant, Version};
+use pagewire_proto::{Epoch, LeaseGrant, Version, pb};
 
 use super::DatabaseState;
 use super::state::{Inner, Unsettled};
@@ -56,6 +56,22 @@ impl DatabaseState {
             // The database is being closed: the lease goes with it.
             Lease::Held { epoch, .. } => inner.released.max(epoch),
             Lease::None => inner.released,
+        }
+    }
+
+    /// The lease, for a server that does not know it.
+    pub(crate) fn believed_lease(&self) -> Option<pb::BelievedLease> {
+        let inner = self.inner.lock();
+        match inner.lease {
+            // One without a commit goes with the session that made its name.
+            Lease::Held { epoch, .. } if inner.head.version > Version::ZERO => {
+                Some(pb::BelievedLease {
+                    database_id: self.id().to_wire(),
+                    epoch: epoch.get(),
+                    oldest_open_version: inner.floor().get(),
+                })
+            }
+            Lease::Held { .. } | Lease::None => None,
         }
     }
 

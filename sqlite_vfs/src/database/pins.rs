@@ -28,12 +28,18 @@ struct Held {
     lapses: u64,
 }
 
+impl Inner {
+    /// As [`DatabaseState::floor`].
+    pub(super) fn floor(&self) -> Version {
+        let oldest = self.pins.floor.keys().next().copied();
+        oldest.map_or(self.head.version, |oldest| oldest.min(self.head.version))
+    }
+}
+
 impl DatabaseState {
     /// The oldest version that must stay readable for this process, with everything after it (D4).
     pub fn floor(&self) -> Version {
-        let inner = self.inner.lock();
-        let oldest = inner.pins.floor.keys().next().copied();
-        oldest.map_or(inner.head.version, |oldest| oldest.min(inner.head.version))
+        self.inner.lock().floor()
     }
 
     /// Versions held one by one, for a heartbeat.

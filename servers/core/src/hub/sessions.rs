@@ -49,10 +49,11 @@ impl Hub {
             .then_some(session)
     }
 
-    /// The session to which a Hello belongs: the one that lives, or a new one.
+    /// The session to which a Hello belongs: the one that lives, or a new one, which has what `prepare` gives it before any call finds it.
     pub(crate) fn session_for_hello(
         self: &Arc<Self>,
         id: SessionId,
+        prepare: impl FnOnce(&Arc<Session>),
     ) -> Result<(Arc<Session>, bool), Status> {
         let now = Instant::now();
         if let Some(session) = self.live_session(id) {
@@ -65,9 +66,24 @@ impl Hub {
         if self.is_draining() {
             return Err(status::draining());
         }
+        let session = Arc::new(Session::new(id, now));
+        prepare(&session);
+        let known = self.insert_session(&session);
+        if !matches!(known, Ok(None)) {
+            // What it was given goes to others.
+            self.end_session(&session, End::Goodbye);
+        }
+        Ok(match known? {
+            Some(known) => (known, true),
+            None => (session, false),
+        })
+    }
+
+    /// The session that has the id already, if there is one.
+    fn insert_session(&self, session: &Arc<Session>) -> Result<Option<Arc<Session>>, Status> {
         let mut sessions = self.sessions.lock();
-        if let Some(session) = sessions.get(&id) {
-            return Ok((Arc::clone(session), true));
+        if let Some(known) = sessions.get(&session.id) {
+            return Ok(Some(Arc::clone(known)));
         }
         if sessions.len() >= self.settings.max_sessions {
             return Err(Reason::Limit.status(format!(
@@ -75,9 +91,8 @@ impl Hub {
                 self.settings.max_sessions
             )));
         }
-        let session = Arc::new(Session::new(id, now));
-        sessions.insert(id, Arc::clone(&session));
-        Ok((session, false))
+        sessions.insert(session.id, Arc::clone(session));
+        Ok(None)
     }
 
     /// A new session can be found: wakes the calls that came before their Hello.

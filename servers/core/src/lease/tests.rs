@@ -431,3 +431,32 @@ fn check(world: &mut World, last_epoch: &mut Epoch) {
         assert_eq!(world.next(), None, "L-1");
     }
 }
+
+#[test]
+fn l2_a_lease_that_comes_from_another_server_keeps_its_epoch() {
+    let mut world = World::new();
+    let until = world.now + Duration::from_millis(300);
+    assert!(world.lease.take_over(A, Epoch::new(7), until));
+    assert_eq!(world.lease.holder(), Some((A, Epoch::new(7))));
+    // What an earlier holder may trust is waited for, as behind any barrier.
+    assert_eq!(world.barrier_ms(), Some(300));
+    assert!(!world.lease.is_unheld(world.now));
+    assert_eq!(world.request(B), queued(1));
+    assert_eq!(world.lease.recall(world.now), Some((A, Epoch::new(7))));
+    assert!(world.lease.release(A, Epoch::new(7), false, world.now));
+    assert!(!world.lease.grant(B, Epoch::new(7), world.now));
+    assert!(world.lease.grant(B, Epoch::new(8), world.now));
+    world.pass(300);
+    assert_eq!(world.barrier_ms(), None);
+}
+
+#[test]
+fn l1_a_lease_that_another_has_here_is_not_taken_over() {
+    let mut world = World::held_by(B);
+    let (now, epoch) = (world.now, world.epoch());
+    assert!(!world.lease.take_over(A, Epoch::new(9), now));
+    world.lease.remove(B);
+    // It was granted to another since.
+    assert!(!world.lease.take_over(A, Epoch::new(0), now));
+    assert!(world.lease.take_over(A, epoch, now));
+}

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_core::Stream;
-use pagewire_proto::limits::{MAX_PEER_NAME_BYTES, MAX_STAGINGS};
+use pagewire_proto::limits::{MAX_BELIEVED_LEASES, MAX_PEER_NAME_BYTES, MAX_STAGINGS};
 use pagewire_proto::status::Reason;
 use pagewire_proto::{
     DatabaseId, Epoch, Invalid, SessionId, StagingId, Version, capability, pb, version,
@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::wire_limits;
+use crate::handover::{Brought, TakenOver};
 use crate::hub::{End, Hub};
 use crate::memory::Account;
 use crate::session::{Outbound, Session, Stream as SessionStream, TakenNews};
@@ -125,10 +126,17 @@ async fn begin(
     else {
         return Err(Reason::Invalid.status("hello: must be the first message of the stream"));
     };
-    attach(hub, &hello, outbound)
+    let id = check(&hello)?;
+    let brought = match hub.live_session(id) {
+        // It knows better.
+        Some(_) => Vec::new(),
+        None => hub.take_over(id, brought(&hello)?).await,
+    };
+    attach(hub, &hello, id, brought, outbound)
 }
 
-fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Attached, Status> {
+/// The session of a Hello that is valid.
+fn check(hello: &pb::Hello) -> Result<SessionId, Status> {
     version::check("client", hello.protocol_major, hello.protocol_minor)?;
     if hello.client_name.len() > MAX_PEER_NAME_BYTES {
         return Err(Invalid::new(
@@ -137,12 +145,38 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
         )
         .into());
     }
+    Ok(SessionId::try_from(&hello.session_id[..])?)
+}
+
+/// The leases that the client believes in.
+fn brought(hello: &pb::Hello) -> Result<Vec<Brought>, Status> {
+    if hello.leases.len() > MAX_BELIEVED_LEASES {
+        let count = hello.leases.len();
+        let problem = format!("{count} leases, at most {MAX_BELIEVED_LEASES} are allowed");
+        return Err(Invalid::new("leases", problem).into());
+    }
+    let read = |lease: &pb::BelievedLease| {
+        Ok(Brought {
+            database: DatabaseId::try_from(&lease.database_id[..])?,
+            epoch: Epoch::new(lease.epoch),
+            floor: Version::new(lease.oldest_open_version),
+        })
+    };
+    hello.leases.iter().map(read).collect()
+}
+
+fn attach(
+    hub: &Arc<Hub>,
+    hello: &pb::Hello,
+    id: SessionId,
+    mut brought: Vec<TakenOver>,
+    outbound: &Outbound,
+) -> Result<Attached, Status> {
     // The client trusts a Welcome as it does an acknowledgement (PEER3).
     if !hub.may_acknowledge() {
         return Err(Reason::Unavailable
             .status("this server does not reach its store: others may serve its databases"));
     }
-    let id = SessionId::try_from(&hello.session_id[..])?;
     let process = hello
         .process
         .as_ref()
@@ -153,7 +187,9 @@ fn attach(hub: &Arc<Hub>, hello: &pb::Hello, outbound: &Outbound) -> Result<Atta
         .iter()
         .any(|name| name == capability::LZ4);
     loop {
-        let (session, resumed) = hub.session_for_hello(id)?;
+        let (session, resumed) = hub.session_for_hello(id, |session| {
+            hub.bring(session, std::mem::take(&mut brought));
+        })?;
         let now = tokio::time::Instant::now();
         let (stop, stopped) = oneshot::channel();
         let number = {
@@ -347,13 +383,7 @@ fn heartbeat_came(
     if heartbeat.stream == stream {
         hub.welcomed(session, stream);
     }
-    if hub.may_acknowledge() {
-        session.push(pb::session_response::Message::HeartbeatAck(
-            pb::HeartbeatAck {
-                sequence: heartbeat.sequence,
-            },
-        ));
-    }
+    hub.acknowledge(session, heartbeat.sequence);
     let mut listed = HashSet::new();
     for floor in heartbeat.floors {
         let id = DatabaseId::try_from(&floor.database_id[..])?;

@@ -86,7 +86,8 @@ impl World {
 
     fn publish(&mut self, n: usize, head: u64) -> bool {
         let subscriber = self.subscriber(n, 1);
-        self.table.publish(&subscriber, version(head))
+        self.table
+            .publish(&subscriber, Version::ZERO, version(head))
     }
 
     fn abort(&mut self, n: usize, of: u64) -> bool {
@@ -98,6 +99,22 @@ impl World {
         let subscriber = self.subscriber(n, 1);
         self.table.expire(&subscriber, self.now)
     }
+}
+
+#[test]
+fn news_since_a_version_are_not_for_who_knows_less() {
+    let mut world = World::new(2);
+    world.ask(0, 1, false);
+    world.ask(1, 1, false);
+    assert!(world.accept(0, 1, 7));
+    // While the news since version 7 were on their way.
+    assert!(world.accept(1, 1, 5));
+    let (first, second) = (world.subscriber(0, 1), world.subscriber(1, 1));
+    assert!(world.table.publish(&first, version(7), version(8)));
+    assert!(!world.table.publish(&second, version(7), version(8)));
+    assert_eq!(world.table.behind(version(8)), Some(version(5)));
+    assert!(world.table.publish(&second, version(5), version(8)));
+    assert_eq!(world.table.behind(version(8)), None);
 }
 
 #[test]

@@ -12,7 +12,9 @@ use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, PageNumber, PageSize, Snapshot, StagingId, Version,
 };
 use pagewire_server::layer::Layer;
-use pagewire_server::store::{Capabilities, Commit, CommitOutcome, PageStore, PageWrite, StoreError, StoredPage};
+use pagewire_server::store::{
+    Capabilities, Commit, CommitOutcome, PageStore, PageWrite, StoreError, StoredPage,
+};
 use tokio::sync::Semaphore;
 
 #[derive(Debug)]

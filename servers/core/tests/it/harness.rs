@@ -231,6 +231,7 @@ impl Client {
             client_name: "test".into(),
             process: self.process.clone(),
             capabilities: Vec::new(),
+            leases: Vec::new(),
         }
     }
 

@@ -36,6 +36,7 @@ fn key() -> impl Strategy<Value = Key> {
         (any::<ServerId>(), message, database(), any::<ServerId>())
             .prop_map(|(to, m, d, from)| Key::Mail(to, m, d, from)),
         database().prop_map(Key::Claim),
+        database().prop_map(Key::Grant),
         name.prop_map(Key::Name),
         database().prop_map(Key::Head),
         database().prop_map(Key::Epoch),

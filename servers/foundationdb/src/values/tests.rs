@@ -93,6 +93,13 @@ proptest! {
         prop_assert_eq!(Due::decode(&due.encode()), Some(due));
         let attempt = Attempt { version: Version::new(one), server: id, number: one, doomed: two % 2 == 0 };
         prop_assert_eq!(Attempt::decode(&attempt.encode()), Some(attempt));
+        let grant = Grant {
+            server: two.to_be_bytes().repeat(4).try_into().unwrap(),
+            session: SessionId::from_bytes([one as u8; 16]),
+            epoch: Epoch::new(one),
+            guard_ms: u64::from(two),
+        };
+        prop_assert_eq!(Grant::decode(&grant.encode()), Some(grant));
         let server = Server { counter: one, lease_ttl_ms: u64::from(two) };
         prop_assert_eq!(Server::decode(&server.encode()), Some(server));
         let protection = Protection { floor, pins };
@@ -123,7 +130,7 @@ proptest! {
     #[test]
     fn other_bytes_are_refused_or_decoded_without_harm(body in any::<Vec<u8>>()) {
         let _ = (Database::decode(&body), Segment::decode(&body), Origin::decode(&body));
-        let _ = (Past::decode(&body), Due::decode(&body), Attempt::decode(&body));
+        let _ = (Past::decode(&body), Grant::decode(&body), Due::decode(&body), Attempt::decode(&body));
         let _ = (Record::decode(&body), Server::decode(&body), Protection::decode(&body));
         if let Some(page) = PageBody::decode(&body) {
             let _ = page.content();

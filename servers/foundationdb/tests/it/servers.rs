@@ -15,11 +15,11 @@ use pagewire_server::store::{
 
 use crate::cluster::Cluster;
 
-const TTL: Duration = Duration::from_millis(600);
+pub const TTL: Duration = Duration::from_millis(600);
 const SIZE: PageSize = PageSize::MIN;
 
 /// Runs with two stores of one installation, unless there is no cluster.
-fn with_two<F: Future<Output = ()>>(
+pub fn with_two<F: Future<Output = ()>>(
     change: impl FnOnce(&mut FoundationDbOptions),
     test: impl FnOnce(FoundationDbStore, FoundationDbStore) -> F,
 ) {
@@ -48,7 +48,7 @@ fn content(stamp: u8) -> Bytes {
     Bytes::from(vec![stamp; SIZE.bytes()])
 }
 
-fn part(database: DatabaseId, base: u64, epoch: Epoch, pages: &[(u32, u8)]) -> DatabaseCommit {
+pub fn part(database: DatabaseId, base: u64, epoch: Epoch, pages: &[(u32, u8)]) -> DatabaseCommit {
     let write = |(page, stamp): &(u32, u8)| PageWrite {
         number: number(*page),
         content: content(*stamp),
@@ -65,7 +65,7 @@ fn part(database: DatabaseId, base: u64, epoch: Epoch, pages: &[(u32, u8)]) -> D
     }
 }
 
-async fn commit(store: &FoundationDbStore, part: DatabaseCommit) -> CommitOutcome {
+pub async fn commit(store: &FoundationDbStore, part: DatabaseCommit) -> CommitOutcome {
     let commit = Commit {
         id: CommitId::random().unwrap(),
         databases: vec![part],
@@ -79,7 +79,7 @@ async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, pa
     read.unwrap()[0].content[0]
 }
 
-fn name(text: &str) -> DatabaseName {
+pub fn name(text: &str) -> DatabaseName {
     DatabaseName::try_from(text).unwrap()
 }
 

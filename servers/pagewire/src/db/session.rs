@@ -103,6 +103,7 @@ pub(crate) async fn begin(
             client_name: client_name.to_owned(),
             process: None,
             capabilities: Vec::new(),
+            leases: Vec::new(),
         }),
     );
     let mut inbound = calls

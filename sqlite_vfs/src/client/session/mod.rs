@@ -6,10 +6,11 @@
 //! ```
 //! * **S1** What the process believes about leases holds only while `now < trusted_until`, which is the sending of the last
 //!   acknowledged heartbeat plus the TTL less a margin. The server counts from receipt, so it forgets later.
-//! * **S2** A session that the server does not resume has lost its leases, opens and floors: every database is told before `Up` is
+//! * **S2** A session that the server does not resume has lost its opens and floors, and its leases but for S3: every database is told before `Up` is
 //!   announced, and is opened anew by its next call.
 //!   Also one that an earlier server of the endpoint welcomes again: what was opened with the one in between it does not know.
-//! * **S3** A lease that Welcome does not list is lost.
+//! * **S3** A lease that Welcome does not list is lost. One that it lists goes on, also in a session that begins: Hello names what the
+//!   process believes in, and a server takes over what another one granted (PEER5 of `servers/core/src/peers.rs`).
 //! * **S4** Another incarnation ends every database of the old one: its versions mean something else now.
 //! * **S5** A Hello gives up all subscriptions: every database is told before it is sent.
 

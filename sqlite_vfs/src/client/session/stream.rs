@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use pagewire_proto::limits::MAX_BELIEVED_LEASES;
 use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, capability, pb, version};
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, capability, pb, version};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -97,9 +98,8 @@ fn phase_after(
 async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
-    let wants_lz4 = core.compression.wants_lz4_from(&core.way.server().endpoint);
     let hello = pb::SessionRequest {
-        message: Some(Outgoing::Hello(hello(session.id, wants_lz4))),
+        message: Some(Outgoing::Hello(hello(core))),
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
@@ -340,18 +340,23 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     }
 }
 
-fn hello(id: SessionId, wants_lz4: bool) -> pb::Hello {
+fn hello(core: &Core) -> pb::Hello {
+    let leases = core.all_databases().into_iter();
+    let mut capabilities = Vec::new();
+    if core.compression.wants_lz4_from(&core.way.server().endpoint) {
+        capabilities.push(capability::LZ4.to_owned());
+    }
     pb::Hello {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
-        session_id: id.to_wire(),
+        session_id: core.session.id.to_wire(),
         client_name: concat!("libpagewire/", env!("CARGO_PKG_VERSION")).to_owned(),
         process: process_identity(),
-        capabilities: if wants_lz4 {
-            vec![capability::LZ4.to_owned()]
-        } else {
-            Vec::new()
-        },
+        capabilities,
+        leases: leases
+            .filter_map(|(_, database)| database.believed_lease())
+            .take(MAX_BELIEVED_LEASES)
+            .collect(),
     }
 }
 

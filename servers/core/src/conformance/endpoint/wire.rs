@@ -94,6 +94,7 @@ impl Wire {
             client_name: "pagewire conformance".to_owned(),
             process: None,
             capabilities: Vec::new(),
+            leases: Vec::new(),
         };
         note(&exchanges, &hello, &"(stream)");
         send(&outbound, Request::Hello(hello));
