@@ -45,6 +45,8 @@
 //! is written as it is.
 
 mod directory;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log;
 mod room;
 mod slot;

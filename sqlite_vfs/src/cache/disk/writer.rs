@@ -236,7 +236,7 @@ impl Shared {
         let is_current = there.upto >= log.since();
         drop(log);
         let turn = self.refusals.fetch_add(1, Ordering::Relaxed);
-        !is_current || turn % REPLACE_ONE_OF == 0
+        !is_current || turn.is_multiple_of(REPLACE_ONE_OF)
     }
 
     fn save(&self, room: &mut room::Room<'_>, file: &DiskFile) {
