@@ -100,10 +100,10 @@ fn wrong_settings_are_named_when_a_database_is_opened() {
 fn q5_files_that_are_harmed_while_they_are_used_cost_a_read_each() {
     let server = PageServer::versioned();
     let cache = CacheDir::new();
-    let settings = [("PAGEWIRE_CACHE_BYTES", "0")];
+    let settings = [("PAGEWIRE_CACHE_BYTES", "500000")];
     let mut maker = cache.guest(&[]);
     open(&mut maker, &server, &[]);
-    fill(&mut maker, 20_000);
+    fill(&mut maker, 10_000);
     let truth = maker.ok("main", ALL);
     end(maker);
     let harm = |how: Harm<'_>| {
