@@ -1,7 +1,7 @@
 """A writer and eight readers in nine processes: each snapshot of each reader is what the bank was after some transfer, and a
 strict reader never misses one that was acknowledged (P3, P4).
 
-bank.py [--transfers N] [--store local|versioned-memory] [--spill-every K] [--seed S] [--keep DIR]
+bank.py [--transfers N] [--store local|versioned-memory|fdb] [--spill-every K] [--seed S] [--keep DIR]
 
 The writer moves money between 1,000 accounts, whose sum is constant; every K-th transaction is a spilled one, which is larger
 than SQLite's cache and is sent before its COMMIT, and some of those are rolled back. Four readers are strict, four bounded. See
@@ -13,6 +13,8 @@ bank_client.py for what each of them asserts:
  3. each small transfer costs the writer one commit call and no other, a spilled one its stage calls and one commit call, a rolled
     back one no call but those: what the readers do adds none;
  4. a reader never writes, and its BEGIN asks once at most.
+With --store fdb two page servers serve a FoundationDB cluster that is begun for it: the writer begins with one of them, every other
+reader with the other, and all know both.
 Versions are kept for no longer than somebody reads them, so a collection runs beside all of this. At the end the accounts are
 what the transfers make of them, and integrity_check says ok.
 """
@@ -28,10 +30,10 @@ import tempfile
 import time
 
 from bank_client import ACKNOWLEDGED, FINGERPRINTS, OVER, ACCOUNTS, OPENING_BALANCE, board
-from harness import DEBIAN_PYTHON, LIBRARY, TOP, Server, guest_environment
+from harness import DEBIAN_PYTHON, LIBRARY, TOP, Cluster, Server, guest_environment
 
 CLIENT_PROGRAM = TOP / "tests" / "bank_client.py"
-STORES = ("local", "versioned-memory")
+STORES = ("local", "versioned-memory", "fdb")
 # (bound in ms or "strict", more parameters of the URI): who asks at each BEGIN, who is told by push, and who goes from one to the
 # other. A bound is kept by push only where it is longer than the pause between two heartbeats.
 READERS = (
@@ -64,9 +66,17 @@ class Bank:
         self.options = options
         self.scratch = pathlib.Path(scratch)
         self.random = random.Random(options.seed)
+        self.cluster = Cluster(self.scratch / "cluster") if options.store == "fdb" else None
         store = f"local:{scratch}/store" if options.store == "local" else options.store
-        self.server = Server(store, f"{scratch}/server.log", lease_ttl_ms=LEASE_TTL_MS, arguments=["--retention", "0"]).start()
-        self.uri = f"file:bank/main.db?vfs=pagewire&endpoint={self.server.endpoint}"
+        if self.cluster is not None:
+            store = f"fdb:{self.cluster.file}"
+        self.servers = [
+            Server(store, f"{scratch}/server{number or ''}.log", lease_ttl_ms=LEASE_TTL_MS, arguments=["--retention", "0"]).start()
+            for number in range(1 if self.cluster is None else 2)
+        ]
+        endpoints = [server.endpoint for server in self.servers]
+        self.uris = [f"file:bank/main.db?vfs=pagewire&endpoint={','.join(turn)}" for turn in (endpoints, endpoints[::-1])]
+        self.uri = self.uris[0]
         self.environment = guest_environment(PAGEWIRE_STAGE_BYTES=str(STAGE_BYTES))
         self.board_file = self.scratch / "board"
         with open(self.board_file, "wb") as file:
@@ -103,8 +113,9 @@ class Bank:
             for other, client in self.clients.items():
                 if client.poll() not in (None, 0):
                     self.figures(other)
-            if not self.server.alive():
-                raise Broken(f"the server ended by itself with {self.server.process.returncode}")
+            for server in self.servers:
+                if not server.alive():
+                    raise Broken(f"a server ended by itself with {server.process.returncode}")
             if time.monotonic() > until:
                 raise Broken(f"{name} did not end within {seconds:.0f} s, after {self.board[ACKNOWLEDGED]} transfers")
             if self.board[ACKNOWLEDGED] >= told + 10_000:
@@ -118,10 +129,10 @@ class Bank:
         self.start("make", "make", self.uri)
         self.wait("make", REST_SECONDS)
         readers = [f"reader{i}-{kind}" for i, (kind, _) in enumerate(READERS)]
-        for name, (kind, more) in zip(readers, READERS):
+        for turn, (name, (kind, more)) in enumerate(zip(readers, READERS)):
             if kind != "strict":
                 more += f"&consistency=bounded&max_staleness_ms={kind}"
-            self.start(name, "read", f"{self.uri}&mode=ro{more}", self.board_file, self.random.randrange(1 << 32), kind)
+            self.start(name, "read", f"{self.uris[turn % 2]}&mode=ro{more}", self.board_file, self.random.randrange(1 << 32), kind)
         seed = self.random.randrange(1 << 32)
         self.start("writer", "write", self.uri, self.board_file, options.transfers, options.spill_every, seed)
         begun = time.monotonic()
@@ -140,7 +151,10 @@ class Bank:
         for client in self.clients.values():
             client.kill()
             client.wait()
-        self.server.kill()
+        for server in self.servers:
+            server.kill()
+        if self.cluster is not None:
+            self.cluster.stop()
 
 
 def main():

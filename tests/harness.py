@@ -9,13 +9,15 @@ import pathlib
 import queue
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
-TARGET = TOP / "target" / "debug"
+# PAGEWIRE_PROFILE=release: the long forms run on optimised binaries, of `cargo build --release --workspace`.
+TARGET = TOP / "target" / os.environ.get("PAGEWIRE_PROFILE", "debug")
 LIBRARY = TARGET / "libpagewire.so"
 COMMAND = TARGET / "pagewire"
 GUEST = TARGET / "pagewire-guest"
@@ -43,6 +45,52 @@ def guest_environment(endpoint=None, **settings):
         environment["PAGEWIRE_ENDPOINT"] = endpoint
     environment.update(settings)
     return environment
+
+
+class Cluster:
+    """A FoundationDB cluster of one `fdbserver` on a free loopback port, which ends with this object: its cluster file is `file`."""
+
+    def __init__(self, folder, engine="ssd"):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder / "fdb.cluster"
+        address = f"127.0.0.1:{free_port()}"
+        self.file.write_text(f"test:test@{address}\n")
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        self.command = [self.program("fdbserver"), "-p", address, "-C", self.file, "-d", data, "-L", data]
+        self.process = None
+        self.start()
+        for _ in range(60):
+            done = subprocess.run(
+                [self.program("fdbcli"), "-C", self.file, "--timeout", "10", "--exec", f"configure new single {engine}"],
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+            if "Database created" in done.stdout or "already exists" in done.stdout:
+                return
+        self.stop()
+        raise RuntimeError(f"the cluster does not begin: {done.stdout}")
+
+    @staticmethod
+    def program(name):
+        return os.environ.get(f"PAGEWIRE_{name.upper()}", name)
+
+    @classmethod
+    def is_possible(cls):
+        """Whether there are fdbserver and fdbcli on this machine."""
+        return all(shutil.which(cls.program(name)) for name in ("fdbserver", "fdbcli"))
+
+    def start(self):
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def stop(self):
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
 
 
 class Server:

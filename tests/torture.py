@@ -1,7 +1,7 @@
 """Kills clients and the server at random moments and looks afterwards whether anything that was acknowledged is missing,
 or anything that was not is half there.
 
-torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain | --fdb CLUSTER_FILE | --server-command COMMAND]
+torture.py [--kills N] [--seed S] [--clients N] [--memory | --plain | --fdb [CLUSTER_FILE] | --server-command COMMAND]
            [--keep DIR]
 
 Clients of two kinds (Debian's Python, Rust) work on two databases; see torture_client.py for what they write. A round lets
@@ -13,7 +13,8 @@ databases are compared with the clients' journals:
  4. the sum of all balances is what it was, each database's own total fits, a client's slots bear one id, no reader saw
     anything torn, and integrity_check says ok.
 At the end everybody works undisturbed: each client has to get somewhere (nothing is stuck).
---fdb takes two page servers on a FoundationDB cluster, in a directory of its own there; each client has one of them.
+--fdb takes two page servers on a FoundationDB cluster, in a directory of its own there, or on a cluster that is begun for it; clients
+know both of them and go on with the other when theirs is killed.
 --memory takes the memory store, of which only clients are killed. --plain works on plain files with no server: SQLite
 itself has to pass. --server-command takes another page server, which has to be durable: its command line with {store} (a
 folder), {address} and {lease_ttl_ms} in it, for example "target/debug/directory-store {store} {address} {lease_ttl_ms}": the
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 
-from harness import DEBIAN_PYTHON, GUEST, LIBRARY, TOP, Server, free_port, guest_environment
+from harness import DEBIAN_PYTHON, GUEST, LIBRARY, TOP, Cluster, Server, free_port, guest_environment
 
 CLIENT_PROGRAM = TOP / "tests" / "torture_client.py"
 # Short: after a kill of the server nothing becomes visible for so long, and that is time in which nothing is tested.
@@ -52,6 +53,7 @@ class Torture:
         self.scratch = scratch
         self.kills = 0
         self.servers = []
+        self.cluster = None
         self.server_dies = not options.plain and not options.memory
         self.library = []
         environment = {}
@@ -62,10 +64,12 @@ class Torture:
             command, arguments = options.server_command, []
             if command is not None:
                 store = f"{scratch}/store"
-            if options.fdb:
-                store = f"fdb:{options.fdb}"
+            if options.fdb is not None:
+                if not options.fdb:
+                    self.cluster = Cluster(f"{scratch}/cluster")
+                store = f"fdb:{options.fdb or self.cluster.file}"
                 arguments = ["--fdb-directory", f"torture/{options.seed}-{time.time_ns()}"]
-            for number in range(2 if options.fdb else 1):
+            for number in range(1 if options.fdb is None else 2):
                 log = f"{scratch}/server{number or ''}.log"
                 self.servers.append(Server(store, log, free_port(), LEASE_TTL_MS, command, arguments).start())
             self.uris = [f"file:torture/{name}.db?vfs=pagewire" for name in "ab"]
@@ -84,9 +88,12 @@ class Torture:
         return pathlib.Path(self.scratch) / f"{name}.journal"
 
     def environment_of(self, index):
-        """The environment of a client: the servers take turns."""
-        endpoint = {"PAGEWIRE_ENDPOINT": self.servers[index % len(self.servers)].endpoint} if self.servers else {}
-        return {**self.environment, **endpoint}
+        """The environment of a client: it knows all servers, and they take turns in being the first."""
+        if not self.servers:
+            return self.environment
+        first = index % len(self.servers)
+        endpoints = [server.endpoint for server in self.servers[first:] + self.servers[:first]]
+        return {**self.environment, "PAGEWIRE_ENDPOINT": ",".join(endpoints)}
 
     def start(self, name):
         program = [DEBIAN_PYTHON, CLIENT_PROGRAM, "work"] if name.startswith("py") else [GUEST, "torture"]
@@ -94,7 +101,7 @@ class Torture:
         with open(f"{self.scratch}/{name}.log", "a") as log:
             self.clients[name] = subprocess.Popen(
                 [*program, name, seed, self.journal(name), *self.uris, *self.library],
-                # py0 and rs1 have one server, py2 and rs3 the other.
+                # py0 and rs1 begin with one server, py2 and rs3 with the other.
                 env=self.environment_of(list(self.clients).index(name) // 2),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -275,6 +282,8 @@ class Torture:
                 client.wait()
         for server in self.servers:
             server.kill()
+        if self.cluster is not None:
+            self.cluster.stop()
 
 
 def main():
@@ -285,7 +294,9 @@ def main():
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--server-command", help="another page server; see above")
-    parser.add_argument("--fdb", metavar="CLUSTER_FILE", help="two page servers on this FoundationDB cluster")
+    parser.add_argument(
+        "--fdb", nargs="?", const="", metavar="CLUSTER_FILE", help="two page servers on this FoundationDB cluster, or on one of its own"
+    )
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store, the journals and the logs")
     options = parser.parse_args()
     if options.seed is None:

@@ -123,6 +123,15 @@ impl CallError {
         }
     }
 
+    /// The server of the call was left for another one while the answer was waited for.
+    pub fn left(endpoint: &str) -> Self {
+        Self {
+            reason: Reason::Unavailable,
+            explicit: false,
+            message: format!("{endpoint} was left for another server"),
+        }
+    }
+
     /// Whether an idempotent call may be repeated.
     pub fn is_transient(&self) -> bool {
         matches!(

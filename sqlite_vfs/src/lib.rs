@@ -18,6 +18,7 @@ mod client;
 mod clock;
 mod connection;
 mod database;
+mod endpoint;
 mod error;
 #[allow(unsafe_code)]
 mod ffi;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::client::Client;
 use crate::connection::Connection;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::ffi::{ForkLocal, process_id};
 use crate::file::journal::Journals;
@@ -27,7 +28,7 @@ pub struct Process {
 }
 
 /// Endpoint and credential.
-type ClientKey = (String, Option<String>);
+type ClientKey = (Endpoint, Option<String>);
 
 static CURRENT: ForkLocal<Process> = ForkLocal::new();
 
@@ -91,13 +92,13 @@ impl Process {
 
     fn client(
         &self,
-        endpoint: &str,
+        endpoint: &Endpoint,
         token: Option<&str>,
         disk: Option<&DiskSettings>,
     ) -> Result<Arc<Client>> {
         let process_settings = self.settings.as_ref().map_err(Clone::clone)?;
         let mut clients = self.clients.lock();
-        let key = (endpoint.to_owned(), token.map(str::to_owned));
+        let key = (endpoint.clone(), token.map(str::to_owned));
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
             return Ok(client);
         }

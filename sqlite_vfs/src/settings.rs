@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pagewire_proto::{DatabaseName, Invalid, Moment};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 
 /// Where a page server listens if nobody says otherwise.
@@ -73,8 +74,8 @@ pub struct DiskSettings {
 /// Settings of the process, from the environment.
 #[derive(Clone, Debug)]
 pub struct ProcessSettings {
-    /// `PAGEWIRE_ENDPOINT`
-    pub endpoint: String,
+    /// `PAGEWIRE_ENDPOINT`: the page server, or several of one installation.
+    pub endpoint: Endpoint,
     /// `PAGEWIRE_TOKEN`, sent as a bearer token with each call.
     pub token: Option<String>,
     /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
@@ -164,7 +165,8 @@ impl ProcessSettings {
             .map(|text| text.trim().to_owned())
             .filter(|text| !text.is_empty())
             .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        if let Err(problem) = check_endpoint(&endpoint) {
+        let endpoint = Endpoint::parse(&endpoint);
+        if let Err(problem) = &endpoint {
             problems.push(format!("PAGEWIRE_ENDPOINT {problem}"));
         }
         let cache_dir = read_cache_dir(
@@ -189,12 +191,12 @@ impl ProcessSettings {
             &Reading::DEFAULT,
             &mut problems,
         );
-        if !problems.is_empty() {
+        let (Ok(endpoint), true) = (endpoint, problems.is_empty()) else {
             return Err(Error::new(
                 Kind::CantOpen,
                 format!("wrong settings: {}", problems.join("; ")),
             ));
-        }
+        };
         Ok(Self {
             endpoint,
             token,
@@ -214,8 +216,8 @@ impl ProcessSettings {
 /// Settings of one connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionSettings {
-    /// The page server.
-    pub endpoint: String,
+    /// The page server, or several of one installation.
+    pub endpoint: Endpoint,
     /// The credential.
     pub token: Option<String>,
     /// The database.
@@ -252,8 +254,11 @@ impl ConnectionSettings {
         create: bool,
     ) -> Result<Self> {
         let mut problems = Vec::new();
-        let endpoint = parameter("endpoint").unwrap_or_else(|| process.endpoint.clone());
-        if let Err(problem) = check_endpoint(&endpoint) {
+        let endpoint = match parameter("endpoint") {
+            None => Ok(process.endpoint.clone()),
+            Some(text) => Endpoint::parse(&text),
+        };
+        if let Err(problem) = &endpoint {
             problems.push(format!("endpoint {problem}"));
         }
         let mut timeout = process.timeout;
@@ -303,12 +308,12 @@ impl ConnectionSettings {
                 Err(invalid) => problems.push(format!("at {}", invalid.problem)),
             }
         }
-        if !problems.is_empty() {
+        let (Ok(endpoint), true) = (endpoint, problems.is_empty()) else {
             return Err(Error::new(
                 Kind::CantOpen,
                 format!("database {name}: wrong settings: {}", problems.join("; ")),
             ));
-        }
+        };
         Ok(Self {
             endpoint,
             token,
@@ -453,26 +458,6 @@ fn token_problem(token: &str) -> Option<&'static str> {
         && token.len() <= 8192
         && token.bytes().all(|byte| byte.is_ascii_graphic());
     (!fine).then_some("must be 1 to 8192 printable ASCII characters without spaces")
-}
-
-fn check_endpoint(endpoint: &str) -> std::result::Result<(), String> {
-    if let Some(path) = endpoint.strip_prefix("unix:") {
-        return if path.is_empty() {
-            Err("is \"unix:\" without a path".to_owned())
-        } else {
-            Ok(())
-        };
-    }
-    let right = endpoint.strip_prefix("http://").is_some_and(|rest| {
-        !rest.trim_end_matches('/').is_empty() && !rest.contains(char::is_whitespace)
-    });
-    if right && tonic::transport::Endpoint::from_shared(endpoint.to_owned()).is_ok() {
-        Ok(())
-    } else {
-        Err(format!(
-            "is {endpoint:?}, must be http://HOST:PORT or unix:/PATH"
-        ))
-    }
 }
 
 #[cfg(test)]

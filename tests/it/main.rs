@@ -22,6 +22,7 @@ mod prefetch;
 mod readers;
 mod removals;
 mod round_trips;
+mod several_servers;
 mod silent_wrong_data;
 mod staging;
 mod versions;

@@ -12,8 +12,12 @@
 **   3. Order. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC, and passes no xSync on:
 **      what arrives after the one and before SQLITE_FCNTL_COMMIT_PHASETWO is committed there.
 **   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
+**   5. Stubs, for applications that look at the path with the operating system: with PROOF_STUBS=1 an empty file is made at the path
+**      of a database that is created. Where the application removed it, the database is a new one. A file with something in it is
+**      no database of pagewire's, and is refused.
 **
-** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there.
+** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there. Compiled with -DPROOF_EXTENSION this is an
+** extension for a program that has loaded pagewire (tests/applications).
 */
 #include "sqlite3.h"
 #include "pagewire.h"
@@ -54,6 +58,8 @@ static int diskFull(void){ return 0; }
 #endif
 
 #define MAX_NAME 512
+#define STUB_ROUNDS 60
+#define STUB_MS 50
 enum Kind { MAIN, BESIDE };
 
 typedef struct ProofFile ProofFile;
@@ -77,7 +83,7 @@ static sqlite3_int64 nOpen, nRead, nWrite, nLock, nSync;
 typedef struct Known { struct Known *pNext; char zPath[1]; } Known;
 static Known *pKnown;
 
-static sqlite3_mutex *mutex(void){ return sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_VFS1); }
+static sqlite3_mutex *mutex(void){ return sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_APP1); }
 static sqlite3_file *real(sqlite3_file *p){ return (sqlite3_file*)&((ProofFile*)p)[1]; }
 static sqlite3_io_methods const *methods(sqlite3_file *p){ return real(p)->pMethods; }
 #define COUNT(n) __atomic_fetch_add(&(n), 1, __ATOMIC_RELAXED)
@@ -243,6 +249,31 @@ static int hasPlace(const char *z){
   return stat(zDir, &st)==0 && S_ISDIR(st.st_mode);
 }
 
+/* 5. of the header: what a plain file would answer to an open of this path; 0 for yes. */
+static int stub(const char *zPath, int flags){
+  const char *zStubs = getenv("PROOF_STUBS");
+  char zBuf[MAX_NAME];
+  struct stat st;
+  int fd, i, rc;
+  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return SQLITE_OK;
+  if( stat(zPath, &st)==0 ){
+    if( st.st_size>0 ) return SQLITE_CANTOPEN;
+    return access(zPath, R_OK)==0 ? SQLITE_OK : SQLITE_CANTOPEN;
+  }
+  if( 0==(flags & SQLITE_OPEN_CREATE) ) return SQLITE_CANTOPEN;
+  fd = open(zPath, O_RDWR|O_CREAT|O_EXCL, 0644);
+  if( fd<0 ) return errno==EEXIST ? SQLITE_OK : SQLITE_CANTOPEN;
+  close(fd);
+  /* A session that had it open and ended may not have told the server yet. */
+  for(i=0; i<STUB_ROUNDS; i++){
+    rc = pPagewire->xDelete(pPagewire, translated(zPath, zBuf), 0);
+    if( rc==SQLITE_OK || rc==SQLITE_IOERR_DELETE_NOENT ) return SQLITE_OK;
+    sqlite3_sleep(STUB_MS);
+  }
+  unlink(zPath);
+  return SQLITE_CANTOPEN;
+}
+
 static char *oursWithParameters(const char *zName){
   const char *az[2*64];
   char zBuf[MAX_NAME], zJournal[MAX_NAME+16], zWal[MAX_NAME+16];
@@ -267,7 +298,7 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   }
   memset(p, 0, pVfs->szOsFile);
   if( flags & SQLITE_OPEN_MAIN_DB ){
-    if( !hasPlace(zName) ) return SQLITE_CANTOPEN;
+    if( !hasPlace(zName) || stub(zName, flags)!=SQLITE_OK ) return SQLITE_CANTOPEN;
     p->kind = MAIN;
     p->zOurs = oursWithParameters(zName);
     if( p->zOurs==0 ) return SQLITE_NOMEM;
@@ -369,14 +400,9 @@ static void writeCounts(void){
   close(fd);
 }
 
-/* For -DSQLITE_EXTRA_INIT=proof_init: runs in every sqlite3_initialize(), also after a sqlite3_shutdown(). */
-int proof_init(const char *zUnused){
+/* Puts the layer on pagewire, which is registered, and makes it the default VFS. */
+static int begin(void){
   static int isFirst = 1;
-  const char *zVfs = getenv("PROOF_VFS");
-  int rc;
-  if( zVfs && strcmp(zVfs, "unix")==0 ) return SQLITE_OK;
-  rc = pagewire_static_init(zUnused);
-  if( rc!=SQLITE_OK ) return rc;
   pPagewire = sqlite3_vfs_find("pagewire");
   if( pPagewire==0 ) return SQLITE_ERROR;
   proofVfs.szOsFile = (int)((sizeof(ProofFile)+7)&~(size_t)7) + pPagewire->szOsFile;
@@ -386,3 +412,21 @@ int proof_init(const char *zUnused){
   }
   return sqlite3_vfs_register(&proofVfs, 1);
 }
+
+#ifdef PROOF_EXTENSION
+/* Linked with the library of SQLite that the program uses, so that it needs none of an extension's pointers. */
+int sqlite3_extension_init(sqlite3 *db, char **pzErr, const void *pUnused){
+  int rc = begin();
+  (void)db; (void)pzErr; (void)pUnused;
+  return rc==SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
+}
+#else
+/* For -DSQLITE_EXTRA_INIT=proof_init: runs in every sqlite3_initialize(), also after a sqlite3_shutdown(). */
+int proof_init(const char *zUnused){
+  const char *zVfs = getenv("PROOF_VFS");
+  int rc;
+  if( zVfs && strcmp(zVfs, "unix")==0 ) return SQLITE_OK;
+  rc = pagewire_static_init(zUnused);
+  return rc==SQLITE_OK ? begin() : rc;
+}
+#endif

@@ -2,10 +2,13 @@
 """Runs files of SQLite's TCL suite on remote pages, a process and a page server for each, and compares them with the unix VFS.
 
     run.py --suite DIR --list FILE|NAME [--store memory|versioned-memory|local] [--no-batch-atomic] [--permutation NAME]
-           [--jobs 2] [--timeout 900] [--only REGEX] [--shard I/N] [--bin DIR] [--keep]
+           [--jobs 2] [--timeout 900] [--only REGEX] [--shard I/N] [--bin DIR] [--keep] [--resume [--again REGEX]]
 
 Result of a file: what testfixture counted, and the names of the cases that failed. It is right if the manifest says so: without
 an entry no case fails and no test is missing that the unix VFS runs. The last line has the form that tests/run.sh reads.
+
+Each result is kept in LABEL.jsonl as soon as it is there. With --resume the files that have one are not run again, only judged by the
+manifest of now, so a run that was ended goes on; --again names those that are run all the same.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -60,6 +64,26 @@ class Outcome:
         self.note = note
 
 
+class Kept:
+    """The results of one kind of run, a JSON line each, in the order in which they came; the last one of a file counts."""
+
+    def __init__(self, path, resume):
+        self.path = path
+        self.lock = threading.Lock()
+        self.outcomes = {}
+        if not resume:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            for line in path.read_text().splitlines():
+                kept = json.loads(line)
+                file = kept.pop("file")
+                self.outcomes[file] = Outcome(**kept)
+
+    def add(self, path, outcome):
+        with self.lock, open(self.path, "a") as out:
+            out.write(json.dumps({"file": path, **vars(outcome)}) + "\n")
+
+
 class Runner:
     def __init__(self, options, who):
         self.options = options
@@ -67,8 +91,9 @@ class Runner:
         self.suite = pathlib.Path(options.suite).resolve()
         self.program = self.suite / "build" / "proof" / "testfixture"
         self.logs = self.suite / "logs" / options.label
-        shutil.rmtree(self.logs, ignore_errors=True)
-        self.logs.mkdir(parents=True)
+        if not options.resume:
+            shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
         # Beside the program: the user that runs it need not be able to read this folder.
         self.prelude = self.suite / "prelude.tcl"
         shutil.copy(HERE / "prelude.tcl", self.prelude)
@@ -100,6 +125,7 @@ class Runner:
         tmp.mkdir()
         self.take([folder, cwd, tmp])
         log = self.logs / f"{name}.{store}.log"
+        pathlib.Path(f"{log}.server").unlink(missing_ok=True)
         settings = {"PROOF_COUNTS": str(folder / "counts"), "PROOF_TMP": str(tmp), "SQLITE_TMPDIR": str(tmp)}
         if self.who:
             settings["HOME"] = self.who.pw_dir
@@ -194,7 +220,7 @@ def read_list(suite, name):
         if candidate.is_file():
             lines = [line.split("#")[0].strip() for line in candidate.read_text().splitlines()]
             return [line for line in lines if line]
-    source = pathlib.Path(suite).resolve() / "src"
+    source = (pathlib.Path(suite) / "src").resolve()
     out = subprocess.run(
         ["tclsh", str(HERE / "listsuite.tcl"), str(source), name], check=True, capture_output=True, text=True
     ).stdout
@@ -266,6 +292,8 @@ def main():
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
     parser.add_argument("--bin", help="where the command `pagewire` is built, in place of target/debug")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this label that was ended")
+    parser.add_argument("--again", help="with --resume: a regular expression of files that are run again")
     options = parser.parse_args()
     if options.bin:
         harness.COMMAND = pathlib.Path(options.bin).resolve() / "pagewire"
@@ -281,12 +309,10 @@ def main():
     mode = options.permutation or ("no-batch-atomic" if options.no_batch_atomic else "plain")
     manifest = Manifest(mode)
     runner = Runner(options, identity())
-    # The counts of the unix VFS do not depend on us: kept for as long as the program is the same one.
-    baseline_file = pathlib.Path(options.suite) / f"unix-{options.permutation or 'plain'}.json"
-    stamp = [(pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()]
-    baseline = json.loads(baseline_file.read_text()) if baseline_file.exists() else {}
-    if baseline.get("stamp") != stamp:
-        baseline = {"stamp": stamp, "files": {}}
+    kept = Kept(pathlib.Path(options.suite) / f"{options.label}.jsonl", options.resume)
+    # What the unix VFS does there does not depend on us: kept for as long as the source is the same.
+    source = (pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()[:12]
+    baseline = Kept(pathlib.Path(options.suite) / f"unix-{options.permutation or 'plain'}-{source}.jsonl", resume=True)
     passed = failed = tests = nowhere = 0
     total = [0] * 5
     skipped = [path for path in files if manifest.skips(path)]
@@ -294,26 +320,32 @@ def main():
     started = time.monotonic()
 
     def one(path):
-        if path not in baseline["files"]:
+        unix = baseline.outcomes.get(path)
+        if unix is None:
             unix = runner.run(path, "unix")
-            baseline["files"][path] = [unix.tests, unix.status, unix.failed]
+            baseline.add(path, unix)
         # What testfixture cannot do on unix either says nothing about the VFS.
-        return runner.run(path, options.store) if baseline["files"][path][0] >= 0 else None
+        if unix.tests < 0:
+            return unix, None
+        outcome = kept.outcomes.get(path)
+        if outcome is None or (options.again and re.search(options.again, path)):
+            outcome = runner.run(path, options.store)
+            kept.add(path, outcome)
+        return unix, outcome
 
     results = pathlib.Path(options.suite) / f"{options.label}.tsv"
     with open(results, "w") as out, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for path, outcome in zip(files, pool.map(one, files)):
-            unix_tests, unix_status, unix_failed = baseline["files"][path]
+        for path, (unix, outcome) in zip(files, pool.map(one, files)):
             if outcome is None:
-                out.write(f"{path}\tnot run\t-\t-\t-\t-\t-\t{unix_status} on unix\n")
+                out.write(f"{path}\tnot run\t-\t-\t-\t-\t-\t{unix.status} on unix\n")
                 nowhere += 1
                 continue
-            outcome.failed = [case for case in outcome.failed if case not in unix_failed]
+            outcome.failed = [case for case in outcome.failed if case not in unix.failed]
             if not outcome.failed and outcome.status == "fail" and not outcome.note:
                 outcome.status = "pass"
-            problem = manifest.judge(path, outcome, unix_tests)
+            problem = manifest.judge(path, outcome, unix.tests)
             opens = outcome.counts[0]
-            row = [path, outcome.status, outcome.tests, unix_tests, len(outcome.failed), f"{outcome.seconds:.1f}", opens,
+            row = [path, outcome.status, outcome.tests, unix.tests, len(outcome.failed), f"{outcome.seconds:.1f}", opens,
                    problem or "ok", " ".join(outcome.failed)]
             out.write("\t".join(map(str, row)) + "\n")
             out.flush()
@@ -324,7 +356,6 @@ def main():
                 print(f"FAILED {path}: {problem}", flush=True)
             else:
                 passed += 1
-    baseline_file.write_text(json.dumps(baseline))
     if not options.keep:
         shutil.rmtree(runner.work, ignore_errors=True)
     if total[0] == 0:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SQLite's own test suite, unmodified, on remote pages: builds what it needs, runs it and compares it with the unix VFS.
 #
-#   tests/sqlite/run.sh [WHAT] [--store versioned-memory|memory|local] [--profile debug|release] [OPTION OF run.py]...
+#   tests/sqlite/run.sh [WHAT] [--store versioned-memory|memory|local] [--profile debug|simulation|release] [OPTION OF run.py]...
 #
 # WHAT  ci               the slice that tests/run.sh runs (the default)
 #       fast | fault     the short list; the files that inject I/O errors, full disks and crashes
@@ -38,7 +38,7 @@ case $what in
     *) options+=(--list "$what" --permutation "$what") ;;
 esac
 flag=()
-[ "$profile" = debug ] || flag=(--release)
+[ "$profile" = debug ] || flag=(--profile "$profile")
 cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
 suite=$top/.test-tools/sqlite-suite
 # The suite refuses to run as root, so another user has to get at its programs.

@@ -1,4 +1,5 @@
-//! The wall clock that stores take the times of versions from: a parameter, so that tests drive it.
+//! Clocks that stores use, as parameters, so that tests drive them: the wall clock for the times of versions, and one that counts
+//! suspended time for what is trusted and for how long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,19 @@ impl std::fmt::Debug for Clock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Clock({})", self.now_ms())
     }
+}
+
+/// Time since the machine started, with the time in which it slept: what somebody trusts runs out then too.
+///
+/// Where the system does not have such a clock, without that time.
+pub fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+    let time = rustix::time::clock_gettime(CLOCK);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// A clock that moves only when it is told to.

@@ -10,7 +10,7 @@ use pagewire_proto::{DatabaseId, DatabaseName, PageSize, Snapshot, Version};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::hub::readers::{Protected, Readers};
+use crate::hub::readers::{Readers, Told};
 use crate::lease::Lease;
 use crate::subscription::{Subscriber, Subscriptions};
 
@@ -34,7 +34,7 @@ pub(crate) struct Database {
     /// A subscription that a commit may wait for has answered or ended. Only the one with `commits` waits for it.
     pub(crate) answered: Notify,
     /// What the store was told of it last; `None` where it did not answer.
-    pub(crate) protected: tokio::sync::Mutex<Option<Protected>>,
+    pub(crate) protected: tokio::sync::Mutex<Told>,
     /// A task that tells the store of a new floor is on its way.
     pub(crate) protect_scheduled: AtomicBool,
     /// Sessions that have it open.
@@ -59,7 +59,7 @@ impl Database {
             readers: Mutex::default(),
             subscriptions: Mutex::default(),
             answered: Notify::new(),
-            protected: tokio::sync::Mutex::new(Some(Protected::default())),
+            protected: tokio::sync::Mutex::default(),
             protect_scheduled: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             page_size: AtomicU32::new(0),

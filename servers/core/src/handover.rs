@@ -192,7 +192,8 @@ impl Hub {
             database.lease.lock().drop_ticket(turn.session);
             return Ok(Step::Again);
         };
-        let epoch = match *unused_epoch {
+        // Beside other servers the claim may have gone since that fence (PEER1).
+        let epoch = match unused_epoch.filter(|_| self.store.peers().is_none()) {
             Some(epoch) => epoch,
             None if !self.bounded(self.claim(database)).await? => return Ok(Step::Elsewhere),
             None => self.bounded(self.store.fence(database.id)).await?,

@@ -1,17 +1,18 @@
 //! What all calls share: the tables of sessions and databases, and what happens when a session ends.
 //!
-//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `readers.rs`, `names.rs`, and `sweep.rs` for what nobody sends
+//! One file for each table and what keeps it true: `sessions.rs`, `opens.rs`, `readers.rs`, `names.rs`, `staging.rs`, and `sweep.rs` for what nobody sends
 //! a message about. How a lease changes hands is in `handover.rs`. Every wait has a bound; nothing here is per call kind.
 
 mod names;
 mod opens;
 pub(crate) mod readers;
 mod sessions;
+mod staging;
 mod sweep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pagewire_proto::status::Reason;
@@ -43,6 +44,8 @@ pub(crate) struct Hub {
     /// What clients would like with their next open.
     pub(crate) hot: HotLists,
     open_count: AtomicUsize,
+    /// How often this server was silent for so long that other servers may have taken it for dead.
+    pub(crate) losses: AtomicU64,
     /// A database is not removed while it is being opened.
     pub(crate) names: names::Names,
     /// Before it nothing may become visible: holders of leases of an earlier server may still trust them.
@@ -55,6 +58,8 @@ pub(crate) struct Hub {
     pub(crate) ended: watch::Sender<bool>,
     /// For one staging of a session each.
     pub(crate) stagings: Arc<Semaphore>,
+    /// KiB of pages that are on their way into stagings of the store: see `staging.rs`.
+    staging: Arc<Semaphore>,
     /// What calls and their pages may take.
     pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
@@ -98,12 +103,14 @@ impl Hub {
             databases: Mutex::default(),
             hot: HotLists::default(),
             open_count: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
             names: names::Names::default(),
             visible_from: Instant::now() + quarantine,
             barriers: watch::Sender::new(()),
             draining: AtomicBool::new(false),
             ended: watch::Sender::new(false),
             stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
+            staging: Arc::new(Semaphore::new(staging::MAX_KIB as usize)),
             memory,
             commits: watch::Sender::new(0),
         });

@@ -14,12 +14,14 @@
 //! * **PEER2** A claim is given back only while the lease is idle: no holder and no barrier. So whoever claims next owes nobody a wait.
 //! * **PEER3** Heartbeats are acknowledged only while [`Peers::may_acknowledge`]. A claim of a server that is silent passes to another only
 //!   when nobody can trust a lease of it any more: the trust of a client is counted from what was acknowledged.
-//! * **PEER4** A server that was silent for so long ends all of its sessions before it acknowledges anything again.
+//! * **PEER4** A server that was silent for so long ends all of its sessions before it acknowledges anything again, and tells its store anew
+//!   what the next ones read.
 //!
 //! Fences and epochs are what makes a commit right (C5, C12), with claims or without. Claims make what a holder reads without asking
 //! right (P4), and let a lease move between the sessions of different servers as between those of one.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -138,6 +140,7 @@ async fn listen(hub: &Weak<Hub>, peers: &dyn Peers) {
                 tracing::warn!(
                     "other servers may have taken the leases of this one: its sessions end"
                 );
+                hub.losses.fetch_add(1, Ordering::Release);
                 for session in hub.all_sessions() {
                     hub.end_session(&session, End::Dead);
                 }

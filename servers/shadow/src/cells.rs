@@ -24,6 +24,9 @@ pub(crate) struct Root {
     pub state: Option<State>,
     #[prost(message, optional, tag = "5")]
     pub intent: Option<Intent>,
+    /// The server that may give the lease to its sessions, as it is in the list of servers; empty: none. See `peers.rs`.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub claim: Bytes,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -209,7 +212,7 @@ pub(crate) struct Installation {
     /// Rises with each swap.
     #[prost(uint64, tag = "2")]
     pub serial: u64,
-    /// Servers that began and did not end in order.
+    /// Servers that serve, or died while they did; see `peers.rs`.
     #[prost(message, repeated, tag = "3")]
     pub services: Vec<Service>,
     /// Who collects; see `upkeep.rs`.
@@ -230,13 +233,29 @@ pub(crate) struct Claim {
 /// A server that may have given out leases.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Service {
+    /// New each time that it enters the list.
     #[prost(bytes = "bytes", tag = "1")]
     pub id: Bytes,
     #[prost(uint64, tag = "2")]
     pub lease_ttl_ms: u64,
-    /// Rises while the server lives.
+    /// Rises with each answer to those who ask.
     #[prost(uint64, tag = "3")]
     pub beat: u64,
+    /// Somebody wants to know whether it lives.
+    #[prost(bool, tag = "4")]
+    pub asked: bool,
+    /// Claims that others want.
+    #[prost(message, repeated, tag = "5")]
+    pub wishes: Vec<Wish>,
+}
+
+/// A server wants the claim of a database.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Wish {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub database: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub server: Bytes,
 }
 
 pub(crate) fn encode(message: &impl Message) -> Bytes {

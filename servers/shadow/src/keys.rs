@@ -2,7 +2,7 @@
 //! ever read back from a list.
 //!
 //! ```text
-//! installation              incarnation, and how long leases of earlier servers may be trusted    swapped
+//! installation              incarnation, the servers, what they wish of each other, who collects     swapped
 //! n/NAME                    which database has the name: NAME in hexadecimal                      swapped
 //! r/DATABASE                the root of a database                                                swapped
 //! d/DATABASE/GEN-RANDOM     a segment, or a page of the history of records                        put

@@ -9,7 +9,8 @@
 //! | larger | put segments of 8 MiB, four at a time; swap the root | 1 for each 8 MiB, and 1 |
 //! | of n databases | put, place intents, decide, finish; the decision is deleted behind it | 3 n + 2 |
 //!
-//! Once in 128 commits one more: a put of old records. Where readers keep thousands of old versions, one more in some 256: a put
+//! A fence is a look at the root and a swap, and so is the claim before the first one of a server; while a lease stays at a server its claim
+//! costs nothing. Once in 128 commits one call more: a put of old records. Where readers keep thousands of old versions, one more in some 256: a put
 //! of an archive (`state.rs`). A small commit takes the pages of smaller ones before it along (`commit.rs`), so
 //! that a reader has few indexes to look into; larger segments are merged behind the commits (`merge.rs`). What a root says is known from the
 //! last swap, so nothing is read before a commit; if another server has swapped since, the swap is lost and the root read.
@@ -53,11 +54,12 @@
 //!   deletion), so that a name may lead to a removed root, which counts as none, and a lost root to no name, which is collected.
 //!
 //! # What several servers on one installation have
-//! All of the contract: any of them may commit to any database, a fence by one ends the leases of all others (C5, C12). What the contract
-//! does not have they do not have either: leases, their queues and barriers are each server's own, and floors too: a version that only a session
-//! of another server reads is kept for [`ShadowOptions::keep_replaced`] after it was replaced.
+//! All of the contract: any of them may commit to any database, a fence by one ends the leases of all others (C5, C12). And claims: the
+//! lease of a database is given out by one of them at a time, and moves between them as their sessions want it (`peers.rs`, S1 to S8), so
+//! that what a holder reads without asking is what the newest commit of any of them made. Floors are each server's own: a version that only
+//! a session of another server reads is kept for [`ShadowOptions::keep_replaced`] after it was replaced.
 //!
-//! What a server does without being asked, and which of them does it, is in `upkeep.rs` (U1 to U5).
+//! What a server does without being asked, and which of them does it, is in `upkeep.rs` (U1 to U4).
 //!
 //! Absent on purpose: locks in the store, clocks that decide whether something is right, lists in the path of a commit or a read.
 
@@ -68,6 +70,7 @@ mod keys;
 mod kv;
 mod merge;
 mod patient;
+mod peers;
 mod read;
 mod resolve;
 mod roots;
@@ -95,11 +98,12 @@ use cells::{Archive, Installation};
 use keys::SegmentId;
 pub use kv::{KeyValue, KeyValueError, Swap, Tag, Unchanged, Value};
 use patient::Patient;
+use peers::Peering;
 use roots::{ATTEMPTS, Loaded, harmless, wait};
 use segment::Index;
 use staging::Stagings;
 use tokio::task::JoinSet;
-use upkeep::{Collecting, Earlier};
+use upkeep::Collecting;
 
 /// What time it is.
 pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
@@ -123,6 +127,9 @@ pub struct ShadowOptions {
     pub cache_bytes: u64,
     /// For records and retention; never for what is right.
     pub clock: Clock,
+    /// For what the servers of an installation know of each other: a clock of this machine alone, which counts the time in which
+    /// it slept.
+    pub since_boot: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 
 impl Default for ShadowOptions {
@@ -134,6 +141,7 @@ impl Default for ShadowOptions {
             root_entries: 256,
             cache_bytes: 128 << 20,
             clock: Arc::new(wall_clock),
+            since_boot: Arc::new(pagewire_server::clock::since_boot),
         }
     }
 }
@@ -162,12 +170,10 @@ pub(crate) struct Inner {
     kv: Arc<dyn KeyValue>,
     options: ShadowOptions,
     incarnation: Incarnation,
-    /// Of this server, in the list of those that gave out leases.
-    service: [u8; 16],
-    /// Others of that list.
-    earlier: Mutex<Vec<Earlier>>,
-    /// Between the beginning and the end of the service.
-    serving: Mutex<bool>,
+    /// Of this process, where it collects.
+    collector: [u8; 16],
+    /// The other servers, and what this one has of the claims.
+    peering: Peering,
     slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
     roots: Cache<DatabaseId, Arc<Loaded>, RootWeight>,
     indexes: Cache<SegmentId, Arc<Index>, IndexWeight>,
@@ -257,15 +263,14 @@ impl ShadowStore {
         let kv: Arc<dyn KeyValue> = Arc::new(Patient(kv));
         let incarnation = incarnation(&*kv).await?;
         let part = options.cache_bytes / 4;
-        let service = *Incarnation::random().map_err(no_randomness)?.as_bytes();
+        let collector = *Incarnation::random().map_err(no_randomness)?.as_bytes();
         let store = Self(Arc::new_cyclic(|this| Inner {
             this: Weak::clone(this),
             kv,
             incarnation,
-            service,
-            earlier: Mutex::default(),
+            collector,
+            peering: Peering::default(),
             slots: Mutex::default(),
-            serving: Mutex::default(),
             roots: Cache::with_weighter(10_000, part, RootWeight),
             indexes: Cache::with_weighter(10_000, part, IndexWeight),
             segments: Cache::with_weighter(1_000, part, BytesWeight),
@@ -277,6 +282,7 @@ impl ShadowStore {
             options,
         }));
         store.0.begin_upkeep();
+        store.0.begin_looking();
         Ok(store)
     }
 

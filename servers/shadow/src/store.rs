@@ -9,19 +9,19 @@ use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, Epoch, Incarnation, PageNumber, PageSize, Snapshot,
     StagingId, Version,
 };
+use pagewire_server::peers::Peers;
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, PageStore, PageWrite,
     Resolution, Resolve, StoreError, StoredPage,
 };
 
-use crate::cells::{self, Mark, NameCell, Root, Service, State};
+use crate::cells::{self, Mark, NameCell, Root, State};
 use crate::commit::{WHOLE_BYTES, check_exists};
 use crate::keys;
 use crate::kv::{KeyValueError, Swap, Tag};
 use crate::roots::{ATTEMPTS, Change, harmless, wait};
 use crate::segment;
 use crate::staging::blobs;
-use crate::upkeep::Earlier;
 use crate::{Inner, ShadowStore, no_randomness};
 
 /// Databases of a list that are looked at together.
@@ -46,40 +46,15 @@ impl PageStore for ShadowStore {
     }
 
     async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError> {
-        let ttl_ms = u64::try_from(lease_ttl.as_millis()).unwrap_or(u64::MAX);
-        let own = Service {
-            id: bytes::Bytes::copy_from_slice(&self.0.service),
-            lease_ttl_ms: ttl_ms,
-            beat: 0,
-        };
-        let mut wait_ms = 0;
-        let mut earlier = Vec::new();
-        let begun = self.0.update_installation(|cell| {
-            let services = &mut cell.services;
-            services.retain(|service| service.id != own.id);
-            wait_ms = services.iter().map(|s| s.lease_ttl_ms).max().unwrap_or(0);
-            earlier = services.iter().map(Earlier::new).collect();
-            services.push(own.clone());
-            true
-        });
-        begun.await?;
-        *self.0.earlier.lock() = earlier;
-        *self.0.serving.lock() = true;
-        Ok(Duration::from_millis(wait_ms))
+        self.0.begin_service(lease_ttl).await
     }
 
     async fn end_service(&self) -> Result<(), StoreError> {
-        *self.0.serving.lock() = false;
-        // Nobody trusts the dead ones among the earlier any more either: this one has waited for that (U5).
-        let earlier = self.0.earlier.lock().clone();
-        let own = self.0.service;
-        let ended = self.0.update_installation(|cell| {
-            let is_dead = |service: &Service| earlier.iter().any(|e| e.is_dead(service));
-            cell.services
-                .retain(|service| service.id[..] != own && !is_dead(service));
-            true
-        });
-        ended.await.map(|_| ())
+        self.0.end_service().await
+    }
+
+    fn peers(&self) -> Option<Arc<dyn Peers>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Peers>)
     }
 
     async fn lookup(&self, name: &DatabaseName, create: bool) -> Result<DatabaseId, StoreError> {
@@ -106,6 +81,7 @@ impl PageStore for ShadowStore {
         self.0.mark_removed(database).await?;
         drop(writing);
         *slot.protection.lock() = crate::Protection::default();
+        self.0.peering.forget(database);
         drop(slot);
         self.0.drop_slot(database);
         self.0.stagings.lock().drop_database(database);
@@ -165,8 +141,9 @@ impl PageStore for ShadowStore {
         let slot = self.0.slot(database);
         let _writing = slot.writing.lock().await;
         self.0
-            .update(database, false, |_, _, state| {
+            .update(database, false, |_, root, state| {
                 check_exists(state)?;
+                self.0.check_claim(&root.claim)?;
                 state.epoch += 1;
                 Ok(Change::Swap(state.epoch()))
             })
@@ -320,6 +297,7 @@ impl Inner {
                 ..State::default()
             }),
             intent: None,
+            claim: bytes::Bytes::new(),
         }
     }
 

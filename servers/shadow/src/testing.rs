@@ -88,6 +88,8 @@ struct Process {
 /// A kind of call that can be held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// `get`
+    Get,
     /// `put`
     Put,
     /// `swap`
@@ -348,6 +350,7 @@ impl KeyValue for TestKeyValue {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Value>, KeyValueError> {
+        self.wait_if_held(Kind::Get, key).await;
         self.read(|calls| calls.gets += 1).await?;
         let values = self.medium.values.lock();
         Ok(values.get(key).map(|content| Value {

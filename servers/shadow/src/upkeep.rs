@@ -1,4 +1,4 @@
-//! What a server does without being asked: it collects, and says that it lives. And who collects: one server of an installation at a time.
+//! What a server does without being asked: it collects. And who collects: one server of an installation at a time.
 //!
 //! # The claim
 //! The installation names the server that collects, and the serial at which it said so last.
@@ -19,10 +19,6 @@
 //!   the step took; the next pass comes [`ShadowOptions::collect_every`](crate::ShadowOptions) later. A database that
 //!   nobody changes costs it three calls, none of which writes.
 //! * **U4** A database that cannot be collected is passed over, and holds nothing up.
-//! * **U5** A server that lives says so every [`BEAT`]. It takes those servers from the list of the ones whose leases may be trusted that
-//!   have said nothing for [`DEAD_AFTER`], and for as long as their leases last, since it first saw them so; at its orderly end itself
-//!   too. It never takes away one that lives, and one that nobody has watched for long enough stays, which costs the
-//!   next server a wait and nobody anything else.
 
 use std::future::Future;
 use std::time::Duration;
@@ -33,16 +29,13 @@ use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::cells::{self, Claim, Installation, Service};
+use crate::cells::{self, Claim, Installation};
 use crate::collect::Cursor;
 use crate::keys;
 use crate::kv::{KeyValueError, Swap};
+use crate::peers::installation_is_gone;
 use crate::roots::{ATTEMPTS, harmless, wait};
 
-/// How often a living server says so.
-const BEAT: Duration = Duration::from_secs(30);
-/// A server that has not said so for this long is dead: several beats, since one may not get through.
-const DEAD_AFTER: Duration = Duration::from_secs(150);
 /// A claim that nobody renews for so long is taken over: longer than a step in which each call has to be repeated.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(60);
 const RENEW_AFTER: Duration = Duration::from_secs(10);
@@ -70,32 +63,6 @@ pub(crate) struct Collecting {
     pub cursor: Cursor,
 }
 
-/// Another server of the list, and since when it has said nothing new.
-#[derive(Clone, Debug)]
-pub(crate) struct Earlier {
-    service: Service,
-    since: Instant,
-}
-
-impl Earlier {
-    pub(crate) fn new(service: &Service) -> Self {
-        Self {
-            service: service.clone(),
-            since: Instant::now(),
-        }
-    }
-
-    fn has_spoken(&self, now: &Service) -> bool {
-        self.service.id == now.id && self.service != *now
-    }
-
-    /// Whether the server is dead by what the list says now (U5).
-    pub(crate) fn is_dead(&self, now: &Service) -> bool {
-        let lease_ttl = Duration::from_millis(now.lease_ttl_ms);
-        self.service == *now && self.since.elapsed() >= DEAD_AFTER.max(lease_ttl)
-    }
-}
-
 impl Inner {
     /// Something that goes on behind the calls, and ends with the store (U1).
     pub(crate) fn behind(&self, work: impl Future<Output = ()> + Send + 'static) {
@@ -106,16 +73,7 @@ impl Inner {
     }
 
     pub(crate) fn begin_upkeep(&self) {
-        let (beating, collecting) = (self.this.clone(), self.this.clone());
-        self.behind(async move {
-            loop {
-                tokio::time::sleep(BEAT).await;
-                let Some(inner) = beating.upgrade() else {
-                    return;
-                };
-                inner.beat().await;
-            }
-        });
+        let collecting = self.this.clone();
         let every = self.options.collect_every.max(SHORTEST_PAUSE);
         self.behind(async move {
             loop {
@@ -128,39 +86,6 @@ impl Inner {
                 }
             }
         });
-    }
-
-    /// U5. What does not get through is made up for by the next one.
-    async fn beat(&self) {
-        let own = self.service;
-        let begun = *self.serving.lock();
-        if !begun {
-            return;
-        }
-        let beaten = self.update_installation(|cell| {
-            let mut earlier = self.earlier.lock();
-            cell.services
-                .retain(|s| s.id[..] == own || !earlier.iter().any(|e| e.is_dead(s)));
-            let has_spoken = |e: &Earlier| cell.services.iter().any(|s| e.has_spoken(s));
-            earlier.retain(|e| !has_spoken(e));
-            for service in cell.services.iter().filter(|s| s.id[..] != own) {
-                if !earlier.iter().any(|e| e.service == *service) {
-                    earlier.push(Earlier::new(service));
-                }
-            }
-            let mut services = cell.services.iter_mut();
-            match services.find(|service| service.id[..] == own) {
-                Some(service) => {
-                    service.beat += 1;
-                    true
-                }
-                // It has ended meanwhile.
-                None => false,
-            }
-        });
-        if let Err(error) = beaten.await {
-            tracing::debug!(%error, "a sign of life did not get through");
-        }
     }
 
     /// A pass through everything, unless another server is about one (U2, U3).
@@ -241,7 +166,7 @@ impl Inner {
         if claimed.renewed.is_some_and(|at| at.elapsed() < RENEW_AFTER) {
             return Ok(true);
         }
-        let own = self.service;
+        let own = self.collector;
         let mut seen = claimed.seen.take();
         let taken = self.update_installation(|cell| {
             let other = cell.collector.as_ref().filter(|c| c.server[..] != own);
@@ -283,7 +208,7 @@ impl Inner {
     /// Lets others collect at once; where it is not heard of they wait.
     async fn release(&self, claimed: &mut Claimed) {
         claimed.renewed = None;
-        let own = self.service;
+        let own = self.collector;
         let released = self.update_installation(|cell| {
             let ours = cell.collector.as_ref().is_some_and(|c| c.server[..] == own);
             if ours {
@@ -305,9 +230,7 @@ impl Inner {
         for attempt in 0..ATTEMPTS {
             wait(attempt).await;
             let found = self.kv.get(keys::INSTALLATION).await.map_err(harmless)?;
-            let value = found.ok_or_else(|| {
-                StoreError::Corrupt("the installation is gone from under its server".to_owned())
-            })?;
+            let value = found.ok_or_else(installation_is_gone)?;
             let mut cell: Installation = cells::decode(keys::INSTALLATION, &value.content)?;
             cell.serial += 1;
             if !change(&mut cell) {

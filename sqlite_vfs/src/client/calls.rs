@@ -62,7 +62,17 @@ impl Core {
     {
         let begun = Instant::now();
         let sent = request.encoded_len();
-        match tokio::time::timeout_at(deadline, call(self.stub.clone(), request)).await {
+        let mut chosen = self.way.choose();
+        let call = tokio::time::timeout_at(deadline, call(chosen.server.stub.clone(), request));
+        let answer = tokio::select! {
+            biased;
+            answer = call => answer,
+            left = chosen.left() => {
+                COUNTERS.bytes(kind, sent, 0);
+                return Err(left);
+            }
+        };
+        match answer {
             Ok(Ok(response)) => {
                 let answer = response.into_inner();
                 COUNTERS.bytes(kind, sent, answer.encoded_len());

@@ -155,22 +155,28 @@ impl Core {
         COUNTERS.waited(CallKind::Commit);
         let begun = Instant::now();
         let first = messages.next();
+        let mut chosen = self.way.choose();
+        let server = chosen.server;
         let call = async {
             match first {
                 Some(whole) if messages.is_over() && self.has_commit_each() => {
-                    self.lanes.commit(&self.stub, whole).await
+                    server.lanes.commit(&server.stub, whole).await
                 }
                 first => {
                     let messages = tokio_stream::iter(first.into_iter().chain(messages));
-                    let response = self.stub.clone().commit(messages).await?;
+                    let response = server.stub.clone().commit(messages).await?;
                     Ok(response.into_inner())
                 }
             }
         };
-        let outcome = match tokio::time::timeout_at(deadline, call).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(status)) => Err(CallError::from_status(&status)),
-            Err(_) => Err(CallError::timeout(begun.elapsed())),
+        let outcome = tokio::select! {
+            biased;
+            answer = tokio::time::timeout_at(deadline, call) => match answer {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(status)) => Err(CallError::from_status(&status)),
+                Err(_) => Err(CallError::timeout(begun.elapsed())),
+            },
+            left = chosen.left() => Err(left),
         };
         if let Some(error) = failure.lock().take() {
             // The stream ended without its finish: nothing was applied.

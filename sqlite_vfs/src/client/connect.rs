@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use pagewire_proto::limits::MAX_MESSAGE_BYTES;
 use pagewire_proto::pb::page_service_client::PageServiceClient;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -22,7 +23,7 @@ pub(super) type Stub = PageServiceClient<InterceptedService<PromptEnd, Bearer>>;
 
 /// Adds the credential to each call.
 #[derive(Clone)]
-pub(super) struct Bearer(pub(super) Option<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>);
+pub(super) struct Bearer(Option<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
@@ -35,8 +36,24 @@ impl Interceptor for Bearer {
     }
 }
 
-/// Nothing is connected before the first call.
-pub(super) fn connect_lazily(endpoint: &str) -> Result<Channel> {
+/// The calls to an endpoint, with a credential. Nothing is connected before the first one. Has to be called inside the runtime.
+pub(super) fn stub(endpoint: &str, token: Option<&str>) -> Result<Stub> {
+    let bearer = match token {
+        None => None,
+        Some(token) => Some(format!("Bearer {token}").parse().map_err(|_| {
+            Error::new(
+                Kind::CantOpen,
+                "the token is not printable ASCII".to_owned(),
+            )
+        })?),
+    };
+    let channel = PromptEnd(connect_lazily(endpoint)?);
+    Ok(PageServiceClient::with_interceptor(channel, Bearer(bearer))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn connect_lazily(endpoint: &str) -> Result<Channel> {
     let wrong = |error: tonic::transport::Error| {
         Error::new(Kind::CantOpen, format!("endpoint {endpoint:?}: {error}"))
     };

@@ -60,6 +60,11 @@ impl Lanes {
         Ok(answer)
     }
 
+    /// Drops the idle ones: their connection is of another time.
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+
     fn take(&self) -> Option<Lane> {
         self.0.lock().pop()
     }

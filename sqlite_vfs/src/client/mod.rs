@@ -19,24 +19,21 @@ mod runtime;
 mod session;
 mod stage;
 mod transactions;
+mod way;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use pagewire_proto::limits::MAX_MESSAGE_BYTES;
 use pagewire_proto::pb;
-use pagewire_proto::pb::page_service_client::PageServiceClient;
 use pagewire_proto::{DatabaseName, Moment};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use body::PromptEnd;
 pub use calls::Acquired;
 use calls::{page_beside, valid};
 pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
-use connect::{Bearer, Stub, connect_lazily};
 pub use history::{Description, IfTaken, VersionList};
 use known::Known;
 pub use link::Link;
@@ -45,10 +42,12 @@ pub use runtime::Runtime;
 pub use session::{PinCall, Session};
 pub use stage::{PageSource, StagePages};
 pub use transactions::{Membership, Owner, Transactions};
+use way::{Server, Way};
 
 use crate::cache::PageCache;
 use crate::cache::disk::DiskCache;
 use crate::database::{Database, Looked};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::settings::DiskSettings;
 
@@ -70,14 +69,13 @@ type Slot = Mutex<Weak<Database>>;
 /// A client without its runtime.
 pub struct Core {
     /// As it was set.
-    pub endpoint: String,
-    stub: Stub,
+    pub endpoint: Endpoint,
+    way: Way,
     /// The session of this process with the endpoint.
     pub session: Session,
     known: Arc<Mutex<Known>>,
     /// What is known of the way to the server.
     pub link: Link,
-    lanes: lane::Lanes,
     /// Those that write.
     pub transactions: Arc<Transactions>,
     /// As of the client: for pages that come with news.
@@ -87,34 +85,32 @@ pub struct Core {
 impl Client {
     /// A client of the endpoint. Nothing is connected before the first call.
     pub fn new(
-        endpoint: &str,
+        endpoint: &Endpoint,
         token: Option<&str>,
         cache_bytes: u64,
         disk: Option<&DiskSettings>,
     ) -> Result<Self> {
         let runtime = Runtime::start()?;
-        let channel = runtime.block_on(async { connect_lazily(endpoint) })?;
-        let bearer = match token {
-            None => None,
-            Some(token) => Some(format!("Bearer {token}").parse().map_err(|_| {
-                Error::new(
-                    Kind::CantOpen,
-                    "the token is not printable ASCII".to_owned(),
-                )
-            })?),
-        };
-        let stub = PageServiceClient::with_interceptor(PromptEnd(channel), Bearer(bearer))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let way = runtime.block_on(async {
+            let server = |endpoint: &str| {
+                Ok::<_, Error>(Server {
+                    endpoint: endpoint.to_owned(),
+                    stub: connect::stub(endpoint, token)?,
+                    lanes: lane::Lanes::default(),
+                })
+            };
+            let others = endpoint.others().iter().map(|other| server(other));
+            let others = others.collect::<Result<_>>()?;
+            Ok::<_, Error>(Way::new(server(endpoint.first())?, others))
+        })?;
         let cache = Arc::new(PageCache::new(cache_bytes));
         let core = Arc::new(Core {
             cache: Arc::clone(&cache),
-            endpoint: endpoint.to_owned(),
-            stub,
+            endpoint: endpoint.clone(),
+            way,
             session: Session::new()?,
             known: Arc::default(),
             link: Link::default(),
-            lanes: lane::Lanes::default(),
             transactions: Arc::default(),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
@@ -206,6 +202,13 @@ impl Client {
         let slot = self.slots.lock().get(name).cloned()?;
         // Locked while it is being opened: then it is not open yet.
         slot.try_lock()?.upgrade()
+    }
+}
+
+impl Core {
+    /// The endpoint of the server in use.
+    pub fn server_in_use(&self) -> &str {
+        &self.way.server().endpoint
     }
 }
 

@@ -81,12 +81,17 @@ impl Core {
             failure: Arc::clone(&failure),
         };
         let begun = Instant::now();
-        let mut stub = self.stub.clone();
+        let mut chosen = self.way.choose();
+        let mut stub = chosen.server.stub.clone();
         let call = stub.stage_pages(tokio_stream::iter(messages));
-        let outcome = match tokio::time::timeout_at(deadline, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(CallError::from_status(&status)),
-            Err(_) => Err(CallError::timeout(begun.elapsed())),
+        let outcome = tokio::select! {
+            biased;
+            answer = tokio::time::timeout_at(deadline, call) => match answer {
+                Ok(Ok(response)) => Ok(response.into_inner()),
+                Ok(Err(status)) => Err(CallError::from_status(&status)),
+                Err(_) => Err(CallError::timeout(begun.elapsed())),
+            },
+            left = chosen.left() => Err(left),
         };
         if let Some(error) = failure.lock().take() {
             let what = format!("the temporary file of the transaction can't be read: {error}");

@@ -119,41 +119,6 @@ impl Connection {
         overlay.put(0, page_1.into())
     }
 
-    /// Whether every unit written has the bytes of the base. In exclusive locking mode the change counter stands still, so
-    /// only the bytes tell a rollback from a commit.
-    fn equals_base(&self, base: &Snapshot) -> Result<bool> {
-        let State::Writing { overlay, .. } = &self.state else {
-            return Ok(true);
-        };
-        let Some(unit) = overlay.unit() else {
-            return Ok(true);
-        };
-        let mut ahead = ReadAhead::new(&self.database);
-        let mut ours = vec![0; unit.bytes()];
-        let mut theirs = vec![0; unit.bytes()];
-        for index in overlay.indexes() {
-            overlay.read(index, 0, &mut ours)?;
-            let offset = u64::from(index) * u64::from(unit.get());
-            read_range(
-                &self.database,
-                base,
-                None,
-                &mut ahead,
-                &mut theirs,
-                offset,
-                self.settings.timeout,
-            )?;
-            if index == 0 {
-                header::mask_change_counter(&mut ours);
-                header::mask_change_counter(&mut theirs);
-            }
-            if ours != theirs {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     fn part(
         &mut self,
         base: Snapshot,
@@ -231,13 +196,8 @@ impl Connection {
             return Ok(());
         };
         let own = &mut self.own_cookie;
-        if let Some((version, written)) = own.if_applied
-            && version == base.version
-        {
-            own.known = Some(written);
-        }
         // By what SQLite counted from, which is not always the cookie of the base: see [`OwnCookie`].
-        let stored = if cookie == own.known.unwrap_or(before) {
+        let stored = if cookie == own.at(base.version).unwrap_or(before) {
             before
         } else {
             header::next_schema_cookie(self.database.state.id(), base.version, before, cookie)

@@ -13,6 +13,8 @@ const WRITE_VERSION: usize = 18;
 const READ_VERSION: usize = 19;
 const CHANGE_COUNTER: Range<usize> = 24..28;
 const PAGE_COUNT: Range<usize> = 28..32;
+const FIRST_TRUNK: Range<usize> = 32..36;
+const FREE_PAGES: Range<usize> = 36..40;
 const SCHEMA_COOKIE: Range<usize> = 40..44;
 const VERSION_VALID_FOR: Range<usize> = 92..96;
 /// Length of the header.
@@ -56,13 +58,19 @@ impl<'a> Header<'a> {
         number(&self.0[SCHEMA_COOKIE])
     }
 
+    /// The freelist: the number of its first trunk page, 0 for none, and how many pages it has, trunks and leaves.
+    pub fn freelist(self) -> (u32, u32) {
+        (number(&self.0[FIRST_TRUNK]), number(&self.0[FREE_PAGES]))
+    }
+
     /// Whether the header asks for WAL.
     pub fn is_wal(self) -> bool {
         self.0[WRITE_VERSION] == WAL_FORMAT || self.0[READ_VERSION] == WAL_FORMAT
     }
 }
 
-fn number(bytes: &[u8]) -> u32 {
+/// A number as SQLite writes it, the highest byte first.
+pub fn number(bytes: &[u8]) -> u32 {
     bytes
         .iter()
         .fold(0, |number, byte| number << 8 | u32::from(*byte))

@@ -34,6 +34,7 @@ mod journal;
 mod overlay;
 mod pragma;
 mod read;
+mod rollback;
 mod staging;
 mod view;
 
@@ -103,6 +104,18 @@ struct OwnCookie {
     known: Option<u32>,
     /// What it wrote in the last transaction that was to be applied as this version.
     if_applied: Option<(Version, u32)>,
+}
+
+impl OwnCookie {
+    /// What is in SQLite's copy when a transaction on this base begins; `None` where it is the base's.
+    fn at(&mut self, base: Version) -> Option<u32> {
+        if let Some((version, written)) = self.if_applied
+            && version == base
+        {
+            self.known = Some(written);
+        }
+        self.known
+    }
 }
 
 enum State {

@@ -119,7 +119,7 @@ impl Database {
 
     /// The endpoint, for messages.
     pub fn endpoint(&self) -> &str {
-        &self.client.core.endpoint
+        self.client.core.endpoint.as_str()
     }
 
     /// For messages: the name and the endpoint.
@@ -133,6 +133,10 @@ impl Database {
         let prefetch = PREFETCH.read();
         let mut rows = vec![
             ("trusted", session.is_trusted().to_string()),
+            (
+                "endpoint_in_use",
+                self.client.core.server_in_use().to_owned(),
+            ),
             ("prefetched_pages", prefetch.fetched.to_string()),
             ("prefetch_hits", prefetch.hits.to_string()),
             ("prefetch_waste", prefetch.wasted.to_string()),
@@ -471,7 +475,7 @@ fn open_for_question(
     match client.wait(core.borrow_database(name, deadline)) {
         Ok(opened) => Ok(Some(opened)),
         Err(OpenError::Call(error)) if error.reason == Reason::DatabaseNotFound => Ok(None),
-        Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
+        Err(OpenError::Call(error)) => Err(cannot_open(name, core.endpoint.as_str(), error)),
         Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
     }
 }
@@ -495,7 +499,7 @@ fn open_call(
                 client.wait(tokio_sleep(REOPEN_PAUSE));
                 continue;
             }
-            Err(OpenError::Call(error)) => Err(cannot_open(name, &core.endpoint, error)),
+            Err(OpenError::Call(error)) => Err(cannot_open(name, core.endpoint.as_str(), error)),
             Err(OpenError::Refused(error)) => Err(error.within(name.as_str())),
         };
     }

@@ -6,7 +6,9 @@
 //! xSleep does not sleep: SQLite remembers that it gave up and returns at once.
 //!
 //! A handler that does not pause by our xSleep (one of the application; one of a connection whose main database lies on another VFS)
-//! is called once: it decides itself how long it tries, and is refused each time.
+//! is called once: it decides itself how long it tries, and is refused each time. One of the application that pauses by sqlite3_sleep()
+//! can't be told from SQLite's own where this VFS is the default one, and may never give up: so there is a bound to the calls of one
+//! refusal. A handler that has not given up by then is called again by SQLite, with a real pause, and refused again.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -18,8 +20,9 @@ pub struct BusyHandler {
     pub argument: *mut c_void,
 }
 
-/// The longest busy timeout that is passed over: SQLite counts a tenth of a second for each call.
-const MOST_CALLS: u32 = 1_000_000;
+/// Calls of a handler for one refusal: a busy timeout of five minutes, since SQLite counts a tenth of a second for each call. A longer one
+/// takes a refusal, and a tenth of a second, for each five minutes.
+const MOST_CALLS: u32 = 3_000;
 
 thread_local! {
     /// How often xSleep was passed over on this thread; `None` where it sleeps.
@@ -41,7 +44,8 @@ impl BusyHandler {
     /// # Safety
     /// SQLite is in xLock of the file to which it gave the handler.
     pub unsafe fn exhaust(self) {
-        PASSED_OVER.set(Some(0));
+        // A handler of an application may itself run into a refusal, on another connection.
+        let around = PASSED_OVER.replace(Some(0));
         for calls in 1..=MOST_CALLS {
             // SAFETY: promised by the caller: the pager to which the handler belongs is there, and its connection's mutex is held.
             let goes_on = unsafe { (self.call)(self.argument) } != 0;
@@ -50,7 +54,7 @@ impl BusyHandler {
                 break;
             }
         }
-        PASSED_OVER.set(None);
+        PASSED_OVER.set(around);
     }
 }
 
@@ -99,5 +103,27 @@ mod tests {
         assert_eq!(calls(162, true), 163);
         assert_eq!(calls(0, true), 1);
         assert_eq!(calls(162, false), 1);
+    }
+
+    #[test]
+    fn a_handler_that_never_gives_up_is_left_after_a_bounded_number_of_calls() {
+        assert_eq!(calls(u32::MAX, true), MOST_CALLS);
+    }
+
+    #[test]
+    fn a_refusal_within_a_handler_leaves_the_outer_one_as_it_was() {
+        PASSED_OVER.set(Some(7));
+        let mut handler = Handler {
+            goes_on: 3,
+            pauses: true,
+            calls: 0,
+        };
+        let busy = BusyHandler {
+            call,
+            argument: std::ptr::from_mut(&mut handler).cast(),
+        };
+        // SAFETY: `call` takes what it is given here.
+        unsafe { busy.exhaust() };
+        assert_eq!(PASSED_OVER.replace(None), Some(7));
     }
 }

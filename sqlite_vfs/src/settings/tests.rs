@@ -14,7 +14,7 @@ fn read(pairs: &[(&str, &str)]) -> Result<ProcessSettings> {
 #[test]
 fn an_empty_environment_gives_the_defaults() {
     let settings = read(&[]).unwrap();
-    assert_eq!(settings.endpoint, DEFAULT_ENDPOINT);
+    assert_eq!(settings.endpoint.as_str(), DEFAULT_ENDPOINT);
     assert_eq!(settings.cache_bytes, 64 << 20);
 }
 
@@ -109,7 +109,7 @@ fn the_uri_overrides_the_environment() {
         true,
     )
     .unwrap();
-    assert_eq!(settings.endpoint, "unix:/tmp/s");
+    assert_eq!(settings.endpoint.as_str(), "unix:/tmp/s");
     assert!(ConnectionSettings::new(&process, "/x", |_| None, false, true).is_err());
     assert!(
         ConnectionSettings::new(

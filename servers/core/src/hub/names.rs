@@ -106,7 +106,13 @@ impl Hub {
     }
 
     /// Removes names that were given out and never committed to, unless somebody has opened them again.
+    ///
+    /// Not in a store with several servers: none of them knows who has the name open at another, where its first commit may be under way.
+    /// The name stays there, and is neither found nor listed before its first commit.
     pub(crate) fn drop_unborn(self: &Arc<Self>, unborn: Vec<(DatabaseName, DatabaseId)>) {
+        if !self.store.capabilities().exclusive {
+            return;
+        }
         let hub = Arc::clone(self);
         spawn_detached(async move {
             futures_util::stream::iter(unborn)

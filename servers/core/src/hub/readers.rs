@@ -5,7 +5,8 @@
 //!
 //! * **R-1** A pin is in the table only when the store has taken it: one that comes too late is refused and holds nothing up (K1).
 //! * **R-2** A pin goes with a heartbeat that has seen its call and does not name it, with its open, or with its session.
-//! * **R-3** Where the store did not say whether it took what it was told, it is told again.
+//! * **R-3** Where the store did not say whether it took what it was told, or may have dropped it since because this server was
+//!   silent for too long ([`PeerNews::Lost`](crate::peers::PeerNews::Lost)), it is told again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -48,6 +49,31 @@ impl Protected {
         if self.floor.is_none_or(|floor| pin < floor) {
             self.pins.insert(pin);
         }
+    }
+}
+
+/// What a store was told last.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// `None` where it is not known what the store has taken.
+    taken: Option<Protected>,
+    /// How often this server had been silent for too long when it was told.
+    losses: u64,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            taken: Some(Protected::default()),
+            losses: 0,
+        }
+    }
+}
+
+impl Told {
+    /// The store keeps nothing for anybody, and knows it.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.taken.as_ref().is_some_and(Protected::is_nothing)
     }
 }
 
@@ -131,30 +157,38 @@ impl Hub {
         self.tell(database, &mut told, wanted).await
     }
 
-    /// `told` is `None` where it is not known what the store has taken.
     async fn tell(
         &self,
         database: &Database,
-        told: &mut Option<Protected>,
+        told: &mut Told,
         wanted: Protected,
     ) -> Result<(), Status> {
-        if told.as_ref() == Some(&wanted) {
+        let losses = self.losses.load(Ordering::Acquire);
+        if std::mem::replace(&mut told.losses, losses) != losses {
+            told.taken = None;
+        }
+        if told.taken.as_ref() == Some(&wanted) {
             return Ok(());
         }
         let pins: Vec<_> = wanted.pins.iter().copied().collect();
-        let before = told.take();
+        let before = told.taken.take();
         match self
             .bounded(self.store.protect(database.id, wanted.floor, &pins))
             .await
         {
             Ok(()) => {
-                *told = Some(wanted);
+                told.taken = Some(wanted);
+                Ok(())
+            }
+            // Of a database that was removed nothing is kept, so a store without it has taken that. Or it would be asked for ever.
+            Err(error) if wanted.is_nothing() && Reason::of(&error) == Reason::DatabaseNotFound => {
+                told.taken = Some(wanted);
                 Ok(())
             }
             Err(error) => {
                 // "Nothing is replaced."
                 if Reason::of(&error) == Reason::VersionGone {
-                    *told = before;
+                    told.taken = before;
                 }
                 Err(error)
             }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::readers::Protected;
 use super::{End, Hub};
 use crate::process::Process;
 
@@ -51,7 +50,7 @@ impl Hub {
             let unprotected = database
                 .protected
                 .try_lock()
-                .is_ok_and(|told| told.as_ref().is_some_and(Protected::is_nothing));
+                .is_ok_and(|told| told.is_nothing());
             if !unprotected {
                 // The store did not take it the last time.
                 self.schedule_protect(database);

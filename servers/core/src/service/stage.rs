@@ -44,14 +44,14 @@ pub(super) async fn stage_pages(
         let pages = checked(std::mem::take(&mut message.pages), page_size)?;
         if !pages.is_empty() {
             page_count += pages.len() as u64;
-            hub.bounded(
-                hub.store
-                    .stage(staging.database, staging.stored, page_size, pages),
-            )
-            .await?;
-            if !is_known(&session, staging_id, &staging) {
-                // It was dropped while the store took the pages: nobody would drop them a second time.
-                hub.discard(vec![staging.stored]);
+            let is_there = {
+                let (session, staging) = (Arc::clone(&session), staging.clone());
+                move || is_known(&session, staging_id, &staging)
+            };
+            if !hub
+                .stage(staging.database, staging.stored, page_size, pages, is_there)
+                .await?
+            {
                 return Err(status::of_store(crate::store::StoreError::StagingUnknown(
                     staging_id,
                 )));

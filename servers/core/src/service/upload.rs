@@ -3,6 +3,7 @@
 //! Whatever ends an upload early drops what it staged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pagewire_proto::codec::SURPLUS_BYTES;
 use pagewire_proto::status::Reason;
@@ -42,6 +43,8 @@ pub(super) struct Upload {
     kept: Option<OwnedSemaphorePermit>,
     /// A call to the store that outlives a client that goes away: what it stages is dropped after it.
     staging: Option<JoinHandle<Result<(), Status>>>,
+    /// Nobody wants the stagings any more.
+    dropped: Arc<AtomicBool>,
     checksum: CommitChecksum,
 }
 
@@ -62,6 +65,7 @@ impl Upload {
             kept_bytes: 0,
             kept: None,
             staging: None,
+            dropped: Arc::default(),
             checksum: CommitChecksum::default(),
         }
     }
@@ -187,9 +191,13 @@ impl Upload {
             let pages = std::mem::take(&mut part.pages);
             let (hub, id, page_size) =
                 (Arc::clone(&self.hub), database.database, database.page_size);
+            let dropped = Arc::clone(&self.dropped);
+            let is_there = move || !dropped.load(Ordering::Acquire);
             let call = self.staging.insert(tokio::spawn(async move {
-                hub.bounded(hub.store.stage(id, staging, page_size, pages))
+                // Whoever dropped it does not wait for an answer.
+                hub.stage(id, staging, page_size, pages, is_there)
                     .await
+                    .map(|_| ())
             }));
             let staged = call.await;
             self.staging = None;
@@ -203,6 +211,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        self.dropped.store(true, Ordering::Release);
         let staged: Vec<_> = self.parts.iter().filter_map(|part| part.staged).collect();
         match self.staging.take() {
             None => self.hub.discard(staged),

@@ -3,7 +3,7 @@
 //! Everything else is the memory store's.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,14 +36,22 @@ pub struct GatedStore {
     pub asked: Semaphore,
     /// The outcome of the next commit is not known; whether it is applied.
     pub unknown: Mutex<Option<bool>>,
+    /// Other servers may serve the same content.
+    pub shared: AtomicBool,
     /// Floors are refused.
     pub protect_fails: AtomicBool,
+    /// How often the store was told of floors.
+    pub protects: AtomicUsize,
     /// Pages are refused.
     pub reads_fail: AtomicBool,
     /// A removal passes with each permit.
     pub removals: Semaphore,
     /// A permit for each removal that has arrived.
     pub removing: Semaphore,
+    /// Pages are staged with each permit.
+    pub staging: Semaphore,
+    /// Bytes of pages that wait to be staged.
+    pub staging_bytes: AtomicUsize,
     /// Stagings that were begun and not dropped; a commit that consumes one does not count.
     pub stagings: Mutex<HashSet<StagingId>>,
     /// A permit for each staging that was dropped.
@@ -61,10 +69,14 @@ impl GatedStore {
             changes: Semaphore::new(1000),
             asked: Semaphore::new(0),
             unknown: Mutex::default(),
+            shared: AtomicBool::new(false),
             protect_fails: AtomicBool::new(false),
+            protects: AtomicUsize::new(0),
             reads_fail: AtomicBool::new(false),
             removals: Semaphore::new(1000),
             removing: Semaphore::new(0),
+            staging: Semaphore::new(100_000),
+            staging_bytes: AtomicUsize::new(0),
             stagings: Mutex::default(),
             dropped: Semaphore::new(0),
         })
@@ -75,7 +87,10 @@ impl GatedStore {
 #[deny(clippy::missing_trait_methods)]
 impl PageStore for GatedStore {
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        Capabilities {
+            exclusive: !self.shared.load(Ordering::Relaxed),
+            ..self.inner.capabilities()
+        }
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -144,6 +159,7 @@ impl PageStore for GatedStore {
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
+        self.protects.fetch_add(1, Ordering::Relaxed);
         if self.protect_fails.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the gate is closed".to_owned()));
         }
@@ -161,6 +177,10 @@ impl PageStore for GatedStore {
         page_size: PageSize,
         pages: Vec<PageWrite>,
     ) -> Result<(), StoreError> {
+        let bytes = pages.iter().map(|page| page.content.len()).sum();
+        self.staging_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.staging.acquire().await.unwrap().forget();
+        self.staging_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.stagings.lock().unwrap().insert(staging);
         self.inner.stage(database, staging, page_size, pages).await
     }

@@ -21,3 +21,4 @@ mod push_silent;
 mod serving;
 mod sessions;
 mod settling;
+mod staging;

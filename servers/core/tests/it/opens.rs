@@ -409,3 +409,43 @@ async fn listing_goes_on_after_the_last_name_in_byte_order() {
     }
     assert_eq!(names, ["b/1", "b/10", "b/2"]);
 }
+
+/// Found by reading: the server that saw the last of its own sessions go asked the store for the head, and removed the name; what another
+/// server had committed between the two was acknowledged and gone.
+#[tokio::test(start_paused = true)]
+async fn a_name_without_a_commit_stays_where_another_server_may_have_it_open() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    store.shared.store(true, Ordering::Relaxed);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let empty = client.open("empty.db").await;
+    client.goodbye().await;
+    let mut other = server.client().await;
+    let missing = other.open_request("empty.db", pb::OpenMode::ReadWrite);
+    let refused = other.open_with(missing).await;
+    assert_eq!(reason(refused), Reason::DatabaseNotFound);
+    tokio::time::sleep(TTL).await;
+    let name = DatabaseName::try_from("empty.db").unwrap();
+    let kept = store.inner.lookup(&name, false).await;
+    assert_eq!(kept.unwrap().to_wire(), empty.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_was_removed_elsewhere_is_forgotten_after_its_last_session() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    let commit = TestCommit::new(&database, 0, epoch, 1);
+    client.commit(&commit).await.unwrap();
+    let name = DatabaseName::try_from("a.db").unwrap();
+    store.inner.remove(&name).await.unwrap();
+    client.goodbye().await;
+    tokio::time::sleep(TTL).await;
+    let told = store.protects.load(Ordering::Relaxed);
+    assert!(told > 0);
+    tokio::time::sleep(TTL).await;
+    let asked_again = store.protects.load(Ordering::Relaxed) - told;
+    assert_eq!(asked_again, 0, "the sweeper goes on asking for it");
+}

@@ -39,6 +39,9 @@ pub struct BenchArguments {
     /// Unix sockets instead of loopback TCP.
     #[arg(long)]
     unix: bool,
+    /// A speedtest1 that is linked with SQLite and libpagewire.a, for the workload of that name.
+    #[arg(long, value_name = "PROGRAM")]
+    speedtest1: Option<PathBuf>,
     /// One JSON array instead of text.
     #[arg(long)]
     json: bool,
@@ -123,7 +126,15 @@ fn measure_all(
         if !arguments.only.is_empty() && !arguments.only.contains(workload) {
             continue;
         }
-        let on_all = matches!(workload, Workload::Commit | Workload::BulkLoad);
+        let on_all = matches!(
+            workload,
+            Workload::Commit
+                | Workload::BulkLoad
+                | Workload::Ycsb
+                | Workload::NewOrder
+                | Workload::Tenants
+                | Workload::Speedtest
+        );
         for (name, server) in servers.iter().take(if on_all { servers.len() } else { 1 }) {
             let files = directory.join(format!("files-{name}"));
             std::fs::create_dir_all(&files)?;
@@ -136,6 +147,7 @@ fn measure_all(
                 durable: *name == "local",
                 echo: &echo.endpoint,
                 directory: &files,
+                speedtest: arguments.speedtest1.as_deref(),
                 sizes,
             };
             for row in scene.measure(*workload)? {

@@ -14,6 +14,11 @@ pub enum Unit {
         /// Bytes of table.
         bytes: u64,
     },
+    /// So many operations are timed together.
+    Rate {
+        /// Operations.
+        operations: u64,
+    },
 }
 
 /// A floor: a sum of series of the row, each so many times.
@@ -47,6 +52,9 @@ impl Row {
             Unit::Microseconds => format!("{microseconds:.0} us"),
             Unit::Throughput { bytes } => {
                 format!("{:.0} MB/s", bytes as f64 / microseconds)
+            }
+            Unit::Rate { operations } => {
+                format!("{:.0}/s", operations as f64 * 1e6 / microseconds)
             }
         }
     }
@@ -118,9 +126,10 @@ impl Row {
     /// The row as a JSON object.
     pub fn json(&self) -> String {
         let [calls, sent, received] = self.series[0].traffic_per_operation();
-        let bytes = match self.unit {
-            Unit::Microseconds => "null".to_owned(),
-            Unit::Throughput { bytes } => bytes.to_string(),
+        let (bytes, together) = match self.unit {
+            Unit::Microseconds => ("null".to_owned(), 1),
+            Unit::Throughput { bytes } => (bytes.to_string(), 1),
+            Unit::Rate { operations } => ("null".to_owned(), operations),
         };
         let series: Vec<String> = self
             .series
@@ -150,7 +159,7 @@ impl Row {
             })
             .collect();
         format!(
-            "{{\"operation\":{},\"bytes\":{bytes},\"calls\":{calls:.3},\"bytes_sent\":{sent:.0},\"bytes_received\":{received:.0},\"series\":[{}],\"ratios\":[{}]}}",
+            "{{\"operation\":{},\"bytes\":{bytes},\"together\":{together},\"calls\":{calls:.3},\"bytes_sent\":{sent:.0},\"bytes_received\":{received:.0},\"series\":[{}],\"ratios\":[{}]}}",
             quoted(&self.operation),
             series.join(","),
             ratios.join(",")

@@ -19,7 +19,7 @@ use tonic::transport::Endpoint;
 /// Arguments of `pagewire db`.
 #[derive(Debug, Args)]
 pub struct DbArguments {
-    /// The server.
+    /// The server; of several, separated by commas, the first that answers.
     #[arg(
         long,
         env = "PAGEWIRE_ENDPOINT",
@@ -195,8 +195,20 @@ async fn answer(arguments: DbArguments) -> anyhow::Result<()> {
     }
 }
 
-/// Connects to a page server.
+/// Connects to a page server: to the first that answers, where the endpoint names several.
 pub(crate) async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    let mut failure = None;
+    for one in endpoint.split(',').map(str::trim) {
+        match connect_to(one).await {
+            Ok(client) => return Ok(client),
+            // The first one says most: the others are there for when it is not.
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    Err(failure.unwrap_or_else(|| anyhow::anyhow!("no endpoint was named")))
+}
+
+async fn connect_to(endpoint: &str) -> anyhow::Result<Client> {
     let channel = Endpoint::from_shared(endpoint.to_owned())
         .with_context(|| format!("--endpoint {endpoint}"))?
         .connect_timeout(std::time::Duration::from_secs(5))

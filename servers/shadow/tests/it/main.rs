@@ -4,6 +4,7 @@ mod calls;
 mod conformance;
 mod crash;
 mod endpoint;
+mod peers;
 mod scene;
 mod servers;
 mod upkeep;

@@ -36,7 +36,16 @@ pub(crate) async fn server(medium: &Arc<Medium>) -> Server {
 }
 
 pub(crate) async fn server_with(medium: &Arc<Medium>, options: ShadowOptions) -> Server {
-    let kv = TestKeyValue::new(medium);
+    server_in(TestKeyValue::new(medium), options).await
+}
+
+/// Its time is that of the test, which may be paused.
+pub(crate) async fn server_in(kv: Arc<TestKeyValue>, options: ShadowOptions) -> Server {
+    let start = tokio::time::Instant::now();
+    let options = ShadowOptions {
+        since_boot: Arc::new(move || start.elapsed()),
+        ..options
+    };
     let store = ShadowStore::open_with(Arc::clone(&kv) as _, options);
     let store = Arc::new(store.await.unwrap());
     Server { kv, store }

@@ -1,4 +1,4 @@
-//! What a server does without being asked (U1 to U5 of `upkeep.rs`), and old versions that hold however many commits follow (C10).
+//! What a server does without being asked (U1 to U4 of `upkeep.rs`), and old versions that hold however many commits follow (C10).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use pagewire_server::store::{PageStore, StoreError};
 use pagewire_shadow::ShadowOptions;
 use pagewire_shadow::testing::{Kind, Medium};
 
-use crate::scene::{Server, greedy, server, server_with};
+use crate::scene::{Server, greedy, server_with};
 
 /// Passes come often, and nothing is spared because it is young.
 fn busy() -> ShadowOptions {
@@ -160,54 +160,6 @@ async fn a_damaged_database_holds_no_collection_up() {
         let left = medium.keys(&format!("d/{id}/")).len();
         assert_eq!(left > 2, id == damaged, "{left} segments of {id}");
     }
-}
-
-/// U5
-#[tokio::test(start_paused = true)]
-async fn an_orderly_end_takes_the_dead_along_and_no_living_server() {
-    let medium = Arc::new(Medium::default());
-    let (ttl, none) = (Duration::from_secs(7), Duration::ZERO);
-    let begin = async |server: &Server| server.store.begin_service(ttl).await.unwrap();
-    let living = server(&medium).await;
-    assert_eq!(begin(&living).await, none);
-    let dead = server(&medium).await;
-    assert_eq!(begin(&dead).await, ttl);
-    drop(dead);
-    let short = server(&medium).await;
-    assert_eq!(begin(&short).await, ttl);
-    // Two servers were there, and it has not watched them for long enough to tell which of them lives.
-    seconds(20).await;
-    short.store.end_service().await.unwrap();
-    let long = server(&medium).await;
-    assert_eq!(begin(&long).await, ttl);
-    seconds(300).await;
-    long.store.end_service().await.unwrap();
-    // The living one is still in the list, the dead one is not.
-    let next = server(&medium).await;
-    assert_eq!(begin(&next).await, ttl);
-    next.store.end_service().await.unwrap();
-    living.store.end_service().await.unwrap();
-    assert_eq!(begin(&server(&medium).await).await, none);
-}
-
-/// U5: servers that are always killed leave no list that grows.
-#[tokio::test(start_paused = true)]
-async fn a_living_server_takes_the_dead_from_the_list() {
-    let medium = Arc::new(Medium::default());
-    let (short, long) = (Duration::from_secs(7), Duration::from_secs(600));
-    let (living, dead) = (server(&medium).await, server(&medium).await);
-    living.store.begin_service(short).await.unwrap();
-    dead.store.begin_service(long).await.unwrap();
-    drop(dead);
-    // Its leases may be trusted for longer than it takes to see that it is dead.
-    seconds(400).await;
-    let next = server(&medium).await;
-    assert_eq!(next.store.begin_service(short).await.unwrap(), long);
-    next.store.end_service().await.unwrap();
-    drop(next);
-    seconds(400).await;
-    let next = server(&medium).await;
-    assert_eq!(next.store.begin_service(short).await.unwrap(), short);
 }
 
 /// C10: far more replaced segments than a root has room for; a collector of another process is about all the time.

@@ -8,6 +8,7 @@
 //!   acknowledged heartbeat plus the TTL less a margin. The server counts from receipt, so it forgets later.
 //! * **S2** A session that the server does not resume has lost its leases, opens and floors: every database is told before `Up` is
 //!   announced, and is opened anew by its next call.
+//!   Also one that an earlier server of the endpoint welcomes again: what was opened with the one in between it does not know.
 //! * **S3** A lease that Welcome does not list is lost.
 //! * **S4** Another incarnation ends every database of the old one: its versions mean something else now.
 //! * **S5** A Hello gives up all subscriptions: every database is told before it is sent.
@@ -79,6 +80,8 @@ pub struct Session {
     /// Closes of which it is not known that the server has them: open sequence, and the heartbeats sent before.
     closes: Mutex<HashMap<DatabaseId, (u64, u64)>>,
     incarnation: Mutex<Option<Incarnation>>,
+    /// Which server of the endpoint sent the newest Welcome.
+    welcomed_by: Mutex<Option<usize>>,
     outbox: Mutex<Option<mpsc::Sender<pb::SessionRequest>>>,
     goodbye: AtomicBool,
     goodbye_wanted: Notify,
@@ -101,6 +104,7 @@ impl Session {
             beats: AtomicU64::new(0),
             closes: Mutex::new(HashMap::new()),
             incarnation: Mutex::new(None),
+            welcomed_by: Mutex::new(None),
             outbox: Mutex::new(None),
             goodbye: AtomicBool::new(false),
             goodbye_wanted: Notify::new(),

@@ -22,15 +22,20 @@ use crate::clock::Moment;
 use crate::error::{CallError, Error};
 
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// How long a server is waited for that may be gone, where there are others.
+const PATIENCE_BESIDE_OTHERS: Duration = Duration::from_secs(3);
 /// Messages waiting for a stream that does not take them: the stream is broken long before.
 const OUTBOX: usize = 4096;
 
 /// The task that keeps the session up for as long as the client lives.
 pub(in crate::client) async fn run(weak: Weak<Core>) {
     let mut backoff = Duration::from_millis(10);
+    // Streams since the last that stood.
+    let mut failures = 0;
     loop {
         let Some(core) = weak.upgrade() else { return };
         let begun = Instant::now();
+        let streams = core.session.streams();
         let outcome = one_stream(&core).await;
         *core.session.outbox.lock() = None;
         // S5. Nothing can be subscribed to before there is an outbox again.
@@ -41,8 +46,18 @@ pub(in crate::client) async fn run(weak: Weak<Core>) {
             core.session.phase.send_replace(Phase::Over);
             return;
         }
-        let phase = phase_after(outcome, &core.endpoint);
+        let stood = core.session.streams() != streams;
+        failures = if stood { 0 } else { failures + 1 };
+        let all_were_tried = failures % core.way.len() == 0;
+        let phase = phase_after(outcome, &core.way.server().endpoint, all_were_tried);
+        // E2: before calls go on that have waited for the session.
+        if !stood {
+            core.way.go_on();
+        }
         core.session.phase.send_replace(phase);
+        if !all_were_tried {
+            continue;
+        }
         if begun.elapsed() > Duration::from_secs(1) {
             backoff = Duration::from_millis(10);
         }
@@ -58,12 +73,19 @@ pub(in crate::client) async fn run(weak: Weak<Core>) {
 }
 
 /// What follows from the end of a stream. A session that has lapsed is no refusal: the next stream begins a new one.
-fn phase_after(outcome: std::result::Result<(), CallError>, endpoint: &str) -> Phase {
+fn phase_after(
+    outcome: std::result::Result<(), CallError>,
+    endpoint: &str,
+    is_final: bool,
+) -> Phase {
     match outcome {
         Ok(()) => Phase::Connecting {
             last_failure: Some("the stream ended".to_owned()),
         },
-        Err(error) if error.explicit && !error.is_transient() && !error.wants_reopen() => {
+        // What one server refuses another may take.
+        Err(error)
+            if is_final && error.explicit && !error.is_transient() && !error.wants_reopen() =>
+        {
             Phase::Refused(Error::from(error).within(endpoint))
         }
         Err(error) => Phase::Connecting {
@@ -83,8 +105,11 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     session.hellos.fetch_add(1, Ordering::AcqRel);
     let _ = sender.try_send(hello);
     let sent_at = Moment::now();
-    let mut stub = core.stub.clone();
-    let patience = Duration::from_secs(10);
+    let mut stub = core.way.server().stub.clone();
+    let patience = match core.way.len() {
+        1 => Duration::from_secs(10),
+        _ => PATIENCE_BESIDE_OTHERS,
+    };
     let mut stream = tokio::select! {
         response = stub.session(ReceiverStream::new(receiver)) => {
             response.map_err(|status| CallError::from_status(&status))?.into_inner()
@@ -135,6 +160,11 @@ async fn up(
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut under_way: HashMap<u64, Moment> = HashMap::new();
     let mut last_heard = Instant::now();
+    // With others in reach nobody waits for a silent one until its leases are free.
+    let silence = match core.way.len() {
+        1 => ttl * 2,
+        _ => ttl,
+    };
     loop {
         tokio::select! {
             message = next(&mut stream) => {
@@ -153,7 +183,7 @@ async fn up(
                 }
             }
             _ = beat.tick() => {
-                if last_heard.elapsed() > ttl * 2 {
+                if last_heard.elapsed() > silence {
                     // A peer that is silent for so long is gone, whatever TCP says.
                     return Err(CallError::timeout(last_heard.elapsed()));
                 }
@@ -207,9 +237,11 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // Everything is valid: now it counts.
     let session = &core.session;
+    let server = core.way.index();
+    let resumed = session.welcomed_by.lock().replace(server) == Some(server) && wire.resumed;
     let before = session.incarnation.lock().replace(incarnation);
     let other = before.is_some_and(|before| before != incarnation);
-    if !wire.resumed {
+    if !resumed {
         session.trusted_until.store(0, Ordering::Release);
         session.lapses.fetch_add(1, Ordering::AcqRel);
     }
@@ -224,7 +256,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
     unwanted.extend(held);
-    let (resumed, stream) = (wire.resumed, wire.stream);
+    let stream = wire.stream;
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     let commit_each = has(capability::COMMIT_EACH);
@@ -357,7 +389,7 @@ mod tests {
                 explicit,
                 message,
             };
-            phase_after(Err(error), "http://nowhere")
+            phase_after(Err(error), "http://nowhere", true)
         };
         for reason in [
             Reason::SessionUnknown,
@@ -376,7 +408,7 @@ mod tests {
             );
         }
         assert!(matches!(
-            phase_after(Ok(()), "http://nowhere"),
+            phase_after(Ok(()), "http://nowhere", true),
             Phase::Connecting { .. }
         ));
     }
