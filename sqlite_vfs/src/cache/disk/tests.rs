@@ -67,7 +67,7 @@ fn cache(directory: &Path, bytes: u64) -> DiskCache {
         directory: directory.to_owned(),
         bytes,
     };
-    DiskCache::new(settings, None)
+    DiskCache::new(settings, "http://here", None)
 }
 
 /// The files of a database whose newest version is 1, in a directory of its own.
@@ -160,10 +160,17 @@ fn q1_each_part_of_the_identity_has_files_of_its_own() {
         directory: folder.path().to_owned(),
         bytes: LIMIT,
     };
-    let scopes: std::collections::HashSet<_> = [None, Some(""), Some("a"), Some("b")]
-        .map(|token| DiskCache::new(settings(), token).scope)
-        .into();
-    assert_eq!(scopes.len(), 4);
+    let scopes: std::collections::HashSet<_> = [
+        ("http://a", None),
+        ("http://a", Some("")),
+        ("http://a", Some("b")),
+        ("http://a", Some("c")),
+        ("http://ab", None),
+        ("http://a,http://b", None),
+    ]
+    .map(|(endpoint, token)| DiskCache::new(settings(), endpoint, token).scope)
+    .into();
+    assert_eq!(scopes.len(), 6);
 }
 
 #[test]
