@@ -248,6 +248,8 @@ pub struct DiskFile {
     /// The head of the log when it was saved last.
     saved: AtomicU64,
     writer: Writer,
+    /// The log that was found can't be bridged: it makes way for the one that is known here.
+    too_old: AtomicBool,
     /// Nothing is read from it.
     off: AtomicBool,
     /// Nothing is written to it.
@@ -279,6 +281,7 @@ impl DiskFile {
             log,
             saved: AtomicU64::new(saved.get()),
             writer,
+            too_old: AtomicBool::new(false),
             off: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
@@ -327,6 +330,11 @@ impl DiskFile {
             self.saved.store(head.get(), Ordering::Relaxed);
             self.writer.save(self);
         }
+    }
+
+    /// The server does not know any more what has changed since the log that was found.
+    pub fn log_is_too_old(&self) {
+        self.too_old.store(true, Ordering::Relaxed);
     }
 
     /// No connection has the database any more.

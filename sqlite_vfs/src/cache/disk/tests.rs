@@ -140,7 +140,7 @@ fn q1_what_is_of_another_is_not_answered() {
     assert!(matches!(slots(&here, &one).read(page(1)), Found::Page(_)));
     // Its log.
     let path = folder.path().join("log");
-    log::save(&path, &one, log(1, 2, &[])).unwrap();
+    log::save(&path, &one, log(1, 2, &[]), log::Gap::MayBeBridged).unwrap();
     assert!(log::load(&path, &one).is_some() && log::load(&path, &other).is_none());
 }
 
@@ -263,7 +263,7 @@ fn q3_a_log_that_is_saved_keeps_what_others_have_saved() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("log");
     let whose = identity(1, 512);
-    let save = |log| log::save(&path, &whose, log).unwrap();
+    let save = |log| log::save(&path, &whose, log, log::Gap::MayBeBridged).unwrap();
     let span = || {
         let log = log::load(&path, &whose).unwrap();
         (log.since().get(), log.head().get())
@@ -286,6 +286,9 @@ fn q3_a_log_that_is_saved_keeps_what_others_have_saved() {
     assert_eq!(span(), (5000, 5001));
     save(log(20, 30, &[]));
     assert_eq!(span(), (5000, 5001), "one that is older and apart");
+    let newer = log(5010, 5011, &[]);
+    log::save(&path, &whose, newer, log::Gap::GiveUp).unwrap();
+    assert_eq!(span(), (5010, 5011), "the server can't bridge it");
 }
 
 #[test]

@@ -253,7 +253,11 @@ impl Shared {
             return;
         }
         file.saved.fetch_max(known.head().get(), Ordering::Relaxed);
-        if let Err(reason) = log::save(&file.log_path, &file.identity, known) {
+        let gap = match file.too_old.load(Ordering::Relaxed) {
+            true => log::Gap::GiveUp,
+            false => log::Gap::MayBeBridged,
+        };
+        if let Err(reason) = log::save(&file.log_path, &file.identity, known, gap) {
             self.give_up(file, reason);
         }
     }
