@@ -33,6 +33,7 @@ pub mod simulation;
 /// What the fuzz targets in `proto/fuzz` reach; not there in any other build.
 #[cfg(fuzzing)]
 pub mod fuzzing {
+    pub use crate::cache::disk::fuzzing as disk_cache;
     pub use crate::connection::header;
     pub use crate::error::{Error, Result};
     pub use crate::ffi::check_name;

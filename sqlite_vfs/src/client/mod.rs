@@ -122,7 +122,7 @@ impl Client {
         Ok(Self {
             core,
             cache,
-            disk: disk.map(|disk| DiskCache::new(disk.clone(), token)),
+            disk: disk.map(|disk| DiskCache::new(disk.clone(), endpoint.as_str(), token)),
             runtime,
             slots: Mutex::new(HashMap::new()),
         })

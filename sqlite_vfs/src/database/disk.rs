@@ -112,7 +112,10 @@ impl Database {
     ) -> bool {
         match self.state.join(earlier, head.version, changes) {
             Bridged::Joined => true,
-            Bridged::TooOld => false,
+            Bridged::TooOld => {
+                file.log_is_too_old();
+                false
+            }
             Bridged::OtherHistory => {
                 file.discard();
                 false

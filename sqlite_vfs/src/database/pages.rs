@@ -127,10 +127,12 @@ impl View<'_> {
 
     /// What does not have to be asked for, of pages that nobody waits for yet, is fetched from disk and left out.
     fn not_on_disk(&self, pages: Vec<u32>) -> Vec<PageNumber> {
+        let most = self.cache().ahead.limit() / u64::from(self.page_size.get());
         // All at once: whoever takes them may hold a lock that putting a page into the cache needs.
         pages
             .into_iter()
             .filter_map(number)
+            .take(usize::try_from(most).unwrap_or(usize::MAX))
             .filter(|page| self.page_on_disk(*page).is_none())
             .collect()
     }

@@ -71,16 +71,33 @@ fn end(mut guest: Guest) {
     drop(guest);
 }
 
-/// A table of so many rows of 100 bytes, 39 to a page of 4 KiB.
+/// Rows of one statement, which has to end in time.
+const PART: u64 = 500_000;
+
+/// A table of so many rows of 100 bytes, 37 to a page of 4 KiB.
 fn fill(guest: &mut Guest, rows: u64) {
     guest.ok("main", "CREATE TABLE t(i INTEGER PRIMARY KEY, v TEXT)");
-    guest.ok(
-        "main",
-        &format!(
-            "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+    for first in (1..=rows).step_by(PART as usize) {
+        let last = rows.min(first + PART - 1);
+        let part = format!(
+            "WITH RECURSIVE n(i) AS (VALUES({first}) UNION ALL SELECT i + 1 FROM n WHERE i < {last})
              INSERT INTO t SELECT i, printf('%0100d', i * 7919) FROM n"
-        ),
-    );
+        );
+        guest.ok("main", &part);
+    }
+}
+
+/// What a reader sees of so many rows, in one transaction.
+fn all(guest: &mut Guest, rows: u64) -> Vec<String> {
+    guest.ok("main", "BEGIN");
+    let parts = (1..=rows).step_by(PART as usize);
+    let seen = parts.map(|first| {
+        let part = format!("{ALL} WHERE i BETWEEN {first} AND {}", first + PART - 1);
+        guest.ok("main", &part).remove(0)
+    });
+    let seen = seen.collect();
+    guest.ok("main", "COMMIT");
+    seen
 }
 
 /// Round trips of the process so far that somebody waited for, by kind, and the others that brought pages.

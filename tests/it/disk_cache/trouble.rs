@@ -9,6 +9,9 @@ use pagewire_tests::server::PageServer;
 
 use super::{ALL, CacheDir, NAME, count, end, fill, guest, open, status, trips};
 
+/// What is done to the bytes of a file.
+type Harm<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// Everything that SQLite's log was given in this process.
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -97,25 +100,25 @@ fn wrong_settings_are_named_when_a_database_is_opened() {
 fn q5_files_that_are_harmed_while_they_are_used_cost_a_read_each() {
     let server = PageServer::versioned();
     let cache = CacheDir::new();
-    let settings = [("PAGEWIRE_CACHE_BYTES", "0")];
+    let settings = [("PAGEWIRE_CACHE_BYTES", "500000")];
     let mut maker = cache.guest(&[]);
     open(&mut maker, &server, &[]);
-    fill(&mut maker, 20_000);
+    fill(&mut maker, 10_000);
     let truth = maker.ok("main", ALL);
     end(maker);
-    let harm = |how: &dyn Fn(&mut Vec<u8>)| {
+    let harm = |how: Harm<'_>| {
         for path in cache.files("") {
             let mut bytes = fs::read(&path).expect("a file");
             how(&mut bytes);
             fs::write(&path, &bytes).expect("a file");
         }
     };
-    let ways: [&dyn Fn(&mut Vec<u8>); 6] = [
+    let ways: [Harm<'_>; 6] = [
         &|bytes| bytes.iter_mut().step_by(3000).for_each(|byte| *byte ^= 4),
         &|bytes| bytes.truncate(bytes.len() / 2),
         &|bytes| {
-            let by = bytes.len().min(4136);
-            bytes.rotate_left(by);
+            let slot = bytes.len().min(4136);
+            bytes.rotate_left(slot);
         },
         &|bytes| bytes.truncate(0),
         &|bytes| bytes.fill(0xff),

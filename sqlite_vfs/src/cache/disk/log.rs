@@ -20,6 +20,15 @@ const MAX_BYTES: u64 = (HEADER_BYTES + MAX_LOGGED_PAGES * PAGE_BYTES + SUM_BYTES
 /// A log that ends so many versions before ours is given up for ours: the server would hardly bridge the gap.
 const WORTH_BRIDGING: u64 = 2048;
 
+/// What becomes of a log in the file that ends before ours begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// The next process may ask what happened in between: ours would make all older slots worthless.
+    MayBeBridged,
+    /// The server has said that it can't tell.
+    GiveUp,
+}
+
 /// The log in the file, if there is one for this identity.
 pub fn load(path: &Path, identity: &Identity) -> Option<ChangeLog> {
     let file = directory::open(path).ok()??;
@@ -29,15 +38,15 @@ pub fn load(path: &Path, identity: &Identity) -> Option<ChangeLog> {
 }
 
 /// Brings the file up to what is known here, and keeps what it knows beyond that.
-pub fn save(path: &Path, identity: &Identity, mut log: ChangeLog) -> Result<(), String> {
+pub fn save(path: &Path, identity: &Identity, mut log: ChangeLog, gap: Gap) -> Result<(), String> {
     if let Some(found) = load(path, identity) {
         let there = found.head();
         if found.since() <= log.since() && there >= log.head() {
             return Ok(());
         }
         let behind = log.head().get().saturating_sub(there.get());
-        if !log.join(&found) && (there >= log.head() || behind <= WORTH_BRIDGING) {
-            // Theirs is newer, or the next process asks what happened in between: ours would make all older slots worthless.
+        let may_be_bridged = gap == Gap::MayBeBridged && behind <= WORTH_BRIDGING;
+        if !log.join(&found) && (there >= log.head() || may_be_bridged) {
             return Ok(());
         }
     }

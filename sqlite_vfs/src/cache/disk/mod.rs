@@ -19,8 +19,9 @@
 //! ```
 //! *Apart* a slot answers for the versions that it names itself; *Joined* also for later ones, up to the head.
 //!
-//! * **Q1** A file is for one incarnation of a store, one database, one credential and one page size. All of them are in its header
-//!   in full, and seed every checksum: what lies under the wrong name, or in the wrong file, is never answered.
+//! * **Q1** A file is for one endpoint and credential, one incarnation of a store, one database and one page size. All of them are in
+//!   its header, and seed every checksum: what lies under the wrong name, or in the wrong file, is never answered. The endpoint is
+//!   among them since a server says itself which store it has: none can plant pages for another, or learn what is cached of it.
 //! * **Q2** A slot with the right checksum says what is true for ever: this was the content of this page in every version from
 //!   `from` up to `upto`. Versions don't change, so it does not matter which of several writers won, what was lost in a crash, or
 //!   what a crash brought back. For that reason nothing is locked, nothing is synced, and no order of writes has to be kept.
@@ -45,6 +46,8 @@
 //! is written as it is.
 
 mod directory;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log;
 mod room;
 mod slot;
@@ -79,7 +82,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 pub struct Identity {
     incarnation: Incarnation,
     database: DatabaseId,
-    /// SHA-256 of the credential.
+    /// SHA-256 of the endpoint and the credential.
     scope: [u8; 32],
     page_size: PageSize,
 }
@@ -115,7 +118,7 @@ impl Identity {
 
 const IDENTITY_BYTES: usize = 68;
 
-/// The disk cache of one client: of one credential, in one directory.
+/// The disk cache of one client: of one endpoint and credential, in one directory.
 pub struct DiskCache {
     settings: DiskSettings,
     scope: [u8; 32],
@@ -124,9 +127,11 @@ pub struct DiskCache {
 }
 
 impl DiskCache {
-    /// For a credential. Nothing is touched before a database is opened.
-    pub fn new(settings: DiskSettings, token: Option<&str>) -> Self {
+    /// For an endpoint and a credential. Nothing is touched before a database is opened.
+    pub fn new(settings: DiskSettings, endpoint: &str, token: Option<&str>) -> Self {
         let mut scope = Sha256::new();
+        scope.update((endpoint.len() as u64).to_le_bytes());
+        scope.update(endpoint);
         // No credential is none, not an empty one.
         scope.update([u8::from(token.is_some())]);
         scope.update(token.unwrap_or_default());
@@ -243,6 +248,8 @@ pub struct DiskFile {
     /// The head of the log when it was saved last.
     saved: AtomicU64,
     writer: Writer,
+    /// The log that was found can't be bridged: it makes way for the one that is known here.
+    too_old: AtomicBool,
     /// Nothing is read from it.
     off: AtomicBool,
     /// Nothing is written to it.
@@ -274,6 +281,7 @@ impl DiskFile {
             log,
             saved: AtomicU64::new(saved.get()),
             writer,
+            too_old: AtomicBool::new(false),
             off: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
@@ -322,6 +330,11 @@ impl DiskFile {
             self.saved.store(head.get(), Ordering::Relaxed);
             self.writer.save(self);
         }
+    }
+
+    /// The server does not know any more what has changed since the log that was found.
+    pub fn log_is_too_old(&self) {
+        self.too_old.store(true, Ordering::Relaxed);
     }
 
     /// No connection has the database any more.

@@ -47,7 +47,8 @@ pub enum Found {
     Damaged,
 }
 
-enum Header {
+/// What the first bytes of a file say.
+pub(super) enum Header {
     /// Of this file.
     Right { count: u32 },
     /// Of another layout.
@@ -194,14 +195,24 @@ fn header(identity: &Identity, count: u32) -> Vec<u8> {
 
 fn read_header(file: &File, identity: &Identity) -> Header {
     let mut bytes = [0; END];
-    if file.read_exact_at(&mut bytes, 0).is_err() || &bytes[..FORMAT_AT] != MAGIC {
-        return Header::Wrong;
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => decode_header(&bytes, identity),
+        Err(_) => Header::Wrong,
     }
-    let format = u32::from_le_bytes(field(&bytes, FORMAT_AT));
+}
+
+pub(super) fn decode_header(bytes: &[u8], identity: &Identity) -> Header {
+    let Some(bytes) = bytes
+        .get(..END)
+        .filter(|bytes| &bytes[..FORMAT_AT] == MAGIC)
+    else {
+        return Header::Wrong;
+    };
+    let format = u32::from_le_bytes(field(bytes, FORMAT_AT));
     if format != FORMAT {
         return Header::OtherFormat(format);
     }
-    let count = u32::from_le_bytes(field(&bytes, COUNT_AT));
+    let count = u32::from_le_bytes(field(bytes, COUNT_AT));
     let is_ours = bytes[IDENTITY_AT..COUNT_AT] == identity.encode()
         && bytes[SUM_AT..] == checksum(identity.seed(), &bytes[..SUM_AT]);
     match is_ours && count > 0 {

@@ -67,7 +67,7 @@ fn cache(directory: &Path, bytes: u64) -> DiskCache {
         directory: directory.to_owned(),
         bytes,
     };
-    DiskCache::new(settings, None)
+    DiskCache::new(settings, "http://here", None)
 }
 
 /// The files of a database whose newest version is 1, in a directory of its own.
@@ -140,7 +140,7 @@ fn q1_what_is_of_another_is_not_answered() {
     assert!(matches!(slots(&here, &one).read(page(1)), Found::Page(_)));
     // Its log.
     let path = folder.path().join("log");
-    log::save(&path, &one, log(1, 2, &[])).unwrap();
+    log::save(&path, &one, log(1, 2, &[]), log::Gap::MayBeBridged).unwrap();
     assert!(log::load(&path, &one).is_some() && log::load(&path, &other).is_none());
 }
 
@@ -160,10 +160,17 @@ fn q1_each_part_of_the_identity_has_files_of_its_own() {
         directory: folder.path().to_owned(),
         bytes: LIMIT,
     };
-    let scopes: std::collections::HashSet<_> = [None, Some(""), Some("a"), Some("b")]
-        .map(|token| DiskCache::new(settings(), token).scope)
-        .into();
-    assert_eq!(scopes.len(), 4);
+    let scopes: std::collections::HashSet<_> = [
+        ("http://a", None),
+        ("http://a", Some("")),
+        ("http://a", Some("b")),
+        ("http://a", Some("c")),
+        ("http://ab", None),
+        ("http://a,http://b", None),
+    ]
+    .map(|(endpoint, token)| DiskCache::new(settings(), endpoint, token).scope)
+    .into();
+    assert_eq!(scopes.len(), 6);
 }
 
 #[test]
@@ -256,7 +263,7 @@ fn q3_a_log_that_is_saved_keeps_what_others_have_saved() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("log");
     let whose = identity(1, 512);
-    let save = |log| log::save(&path, &whose, log).unwrap();
+    let save = |log| log::save(&path, &whose, log, log::Gap::MayBeBridged).unwrap();
     let span = || {
         let log = log::load(&path, &whose).unwrap();
         (log.since().get(), log.head().get())
@@ -279,6 +286,9 @@ fn q3_a_log_that_is_saved_keeps_what_others_have_saved() {
     assert_eq!(span(), (5000, 5001));
     save(log(20, 30, &[]));
     assert_eq!(span(), (5000, 5001), "one that is older and apart");
+    let newer = log(5010, 5011, &[]);
+    log::save(&path, &whose, newer, log::Gap::GiveUp).unwrap();
+    assert_eq!(span(), (5010, 5011), "the server can't bridge it");
 }
 
 #[test]

@@ -236,7 +236,7 @@ impl Shared {
         let is_current = there.upto >= log.since();
         drop(log);
         let turn = self.refusals.fetch_add(1, Ordering::Relaxed);
-        !is_current || turn % REPLACE_ONE_OF == 0
+        !is_current || turn.is_multiple_of(REPLACE_ONE_OF)
     }
 
     fn save(&self, room: &mut room::Room<'_>, file: &DiskFile) {
@@ -253,7 +253,11 @@ impl Shared {
             return;
         }
         file.saved.fetch_max(known.head().get(), Ordering::Relaxed);
-        if let Err(reason) = log::save(&file.log_path, &file.identity, known) {
+        let gap = match file.too_old.load(Ordering::Relaxed) {
+            true => log::Gap::GiveUp,
+            false => log::Gap::MayBeBridged,
+        };
+        if let Err(reason) = log::save(&file.log_path, &file.identity, known, gap) {
             self.give_up(file, reason);
         }
     }
