@@ -200,8 +200,11 @@ impl ChangeLog {
     pub fn advance(&mut self, head: Version, changes: &Changes) -> Option<Self> {
         match changes {
             Changes::Pages(pages) if self.changed_at.len() + pages.len() <= MAX_LOGGED_PAGES => {
-                self.changed_at
-                    .extend(pages.iter().map(|page| (*page, head)));
+                // What is told late, of a version before the log's head, takes nothing back.
+                for page in pages {
+                    let changed = self.changed_at.entry(*page).or_default();
+                    *changed = (*changed).max(head);
+                }
                 self.head = self.head.max(head);
                 None
             }
@@ -457,6 +460,27 @@ mod tests {
         scan(&cache, 10_000..10_000 + 10 * limit / 4096);
         let left = hot.filter(|number| here(*number)).count();
         assert!(left >= 950, "{left} of 1,000 hot pages are left");
+    }
+
+    /// Found by reading: an answer that was on its way while the disk cache looked further ahead said of a page that it had changed last in an
+    /// older version, and the old page was taken for the newest.
+    #[test]
+    fn what_is_told_late_takes_nothing_back() {
+        let mut log = ChangeLog::new(version(10));
+        let mut further = ChangeLog::new(version(10));
+        assert!(
+            further
+                .advance(version(20), &Changes::Pages(vec![page(7)]))
+                .is_none()
+        );
+        assert!(log.join(&further));
+        assert!(
+            log.advance(version(15), &Changes::Pages(vec![page(7), page(8)]))
+                .is_none()
+        );
+        assert_eq!(log.head(), version(20));
+        assert!(!log.unchanged(page(7), version(15), version(20)));
+        assert!(log.unchanged(page(8), version(15), version(20)));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use pagewire_proto::limits::MAX_MESSAGE_BYTES;
 use pagewire_proto::{
-    DatabaseId, DatabaseName, LeaseGrant, Moment, Page, Snapshot, VersionEntry, pb,
+    DatabaseId, DatabaseName, LeaseGrant, Moment, Page, PageSize, Snapshot, VersionEntry, pb,
 };
 use tokio::time::Instant;
 
@@ -165,6 +166,14 @@ impl Opened {
             true => Some(VersionEntry::try_from(wire.found)?),
         };
         let read = found.as_ref().map_or(head, |found| found.snapshot);
+        // Before any is unpacked: a compressed page stands for up to 255 times its bytes.
+        let page_bytes = read.page_size.map_or(1, PageSize::bytes);
+        if wire.pages.len() > 1 && wire.pages.len() * page_bytes > MAX_MESSAGE_BYTES {
+            return Err(Error::from(pagewire_proto::Invalid::new(
+                "pages",
+                format!("{} came with an open", wire.pages.len()),
+            )));
+        }
         let mut pages = Vec::with_capacity(wire.pages.len());
         for page in wire.pages {
             let page = Page::from_answer(page, read.page_size)?;

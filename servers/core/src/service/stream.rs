@@ -130,6 +130,7 @@ async fn begin(
     let brought = match hub.live_session(id) {
         // It knows better.
         Some(_) => Vec::new(),
+        None if !hub.settings.take_over_leases => Vec::new(),
         None => hub.take_over(id, brought(&hello)?).await,
     };
     attach(hub, &hello, id, brought, outbound)

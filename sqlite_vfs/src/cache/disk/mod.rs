@@ -116,6 +116,22 @@ impl Identity {
     }
 }
 
+/// Whether a file may be ours by its name: nothing else in the directory is ever touched.
+fn is_name_of_ours(name: &str) -> bool {
+    let is_hex = |text: &str| {
+        text.bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let stem = name
+        .strip_suffix(".pages")
+        .or_else(|| name.strip_suffix(".changes"));
+    stem.and_then(|stem| stem.rsplit_once('-'))
+        .is_some_and(|(database, rest)| {
+            let database = database.replace('-', "");
+            database.len() == 32 && is_hex(&database) && rest.len() == 16 && is_hex(rest)
+        })
+}
+
 const IDENTITY_BYTES: usize = 68;
 
 /// The disk cache of one client: of one endpoint and credential, in one directory.

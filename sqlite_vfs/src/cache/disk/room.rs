@@ -96,8 +96,7 @@ fn taken(entry: &DirEntry) -> Option<Taken> {
     let path = entry.path();
     let name = entry.file_name();
     let name = name.to_str()?;
-    let is_ours =
-        name.starts_with(TEMPORARY) || name.ends_with(".pages") || name.ends_with(".changes");
+    let is_ours = name.starts_with(TEMPORARY) || super::is_name_of_ours(name);
     let metadata = entry.metadata().ok()?;
     if !is_ours || !metadata.is_file() {
         return None;

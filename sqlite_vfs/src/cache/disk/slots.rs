@@ -33,6 +33,8 @@ pub struct SlotFile {
     seed: u64,
     identity: Identity,
     count: u32,
+    /// A write beyond it would end the process by SIGXFSZ.
+    largest_file: u64,
 }
 
 /// What is found where a page would lie.
@@ -61,6 +63,7 @@ impl SlotFile {
     /// Opens the file, or makes a new one of at most so many bytes where there is none that can be used.
     pub fn open(path: &Path, identity: &Identity, most_bytes: u64) -> Result<Self, String> {
         let slot = slot::size(identity.page_size) as u64;
+        let most_bytes = most_bytes.min(largest_file());
         let most = (most_bytes.saturating_sub(HEADER_BYTES) / slot).min(u64::from(u32::MAX));
         let count = most as u32;
         if count == 0 {
@@ -98,6 +101,7 @@ impl SlotFile {
             seed: identity.seed(),
             identity: *identity,
             count,
+            largest_file: largest_file(),
         }
     }
 
@@ -172,13 +176,24 @@ impl SlotFile {
     /// Puts the page into its slot, whatever is there.
     pub fn write(&self, page: PageNumber, entry: &Entry) -> std::io::Result<()> {
         let slot = slot::encode(self.seed, page, entry);
-        self.file.write_all_at(&slot, self.offset(page))
+        let offset = self.offset(page);
+        // One that another process made, with another limit, may be larger.
+        if offset + slot.len() as u64 > self.largest_file {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+        self.file.write_all_at(&slot, offset)
     }
 
     /// Bytes of a slot.
     pub fn slot_bytes(&self) -> u64 {
         slot::size(self.identity.page_size) as u64
     }
+}
+
+/// The limit of the process to the size of a file (`ulimit -f`).
+fn largest_file() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    limit.current.unwrap_or(u64::MAX)
 }
 
 fn header(identity: &Identity, count: u32) -> Vec<u8> {
