@@ -61,6 +61,17 @@ pub(crate) struct PartDraft {
     pub pages: Vec<PageWrite>,
 }
 
+/// The error of a commit, of which an attempt before may have been applied or be applied later (K4): what stopped the next one says
+/// nothing about that.
+fn told(unknown: Option<&str>, error: StoreError) -> StoreError {
+    match unknown {
+        None => error,
+        Some(why) => {
+            StoreError::Internal(format!("the outcome is not known: {why}; then: {error}"))
+        }
+    }
+}
+
 impl Inner {
     pub(crate) async fn commit(&self, commit: Commit) -> Result<CommitOutcome, StoreError> {
         let draft = draft(commit)?;
@@ -117,9 +128,10 @@ impl Inner {
                     unknown = Some(why);
                     continue;
                 }
-                loaded => loaded?,
+                loaded => loaded.map_err(|error| told(unknown.as_deref(), error))?,
             };
-            match self.judge(draft, &[&*loaded]).await? {
+            let judged = self.judge(draft, &[&*loaded]).await;
+            match judged.map_err(|error| told(unknown.as_deref(), error))? {
                 Judged::Repeated => return Ok(committed(draft)),
                 Judged::Refused(_) if attempt == 0 => continue,
                 Judged::Refused(outcome) => return Ok(outcome),
@@ -128,7 +140,10 @@ impl Inner {
             let fits = prepared.take().filter(|p: &Prepared| p.fits(&loaded));
             let ready = match fits {
                 Some(prepared) => prepared,
-                None => self.prepare(part, &loaded).await?,
+                None => {
+                    let prepared = self.prepare(part, &loaded).await;
+                    prepared.map_err(|error| told(unknown.as_deref(), error))?
+                }
             };
             let mut root = next_root(&loaded.root);
             let mut state = State::clone(&loaded.state);
@@ -142,7 +157,7 @@ impl Inner {
                 Ok(None) => {}
                 // It may have been applied: the next look tells, or the same again settles it.
                 Err(KeyValueError::Unavailable(why)) => unknown = Some(why),
-                Err(error) => return Err(self.failure(error)),
+                Err(error) => return Err(told(unknown.as_deref(), self.failure(error))),
             }
             prepared = Some(ready);
         }

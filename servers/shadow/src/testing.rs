@@ -78,11 +78,22 @@ struct Process {
     death: Option<Death>,
     dead: bool,
     fail_next_put: bool,
+    /// What happens to the next swaps of keys that begin so.
+    troubles: (String, VecDeque<Trouble>),
     weather: Weather,
     random: u64,
     /// Keys that begin so are held back until they are let go: kind of call, beginning.
     held: Option<(Kind, String)>,
     waiting: bool,
+}
+
+/// What a swap meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Answers with an error, and happens when [`Medium::let_late_calls_happen`] says so, or some calls later.
+    Late,
+    /// There is no room.
+    Full,
 }
 
 /// A kind of call that can be held back.
@@ -218,6 +229,20 @@ impl TestKeyValue {
     /// The next put fails as on a broken medium: commits put, collections only swap and delete.
     pub fn fail_next_put(&self) {
         self.process.lock().fail_next_put = true;
+    }
+
+    /// The next swaps of keys that begin so meet this, one after the other.
+    pub fn next_swaps(&self, prefix: &str, troubles: &[Trouble]) {
+        self.process.lock().troubles = (prefix.to_owned(), troubles.iter().copied().collect());
+    }
+
+    fn trouble(&self, key: &str) -> Option<Trouble> {
+        let mut process = self.process.lock();
+        let (prefix, troubles) = &mut process.troubles;
+        match !prefix.is_empty() && key.starts_with(prefix.as_str()) {
+            true => troubles.pop_front(),
+            false => None,
+        }
     }
 
     /// Calls of this kind for keys that begin so do not get on before [`TestKeyValue::let_go`].
@@ -401,10 +426,15 @@ impl KeyValue for TestKeyValue {
     ) -> Result<Swap, KeyValueError> {
         tokio::task::yield_now().await;
         self.wait_if_held(Kind::Swap, key).await;
-        let fate = self.fate(true, |calls| {
+        let mut fate = self.fate(true, |calls| {
             calls.swaps += 1;
             calls.bytes_written += value.len() as u64;
         })?;
+        match self.trouble(key) {
+            None => {}
+            Some(Trouble::Late) => fate = Fate::Late,
+            Some(Trouble::Full) => return Err(KeyValueError::Full("the disk".to_owned())),
+        }
         self.write(
             &fate,
             || self.medium.swap(key, expected, value.clone()),

@@ -161,12 +161,14 @@ impl Inner {
                     Ok(None) => return Ok(Decided::Committed),
                     Err(error) => why = error.to_string(),
                 },
+                // It was written perhaps, or will be (K4): from here on no answer but that of the key tells.
                 Err(KeyValueError::Unavailable(error)) => why = error,
                 // Nothing was written: it can still be aborted.
-                Err(KeyValueError::Full(error)) => {
+                Err(KeyValueError::Full(error)) if attempt == 0 => {
                     self.abort(transaction, participants).await.ok();
                     return Err(StoreError::Full(error));
                 }
+                Err(KeyValueError::Full(error)) => why = error,
                 Err(error) => return Err(self.failure(error)),
             }
         }

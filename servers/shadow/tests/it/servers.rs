@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pagewire_proto::{CommitId, DatabaseId, Epoch, Version};
 use pagewire_server::store::{Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError};
-use pagewire_shadow::testing::{Kind, Medium};
+use pagewire_shadow::testing::{Kind, Medium, Trouble};
 
 use crate::scene::{Server, commit_of, greedy, name, part, server, server_with};
 
@@ -290,6 +290,53 @@ async fn an_intent_that_sleeps_is_not_placed_on_a_root_that_moved_on() {
         }
     );
     assert_eq!((other.check(a).await, other.check(b).await), (1, 1));
+}
+
+/// K4, C7: an attempt that may still be applied, and then no room for the next one.
+///
+/// Bug: the commit was told to be refused for lack of room, which says that nothing was applied. Damage: what was rolled back is
+/// there later (found by the simulator: seed 88, append, shadow). Fix: the outcome is not known.
+#[tokio::test]
+async fn a_full_store_says_nothing_about_an_attempt_before() {
+    for databases in [1, 2] {
+        let medium = Arc::new(Medium::default());
+        let one = server(&medium).await;
+        let mut parts = Vec::new();
+        for text in ["a", "b"].into_iter().take(databases) {
+            let id = one.database(text).await;
+            let epoch = one.fence(id).await;
+            one.commits(&[(id, 0, epoch)]).await;
+            parts.push((id, epoch));
+        }
+        let point = if databases == 1 { "r/" } else { "t/" };
+        let full = [Trouble::Full; 100];
+        one.kv
+            .next_swaps(point, &[&[Trouble::Late][..], &full].concat());
+        let commit = || {
+            parts
+                .iter()
+                .map(|(id, epoch)| part(*id, 1, *epoch))
+                .collect()
+        };
+        let outcome = one.commit(commit()).await;
+        assert!(
+            matches!(outcome, Err(StoreError::Internal(_))),
+            "{outcome:?}"
+        );
+        one.kv.next_swaps("", &[]);
+        medium.let_late_calls_happen();
+        for (id, _) in &parts {
+            assert_eq!(one.check(*id).await, 2, "of {databases}");
+        }
+        // Where nothing is under way it is what it says.
+        one.kv.next_swaps("r/", &full);
+        let refused = parts
+            .iter()
+            .map(|(id, epoch)| part(*id, 2, *epoch))
+            .collect();
+        let outcome = one.commit(refused).await;
+        assert!(matches!(outcome, Err(StoreError::Full(_))), "{outcome:?}");
+    }
 }
 
 /// Two servers with the same databases, each taking the lease from the other all the time.
