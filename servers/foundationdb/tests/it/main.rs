@@ -2,7 +2,9 @@
 
 mod cluster;
 mod conformance;
+mod counts;
 mod crash;
 mod large;
+mod left;
 mod servers;
 mod sessions;

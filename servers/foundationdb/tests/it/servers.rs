@@ -16,7 +16,7 @@ use pagewire_server::store::{
 use crate::cluster::Cluster;
 
 pub const TTL: Duration = Duration::from_millis(600);
-const SIZE: PageSize = PageSize::MIN;
+pub const SIZE: PageSize = PageSize::MIN;
 
 /// Runs with two stores of one installation, unless there is no cluster.
 pub fn with_two<F: Future<Output = ()>>(
@@ -40,11 +40,11 @@ pub fn with_two<F: Future<Output = ()>>(
     });
 }
 
-fn number(page: u32) -> PageNumber {
+pub fn number(page: u32) -> PageNumber {
     PageNumber::try_from(page).unwrap()
 }
 
-fn content(stamp: u8) -> Bytes {
+pub fn content(stamp: u8) -> Bytes {
     Bytes::from(vec![stamp; SIZE.bytes()])
 }
 
