@@ -8,3 +8,4 @@ mod large;
 mod left;
 mod servers;
 mod sessions;
+mod skew;

@@ -73,7 +73,7 @@ pub async fn commit(store: &FoundationDbStore, part: DatabaseCommit) -> CommitOu
     store.commit(commit).await.unwrap()
 }
 
-async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, page: u32) -> u8 {
+pub async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, page: u32) -> u8 {
     let pages = [number(page)];
     let read = store.read(database, Version::new(version), &pages).await;
     read.unwrap()[0].content[0]
