@@ -49,6 +49,8 @@ CLIENT_SECONDS = 1500
 ATTEMPTS = 8
 # Of the process that looks at everything afterwards, whose memory is not what is tried here.
 CHECK_CACHE_BYTES = 8 << 30
+# It waits for a store that is busy with what the dead left, on a loaded machine.
+CHECK_TIMEOUT_MS = 120_000
 # The library's words, as in torture.py.
 OUTCOME_UNKNOWN = "not known whether the commit was applied"
 
@@ -110,7 +112,15 @@ def work(tag, mib, uri, library):
 
 def check(uri, library):
     """Everything, under the write lock: what the dead had under way cannot come afterwards."""
-    connection, _own = connect(uri, library)
+    connection, own = connect(uri, library)
+    try:
+        return look(connection)
+    except sqlite3.Error as error:
+        text = own.execute("SELECT pagewire_last_error()").fetchone()[0]
+        sys.exit(f"{error}: {text}")
+
+
+def look(connection):
     connection.execute("BEGIN IMMEDIATE")
     # Every byte in the order of rows first: integrity_check goes through the pages backwards, each a call of its own where it
     # is not cached.
@@ -229,7 +239,7 @@ class BigTransaction:
         begun = time.monotonic()
         done = subprocess.run(
             [DEBIAN_PYTHON, __file__, "check", self.uri, LIBRARY],
-            env={**self.environment, "PAGEWIRE_CACHE_BYTES": str(CHECK_CACHE_BYTES)},
+            env={**self.environment, "PAGEWIRE_CACHE_BYTES": str(CHECK_CACHE_BYTES), "PAGEWIRE_TIMEOUT_MS": str(CHECK_TIMEOUT_MS)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -287,11 +287,12 @@ pub trait PageStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Called once before anything else, with the largest time for which a lease of this server may be trusted.
     ///
-    /// Returns how long nothing may become visible, because holders of leases of an earlier process may still trust them:
-    /// the largest such time of the earlier processes, or zero if the last one called [`PageStore::end_service`].
+    /// Returns how long nothing may become visible, because holders of leases of other processes may still trust them: the largest such
+    /// time of those that have not called [`PageStore::end_service`], or zero. Where servers know of each other ([`PageStore::peers`])
+    /// their claims say the same more exactly, and nobody waits.
     async fn begin_service(&self, lease_ttl: Duration) -> Result<Duration, StoreError>;
 
-    /// Called last, when no session trusts anything any more.
+    /// Called last, when no session trusts anything any more. Says nothing of other servers on the same store.
     async fn end_service(&self) -> Result<(), StoreError>;
 
     /// The database of a name (C1).

@@ -23,7 +23,56 @@ impl Inner {
                 wrong.extend(self.audit_database(database).await?);
             }
         }
+        let post = transact!(self.engine, |txn| {
+            let mut gone = Vec::new();
+            for key in txn.keys(&txn.space.post(), usize::MAX, Read::Loose).await? {
+                if let Key::Bell(server) | Key::Mail(server, ..) = key
+                    && txn.get(&Key::Server(server), Read::Loose).await?.is_none()
+                {
+                    gone.push("post of a server that is gone".to_owned());
+                }
+            }
+            Ok(gone)
+        })?;
+        wrong.extend(post);
+        let removed = transact!(self.engine, |txn| {
+            txn.keys(&txn.space.removed(), usize::MAX, Read::Loose)
+                .await
+        })?;
+        for key in removed {
+            if let Key::Removed(database) = key {
+                wrong.extend(self.audit_removed(database).await?);
+            }
+        }
         Ok(wrong)
+    }
+
+    /// A removed database is there only because something stands on it, and that is where it says it is.
+    async fn audit_removed(&self, database: DatabaseId) -> Result<Vec<String>, StoreError> {
+        transact!(self.engine, |txn| {
+            let mut wrong = Vec::new();
+            let mut say = |what: &str| wrong.push(format!("removed database {database}: {what}"));
+            let children = txn.space.children(database);
+            let children = txn.keys(&children, usize::MAX, Read::Loose).await?;
+            if children.is_empty() {
+                say("nothing stands on it, and it is still there");
+            }
+            for key in children {
+                if let Key::Child(_, _, child, first) = key
+                    && txn
+                        .get(&Key::Segment(child, first), Read::Loose)
+                        .await?
+                        .is_none()
+                {
+                    say("what is to stand on it is gone");
+                }
+            }
+            let records = txn.space.records(database);
+            if txn.first(&records, Read::Loose).await?.is_some() {
+                say("a version has a record");
+            }
+            Ok(wrong)
+        })
     }
 
     async fn audit_database(&self, database: DatabaseId) -> Result<Vec<String>, StoreError> {

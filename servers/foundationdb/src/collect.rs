@@ -23,10 +23,13 @@
 //! * **COL5** A row of a page is claimed before it is deleted: of two that delete it one fails, so that sums stay right.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
+use tokio::time::Instant;
 
 use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, transact};
@@ -46,6 +49,26 @@ const STEP_PAGES: usize = 512;
 const STEP_ROWS: usize = 64;
 /// Old records that one transaction drops.
 const STEP_PAST: usize = 512;
+
+/// Time after which a step of several databases leaves the rest to the next one.
+const STEP_TIME: Duration = Duration::from_secs(2);
+/// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
+const STEP_FAILURES: usize = 3;
+/// How often steps are halved at most.
+const MOST_HALVINGS: u32 = 6;
+
+/// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Steps {
+    halvings: u32,
+}
+
+impl Steps {
+    /// At least 2: the last row of a sweep is not judged.
+    fn of(self, usual: usize) -> usize {
+        (usual >> self.halvings).max(2)
+    }
+}
 
 /// The end of all versions, where no segment begins.
 const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
@@ -88,6 +111,7 @@ impl Inner {
         }
         pass.did |= dropped;
         if pass.after.is_none() {
+            self.drop_post(&living).await?;
             pass.did |= self.collect_removed(&living, &mut freed).await?;
         }
         let mut range = self.engine.space.heads();
@@ -97,7 +121,9 @@ impl Inner {
         let rows = transact!(self.engine, |txn| {
             txn.scan(&range, STEP_DATABASES, false, Read::Loose).await
         })?;
-        for row in &rows {
+        let begun = Instant::now();
+        let (mut failures, mut looked_at) = (0, None);
+        for (index, row) in rows.iter().enumerate() {
             if let Some(Key::Head(database)) = self.engine.space.decode(&row.key) {
                 match self.collect_database(database, &living, &mut freed).await {
                     Ok(did) => pass.did |= did,
@@ -105,12 +131,25 @@ impl Inner {
                     Err(error @ StoreError::Corrupt(_)) => {
                         tracing::warn!(%error, %database, "cannot be collected");
                     }
+                    // Nor must one that takes too long: it has its turn again, with smaller steps.
+                    Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
+                        failures += 1;
+                        if failures == STEP_FAILURES {
+                            return Err(error);
+                        }
+                        tracing::warn!(%error, %database, "its collection has to wait");
+                    }
                     Err(error) => return Err(error),
                 }
             }
+            looked_at = Some(index);
+            if begun.elapsed() >= STEP_TIME {
+                break;
+            }
         }
-        pass.after = match rows.last() {
-            Some(last) if rows.len() == STEP_DATABASES => Some(last.key.clone()),
+        let is_last = looked_at.is_none_or(|index| index + 1 == rows.len());
+        pass.after = match looked_at.and_then(|index| rows.get(index)) {
+            Some(last) if rows.len() == STEP_DATABASES || !is_last => Some(last.key.clone()),
             _ => None,
         };
         freed.more = pass.after.is_some() || std::mem::take(&mut pass.did);
@@ -125,17 +164,73 @@ impl Inner {
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
+        let begun = Instant::now();
         for _ in 0..STEP_TRANSACTIONS {
-            let did = self.look_at_due(database, freed).await?
-                || self.drop_versions(database, freed).await?
-                || self.drop_past(database).await?
-                || self.sweep_some(database, freed).await?;
+            let did = match self.collect_some(database, freed).await {
+                Ok(did) => did,
+                Err(error) => {
+                    if matches!(error, StoreError::Unavailable(_) | StoreError::Internal(_)) {
+                        self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
+                    }
+                    return Err(error);
+                }
+            };
             any |= did;
             if !did {
                 break;
             }
+            self.change_steps(|halvings| halvings.saturating_sub(1));
+            if begun.elapsed() >= STEP_TIME {
+                break;
+            }
         }
         Ok(any)
+    }
+
+    /// What is most urgent; whether anything was done.
+    async fn collect_some(
+        &self,
+        database: DatabaseId,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        Ok(self.look_at_due(database, freed).await?
+            || self.drop_versions(database, freed).await?
+            || self.drop_past(database).await?
+            || self.sweep_some(database, freed).await?)
+    }
+
+    fn steps(&self) -> Steps {
+        let halvings = self.steps.load(Ordering::Relaxed);
+        Steps { halvings }
+    }
+
+    fn change_steps(&self, change: impl Fn(u32) -> u32) {
+        // Another collection may do the same: it is a guess at what the cluster can do.
+        let halvings = self.steps.load(Ordering::Relaxed);
+        self.steps.store(change(halvings), Ordering::Relaxed);
+    }
+
+    /// Drops the bells and messages of servers that are gone.
+    async fn drop_post(&self, living: &HashSet<ServerId>) -> Result<(), StoreError> {
+        let post = transact!(self.engine, |txn| {
+            let range = txn.space.post();
+            txn.keys(&range, STEP_PAST, Read::Loose).await
+        })?;
+        let server = |key| match key {
+            Key::Bell(server) | Key::Mail(server, ..) => Some(server),
+            _ => None,
+        };
+        let servers: HashSet<_> = post.into_iter().filter_map(server).collect();
+        for server in servers.difference(living).copied() {
+            transact!(self.engine, |txn| {
+                if txn.is_gone(server, living).await? {
+                    txn.delete(&Key::Bell(server));
+                    txn.delete_range(&txn.space.mail(server));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Drops what servers left that are dead: what they wrote ahead, and what their sessions read.
@@ -158,8 +253,11 @@ impl Inner {
             }
             let mut dead = Vec::new();
             for (serial, attempt) in attempts {
-                let helped = attempt.doomed && attempt.server != self.server;
-                if helped || txn.is_gone(attempt.server, living).await? {
+                let own = attempt.server == self.server;
+                let helped = attempt.doomed && !own;
+                // A5. Its number was there before its row.
+                let left = own && !self.begun_attempts.lock().contains(&attempt.number);
+                if helped || left || txn.is_gone(attempt.server, living).await? {
                     dead.push(serial);
                 }
             }
@@ -186,7 +284,9 @@ impl Inner {
         loop {
             let now_ms = self.options.clock.now_ms();
             let (last, step) = transact!(self.engine, |txn| {
-                txn.drop_some(database, &range, now_ms, retention_ms).await
+                let steps = self.steps();
+                txn.drop_some(database, &range, steps, now_ms, retention_ms)
+                    .await
             })?;
             if step.versions > 0 {
                 add(freed, step);
@@ -234,7 +334,8 @@ impl Inner {
         let now_ms = self.options.clock.now_ms();
         transact!(self.engine, |txn| {
             let range = txn.space.past(database);
-            let rows = txn.scan(&range, STEP_PAST, false, Read::Loose).await?;
+            let most = self.steps().of(STEP_PAST);
+            let rows = txn.scan(&range, most, false, Read::Loose).await?;
             let mut any = false;
             for row in rows {
                 let past = txn.decode(&row, Past::decode)?;
@@ -257,7 +358,9 @@ impl Inner {
         database: DatabaseId,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
-        let step = transact!(self.engine, |txn| txn.sweep_some(database).await)?;
+        let step = transact!(self.engine, |txn| {
+            txn.sweep_some(database, self.steps()).await
+        })?;
         Ok(step.map(|step| add(freed, step)).is_some())
     }
 
@@ -304,13 +407,15 @@ impl Txn {
         &self,
         database: DatabaseId,
         range: &Range,
+        steps: Steps,
         now_ms: u64,
         retention_ms: u64,
     ) -> Result<(Option<Vec<u8>>, Collected), Fail> {
         let mut step = Collected::default();
         let due = self.get(&Key::Due(database), Read::Firm);
         let head = self.row(&Key::Head(database), Read::Loose, Database::decode);
-        let rows = self.scan(range, STEP_VERSIONS, false, Read::Loose);
+        let most = steps.of(STEP_VERSIONS);
+        let rows = self.scan(range, most, false, Read::Loose);
         let (due, head, rows) = try_join3(due, head, rows).await?;
         let (Some(head), None) = (head, due) else {
             // Removed: all of it is garbage, which is seen to elsewhere.
@@ -325,7 +430,7 @@ impl Txn {
         let (mut pages, mut protections) = (0, None);
         for (index, record) in records.iter().enumerate() {
             let version = record.head.snapshot.version;
-            if version >= newest || pages >= STEP_PAGES {
+            if version >= newest || pages >= steps.of(STEP_PAGES) {
                 return Ok((None, step));
             }
             let next = records.get(index + 1);
@@ -362,7 +467,7 @@ impl Txn {
                 }
             }
         }
-        let last = rows.last().filter(|_| rows.len() == STEP_VERSIONS);
+        let last = rows.last().filter(|_| rows.len() == most);
         Ok((last.map(|row| row.key.clone()), step))
     }
 
@@ -590,7 +695,12 @@ impl Txn {
     }
 
     /// Looks at some rows, from where the last look ended; `None` where none is demanded.
-    async fn sweep_some(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+    async fn sweep_some(
+        &self,
+        database: DatabaseId,
+        steps: Steps,
+    ) -> Result<Option<Collected>, Fail> {
+        let most = steps.of(STEP_ROWS);
         let sweep = Key::Sweep(database);
         let Some(from) = self.get(&sweep, Read::Firm).await? else {
             return Ok(None);
@@ -599,11 +709,11 @@ impl Txn {
         if !from.is_empty() {
             range.begin = from.to_vec();
         }
-        let rows = self.scan(&range, STEP_ROWS + 1, false, Read::Loose);
+        let rows = self.scan(&range, most + 1, false, Read::Loose);
         let (rows, attempts) = try_join(rows, self.attempts(database, Read::Loose)).await?;
         let mut step = Collected::default();
         let mut readers = Readers::new();
-        let at_end = rows.len() <= STEP_ROWS;
+        let at_end = rows.len() <= most;
         let looked_at = match at_end {
             true => rows.len(),
             // Of the last one the next is not known.
@@ -759,4 +869,18 @@ pub(crate) fn body_len(row: &Row) -> u64 {
 fn is_over(time_ms: u64, now_ms: u64) -> bool {
     let ttl = u64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(u64::MAX);
     time_ms.saturating_add(ttl) < now_ms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_get_smaller_and_never_too_small() {
+        let of = |halvings, usual| Steps { halvings }.of(usual);
+        assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
+        assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
+        // A sweep that looks at one row judges none, and would never end.
+        assert_eq!(of(MOST_HALVINGS, STEP_ROWS), 2);
+    }
 }

@@ -5,7 +5,7 @@
 //! finds out by what it reads (a commit by its id), and where there is none the answer is [`StoreError::Internal`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ pub(crate) struct Engine {
     pub(crate) space: Arc<Space>,
     /// For how long a call is repeated.
     pub(crate) patience: Duration,
+    /// Transactions begun so far.
+    pub(crate) begun: Arc<AtomicU64>,
 }
 
 /// Why a round ended.
@@ -101,6 +103,8 @@ pub(crate) struct Rounds {
     txn: Option<Txn>,
     /// A round may have been applied although its answer was lost.
     maybe_applied: bool,
+    /// Those of the engine.
+    begun: Arc<AtomicU64>,
 }
 
 impl Rounds {
@@ -113,6 +117,7 @@ impl Rounds {
             Ok(transaction)
         };
         let transaction = begin().map_err(unavailable)?;
+        engine.begun.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             txn: Some(Txn {
                 transaction,
@@ -120,6 +125,7 @@ impl Rounds {
                 writes: AtomicBool::new(false),
             }),
             maybe_applied: false,
+            begun: Arc::clone(&engine.begun),
         })
     }
 
@@ -157,6 +163,7 @@ impl Rounds {
         };
         match next {
             Ok(transaction) => {
+                self.begun.fetch_add(1, Ordering::Relaxed);
                 self.txn = Some(Txn {
                     transaction,
                     space,

@@ -320,6 +320,14 @@ impl Space {
         self.under(&(MAIL, &to[..]))
     }
 
+    /// The bells of all servers, and all messages.
+    pub fn post(&self) -> Range {
+        Range {
+            begin: self.under(&(BELL,)).begin,
+            end: self.under(&(MAIL,)).end,
+        }
+    }
+
     /// The heads of all databases.
     pub fn heads(&self) -> Range {
         self.under(&(HEAD,))

@@ -23,7 +23,7 @@ pub mod values;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -107,6 +107,8 @@ pub(crate) struct Inner {
     /// Attempts that came to nothing, to be deleted.
     abandoned: Mutex<Vec<(DatabaseId, u64)>>,
     dropping: tokio::sync::Mutex<()>,
+    /// See [`staging::BegunAttempts`].
+    begun_attempts: staging::BegunAttempts,
     /// Attempts that this server began.
     attempts: AtomicU64,
     beats: AtomicU64,
@@ -114,6 +116,8 @@ pub(crate) struct Inner {
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
     seen: Mutex<servers::Seen>,
+    /// See [`collect::Steps`].
+    steps: AtomicU32,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
     said: tokio::sync::Mutex<servers::Said>,
@@ -164,6 +168,7 @@ impl FoundationDbStore {
             database,
             space: Arc::new(Space::new(&[])),
             patience: options.patience,
+            begun: Arc::default(),
         };
         engine.space = Arc::new(space(&engine, &options.directory).await?);
         let incarnation = names::incarnation(&engine, &options.directory.join("/")).await?;
@@ -178,11 +183,13 @@ impl FoundationDbStore {
             stagings: Mutex::default(),
             abandoned: Mutex::default(),
             dropping: tokio::sync::Mutex::default(),
+            begun_attempts: Arc::default(),
             attempts: AtomicU64::default(),
             beats: AtomicU64::default(),
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
+            steps: AtomicU32::default(),
             peering: peers::Peering::default(),
             said: tokio::sync::Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
@@ -199,6 +206,22 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub async fn audit(&self) -> Result<Vec<String>, StoreError> {
         self.0.audit().await
+    }
+
+    /// Transactions of the cluster begun so far, repetitions included, and how many of them, about, said that this server lives. For tests.
+    #[doc(hidden)]
+    pub fn transactions(&self) -> (u64, u64) {
+        let begun = self.0.engine.begun.load(Ordering::Relaxed);
+        (begun, self.0.beats.load(Ordering::Relaxed))
+    }
+
+    /// How many page servers have a row. For tests.
+    #[doc(hidden)]
+    pub async fn live_servers(&self) -> Result<usize, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let servers = txn.space.servers();
+            Ok(txn.keys(&servers, usize::MAX, Read::Loose).await?.len())
+        })
     }
 
     /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.

@@ -141,6 +141,8 @@ impl Inner {
                 let gone = row.is_none_or(|row| row == known);
                 if gone {
                     txn.delete(&key);
+                    txn.delete(&Key::Bell(id));
+                    txn.delete_range(&txn.space.mail(id));
                 }
                 Ok(gone)
             })?;

@@ -16,8 +16,9 @@
 //!   that version. Who deletes rows has first doomed it. So no version is made of what somebody has begun to delete.
 //! * **A3** The pages of an attempt are listed in rows `Written`, each in the transaction of its pages: what the dead left is found.
 //! * **A4** The later of two attempts on a database has the greater serial number, and its layer is above.
+//! * **A5** An attempt whose server is dead, or does not work with it any more, is ended by the collection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -64,6 +65,34 @@ pub(crate) struct Ahead {
     /// Its pages, with the length of their bodies.
     pub(crate) pages: BTreeMap<PageNumber, u32>,
     chunks: u32,
+    _begun: Arc<Begun>,
+}
+
+/// The numbers of this server's attempts that somebody still works with: any other of its own ends with the collection, as when the call
+/// that began it was given up in the middle.
+pub(crate) type BegunAttempts = Arc<parking_lot::Mutex<HashSet<u64>>>;
+
+/// An attempt that somebody works with.
+#[derive(Debug)]
+struct Begun {
+    number: u64,
+    all: BegunAttempts,
+}
+
+impl Begun {
+    fn new(number: u64, all: &BegunAttempts) -> Self {
+        all.lock().insert(number);
+        Self {
+            number,
+            all: Arc::clone(all),
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.number);
+    }
 }
 
 impl Ahead {
@@ -229,6 +258,8 @@ impl Inner {
         version: Option<Version>,
     ) -> Result<Ahead, StoreError> {
         let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        // Before its row is there.
+        let begun_by = Begun::new(number, &self.begun_attempts);
         // Of an earlier round, whose answer may have been lost: it may have begun the attempt, and nobody else would ever end it.
         let tried = parking_lot::Mutex::new(None);
         let begun = transact!(self.engine, |txn| {
@@ -266,6 +297,7 @@ impl Inner {
             version,
             pages: BTreeMap::new(),
             chunks: 0,
+            _begun: Arc::new(begun_by),
         })
     }
 

@@ -2,7 +2,10 @@
 
 mod cluster;
 mod conformance;
+mod counts;
 mod crash;
 mod large;
+mod left;
 mod servers;
 mod sessions;
+mod skew;

@@ -16,7 +16,7 @@ use pagewire_server::store::{
 use crate::cluster::Cluster;
 
 pub const TTL: Duration = Duration::from_millis(600);
-const SIZE: PageSize = PageSize::MIN;
+pub const SIZE: PageSize = PageSize::MIN;
 
 /// Runs with two stores of one installation, unless there is no cluster.
 pub fn with_two<F: Future<Output = ()>>(
@@ -40,11 +40,11 @@ pub fn with_two<F: Future<Output = ()>>(
     });
 }
 
-fn number(page: u32) -> PageNumber {
+pub fn number(page: u32) -> PageNumber {
     PageNumber::try_from(page).unwrap()
 }
 
-fn content(stamp: u8) -> Bytes {
+pub fn content(stamp: u8) -> Bytes {
     Bytes::from(vec![stamp; SIZE.bytes()])
 }
 
@@ -73,7 +73,7 @@ pub async fn commit(store: &FoundationDbStore, part: DatabaseCommit) -> CommitOu
     store.commit(commit).await.unwrap()
 }
 
-async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, page: u32) -> u8 {
+pub async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, page: u32) -> u8 {
     let pages = [number(page)];
     let read = store.read(database, Version::new(version), &pages).await;
     read.unwrap()[0].content[0]
