@@ -66,7 +66,7 @@ for project in "${projects[@]}"; do
     read -r name version <<<"$project"
     if [ ! -d "$out/$name" ]; then
         rm -rf "$out/sdist"
-        "$out/venv/bin/pip" download --quiet --no-deps --no-binary :all: --dest "$out/sdist" "$name==$version" >"$out/pip.log" 2>&1 ||
+        "$out/venv/bin/pip" download --quiet --no-deps --no-binary "$name" --dest "$out/sdist" "$name==$version" >"$out/pip.log" 2>&1 ||
             { tail -n 5 "$out/pip.log" >&2; exit 1; }
         tar -xf "$out/sdist"/*.tar.gz -C "$out/sdist"
         mv "$out/sdist/$name-$version" "$out/$name"
