@@ -59,6 +59,7 @@ suite "nextest" 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed
 step "doctests" cargo test --workspace --doc --quiet
 suite "conformance" "$script_counts" tests/conformance.sh target/debug .test-tools/venv/bin/python
 suite "sqlite" "$script_counts" tests/sqlite/run.sh ci
+suite "applications" "$script_counts" tests/applications.sh --short
 suite "hosts" "$script_counts" /usr/bin/python3 tests/hosts.py
 suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
 suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2

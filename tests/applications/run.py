@@ -132,7 +132,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("bin", type=pathlib.Path)
     parser.add_argument("suites", nargs="*", default=[])
-    parser.add_argument("--short", action="store_true", help="a part of each suite")
+    parser.add_argument("--short", action="store_true", help="less: without Django where no suite is named")
     parser.add_argument("--no-stubs", action="store_true", help="nothing at a database's path")
     parser.add_argument("--store", default="versioned-memory", choices=["memory", "versioned-memory", "local"])
     options = parser.parse_args()
@@ -143,7 +143,7 @@ def main():
     passed_in_all = failed = 0
     logs = options.folder / "logs"
     logs.mkdir(exist_ok=True)
-    for name in options.suites or SUITES:
+    for name in options.suites or (["cpython", "sqlalchemy"] if options.short else SUITES):
         kind = f"{name}{'-short' if options.short else ''}"
         _, (on_file, bad_on_file), _, _, _, _ = run(name, options, logs / f"{kind}.file.log", remote=False)
         status, (passed, bad), text, trips, opens, seconds = run(name, options, logs / f"{kind}.{mode}.log", remote=True)

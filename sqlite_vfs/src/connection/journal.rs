@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Connection, State};
+use crate::error::Result;
 use crate::file::spool::Spool;
 
 /// See the file's header.
@@ -11,6 +12,19 @@ use crate::file::spool::Spool;
 pub(super) struct Journal {
     content: Spool,
     open_handles: usize,
+    /// Whether SQLite has read what its transaction wrote, as it does to roll back.
+    was_read: bool,
+}
+
+/// What the journal says of a FCNTL_SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RollsBack {
+    /// It is a commit, since nothing of the journal was read.
+    No,
+    /// It may be a rollback, or a commit after a ROLLBACK TO.
+    Seen,
+    /// There is no journal in use: `journal_mode=MEMORY`.
+    Unknown,
 }
 
 impl Connection {
@@ -50,6 +64,37 @@ impl Connection {
     /// The bytes of the journal, if it exists.
     pub fn journal(&mut self) -> Option<&mut Spool> {
         self.journal.as_mut().map(|journal| &mut journal.content)
+    }
+
+    /// xRead of the journal: how many bytes there were; `None` if there is no journal.
+    pub fn read_journal(&mut self, out: &mut [u8], offset: u64) -> Result<Option<usize>> {
+        let Some(journal) = &mut self.journal else {
+            return Ok(None);
+        };
+        journal.was_read = true;
+        journal.content.read(out, offset).map(Some)
+    }
+
+    /// xWrite of the journal. Deleted while it is open, what is written goes nowhere, as in a file system.
+    pub fn write_journal(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        let Some(journal) = &mut self.journal else {
+            return Spool::default().write(bytes, 0);
+        };
+        if offset == 0 {
+            // The header of a new journal, or the end of one.
+            journal.was_read = false;
+        }
+        journal.content.write(bytes, offset)
+    }
+
+    /// Whether SQLite may be rolling back: it has read its journal, or keeps that where we don't see it.
+    pub(super) fn may_roll_back(&self) -> RollsBack {
+        match &self.journal {
+            Some(journal) if journal.was_read => RollsBack::Seen,
+            Some(journal) if journal.open_handles > 0 => RollsBack::No,
+            // One that was closed is left from another journal mode.
+            Some(_) | None => RollsBack::Unknown,
+        }
     }
 
     /// xDelete of the journal; `false` if there is none.

@@ -13,7 +13,6 @@ use crate::client::Owner;
 use crate::connection::{Connection, LockLevel};
 use crate::error::{Error, Kind, Result};
 use crate::file::journal::SuperJournal;
-use crate::file::spool::Spool;
 
 /// The methods of every file of ours.
 pub static METHODS: IoMethods = IoMethods {
@@ -130,10 +129,9 @@ unsafe extern "C" fn read(
                 FileKind::Main(connection, _) => {
                     connection.lock().read(out, offset)? == crate::connection::ReadOutcome::Full
                 }
-                FileKind::Journal(connection) => match connection.lock().journal() {
-                    Some(journal) => journal.read(out, offset)? == out.len(),
-                    None => false,
-                },
+                FileKind::Journal(connection) => {
+                    connection.lock().read_journal(out, offset)? == Some(out.len())
+                }
                 FileKind::Super(journal) => journal.lock().content.read(out, offset)? == out.len(),
             };
             Ok(if full {
@@ -166,12 +164,7 @@ unsafe extern "C" fn write(
             match &handle.kind {
                 FileKind::Main(connection, _) => connection.lock().write(bytes, offset)?,
                 FileKind::Journal(connection) => {
-                    let mut connection = connection.lock();
-                    match connection.journal() {
-                        Some(journal) => journal.write(bytes, offset)?,
-                        // Deleted while it was open: what is written goes nowhere, as in a file system.
-                        None => Spool::default().write(bytes, 0)?,
-                    }
+                    connection.lock().write_journal(bytes, offset)?;
                 }
                 FileKind::Super(journal) => {
                     add_child(handle, buffer as usize, bytes, journal)?;
