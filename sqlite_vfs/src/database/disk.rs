@@ -71,11 +71,40 @@ impl Database {
         deadline: Instant,
     ) -> Option<DiskPage> {
         let found = file.read(page)?;
+        if !self.is_of_this_history(file, found.upto(), deadline) {
+            return None;
+        }
         let holds = || found.holds(page, at, &self.state.log.read());
         if holds() || (found.may_hold(at) && self.bridge(file, deadline) && holds()) {
             return Some(found);
         }
         None
+    }
+
+    /// Q9: the server has come as far as the slot, and as the log. What another process was told of goes beyond what is known here
+    /// now and then; then the server is asked.
+    fn is_of_this_history(&self, file: &Arc<DiskFile>, upto: Version, deadline: Instant) -> bool {
+        let head = self.state.head().version;
+        if file.is_proven(upto, head) {
+            return true;
+        }
+        let core = &self.client.core;
+        let answer = self.call(deadline, || {
+            core.begin_snapshot(self.state.id(), head, deadline)
+        });
+        let Ok((head, _, _)) = answer else {
+            return false;
+        };
+        if self.state.check().is_err() {
+            // It was the answer of another store.
+            return false;
+        }
+        file.prove(head.version);
+        let is_proven = file.is_proven(upto, head.version);
+        if !is_proven {
+            file.discard();
+        }
+        is_proven
     }
 
     /// Makes the log that was found count, if it can. Whoever comes while another asks reads from the server.

@@ -171,3 +171,66 @@ fn q2_two_processes_share_it_while_a_third_writes() {
         .sum();
     assert!(hits > 5_000, "only {hits} pages came from the files");
 }
+
+#[test]
+fn q9_a_store_that_was_set_back_without_a_word_is_noticed_while_it_is_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, backup) = (folder.path().join("store"), folder.path().join("backup"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(copied.expect("run cp").success());
+    };
+    for versions_since in [0, 1, 5] {
+        let _ = std::fs::remove_dir_all(&store);
+        let cache = CacheDir::new();
+        let mut server = PageServer::local(&store);
+        let mut maker = guest(&[]);
+        open(&mut maker, &server, &[]);
+        fill(&mut maker, 4_000);
+        end(maker);
+        server.kill();
+        copy(&store, &backup);
+        server.restart();
+        // Versions that will be no more, read by one process after another.
+        for turn in 0..10 {
+            let mut guest = cache.guest(&[]);
+            open(&mut guest, &server, &[]);
+            let change = format!("UPDATE t SET v = 'lost {turn}' || v WHERE i % 10 = {turn}");
+            guest.ok("main", &change);
+            guest.ok("main", ALL);
+            end(guest);
+        }
+        server.kill();
+        copy(&backup, &store);
+        server.restart();
+        let mut other = guest(&[]);
+        open(&mut other, &server, &[]);
+        for turn in 0..versions_since {
+            other.ok(
+                "main",
+                &format!("UPDATE t SET v = 'kept {turn}' || v WHERE i % 7 = {turn}"),
+            );
+        }
+        let truth = other.ok("main", ALL);
+        end(other);
+        for more in [&["mode=ro"][..], &[]] {
+            let mut guest = cache.guest(&[]);
+            open(&mut guest, &server, more);
+            assert_eq!(
+                guest.ok("main", ALL),
+                truth,
+                "{versions_since} versions, {more:?}"
+            );
+            end(guest);
+        }
+        // From then on it is a cache of the new history.
+        let mut again = cache.guest(&[]);
+        open(&mut again, &server, &[]);
+        assert_eq!(again.ok("main", ALL), truth);
+        assert_eq!(super::trips(&mut again), "open 1");
+    }
+}

@@ -14,8 +14,9 @@ use pagewire_tests::server::PageServer;
 
 const NAME: &str = "disk.db";
 
-/// The sum over everything that a reader may see of `t`.
-const ALL: &str = "SELECT count(*), sum(i), sum(length(v)), sum(unicode(substr(v, i % 90 + 1)) * (i % 1000)) FROM t";
+/// A sum to which each row of `t` adds: its length, and characters from its beginning and its middle.
+const ALL: &str = "SELECT count(*), sum(i), sum(length(v) * (i % 89 + 1)), sum((unicode(substr(v, i % 90 + 1)) \
+                   + 3 * unicode(substr(v, i % 7 + 1)) + 7 * unicode(substr(v, i % 9 + 6))) * (i % 997 + 1)) FROM t";
 
 /// A directory for a cache, which its processes make.
 struct CacheDir(tempfile::TempDir);

@@ -80,18 +80,29 @@ fn large(mib: u64) {
     // One call tells what has changed, and that is all that is read. The row lies on one page; page 1 came with the open.
     let mut again = fresh(&cache, &server, &settings, []);
     assert_eq!(all(&mut again, rows), changed);
-    assert_eq!(trips(&mut again), "open 1, begin 1, read 1");
-    assert_eq!(count(&mut again, "disk_misses"), 1);
+    let spent = trips(&mut again);
+    // Of the large one a call ahead was seen besides, for which nobody waited.
+    let waited = spent
+        .strip_suffix(", 1 reads ahead")
+        .filter(|_| mib >= 1024);
+    assert_eq!(waited.unwrap_or(&spent), "open 1, begin 1, read 1");
+    let misses = count(&mut again, "disk_misses");
+    assert!(misses == 1 || (mib >= 1024 && misses <= 2), "{misses}");
     end(again);
     // The next one has that too. For a reader the call is the one with which its transaction begins.
     let mut again = fresh(&cache, &server, &settings, []);
     assert_eq!(all(&mut again, rows), changed);
     assert_eq!(trips(&mut again), "open 1");
     end(again);
-    let changed = change("x", "y");
+    let changed_again = change("x", "y");
+    assert_ne!(changed_again, changed);
     let mut reader = fresh(&cache, &server, &settings, ["mode=ro"]);
-    assert_eq!(all(&mut reader, rows), changed);
-    assert_eq!(trips(&mut reader), "open 1, begin 2, read 1");
+    assert_eq!(all(&mut reader, rows), changed_again);
+    let spent = trips(&mut reader);
+    let waited = spent
+        .strip_suffix(", 1 reads ahead")
+        .filter(|_| mib >= 1024);
+    assert_eq!(waited.unwrap_or(&spent), "open 1, begin 2, read 1");
 }
 
 #[test]

@@ -36,7 +36,8 @@
 //! * **Q7** The files together take no more than their limit, but for [`room::STEP_SHARE`] of it for each further process that is just
 //!   writing. The databases used longest ago make room first.
 //! * **Q8** Files are made for their owner alone, links are not followed, and what somebody else could have written is not read.
-//! * **Q9** A server whose newest version is older than the log's has another history than the files.
+//! * **Q9** Nothing is answered before the server is known to have come as far as the log and the slot: one that has not, has another
+//!   history than the files, which are removed then.
 //!
 //! Assumed: a store whose content was set back is another incarnation (`proto/README.md`); Q9 notices only those that have not gone on
 //! since. Pages lie here in the clear.
@@ -264,6 +265,10 @@ pub struct DiskFile {
     /// The head of the log when it was saved last.
     saved: AtomicU64,
     writer: Writer,
+    /// The head of the log that was found.
+    found_head: Version,
+    /// The server has come as far as this version.
+    proven: AtomicU64,
     /// The log that was found can't be bridged: it makes way for the one that is known here.
     too_old: AtomicBool,
     /// Nothing is read from it.
@@ -297,6 +302,8 @@ impl DiskFile {
             log,
             saved: AtomicU64::new(saved.get()),
             writer,
+            found_head: known,
+            proven: AtomicU64::new(0),
             too_old: AtomicBool::new(false),
             off: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -371,7 +378,19 @@ impl DiskFile {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// Q9.
+    /// Whether a server that has come as far as `head`, or was known to have come further, may have told what is in a slot up to
+    /// a version, and what was in the log (Q9).
+    pub fn is_proven(&self, upto: Version, head: Version) -> bool {
+        let proven = head.get().max(self.proven.load(Ordering::Relaxed));
+        upto.max(self.found_head).get() <= proven
+    }
+
+    /// The server has come as far as this version.
+    pub fn prove(&self, head: Version) {
+        self.proven.fetch_max(head.get(), Ordering::Relaxed);
+    }
+
+    /// It is of another history: Q9.
     pub fn discard(&self) {
         self.off.store(true, Ordering::Relaxed);
         // Where that fails the next process finds what this one has found.
@@ -392,6 +411,11 @@ impl DiskPage {
     /// Whether more knowledge of what has changed could make it the page of the version.
     pub fn may_hold(&self, at: Version) -> bool {
         self.0.from <= at
+    }
+
+    /// The newest version for which its slot says that it holds.
+    pub fn upto(&self) -> Version {
+        self.0.upto
     }
 
     /// From which version on, up to which one, and what.
