@@ -40,7 +40,7 @@ class TwoServers:
         self.cluster = Cluster(scratch / "cluster", "memory")
         self.servers = []
         for number in range(2):
-            self.servers.append(Server(f"fdb:{self.cluster.file}", scratch / f"server{number}.log", lease_ttl_ms=LEASE_TTL_MS))
+            self.servers.append(Server(f"fdb:{self.cluster.file}", scratch / f"server{number}.log", lease_ttl_ms=LEASE_TTL_MS, arguments=["--take-over-leases"]))
             self.servers[-1].start()
         endpoint = ",".join(server.endpoint for server in self.servers)
         self.uri = f"file:t/app.db?vfs=pagewire&endpoint={endpoint}&timeout_ms=20000"

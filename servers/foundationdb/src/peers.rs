@@ -296,6 +296,8 @@ impl Peers for Inner {
                 return Ok(Fence::Elsewhere);
             }
             let epoch = txn.advance(database, epoch);
+            // A claim that was being given back when its call was given up may not go after the grant.
+            txn.put(&Key::Claim(database), &self.server);
             let grant = Grant {
                 server: self.server,
                 session,
