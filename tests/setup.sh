@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine that has Rust, gcc, Node and apt: Debian's own sqlite3 and Python, apsw and grpcio in
+# Installs what the tests need on a Debian machine that has Rust and apt: gcc, Node, Debian's own sqlite3 and Python, apsw and grpcio in
 # a private venv, grpc-js and tsc in a folder of their own, and cargo-nextest. Says nothing and changes nothing where all of it is there.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,6 +22,7 @@ missing=()
 for package in gcc libc6-dev make sqlite3 python3 python3-venv; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done
+command -v npm >/dev/null || missing+=(nodejs npm)
 if [ ${#missing[@]} -gt 0 ]; then
     echo "setup: installing ${missing[*]}"
     as_root apt-get update -qq
