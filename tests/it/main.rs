@@ -23,6 +23,7 @@ mod prefetch;
 mod readers;
 mod removals;
 mod round_trips;
+mod set_back;
 mod several_servers;
 mod silent_wrong_data;
 mod staging;

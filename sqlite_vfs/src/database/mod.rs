@@ -187,6 +187,7 @@ impl Database {
             other => other,
         };
         let (doubts, before) = (self.state.doubts(), self.state.id());
+        let seen = self.state.head().version;
         let opened = open_call(&self.client, &self.state.name, wanted, None, deadline);
         if let Ok(opened) = &opened
             && opened.id != before
@@ -196,6 +197,9 @@ impl Database {
         }
         match opened {
             Ok(opened) if opened.id == self.state.id() => {
+                if before == opened.id {
+                    self.refuse_older(seen, opened.head.version)?;
+                }
                 let mut now = self.opened.lock();
                 let (had, sequence) = *now;
                 let strongest = if strength(mode) > strength(had) {
@@ -267,12 +271,12 @@ impl Database {
                         Begin::Settle(_) | Begin::Ask(..) => {}
                     }
                 }
-                Begin::Ask(known, doubts) => {
+                Begin::Ask(seen, doubts) => {
                     self.state
                         .asks(&core.session, consistency, settings.subscribe);
                     let asked_at = Cell::new(Clock::now());
-                    let earlier = self.earlier_to_ask_with(known);
-                    let known = earlier.as_ref().map_or(known, ChangeLog::head);
+                    let earlier = self.earlier_to_ask_with(seen);
+                    let known = earlier.as_ref().map_or(seen, ChangeLog::head);
                     let answer = self.call(deadline, || {
                         asked_at.set(Clock::now());
                         core.begin_snapshot(self.state.id(), known, deadline)
@@ -284,6 +288,10 @@ impl Database {
                             return Err(error);
                         }
                     };
+                    if let Err(error) = self.refuse_older(seen, head.version) {
+                        self.asked_with(earlier, None);
+                        return Err(error);
+                    }
                     let begun = self
                         .state
                         .begin_with(head, &changes, doubts, asked_at.get());
@@ -298,6 +306,17 @@ impl Database {
                 }
             }
         }
+    }
+
+    /// A head below one that was seen before the question is of another history, whatever its identity: of an old copy of the store. Its next
+    /// versions would have the numbers of those that are cached.
+    fn refuse_older(&self, seen: Version, head: Version) -> Result<()> {
+        if head < seen {
+            self.state.lose(&format!(
+                "the server has version {head} where it had version {seen} before: its store was set back, or is an old copy"
+            ));
+        }
+        self.state.check()
     }
 
     /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler.
