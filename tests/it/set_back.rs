@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
+use std::thread::park_timeout;
 use std::time::Duration;
 
 use pagewire_tests::connection::{assert_sound, last_error, number, open};
@@ -40,7 +40,7 @@ fn p3_a_store_that_was_set_back_to_an_old_copy_is_refused_by_who_saw_more() {
                 }
             }
         }
-        sleep(STEP);
+        park_timeout(STEP);
     }
     assert!(refused.contains("set back"), "{refused}");
     connection
@@ -70,7 +70,7 @@ fn until_ok(mut statement: impl FnMut() -> rusqlite::Result<()>) {
         if statement().is_ok() {
             return;
         }
-        sleep(STEP);
+        park_timeout(STEP);
     }
     panic!("it did not get through");
 }
