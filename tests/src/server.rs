@@ -173,8 +173,9 @@ impl Drop for PageServer {
 
 /// Sends a signal (`-STOP`, `-KILL`, ...) to a process by its id.
 pub fn send_signal(pid: u32, signal: &str) {
-    let status = Command::new("kill")
-        .args([signal, &pid.to_string()])
+    // The shell's own: a small machine may have no program of this name.
+    let status = Command::new("sh")
+        .args(["-c", &format!("kill {signal} {pid}")])
         .status()
         .expect("kill");
     assert!(status.success(), "kill {signal} {pid}");

@@ -107,7 +107,9 @@ impl Cluster {
     /// Kills the server; it starts again by itself.
     pub fn kill_server(&self) {
         let pid = std::fs::read_to_string(self.directory.join("pid")).unwrap();
-        let killed = Command::new("kill").args(["-9", pid.trim()]).status();
+        let killed = Command::new("sh")
+            .args(["-c", &format!("kill -9 {}", pid.trim())])
+            .status();
         assert!(killed.expect("kill").success(), "there is no server {pid}");
     }
 
