@@ -298,19 +298,25 @@ unsafe extern "C" fn access(
 ) -> c_int {
     // SAFETY: SQLite passes the VFS that was registered.
     let registration = unsafe { Registration::of(vfs) };
-    if flags == ACCESS_READWRITE {
-        // SQLite asks so of a directory only (`PRAGMA temp_store_directory`), and temporary files are the operating system's.
-        // SAFETY: it is there for as long as ours; the arguments go on as they are.
-        return unsafe {
-            let os = registration.os_vfs;
-            (*os)
-                .access
-                .map_or(code::ERROR, |method| method(os, name, flags, answer))
-        };
-    }
     if !answer.is_null() {
         // SAFETY: SQLite passes a place for the answer, which is defined after an error too.
         unsafe { answer.write(0) };
+    }
+    if flags == ACCESS_READWRITE && !name.is_null() {
+        // SQLite asks so of a directory only (`PRAGMA temp_store_directory`), and temporary files are the operating system's.
+        let os = registration.os_vfs;
+        let mut found = 0;
+        // SAFETY: it is there for as long as ours, and the name goes on as it is.
+        let rc = unsafe {
+            (*os)
+                .access
+                .map_or(code::ERROR, |method| method(os, name, flags, &mut found))
+        };
+        if !answer.is_null() {
+            // SAFETY: as above.
+            unsafe { answer.write(found) };
+        }
+        return rc;
     }
     guarded(
         registration,
