@@ -4,7 +4,6 @@
  *
  * A handler runs from beginning to end before the next one does, which makes each call a transaction. */
 import { randomBytes } from "node:crypto";
-import { crc32 } from "node:zlib";
 import * as grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
@@ -27,6 +26,8 @@ const CODES: Record<string, grpc.status> = { DATABASE_NOT_FOUND: NOT_FOUND, VERS
 class Refused extends Error { constructor(readonly reason: string, text: string) { super(text); } }
 const refuse = (reason: string, text: string): never => { throw new Refused(reason, text); };
 
+const CRCS = Uint32Array.from({ length: 256 }, (_, n) => Array(8).fill(0).reduce((crc) => (crc & 1 ? 0xedb88320 ^ (crc >>> 1) : crc >>> 1), n));
+const crc32 = (bytes: Uint8Array) => ~bytes.reduce((crc, byte) => CRCS[(crc ^ byte) & 255] ^ (crc >>> 8), ~0) >>> 0; // node:zlib has it since Node 20.15 only
 const incarnation = randomBytes(16);
 const sessions = new Map<string, Session>();
 const [names, databases] = [new Map<string, Database>(), new Map<string, Database>()];
