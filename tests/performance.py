@@ -48,11 +48,14 @@ def main():
         sys.exit(f"performance: {PAGE} has not both markers once")
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + machine() + table(rows) + END + after)
+    PAGE.write_text(before + BEGIN + machine(bool(arguments.source)) + table(rows) + END + after)
     print(f"performance: {len(rows)} rows, {missed(rows)} aims missed")
 
 
-def machine():
+def machine(is_earlier):
+    if is_earlier:
+        # Nothing is known of the machine then.
+        return ""
     load = os.getloadavg()[0]
     return f"{os.cpu_count()} cores, load {load:.1f} at the end of the run (1 of it is the benchmark's own).\n\n"
 
