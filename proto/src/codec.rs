@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn the_largest_honest_messages_pass() {
         let page = pb::PageContent {
-            encoding: 0,
+            encoding: pb::PageEncoding::Raw.into(),
             number: 1,
             content: vec![7; 512].into(),
             crc32: 1,

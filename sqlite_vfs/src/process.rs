@@ -86,7 +86,9 @@ impl Process {
     /// Removes a database of the process's endpoint and all of its versions; `false` if there is none.
     pub fn delete_database(&self, name: &DatabaseName) -> Result<bool> {
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
-        self.client(&settings.endpoint, settings.token.as_deref(), None)?
+        // As for a connection: one that opens meanwhile shares the client, and its disk cache.
+        let disk = settings.disk();
+        self.client(&settings.endpoint, settings.token.as_deref(), disk.as_ref())?
             .delete_database(name, settings.timeout)
     }
 

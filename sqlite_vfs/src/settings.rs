@@ -112,6 +112,18 @@ impl ProcessSettings {
         Self::read(|name| std::env::var(name).ok())
     }
 
+    /// The disk cache of connections that say nothing of their own.
+    pub fn disk(&self) -> Option<DiskSettings> {
+        self.disk_in(self.cache_dir.clone())
+    }
+
+    fn disk_in(&self, directory: Option<PathBuf>) -> Option<DiskSettings> {
+        directory.map(|directory| DiskSettings {
+            directory,
+            bytes: self.cache_dir_bytes,
+        })
+    }
+
     /// Whether the VFS becomes the default; a wrong value counts as unset, since loading must do no harm.
     pub fn default_vfs_wanted() -> bool {
         #[expect(
@@ -337,10 +349,7 @@ impl ConnectionSettings {
             subscribe: reading.subscribe,
             at,
             stage_bytes: process.stage_bytes,
-            disk: cache_dir.map(|directory| DiskSettings {
-                directory,
-                bytes: process.cache_dir_bytes,
-            }),
+            disk: process.disk_in(cache_dir),
         })
     }
 }

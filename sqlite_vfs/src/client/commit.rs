@@ -322,7 +322,7 @@ impl Iterator for Messages {
                 checksum.add(crc32);
                 bytes += content.len();
                 pages.push(pb::PageContent {
-                    encoding: 0,
+                    encoding: pb::PageEncoding::Raw.into(),
                     number: page.number.get(),
                     content,
                     crc32,

@@ -135,7 +135,7 @@ impl Iterator for Messages {
             };
             bytes += content.len();
             pages.push(pb::PageContent {
-                encoding: 0,
+                encoding: pb::PageEncoding::Raw.into(),
                 number: number.get(),
                 crc32: crc32fast::hash(&content),
                 content,

@@ -12,15 +12,15 @@ use pagewire_proto::{DatabaseId, PageSize, StagingId};
 use tonic::Status;
 
 use super::Hub;
-use crate::status;
-use crate::store::PageWrite;
+use crate::store::{PageWrite, StoreError};
 
 /// KiB of pages: some messages of the largest size for each of many tenants, and little beside the memory of a server.
 pub(super) const MAX_KIB: u32 = 64 << 10;
 
 impl Hub {
-    /// Adds pages to a staging, and asks afterwards whether it is still there: false where it was dropped meanwhile. Waits for the pages of others before them, and for the
-    /// store, each as long as for any answer of the store.
+    /// Adds pages to a staging, and asks afterwards whether it is still there: false where it was dropped meanwhile.
+    ///
+    /// Waits for the pages of others before them, and for the store, each as long as for any answer of the store.
     pub(crate) async fn stage(
         &self,
         database: DatabaseId,
@@ -37,7 +37,7 @@ impl Hub {
         let room = Arc::clone(&self.staging).acquire_many_owned(kib);
         let room = match tokio::time::timeout(self.settings.store_wait, room).await {
             Ok(Ok(room)) => room,
-            Ok(Err(_)) | Err(_) => {
+            _ => {
                 return Err(Reason::Unavailable.status(format!(
                     "the store is busy with staged pages for more than {} ms: try again",
                     self.settings.store_wait.as_millis()
@@ -56,13 +56,12 @@ impl Hub {
             }
             Ok(false)
         });
-        match tokio::time::timeout(self.settings.store_wait, taken).await {
-            Ok(Ok(result)) => result.map_err(status::of_store),
-            Ok(Err(_)) => Err(Reason::Internal.status("staging broke off: commit again")),
-            Err(_) => Err(Reason::Unavailable.status(format!(
-                "the store did not answer within {} ms",
-                self.settings.store_wait.as_millis()
-            ))),
-        }
+        self.bounded(async move {
+            taken.await.unwrap_or_else(|_| {
+                let broke_off = "staging broke off: commit again".to_owned();
+                Err(StoreError::Unavailable(broke_off))
+            })
+        })
+        .await
     }
 }

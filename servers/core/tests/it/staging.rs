@@ -1,5 +1,6 @@
 //! Pages on their way into stagings: the invariants M-7 and M-8.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -36,6 +37,14 @@ fn stage(client: &Client, database: &Opened, pages: u32) -> JoinHandle<bool> {
     })
 }
 
+/// A store that takes no pages before it gets its permits back.
+fn closed_store() -> (Arc<GatedStore>, usize) {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let permits = store.staging.available_permits();
+    store.staging.forget_permits(permits);
+    (store, permits)
+}
+
 async fn until(mut reached: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if reached() {
@@ -48,9 +57,7 @@ async fn until(mut reached: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn m7_pages_of_calls_that_were_cancelled_are_bounded_until_the_store_takes_them() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let permits = store.staging.available_permits();
-    store.staging.forget_permits(permits);
+    let (store, permits) = closed_store();
     let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
     let mut client = server.client().await;
     let database = client.open("a.db").await;
@@ -72,9 +79,7 @@ async fn m7_pages_of_calls_that_were_cancelled_are_bounded_until_the_store_takes
 
 #[tokio::test]
 async fn m8_pages_that_come_into_a_staging_after_it_was_dropped_are_dropped_again() {
-    let store = GatedStore::new(Duration::ZERO, true);
-    let permits = store.staging.available_permits();
-    store.staging.forget_permits(permits);
+    let (store, _) = closed_store();
     let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
     let mut client = server.client().await;
     let database = client.open("a.db").await;
