@@ -126,7 +126,9 @@ impl<'a> TreePage<'a> {
         let wanted = page.to_be_bytes();
         let (pointers, _) = self.pointers.as_chunks::<2>();
         let is_child = |pointer: &[u8; 2]| {
-            let cell = self.content.get(usize::from(u16::from_be_bytes(*pointer))..);
+            let cell = self
+                .content
+                .get(usize::from(u16::from_be_bytes(*pointer))..);
             cell.and_then(<[u8]>::first_chunk) == Some(&wanted)
         };
         let found = pointers.iter().position(is_child);
