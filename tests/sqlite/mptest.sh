@@ -1,27 +1,34 @@
 #!/usr/bin/env bash
 # SQLite's mptest on remote pages: several processes write to one database, and some of them crash. SQLite's own counts of tests are
 # required. The last line says how many scripts passed.
-#   tests/sqlite/mptest.sh [--profile debug|simulation|release] [SCRIPT...]      (crash01 multiwrite01 config02)
+#   tests/sqlite/mptest.sh [--profile debug|simulation|release | --bin DIR] [SCRIPT...]      (crash01 multiwrite01 config02)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cd "$top"
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 profile=debug
+built=
 if [ "${1:-}" = --profile ]; then
     profile=$2
     shift 2
+elif [ "${1:-}" = --bin ]; then
+    built=$2
+    shift 2
 fi
 [ $# -gt 0 ] || set -- crash01 multiwrite01 config02
-flag=()
-[ "$profile" = debug ] || flag=(--profile "$profile")
-cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+if [ -z "$built" ]; then
+    flag=()
+    [ "$profile" = debug ] || flag=(--profile "$profile")
+    cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+    built=target/$profile
+fi
 suite=$top/.test-tools/sqlite-suite
-"$here/build.sh" "$suite" "target/$profile/libpagewire.a" sqlite_vfs/include mptester
+"$here/build.sh" "$suite" "$built/libpagewire.a" sqlite_vfs/include mptester
 work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null; rm -rf "$work"' EXIT
-"target/$profile/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
+"$built/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
 server=$!
 disown "$server"
 for _ in $(seq 300); do
