@@ -18,6 +18,10 @@
 **      of a database that is created. Another file is another database, also while connections have that of a file that was removed:
 **      the time at which the file was made chooses the first letter of the name. A file with something in it is refused.
 **
+**   6. One session: with PROOF_KEEP=1 the process keeps a database of its own open from its first one on, so that its session and its
+**      threads do not begin and end with each connection. A loop of thousands of them takes a fraction of the time then. The end of
+**      the process ends it, so a file of tests with several processes may have to wait for the end of a lease.
+**
 ** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there. Compiled with -DPROOF_EXTENSION this is an
 ** extension for a program that has loaded pagewire (tests/applications, stock.c).
 */
@@ -362,6 +366,18 @@ static char *oursWithParameters(const char *zName, char first){
   return (char*)sqlite3_create_filename(zOurs, zJournal, zWal, n, az);
 }
 
+/* 6. of the header. The name as SQLite lays it out: no parameters, then those of the journal and the WAL. Nothing of SQLite's memory. */
+static void keepSession(void){
+  static const char zName[] = "\0\0\0\0@keeper\0\0@keeper-journal\0@keeper-wal\0\0";
+  static int isAsked = 0;
+  const char *zKeep = getenv("PROOF_KEEP");
+  sqlite3_file *p;
+  int out = 0;
+  if( __atomic_exchange_n(&isAsked, 1, __ATOMIC_SEQ_CST) || zKeep==0 || strcmp(zKeep, "1")!=0 ) return;
+  p = calloc(1, pPagewire->szOsFile);
+  if( p ) pPagewire->xOpen(pPagewire, &zName[4], p, SQLITE_OPEN_MAIN_DB|SQLITE_OPEN_READWRITE|SQLITE_OPEN_CREATE, &out);
+}
+
 static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, int flags, int *pOutFlags){
   ProofFile *p = (ProofFile*)pFile;
   char zBuf[MAX_NAME];
@@ -398,6 +414,7 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
     pAll = p;
     remember(zName);
     pthread_mutex_unlock(&lists);
+    keepSession();
   }else{
     p->isSuper = (flags & SQLITE_OPEN_SUPER_JOURNAL)!=0;
     if( flags & SQLITE_OPEN_MAIN_JOURNAL ) p->zJournal = zName;

@@ -79,7 +79,8 @@ threads() {
 
 for program in "$@"; do
     case $program in
-        speedtest1) for set in main orm cte fp trigger rtree; do check "speedtest1 $set" same_answers "$set" 10; done ;;
+        # Without its set "trigger", which fails in SQLite 3.40.1 on unix too: "no such table: t1".
+        speedtest1) for set in main orm cte fp rtree; do check "speedtest1 $set" same_answers "$set" 10; done ;;
         kvtest) check kvtest values ;;
         threadtest3)
             for name in cgt_pager_1 dynamic_triggers create_drop_index_1 lookaside1 vacuum1 stress1 stress2 shared1; do
