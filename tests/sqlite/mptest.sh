@@ -46,14 +46,19 @@ for script in "$@"; do
         config02) tests=627 ;;
         *) tests=0 ;;
     esac
-    # A name of its own: mptester removes the file of its database, which is not there.
-    (cd "$work" && timeout 900 "$suite/build/proof/mptester" "$script.db" "$suite/src/mptest/$script.test") >"$work/log" 2>&1 || true
-    if grep -q "^Summary: 0 errors out of $tests tests" "$work/log"; then
+    # A name of its own: mptester removes the file of its database, which is not there. It waits ten seconds for its clients, which is
+    # not enough on a machine with much other work: where nothing else is wrong it is run again.
+    for turn in 1 2 3; do
+        (cd "$work" && timeout 900 "$suite/build/proof/mptester" "$script.$turn.db" "$suite/src/mptest/$script.test") >"$work/log" 2>&1 || true
+        errors=$(grep -a ERROR "$work/log" | grep -cvE 'ERROR: (line [0-9]+ of |timeout waiting for )' || true)
+        grep -aq "^Summary: [1-9][0-9]* errors out of $tests tests" "$work/log" && [ "$errors" = 0 ] || break
+    done
+    if grep -aq "^Summary: 0 errors out of $tests tests" "$work/log"; then
         passed=$((passed + 1))
     else
         failed=$((failed + 1))
-        echo "FAILED $script: $(grep '^Summary' "$work/log" || tail -n 1 "$work/log")"
-        grep ERROR "$work/log" | head -n 5 | cut -c1-300 || true
+        echo "FAILED $script: $(grep -a '^Summary' "$work/log" || tail -n 1 "$work/log")"
+        grep -a ERROR "$work/log" | head -n 5 | cut -c1-300 || true
     fi
 done
 opens=$(awk '{ n += $1 } END { print n + 0 }' "$work/counts" 2>/dev/null || echo 0)
