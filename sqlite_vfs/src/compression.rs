@@ -11,7 +11,7 @@ use pagewire_proto::{Page, pb};
 /// `PAGEWIRE_COMPRESSION`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Compressed unless the server is on this machine; pages of commits as deltas where they can be.
+    /// Compressed, and pages of commits as deltas of their base where it is at hand, unless the server is on this machine.
     #[default]
     Auto,
     /// Always.
