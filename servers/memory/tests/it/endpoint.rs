@@ -68,11 +68,11 @@ struct Bases {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BaseFault {
     /// A base is always found, and is that of the head.
-    AreOfTheHead,
+    Head,
     /// A single page that is read is the one beside it.
-    AreOfTheNeighbour,
+    Neighbour,
     /// None is ever found.
-    AreGone,
+    Gone,
 }
 
 #[async_trait]
@@ -98,12 +98,12 @@ impl Layer for Bases {
         let fault = self.fault.filter(|_| pages.len() <= 16);
         match fault {
             None => self.right.read(database, version, pages).await,
-            Some(BaseFault::AreGone) => Err(StoreError::VersionGone { version }),
-            Some(BaseFault::AreOfTheHead) => {
+            Some(BaseFault::Gone) => Err(StoreError::VersionGone { version }),
+            Some(BaseFault::Head) => {
                 let head = self.right.head(database).await?.version;
                 self.right.read(database, head, pages).await
             }
-            Some(BaseFault::AreOfTheNeighbour) => {
+            Some(BaseFault::Neighbour) => {
                 let beside = pages
                     .iter()
                     .map(|page| PageNumber::try_from(page.get() ^ 1));
@@ -133,9 +133,9 @@ async fn e01_catches_servers_that_put_pages_together_from_wrong_bases() {
         );
     }
     for fault in [
-        BaseFault::AreOfTheHead,
-        BaseFault::AreOfTheNeighbour,
-        BaseFault::AreGone,
+        BaseFault::Head,
+        BaseFault::Neighbour,
+        BaseFault::Gone,
     ] {
         let wrong = trial(over(Some(fault), true), "e01").await;
         let violation = wrong.outcome.expect_err(&format!("{fault:?} passed"));
