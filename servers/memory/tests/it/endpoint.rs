@@ -132,11 +132,7 @@ async fn e01_catches_servers_that_put_pages_together_from_wrong_bases() {
             right.outcome
         );
     }
-    for fault in [
-        BaseFault::Head,
-        BaseFault::Neighbour,
-        BaseFault::Gone,
-    ] {
+    for fault in [BaseFault::Head, BaseFault::Neighbour, BaseFault::Gone] {
         let wrong = trial(over(Some(fault), true), "e01").await;
         let violation = wrong.outcome.expect_err(&format!("{fault:?} passed"));
         println!("{fault:?} by e01: {violation}");
