@@ -22,6 +22,7 @@ fn page(number: u32, length: usize) -> pb::PageContent {
         content: content.into(),
         crc32,
         version: 3,
+        encoding: pb::PageEncoding::Raw.into(),
     }
 }
 

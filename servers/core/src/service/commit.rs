@@ -2,8 +2,8 @@
 //! or not the client still waits.
 //!
 //! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
-//! the session does not have, is still passed on, with an epoch or a staging that cannot be: it may be the repetition
-//! of one that was applied, and only the store knows.
+//! the session does not have, or with deltas whose base is gone, is still passed on, with an epoch or a staging that cannot be: it may be the
+//! repetition of one that was applied, and only the store knows.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -274,6 +274,8 @@ fn to_store(
     let mut commits = Vec::with_capacity(databases.len());
     for ((named, database), part) in header.databases.into_iter().zip(databases).zip(parts) {
         let has_lease = database.lease.lock().epoch_of(session.id) == Some(named.epoch);
+        // E-2: what the pages would be nobody knows.
+        let can_apply = has_lease && !part.base_is_gone;
         let mut stagings = Vec::with_capacity(named.stagings.len() + 1);
         for staging in named.stagings {
             stagings.push(match staging_of(session, named.database, staging) {
@@ -285,7 +287,7 @@ fn to_store(
         commits.push(DatabaseCommit {
             database: named.database,
             base: named.base,
-            epoch: if has_lease { named.epoch } else { NO_EPOCH },
+            epoch: if can_apply { named.epoch } else { NO_EPOCH },
             page_size: named.page_size,
             page_count: named.page_count,
             stagings,

@@ -25,6 +25,7 @@ use crate::hub::{End, Hub};
 use crate::memory::Account;
 use crate::session::{Outbound, Session, Stream as SessionStream, TakenNews};
 use crate::status;
+use crate::store::Capabilities;
 use crate::subscription::Asked;
 
 /// How long a stream may be open without its Hello.
@@ -257,8 +258,17 @@ fn ask_again(hub: &Arc<Hub>, session: &Session) {
     }
 }
 
+fn capabilities(store: &Capabilities) -> impl Iterator<Item = &'static str> {
+    // To read a base is a look into memory or a file where the content belongs to one server. Where several share it, it would be a round trip
+    // to the store before each commit, for bytes that take the shorter way between a client and its server.
+    let deltas = store.exclusive.then_some(capability::PAGE_DELTAS);
+    let always = [capability::COMMIT_EACH, capability::REQUEST_LZ4];
+    always.into_iter().chain(deltas)
+}
+
 fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
     let store = hub.store.capabilities();
+    let capabilities = capabilities(&store).map(str::to_owned).collect();
     pb::Welcome {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
@@ -278,7 +288,7 @@ fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) ->
             }),
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
-        capabilities: vec![capability::COMMIT_EACH.to_owned()],
+        capabilities,
         stream,
     }
 }

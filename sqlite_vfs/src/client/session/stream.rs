@@ -20,6 +20,7 @@ use crate::client::Core;
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::client::news::news;
 use crate::clock::Moment;
+use crate::compression::Encodings;
 use crate::error::{CallError, Error};
 
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
@@ -261,6 +262,10 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     let commit_each = has(capability::COMMIT_EACH);
+    let encodings = Encodings {
+        lz4: has(capability::REQUEST_LZ4),
+        deltas: has(capability::PAGE_DELTAS),
+    };
     let welcome = Arc::new(Welcome {
         lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
         incarnation,
@@ -269,6 +274,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         versions: store.versions,
         strict_push: store.strict_push,
         commit_each,
+        encodings,
     });
     Ok(Accepted {
         welcome,
@@ -343,7 +349,7 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
 fn hello(core: &Core) -> pb::Hello {
     let leases = core.all_databases().into_iter();
     let mut capabilities = Vec::new();
-    if core.compression.wants_lz4_from(&core.way.server().endpoint) {
+    if core.compression.is_wanted_with(&core.way.server().endpoint) {
         capabilities.push(capability::LZ4.to_owned());
     }
     pb::Hello {
