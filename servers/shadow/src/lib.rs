@@ -32,8 +32,9 @@
 //! * **I1** Every swap of a root raises its generation by one and names the tag of the read that it stands on. So no value is written
 //!   twice, and what a swap was decided on is what it replaces.
 //! * **I2** The state of a root without an intent, or with one that is not committed, is its state; with a committed one it is that of the
-//!   intent. A reader who finds an intent and no decision reads the root once more: only if it is the same one was there no decision
-//!   at the time of that look.
+//!   intent. A reader who finds an intent looks for the decision and then reads the root once more: only if it is the same one was what
+//!   he found, a decision or none, that of this intent at the time of that look (I6). Where the roots have moved on and the decision was
+//!   forgotten, a late call (K4) may write another one, that nobody goes by.
 //! * **I3** A transaction reads all of its roots before it places its first intent, places each by the tag of that read, at most once, and
 //!   never again under the same id. It decides to commit only when all have been placed.
 //! * **I4** Whoever wants to change a root with an undecided intent decides first: it is aborted. Then the change carries the decision out in
