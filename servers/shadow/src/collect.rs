@@ -15,6 +15,7 @@ use crate::Inner;
 use crate::cells::{Entry, Mark, NameCell, Root, State};
 use crate::keys::{self, SegmentId};
 use crate::roots::{Change, Loaded, harmless};
+use crate::store::Removal;
 use crate::upkeep::Claimed;
 
 /// A database that is being made has no name yet for so long at the most, whatever else may be taken for abandoned.
@@ -275,9 +276,8 @@ impl Inner {
         }
         let patience = self.options.abandoned_after.max(CREATION_TAKES).as_millis();
         let age = self.now_ms().saturating_sub(loaded.state.created_ms);
-        // What was ever leased or committed to has an owner, whatever the clocks say.
-        let is_used = loaded.state.version > 0 || loaded.state.epoch > 0;
-        if is_used || i128::from(age) < i128::try_from(patience).unwrap_or(i128::MAX) {
+        if loaded.state.is_used() || i128::from(age) < i128::try_from(patience).unwrap_or(i128::MAX)
+        {
             return Ok(());
         }
         let found = self.name_cell(&name).await?;
@@ -286,7 +286,8 @@ impl Inner {
         {
             return Ok(());
         }
-        self.mark_removed(database).await
+        // Its maker may only have been slow: it is judged again by the swap.
+        self.mark_removed(database, Removal::Unused).await
     }
 
     /// Decisions whose owners died are carried out and forgotten. Whether there are more.

@@ -27,6 +27,15 @@ use crate::{Inner, ShadowStore, no_randomness};
 /// Databases of a list that are looked at together.
 const LOOKS: usize = 16;
 
+/// Which databases a removal is meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Whatever is in it: somebody has asked for it.
+    Any,
+    /// Only one that was never leased or committed to, at the moment of the removal.
+    Unused,
+}
+
 #[async_trait]
 impl PageStore for ShadowStore {
     fn capabilities(&self) -> Capabilities {
@@ -78,7 +87,7 @@ impl PageStore for ShadowStore {
         self.0.fetch(database).await?;
         let slot = self.0.slot(database);
         let writing = slot.writing.lock().await;
-        self.0.mark_removed(database).await?;
+        self.0.mark_removed(database, Removal::Any).await?;
         drop(writing);
         *slot.protection.lock() = crate::Protection::default();
         self.0.peering.forget(database);
@@ -304,17 +313,22 @@ impl Inner {
     /// A root that was made for a name which somebody else has got; what is not dropped is collected.
     async fn drop_made(&self, made: Option<DatabaseId>) {
         if let Some(database) = made
-            && let Err(error) = self.mark_removed(database).await
+            && let Err(error) = self.mark_removed(database, Removal::Unused).await
         {
             tracing::debug!(%error, "a database without a name is left to the collection");
         }
     }
 
     /// The removal: everything that works by the id ends with it.
-    pub(crate) async fn mark_removed(&self, database: DatabaseId) -> Result<(), StoreError> {
+    pub(crate) async fn mark_removed(
+        &self,
+        database: DatabaseId,
+        which: Removal,
+    ) -> Result<(), StoreError> {
         let now = self.now_ms().max(1);
         self.update(database, false, |_, root, state| {
-            if state.is_removed() {
+            // In the state that is swapped: what the caller saw may be over, and a swap that was lost is tried on another root.
+            if state.is_removed() || which == Removal::Unused && state.is_used() {
                 return Ok(Change::Keep(()));
             }
             // Nothing of it can be named any more, not even by whoever put it a moment ago.
