@@ -1,12 +1,12 @@
 //! A table of claims that the test sees into, and servers at it: their messages take time and get lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use pagewire_memory::MemoryStore;
-use pagewire_proto::{DatabaseId, Epoch, Version};
+use pagewire_proto::{DatabaseId, Epoch, Snapshot, Version};
 use pagewire_server::layer::Layer;
 use pagewire_server::peers::{Claim, PeerNews, Peers};
 use pagewire_server::store::{Capabilities, PageStore, StoreError};
@@ -190,6 +190,8 @@ pub(super) struct Shared {
     pub(super) fences: Semaphore,
     /// A permit for each fence that waits for its answer.
     pub(super) fenced: Semaphore,
+    /// Databases whose heads are never answered.
+    pub(super) headless: Mutex<HashSet<DatabaseId>>,
     /// A floor is taken with each permit.
     pub(super) floors: Semaphore,
     /// Floors that came, taken or not.
@@ -211,6 +213,13 @@ impl Layer for Shared {
 
     fn peers(&self) -> Option<Arc<dyn Peers>> {
         Some(Arc::clone(&self.member) as Arc<dyn Peers>)
+    }
+
+    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        if self.headless.lock().unwrap().contains(&database) {
+            std::future::pending::<()>().await;
+        }
+        self.inner().head(database).await
     }
 
     async fn protect(
@@ -258,6 +267,7 @@ pub(super) async fn peers(count: usize) -> (Arc<Table>, Vec<Peer>) {
             member: table.join(),
             fences: Semaphore::new(10_000),
             fenced: Semaphore::new(0),
+            headless: Mutex::default(),
             floors: Semaphore::new(10_000),
             told: Mutex::default(),
         });
