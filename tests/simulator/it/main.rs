@@ -93,9 +93,9 @@ mod defects {
     }
 
     #[test]
-    fn prepare_acks() {
+    fn invalidation_wait() {
         is_found(
-            "prepare-acks",
+            "invalidation-wait",
             "0..300",
             &["--workload", "append", "--store", "versioned"],
         );

@@ -264,11 +264,13 @@ pub fn stop_for(process: ProcessId, ns: u64, machine_sleeps: bool) {
     with(|machine| {
         let until = machine.now + ns;
         let process = &mut machine.processes[process];
-        process.stopped += until.saturating_sub(process.stopped_until.max(machine.now));
+        // Who is stopped already is stopped for the rest only; a clock that stood still for all of it would go back.
+        let more = until.saturating_sub(process.stopped_until.max(machine.now));
+        process.stopped += more;
         process.stopped_until = process.stopped_until.max(until);
         if machine_sleeps {
-            process.clocks.monotonic -= i128::from(ns);
-            process.clocks.boot_ahead += i128::from(ns);
+            process.clocks.monotonic -= i128::from(more);
+            process.clocks.boot_ahead += i128::from(more);
         }
     });
 }
