@@ -27,6 +27,12 @@ from harness import COMMAND, LIBRARY, Cluster, Server, guest_environment
 
 API_VERSION = 730
 VALUE_BYTES = 4096
+# Too old, not committed, of unknown outcome, and process behind.
+RETRIED = (1007, 1020, 1021, 1037)
+
+
+class Refused(Exception):
+    """An error of the cluster."""
 
 
 class Fdb:
@@ -58,7 +64,7 @@ class Fdb:
     @staticmethod
     def check(code):
         if code:
-            raise RuntimeError(f"FoundationDB error {code}")
+            raise Refused(f"FoundationDB error {code}", code)
 
     def wait(self, future):
         self.check(self.c.fdb_future_block_until_ready(future))
@@ -66,7 +72,15 @@ class Fdb:
         self.c.fdb_future_destroy(future)
 
     def transaction(self, number, size, reads):
-        """Writes so many bytes; how long that took."""
+        """Writes so many bytes; how long that took. One that the cluster was too busy for does not count."""
+        while True:
+            try:
+                return self.attempt(number, size, reads)
+            except Refused as refused:
+                if refused.args[1] not in RETRIED:
+                    raise
+
+    def attempt(self, number, size, reads):
         begun = time.monotonic()
         transaction = ctypes.c_void_p()
         self.check(self.c.fdb_database_create_transaction(self.database, ctypes.byref(transaction)))
