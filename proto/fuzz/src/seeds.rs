@@ -120,6 +120,7 @@ fn main() -> Result<()> {
             epoch: 4,
             oldest_open_version: 5,
         }],
+        number: 6,
     };
     let request = pb::SessionRequest {
         message: Some(pb::session_request::Message::Hello(hello)),

@@ -110,7 +110,7 @@ fn accept(hub: &Arc<Hub>, first: &mut pb::CommitRequest) -> Result<Accepted, Sta
     let header = CommitHeader::try_from(header)?;
     // Not waited for: the pages that came along would be held meanwhile.
     let session = hub
-        .live_session(header.session)
+        .calling_session(header.session)
         .ok_or_else(status::session_unknown)?;
     let databases = header
         .databases

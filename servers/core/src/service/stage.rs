@@ -30,7 +30,7 @@ pub(super) async fn stage_pages(
     let page_size = PageSize::try_from(header.page_size)?;
     // Not waited for: the pages that came along would be held meanwhile.
     let session = hub
-        .live_session(SessionId::try_from(&header.session_id[..])?)
+        .calling_session(SessionId::try_from(&header.session_id[..])?)
         .ok_or_else(status::session_unknown)?;
     let open = opened_for_writing(&session, &header.database_id)?;
     let staging = begin(

@@ -99,12 +99,13 @@ fn phase_after(
 async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
+    // Rising whether it is answered or not: a server sees whether there was another in between.
+    let number = session.hellos.fetch_add(1, Ordering::AcqRel) + 1;
     let hello = pb::SessionRequest {
-        message: Some(Outgoing::Hello(hello(core))),
+        message: Some(Outgoing::Hello(hello(core, number))),
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
-    session.hellos.fetch_add(1, Ordering::AcqRel);
     let _ = sender.try_send(hello);
     let sent_at = Moment::now();
     let mut stub = core.way.server().stub.clone();
@@ -346,7 +347,7 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     }
 }
 
-fn hello(core: &Core) -> pb::Hello {
+fn hello(core: &Core, number: u64) -> pb::Hello {
     let leases = core.all_databases().into_iter();
     let mut capabilities = Vec::new();
     if core.compression.is_wanted_with(&core.way.server().endpoint) {
@@ -363,6 +364,7 @@ fn hello(core: &Core) -> pb::Hello {
             .filter_map(|(_, database)| database.believed_lease())
             .take(MAX_BELIEVED_LEASES)
             .collect(),
+        number,
     }
 }
 

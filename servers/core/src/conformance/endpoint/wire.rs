@@ -95,6 +95,7 @@ impl Wire {
             process: None,
             capabilities: Vec::new(),
             leases: Vec::new(),
+            number: 0,
         };
         note(&exchanges, &hello, &"(stream)");
         send(&outbound, Request::Hello(hello));
