@@ -18,8 +18,8 @@
 //!   the moment at which the claim is here commits of others wait until the client trusts nothing. A server that does not acknowledge, or drains, does not ask.
 //! * **PEER7** (to and fro) A Hello has a number that rises with each Hello of the session. The grant keeps the largest with which it was
 //!   confirmed, and the store confirms only a larger one: what a Hello on a slow way would move to a server that was left is not moved. A server keeps
-//!   what it has of a session in memory without asking only where the number follows on that of the newest Hello that it has taken: then
-//!   the client has said Hello to nobody in between. Otherwise each lease that the store does not confirm is taken from the session
+//!   what it has of a session in memory without asking only where the number follows on that of the newest Hello that it has taken, and has
+//!   answered with a Welcome: then the client has said Hello to nobody in between, and what is here is what it was told. Otherwise each lease that the store does not confirm is taken from the session
 //!   before its Welcome, whatever is believed here.
 //!
 //! Interleavings that were looked at, A and B servers, S the session, C another client. *A is slow*: S goes to B while a fence of A for C is under way. One
@@ -45,7 +45,7 @@ use tokio::time::Instant;
 use crate::database::Database;
 use crate::hub::Hub;
 use crate::peers::Peers;
-use crate::session::Session;
+use crate::session::{Session, SessionState};
 
 /// A lease that a Hello lists.
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +83,13 @@ pub(crate) enum Leases {
     Only(Vec<Confirmed>),
 }
 
+/// Whether what is here of a session is what its client believes: the Hello before this one was answered here, and was the one before.
+pub(crate) fn is_next(state: &SessionState, number: u64) -> bool {
+    state.hello == state.answered && follows(state.answered, number)
+}
+
 /// Whether a client that has sent these Hellos, one to this server and then another, has sent none in between.
-pub(crate) fn follows(before: u64, number: u64) -> bool {
+fn follows(before: u64, number: u64) -> bool {
     number == before.saturating_add(u64::from(number != 0))
 }
 
@@ -165,9 +170,15 @@ impl Hub {
         }
     }
 
-    /// Gives a session the leases that were confirmed, and takes all others from it. It has no stream yet that could tell of them.
-    pub(crate) fn bring(self: &Arc<Self>, session: &Arc<Session>, confirmed: &[Confirmed]) {
-        self.take_unconfirmed(session, confirmed);
+    /// Gives a session the leases that were confirmed for a Hello, and takes all others from it. It has no stream yet that could tell of them: where a later
+    /// Hello has come, which may have one, nothing is done.
+    pub(crate) fn bring(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        hello: u64,
+        confirmed: &[Confirmed],
+    ) {
+        self.take_unconfirmed(session, hello, confirmed);
         for Confirmed {
             lease,
             database,
@@ -194,7 +205,10 @@ impl Hub {
                 }
             }
             let mut state = session.state.lock();
-            if !state.ended && table.take_over(session.id, lease.epoch, *guarded_until) {
+            if !state.ended
+                && state.hello == hello
+                && table.take_over(session.id, lease.epoch, *guarded_until)
+            {
                 state.leases.insert(id, lease.epoch);
                 state.barriers.remove(&id);
                 tracing::debug!(epoch = %lease.epoch, "a lease came with its session from another server");
@@ -204,7 +218,7 @@ impl Hub {
     }
 
     /// What a session that was elsewhere has here, and the store has not confirmed, is not its own any more (PEER7).
-    fn take_unconfirmed(self: &Arc<Self>, session: &Session, confirmed: &[Confirmed]) {
+    fn take_unconfirmed(self: &Arc<Self>, session: &Session, hello: u64, confirmed: &[Confirmed]) {
         let confirmed: HashSet<_> = confirmed
             .iter()
             .map(|confirmed| (confirmed.lease.database, confirmed.lease.epoch))
@@ -221,6 +235,9 @@ impl Hub {
         for database in doubtful {
             let mut lease = database.lease.lock();
             let mut state = session.state.lock();
+            if state.hello != hello {
+                return;
+            }
             let trusted_until = Instant::now() + self.settings.lease_ttl;
             let broken = state.streams_so_far;
             if lease.take(session.id, trusted_until, broken) {

@@ -141,6 +141,8 @@ pub(crate) struct SessionState {
     pub(crate) streams_so_far: u64,
     /// The number of the newest Hello that was taken (PEER7); 0 where the client does not count.
     pub(crate) hello: u64,
+    /// The number of the newest Hello whose Welcome was sent.
+    pub(crate) answered: u64,
     pub(crate) opens: HashMap<DatabaseId, Open>,
     pub(crate) opens_so_far: u64,
     /// Mirror of the lease table, changed under the lock of the lease.
@@ -208,6 +210,7 @@ impl Session {
                 stream: None,
                 streams_so_far: 0,
                 hello: 0,
+                answered: 0,
                 opens: HashMap::new(),
                 opens_so_far: 0,
                 leases: HashMap::new(),

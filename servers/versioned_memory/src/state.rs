@@ -119,7 +119,16 @@ impl State {
             && time.0 < since
         {
             self.removed.pop_front();
-            self.removed_ids.remove(&id);
+            if self
+                .branch_points
+                .get(&id)
+                .is_some_and(|points| !points.is_empty())
+            {
+                // A branch stands on it (V4): looked at again as late as if it had been removed now.
+                self.removed.push_back((now, id));
+            } else {
+                self.removed_ids.remove(&id);
+            }
         }
     }
 

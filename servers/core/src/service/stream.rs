@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::wire_limits;
-use crate::arrival::{Caller, Leases, Listed, follows};
+use crate::arrival::{Caller, Leases, Listed, is_next};
 use crate::hub::{End, Hub};
 use crate::memory::Account;
 use crate::session::{Outbound, Session, Stream as SessionStream, TakenNews};
@@ -134,7 +134,7 @@ async fn begin(
     let losses = hub.losses.load(Ordering::Acquire);
     let leases = match hub.live_session(id) {
         _ if hub.movable().is_none() => Leases::AsBefore,
-        Some(session) if follows(session.state.lock().hello, hello.number) => Leases::AsBefore,
+        Some(session) if is_next(&session.state.lock(), hello.number) => Leases::AsBefore,
         Some(_) | None => {
             let caller = Caller {
                 session: id,
@@ -211,19 +211,22 @@ fn attach(
             if !state.is_live(now, hub.settings.lease_ttl) {
                 continue;
             }
-            let before = std::mem::replace(&mut state.hello, hello.number);
+            let before = state.hello;
             if before > hello.number || (before == hello.number && before != 0) {
-                state.hello = before;
                 return Err(overtaken());
             }
+            // Otherwise another Hello came in between.
+            let as_believed = is_next(&state, hello.number);
+            state.hello = hello.number;
             // It does not lapse while it is given what its client trusts.
             state.last_heard = now;
-            // Otherwise another Hello came in between.
-            follows(before, hello.number)
+            as_believed
         };
         match &leases {
-            Leases::Only(confirmed) => hub.bring(&session, confirmed),
-            Leases::AsBefore if !as_believed && hub.movable().is_some() => hub.bring(&session, &[]),
+            Leases::Only(confirmed) => hub.bring(&session, hello.number, confirmed),
+            Leases::AsBefore if !as_believed && hub.movable().is_some() => {
+                hub.bring(&session, hello.number, &[]);
+            }
             Leases::AsBefore => {}
         }
         let (stop, stopped) = oneshot::channel();
@@ -260,6 +263,7 @@ fn attach(
                 })
                 .collect();
             let number = state.streams_so_far;
+            state.answered = hello.number;
             // Before the lock goes: no news can come before Welcome.
             state.push(pb::session_response::Message::Welcome(welcome(
                 hub, number, resumed, held,
