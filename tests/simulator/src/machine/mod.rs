@@ -269,8 +269,11 @@ pub fn stop_for(process: ProcessId, ns: u64, machine_sleeps: bool) {
         process.stopped += more;
         process.stopped_until = process.stopped_until.max(until);
         if machine_sleeps {
-            process.clocks.monotonic -= i128::from(more);
-            process.clocks.boot_ahead += i128::from(more);
+            // As much as it would have gone by its drift, less what rounding may take: it stands, and never goes back.
+            let more = i128::from(more);
+            let gone = (more + more * process.clocks.drift_ppm / 1_000_000 - 2).max(0);
+            process.clocks.monotonic -= gone;
+            process.clocks.boot_ahead += gone;
         }
     });
 }
