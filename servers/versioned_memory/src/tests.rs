@@ -95,3 +95,33 @@ async fn v4_the_id_of_a_removed_branch_is_not_given_to_another() {
     }
     assert!(!store.state.read().was_removed(id));
 }
+
+/// V4: and for as long as a branch stands on it.
+#[tokio::test]
+async fn v4_the_id_of_a_removed_database_is_kept_while_a_branch_stands_on_it() {
+    let clock = ManualClock::default();
+    let store = store(&clock);
+    let a = database(&store, "a").await;
+    commit(&store, a, 0).await;
+    let branch = DatabaseName::try_from("branch").unwrap();
+    let id = DatabaseId::random().unwrap();
+    store
+        .branch(a.0, &Moment::Age(0), id, &branch)
+        .await
+        .unwrap();
+    let remove = async |name: &str| store.remove(&DatabaseName::try_from(name).unwrap()).await;
+    remove("a").await.unwrap();
+    for _ in 0..3 {
+        clock.advance(HOUR * 2);
+        database(&store, "b").await;
+        remove("b").await.unwrap();
+        assert!(store.state.read().was_removed(a.0));
+    }
+    remove("branch").await.unwrap();
+    for _ in 0..2 {
+        clock.advance(HOUR * 2);
+        database(&store, "b").await;
+        remove("b").await.unwrap();
+    }
+    assert!(!store.state.read().was_removed(a.0));
+}
