@@ -199,8 +199,9 @@ impl PageStore for ShadowStore {
         };
         let of = spill.database;
         match self.0.spill(spill).await {
-            // Another one, that was removed by another server: what was staged for it is of no use.
-            Err(StoreError::DatabaseNotFound) if of != database => {
+            // Another one, that was removed by another server, or whose root is damaged: what was staged for it can't be committed, and kept here as
+            // the largest it would be tried again by everybody, until there is room for nothing else.
+            Err(StoreError::DatabaseNotFound | StoreError::Corrupt(_)) if of != database => {
                 self.0.stagings.lock().drop_database(of);
                 Ok(())
             }

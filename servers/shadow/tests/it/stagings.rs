@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pagewire_proto::{PageSize, StagingId, Version};
+use pagewire_proto::{DatabaseId, PageSize, StagingId, Version};
 use pagewire_server::store::{CommitOutcome, DatabaseCommit, PageStore, StoreError};
 use pagewire_shadow::ShadowOptions;
 use pagewire_shadow::testing::{Kind, Medium};
@@ -85,24 +85,40 @@ async fn stg1_uploads_are_refused_while_the_store_below_takes_none() {
     stage(99).await.unwrap().unwrap();
 }
 
+/// Has a large staging of `a`, lets something happen to `a`, and stages for `b` until it is the turn of the largest.
+async fn nobody_is_kept_by(happens: impl AsyncFnOnce(&Arc<Medium>, DatabaseId)) {
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, small()).await;
+    let (a, b) = (server.database("a").await, server.database("b").await);
+    let large = writes(PageSize::MIN, 1..=9 * PAGES, 1);
+    let id = StagingId::random().unwrap();
+    let staged = server.store.stage(a, id, PageSize::MIN, large);
+    staged.await.unwrap();
+    happens(&medium, a).await;
+    server.store.drop_caches();
+    for round in 0..30 {
+        if round == 5 {
+            assert_eq!(medium.keys("d/"), Vec::<String>::new());
+        }
+        let pages = writes(PageSize::MIN, 1..=PAGES, 1);
+        let id = StagingId::random().unwrap();
+        let staged = server.store.stage(b, id, PageSize::MIN, pages);
+        staged.await.unwrap();
+    }
+}
+
 /// A staging of a database that another server has removed is in nobody's way.
 #[tokio::test]
 async fn stg1_what_is_staged_for_a_removed_database_goes() {
-    let medium = Arc::new(Medium::default());
-    let (one, other) = (
-        server_with(&medium, small()).await,
-        server_with(&medium, small()).await,
-    );
-    let (a, b) = (one.database("a").await, one.database("b").await);
-    let large = writes(PageSize::MIN, 1..=9 * PAGES, 1);
-    let id = StagingId::random().unwrap();
-    one.store.stage(a, id, PageSize::MIN, large).await.unwrap();
-    other.store.remove(&crate::scene::name("a")).await.unwrap();
-    one.store.drop_caches();
-    for _ in 0..5 {
-        let pages = writes(PageSize::MIN, 1..=PAGES, 1);
-        let id = StagingId::random().unwrap();
-        one.store.stage(b, id, PageSize::MIN, pages).await.unwrap();
-    }
-    assert_eq!(medium.keys("d/"), Vec::<String>::new());
+    nobody_is_kept_by(async |medium, _| {
+        let other = server_with(medium, small()).await;
+        other.store.remove(&crate::scene::name("a")).await.unwrap();
+    })
+    .await;
+}
+
+/// And one of a database whose root is damaged: others are not told of it, and stage on.
+#[tokio::test]
+async fn stg1_what_is_staged_for_a_damaged_database_is_in_nobodys_way() {
+    nobody_is_kept_by(async |medium, a| medium.damage(&format!("r/{a}"), 20)).await;
 }
