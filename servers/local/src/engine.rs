@@ -14,11 +14,18 @@
 //!
 //! Every write transaction ends in two syncs of LMDB (data, then its root), in that order; a reader sees a transaction
 //! only after both.
+//!
+//! * **READ1** What a reader sees is durable, and whoever begins later sees no less. LMDB alone does not keep this: its readers load the
+//!   number of the last transaction, T, and then one of two roots, by whether T is odd. Where a reader is held up between the two
+//!   while T + 1 ends and T + 2 writes its root, over that of T, it has a root that is not durable yet, or half of one, and
+//!   the next reader is given T + 1. So a commit says its number before it begins, and a reader that finds more
+//!   than T + 1 begins again.
 
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use heed::types::Bytes as Raw;
 use heed::{EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
@@ -47,6 +54,8 @@ pub(crate) struct Engine {
     pub(crate) env: heed::Env<WithoutTls>,
     pub(crate) rows: Rows,
     pub(crate) directory: File,
+    /// The number of the last transaction whose commit began (READ1).
+    pub(crate) committing: AtomicUsize,
     /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
     _lock: File,
 }
@@ -120,6 +129,7 @@ impl Engine {
             env,
             rows,
             directory: held,
+            committing: AtomicUsize::new(0),
             _lock: lock,
         })
     }
@@ -135,7 +145,14 @@ impl Engine {
 
     /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
     pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
-        self.env.read_txn().map_err(read_failed)
+        loop {
+            let txn = self.env.read_txn().map_err(read_failed)?;
+            // Between the copy of the root and the look at who may have written it.
+            fence(Ordering::SeqCst);
+            if self.committing.load(Ordering::SeqCst) <= txn.id() + 1 {
+                return Ok(txn);
+            }
+        }
     }
 
     /// The one transaction that writes; waits for another.
@@ -332,5 +349,62 @@ fn read_failed(error: heed::Error) -> StoreError {
             StoreError::Corrupt(format!("the tree of the store is damaged: {error}"))
         }
         error => StoreError::Internal(format!("the store cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::{Engine, Key};
+
+    /// Where a sync costs nothing, so that many commits pass while a reader is held up.
+    fn fast_directory() -> PathBuf {
+        let shared_memory = Path::new("/dev/shm");
+        if shared_memory.is_dir() {
+            shared_memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        }
+    }
+
+    /// More threads than processors, so that readers are held up between any two instructions.
+    #[test]
+    fn read1_whoever_begins_later_sees_no_less() {
+        let directory = tempfile::tempdir_in(fast_directory()).expect("a directory");
+        let engine = Engine::open(directory.path(), 1 << 30).expect("an engine");
+        let key = Key::Format;
+        let greatest = AtomicUsize::new(0);
+        let end = Instant::now() + Duration::from_secs(4);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while Instant::now() < end {
+                        let before = greatest.load(Ordering::SeqCst);
+                        let txn = engine.read().expect("a transaction");
+                        let row = engine.get(&txn, &key).expect("no damage");
+                        let seen = row.map_or(0, |row| {
+                            usize::from_be_bytes(row.try_into().expect("a number"))
+                        });
+                        drop(txn);
+                        assert!(seen >= before, "{seen} was seen after {before}");
+                        greatest.fetch_max(seen, Ordering::SeqCst);
+                    }
+                });
+            }
+            for number in 1_usize.. {
+                let mut txn = engine.write().expect("a transaction");
+                let written = engine.put(&mut txn, &key, &number.to_be_bytes());
+                assert!(written.is_ok(), "{written:?}");
+                let committed = engine.commit(txn);
+                assert!(committed.is_ok(), "{committed:?}");
+                if Instant::now() > end {
+                    println!("{number} commits");
+                    break;
+                }
+            }
+        });
     }
 }

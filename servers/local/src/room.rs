@@ -17,6 +17,7 @@
 //!   one that finds no room, and a step of its own follows each group.
 
 use std::io::ErrorKind;
+use std::sync::atomic::{Ordering, fence};
 
 use heed::{MdbError, RoTxn, RwTxn};
 use pagewire_server::store::StoreError;
@@ -116,8 +117,10 @@ impl Engine {
         }
     }
 
-    /// Makes a transaction durable.
+    /// Makes a transaction durable (READ1).
     pub(crate) fn commit(&self, txn: RwTxn<'_>) -> Result<(), WriteError> {
+        self.committing.store(txn.id(), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let Err(error) = txn.commit() else {
             return Ok(());
         };
