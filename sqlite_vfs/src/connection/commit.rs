@@ -8,7 +8,7 @@ use super::header::{self, Header};
 use super::overlay::Overlay;
 use super::read::{ReadAhead, read_range};
 use super::staging::Stager;
-use super::{Connection, Progress, State};
+use super::{Connection, Progress, State, leaves_counter_behind};
 use crate::client::{CommitPage, CommitPart};
 use crate::database::{CommitMember, commit};
 use crate::error::{Error, Kind, Result};
@@ -264,6 +264,8 @@ impl Connection {
             .and_then(Header::of)
             .map(Header::change_counter);
         let counter = written.unwrap_or(*counter);
+        // K8. It is an older one in exclusive locking mode, and where this was a rollback (K6): then SQLite reads anew in any case.
+        self.cache_is_stale |= counter != head.version.get() as u32;
         // T8: the connection may go on without a new xLock(SHARED), at the version that it has made.
         self.state = State::Writing {
             level: *level,
@@ -278,6 +280,7 @@ impl Connection {
         let State::Writing { base, overlay, .. } = &mut self.state else {
             return;
         };
+        self.cache_is_stale |= leaves_counter_behind(base, overlay);
         let base = base.snapshot();
         **overlay = Overlay::new(
             base.page_size,
@@ -299,15 +302,19 @@ impl Connection {
             State::Writing {
                 base,
                 level,
+                overlay,
                 counter,
                 ..
-            } => State::Failed {
-                base,
-                level,
-                error: error.clone(),
-                rolled_back: false,
-                counter,
-            },
+            } => {
+                self.cache_is_stale |= leaves_counter_behind(&base, &overlay);
+                State::Failed {
+                    base,
+                    level,
+                    error: error.clone(),
+                    rolled_back: false,
+                    counter,
+                }
+            }
             other => other,
         };
     }

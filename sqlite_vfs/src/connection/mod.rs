@@ -24,6 +24,10 @@
 //!   that the transaction is there, since the application was told that it had failed.
 //! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
 //!   while the state is Idle, and nothing is written through a chosen one.
+//! * **K8** The counter by which SQLite recognises its cache is that of the version that it has read, or an older one's; a later version will
+//!   have the number and be taken for what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one
+//!   before with page 1, from the journal. In the first transaction of a database there is no page 1 to restore: the
+//!   counter of what was rolled back stays, the cache holds an empty page 1, and the commit after it counts on from there.
 
 mod commit;
 #[cfg(not(fuzzing))]
@@ -41,7 +45,7 @@ mod view;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pagewire_proto::{Snapshot, Version};
+use pagewire_proto::{PageCount, Snapshot, Version};
 
 use crate::client::Owner;
 use crate::database::{Database, Looked, Pin, WriterId};
@@ -83,7 +87,7 @@ pub struct Connection {
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
-    /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it.
+    /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
     cache_is_stale: bool,
     /// The schema cookie of a version: what SQLite read last, or what the last commit wrote.
     schema: Option<(Version, u32)>,
@@ -363,7 +367,12 @@ impl Connection {
                     error: self.stays_committed(version, None),
                 }
             }
-            State::Writing { base, .. } | State::Failed { base, .. } => {
+            State::Writing { base, overlay, .. } => {
+                self.cache_is_stale |= leaves_counter_behind(&base, &overlay);
+                self.drop_journal();
+                self.leave_writing(base, wanted)
+            }
+            State::Failed { base, .. } => {
                 self.drop_journal();
                 self.leave_writing(base, wanted)
             }
@@ -485,6 +494,11 @@ impl Connection {
             State::Refusing { .. } => self.database.state.head().byte_size(),
         }
     }
+}
+
+/// Whether SQLite remembers the counter of a transaction that is given up (K8).
+fn leaves_counter_behind(base: &Pin, overlay: &Overlay) -> bool {
+    base.snapshot().page_count == PageCount::ZERO && overlay.has(0)
 }
 
 impl Drop for Connection {
