@@ -30,6 +30,7 @@
 //!   counter of what was rolled back stays, the cache holds an empty page 1, and the commit after it counts on from there.
 
 mod commit;
+mod cut_off;
 #[cfg(not(fuzzing))]
 mod header;
 #[cfg(fuzzing)]
@@ -150,12 +151,15 @@ enum State {
 }
 
 /// How far a write transaction is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// Before its commit point.
     Open,
     /// FCNTL_SYNC has made this version, and SQLite has not yet said that it is done.
-    Durable(Version),
+    Durable {
+        version: Version,
+        /// The version on which it was made, as long as its pages beyond the new size may be needed again (`cut_off.rs`).
+        before: Option<Pin>,
+    },
     /// SQLite has said so, or can't roll it back any more.
     Over,
 }
@@ -357,7 +361,7 @@ impl Connection {
                 level: wanted,
             },
             State::Writing {
-                progress: Progress::Durable(version),
+                progress: Progress::Durable { version, .. },
                 ..
             } => {
                 self.drop_journal();
@@ -437,7 +441,13 @@ impl Connection {
                     self.database.describe()
                 ),
             )),
-            State::Writing { base, overlay, .. } => {
+            State::Writing {
+                base,
+                overlay,
+                progress,
+                ..
+            } => {
+                progress.bring_back_cut_off(&self.database, overlay, self.settings.timeout)?;
                 read::write_through(
                     &self.database,
                     &base.snapshot(),
@@ -462,7 +472,10 @@ impl Connection {
     /// xTruncate. After a commit SQLite sets the size of the committed version, or of the one before if it rolls back.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         match &mut self.state {
-            State::Writing { overlay, .. } => {
+            State::Writing {
+                overlay, progress, ..
+            } => {
+                progress.file_is_cut(size);
                 if overlay.truncate(size) {
                     Stager::start_again(overlay);
                 }
@@ -476,7 +489,7 @@ impl Connection {
     /// FCNTL_COMMIT_PHASETWO: from here on SQLite does not roll the commit back.
     pub fn transaction_is_over(&mut self) {
         if let State::Writing { progress, .. } = &mut self.state
-            && matches!(progress, Progress::Durable(_))
+            && matches!(progress, Progress::Durable { .. })
         {
             *progress = Progress::Over;
         }
@@ -485,7 +498,9 @@ impl Connection {
     /// xFileSize.
     pub fn byte_size(&self) -> u64 {
         match &self.state {
-            State::Writing { overlay, .. } => overlay.size(),
+            State::Writing {
+                overlay, progress, ..
+            } => overlay.size().max(progress.size_before()),
             State::Reading { base } | State::Failed { base, .. } => base.snapshot().byte_size(),
             State::Idle => match self.view.pin() {
                 Some(pin) => pin.snapshot().byte_size(),
