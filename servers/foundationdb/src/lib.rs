@@ -120,7 +120,7 @@ pub(crate) struct Inner {
     steps: AtomicU32,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
-    said: tokio::sync::Mutex<servers::Said>,
+    said: Mutex<servers::Said>,
     collecting: tokio::sync::Mutex<collect::Pass>,
 }
 
@@ -191,7 +191,7 @@ impl FoundationDbStore {
             seen: Mutex::default(),
             steps: AtomicU32::default(),
             peering: peers::Peering::default(),
-            said: tokio::sync::Mutex::default(),
+            said: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
             options,
         });
