@@ -8,8 +8,8 @@ use pagewire_server::store::StoreError;
 use crate::Inner;
 use crate::collect::body_len;
 use crate::engine::{Read, transact};
-use crate::keys::{Key, Sum, serial_of};
-use crate::values::{Database, Record, Segment};
+use crate::keys::{Key, OF_A_DATABASE, Sum, serial_of};
+use crate::values::{Database, Left, Record, Removed, Segment};
 
 impl Inner {
     /// A sentence for each thing that is wrong; nothing may be under way meanwhile.
@@ -54,7 +54,15 @@ impl Inner {
             let mut say = |what: &str| wrong.push(format!("removed database {database}: {what}"));
             let children = txn.space.children(database);
             let children = txn.keys(&children, usize::MAX, Read::Loose).await?;
-            if children.is_empty() {
+            let row = txn.row(&Key::Removed(database), Read::Loose, Removed::decode);
+            if row.await?.is_none_or(|row| row.left == Left::Nothing) {
+                for kind in OF_A_DATABASE {
+                    let range = txn.space.of(kind, database);
+                    if !txn.scan(&range, 1, false, Read::Loose).await?.is_empty() {
+                        say(&format!("rows ({kind}) of it are left"));
+                    }
+                }
+            } else if children.is_empty() {
                 say("nothing stands on it, and it is still there");
             }
             for key in children {

@@ -1,0 +1,228 @@
+//! Databases that go: what is left of removed ones, and names to which nobody ever committed.
+//!
+//! ```text
+//!                remove, or unborn for long                  nothing stands on it               COMMIT_RECORD_TTL since the removal
+//!   there (Head) ----------------------------> Removed: rows ------------------> Removed: Nothing -----------------------------------> nothing
+//! ```
+//! * **REM1** A removed database without anything that stands on it has no rows but `Removed`, which keeps its id from being given to a
+//!   branch for as long as a call that makes one may come late (V4).
+//! * **REM2** A name without a commit goes when nobody has taken it, or the lease of its database, for
+//!   [`crate::FoundationDbOptions::unborn_after`], and no session has it open at any server: this is judged by rows that the transaction which takes it away
+//!   reads firmly, so that an open, a grant and a first commit come before, or find it gone.
+
+use std::collections::HashSet;
+
+use pagewire_proto::{DatabaseId, DatabaseName, Version};
+use pagewire_server::store::{Collected, StoreError};
+use tokio::time::Instant;
+
+use crate::Inner;
+use crate::collect::{Pass, STEP_TIME, STEP_VERSIONS, add, is_over};
+use crate::engine::{Fail, Read, Txn, transact};
+use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, ServerId, Sum};
+use crate::segments::{Links, NO_SEGMENT};
+use crate::values::{Database, Left, Removed};
+
+/// Removed databases that one look takes.
+const LOOK: usize = 64;
+
+impl Inner {
+    /// What is left of removed databases: all of it goes when nothing stands on it, and until then what no branch reads. Some of them;
+    /// the pass remembers where the next call goes on. Whether anything was done.
+    pub(crate) async fn collect_removed(
+        &self,
+        living: &HashSet<ServerId>,
+        pass: &mut Pass,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let begun = Instant::now();
+        let mut any = false;
+        loop {
+            let mut range = self.engine.space.removed();
+            if let Some(after) = &pass.removed_after {
+                range = range.after(after);
+            }
+            let (rows, some) = transact!(self.engine, |txn| txn.removed_some(&range).await)?;
+            for (index, (key, database, removed)) in some.iter().enumerate() {
+                any |= match removed.left {
+                    Left::Nothing => self.forget_removed(*database, *removed).await?,
+                    _ => self.collect_one_removed(*database, living, freed).await?,
+                };
+                pass.removed_after = Some(key.clone());
+                if begun.elapsed() >= STEP_TIME && (index + 1 < some.len() || rows == LOOK) {
+                    return Ok(any);
+                }
+            }
+            if rows < LOOK {
+                pass.removed_after = None;
+                return Ok(any);
+            }
+        }
+    }
+
+    async fn collect_one_removed(
+        &self,
+        database: DatabaseId,
+        living: &HashSet<ServerId>,
+        freed: &mut Collected,
+    ) -> Result<bool, StoreError> {
+        let mut any = self.drop_of_the_dead(database, living).await?;
+        let did = transact!(self.engine, |txn| txn.clear_removed(database).await)?;
+        any |= did.is_some();
+        if let Some(step) = did {
+            add(freed, step);
+        }
+        Ok(any | self.sweep_some(database, freed).await?)
+    }
+
+    /// Forgets that a database was removed when that is long ago (V4).
+    async fn forget_removed(
+        &self,
+        database: DatabaseId,
+        removed: Removed,
+    ) -> Result<bool, StoreError> {
+        let over = is_over(removed.time_ms, self.options.clock.now_ms());
+        if over {
+            transact!(self.engine, |txn| {
+                txn.delete(&Key::Removed(database));
+                Ok(())
+            })?;
+        }
+        Ok(over)
+    }
+
+    /// Takes a name away to which nobody ever committed (REM2); whether it did. A look at the row before says that it may be.
+    pub(crate) async fn drop_unborn(
+        &self,
+        database: DatabaseId,
+        row: &Database,
+    ) -> Result<bool, StoreError> {
+        let now_ms = self.options.clock.now_ms();
+        if !self.is_unborn(row, now_ms) {
+            return Ok(false);
+        }
+        let dropped = transact!(self.engine, |txn| {
+            let row = txn.row(&Key::Head(database), Read::Firm, Database::decode);
+            let Some(row) = row.await?.filter(|row| self.is_unborn(row, now_ms)) else {
+                return Ok(false);
+            };
+            // Its sessions are protected at version 0 from the open on.
+            let open = txn.space.protections(database);
+            let open = txn.first(&open, Read::Firm).await?.is_some();
+            // A grant makes an epoch, and says in the head that the name is in use.
+            txn.epoch(database, Read::Firm).await?;
+            if open || txn.named(&row.name, Read::Firm).await? != Some(database) {
+                return Ok(false);
+            }
+            txn.take_away(database, &row.name, now_ms);
+            Ok(true)
+        })?;
+        if dropped {
+            self.forget(database);
+        }
+        Ok(dropped)
+    }
+
+    fn is_unborn(&self, row: &Database, now_ms: u64) -> bool {
+        let after_ms = u64::try_from(self.options.unborn_after.as_millis()).unwrap_or(u64::MAX);
+        row.head.snapshot.version == Version::ZERO
+            && row.created_ms.saturating_add(after_ms) <= now_ms
+    }
+}
+
+impl Txn {
+    /// Removes a database of which name and head were read firmly. Its rows go with the collection.
+    pub(crate) fn take_away(&self, database: DatabaseId, name: &DatabaseName, now_ms: u64) {
+        self.delete(&Key::Name(name.clone()));
+        self.delete(&Key::Head(database));
+        self.delete(&Key::Epoch(database));
+        let removed = Removed {
+            time_ms: now_ms,
+            left: Left::All,
+        };
+        self.put(&Key::Removed(database), &removed.encode());
+    }
+
+    /// Some removed databases: how many rows were read, and each with its key.
+    async fn removed_some(
+        &self,
+        range: &crate::keys::Range,
+    ) -> Result<(usize, Vec<(Vec<u8>, DatabaseId, Removed)>), Fail> {
+        let rows = self.scan(range, LOOK, false, Read::Loose).await?;
+        let mut removed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            if let Key::Removed(database) = self.key(row)? {
+                let decoded = self.decode(row, Removed::decode)?;
+                removed.push((row.key.clone(), database, decoded));
+            }
+        }
+        Ok((rows.len(), removed))
+    }
+
+    /// Drops what is left of a removed database; `None` where nothing is to be done now.
+    async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+        let mut step = Collected::default();
+        let key = Key::Removed(database);
+        let Some(removed) = self.row(&key, Read::Firm, Removed::decode).await? else {
+            return Ok(None);
+        };
+        let mut links = Links::of_a_transaction();
+        // Firmly: see COL2.
+        let children = self.space.children(database);
+        let child = self.first(&children, Read::Firm).await?;
+        let mut segments = self.space.segments(database);
+        if removed.left == Left::Nothing {
+            return Ok(None);
+        }
+        if child.is_none() {
+            let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+            let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
+            for key in &segments {
+                if let Key::Segment(_, first) = key
+                    && let Some((base, version)) = self.end_segment(database, *first).await?
+                    && base != database
+                {
+                    self.reader_gone(base, version, &mut links).await?;
+                }
+            }
+            if segments.len() < STEP_VERSIONS {
+                for kind in OF_A_DATABASE {
+                    self.delete_range(&self.space.of(kind, database));
+                }
+                self.delete_range(&self.space.attempts(database));
+                let left = Left::Nothing;
+                self.put(&key, &Removed { left, ..removed }.encode());
+                step.pages = u64::try_from(pages).unwrap_or(0);
+            }
+            return Ok(Some(step));
+        }
+        match removed.left {
+            Left::Nothing => return Ok(None),
+            Left::All => {
+                for kind in OF_ITS_VERSIONS {
+                    self.delete_range(&self.space.of(kind, database));
+                }
+            }
+            // Those that are left are stood on. When that goes they go too, without another look at all of them.
+            Left::Segments(NO_SEGMENT) => return Ok(None),
+            // The segments before it were looked at since its versions went; nothing of that while those are there.
+            Left::Segments(next) => {
+                segments.begin = self.space.encode(&Key::Segment(database, next));
+            }
+        }
+        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+        let mut next = NO_SEGMENT;
+        for (index, key) in segments.iter().enumerate() {
+            if let Key::Segment(_, first) = key {
+                self.reader_gone(database, *first, &mut links).await?;
+                if index + 1 == STEP_VERSIONS {
+                    next = first.next();
+                }
+            }
+        }
+        let left = Left::Segments(next);
+        self.put(&key, &Removed { left, ..removed }.encode());
+        self.sweep(database);
+        Ok(Some(step))
+    }
+}

@@ -1,0 +1,224 @@
+//! What versions stand on (docs/versions.md, "Branches and restores"): how a segment begins, and how it ends.
+//!
+//! Versions of a database from a row `Segment` on, up to the next such row, are a *segment*. What it has no row of a page for it takes from
+//! its base: a version of another segment, which a row `Child` there tells of.
+//!
+//! * **SEG1** A row `Child(d, v, c, f)` is there if and only if the row `Segment(c, f)` names (d, v) as its base.
+//! * **SEG2** What a segment began with never changes: rows that it gets later at its first version (`flatten.rs`) have what the base had.
+//! * **SEG3** A segment that no version, kept or stood on, reads has no row `Segment`, but for a while: one transaction follows a chain of them for
+//!   [`LINKS`] links, and what is left of it is a row `Unread`, which the next collection goes on with. So however deep a branch is, dropping it
+//!   takes bounded transactions.
+//! * **SEG4** The depth in a row `Segment` is at least the number of segments below it. With [`MAX_DEPTH`] or more there is a row `Flatten`.
+
+use futures_util::future::try_join;
+use pagewire_proto::{DatabaseId, PageCount, Version};
+use pagewire_server::store::StoreError;
+
+use crate::Inner;
+use crate::engine::{Fail, Read, Txn, transact};
+use crate::keys::{Key, Range};
+use crate::values::{Head, Record, Segment};
+
+/// Segments that one stands on, at most, once the collection has caught up (B2): a page is looked for in so many places and one.
+pub(crate) const MAX_DEPTH: u32 = 8;
+/// Segments that one transaction ends of a chain that nobody reads any more.
+const LINKS: usize = 32;
+/// Rows `Unread` that one look takes.
+const UNREAD: usize = 16;
+
+/// The end of all versions, where no segment begins.
+pub(crate) const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
+
+/// How many more segments a transaction may go down.
+pub(crate) struct Links(usize);
+
+impl Links {
+    pub(crate) fn of_a_transaction() -> Self {
+        Self(LINKS)
+    }
+
+    fn take_one(&mut self) -> bool {
+        let some = self.0 > 0;
+        self.0 = self.0.saturating_sub(1);
+        some
+    }
+}
+
+impl Inner {
+    /// Goes on with chains that nobody reads any more; whether there were any (SEG3).
+    pub(crate) async fn end_unread(&self) -> Result<bool, StoreError> {
+        let range = self.engine.space.unread();
+        let found = transact!(self.engine, |txn| {
+            txn.keys(&range, UNREAD, Read::Loose).await
+        })?;
+        for key in &found {
+            transact!(self.engine, |txn| {
+                // Firmly: of two servers that go on with it one is enough.
+                if let Key::Unread(database, version) = key
+                    && txn.get(key, Read::Firm).await?.is_some()
+                {
+                    txn.delete(key);
+                    let mut links = Links::of_a_transaction();
+                    txn.reader_gone(*database, *version, &mut links).await?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(!found.is_empty())
+    }
+}
+
+impl Inner {
+    /// How many versions have lost a reader and were not looked at, and how many segments are to be flattened. For tests.
+    pub(crate) async fn to_do(&self) -> Result<(usize, usize), StoreError> {
+        transact!(self.engine, |txn| {
+            let (unread, flatten) = (txn.space.unread(), txn.space.flatten());
+            let unread = txn.keys(&unread, usize::MAX, Read::Loose);
+            let flatten = txn.keys(&flatten, usize::MAX, Read::Loose);
+            let (unread, flatten) = try_join(unread, flatten).await?;
+            Ok((unread.len(), flatten.len()))
+        })
+    }
+}
+
+impl Txn {
+    /// A segment that would stand on a version.
+    pub(crate) async fn standing_on(
+        &self,
+        database: DatabaseId,
+        head: Head,
+        reach: PageCount,
+    ) -> Result<Segment, Fail> {
+        let below = self.segment(database, &head).await?;
+        Ok(Segment {
+            depth: below.map_or(0, |below| below.depth).saturating_add(1),
+            database,
+            head,
+            reach,
+        })
+    }
+
+    /// A version begins a segment.
+    pub(crate) fn begin_segment(
+        &self,
+        database: DatabaseId,
+        first: Version,
+        base: Option<&Segment>,
+    ) {
+        let body = base.map(Segment::encode).unwrap_or_default();
+        self.put(&Key::Segment(database, first), &body);
+        if let Some(base) = base {
+            self.put(&child_of(base, database, first), &[]);
+            if base.depth >= MAX_DEPTH {
+                self.put(&Key::Flatten(base.depth, database, first), &[]);
+            }
+        }
+    }
+
+    /// A version has lost a reader: its record, or what stood on it. Where it was the last one of its segment that goes too, and
+    /// with it what that stood on has lost a reader (SEG3).
+    pub(crate) async fn reader_gone(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        links: &mut Links,
+    ) -> Result<(), Fail> {
+        let (mut database, mut version) = (database, version);
+        loop {
+            let until = Range {
+                begin: self.space.segments(database).begin,
+                end: self.space.encode(&Key::Segment(database, version.next())),
+            };
+            let Some(Key::Segment(_, first)) = self.last(&until, Read::Loose).await? else {
+                return Ok(());
+            };
+            let end = self.segment_end(database, first).await?;
+            let reader = self.newest_reader(database, end).await?;
+            if reader.is_some_and(|(reader, _)| reader >= first) {
+                return Ok(());
+            }
+            let Some(base) = self.end_segment(database, first).await? else {
+                return Ok(());
+            };
+            (database, version) = base;
+            if !links.take_one() {
+                self.put(&Key::Unread(database, version), &[]);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Drops a segment that nobody reads; what it stood on.
+    pub(crate) async fn end_segment(
+        &self,
+        database: DatabaseId,
+        first: Version,
+    ) -> Result<Option<(DatabaseId, Version)>, Fail> {
+        let key = Key::Segment(database, first);
+        let segment = self.row(&key, Read::Firm, Segment::decode).await?;
+        self.delete(&key);
+        self.sweep(database);
+        let Some(base) = segment.flatten() else {
+            return Ok(None);
+        };
+        self.delete(&child_of(&base, database, first));
+        // Kept or dropped as any other from now on; if it has no record already its rows may be garbage.
+        self.sweep(base.database);
+        Ok(Some((base.database, base.head.snapshot.version)))
+    }
+
+    /// The first version of the segment after the one that begins with a version; the end of all versions where there is none.
+    pub(crate) async fn segment_end(
+        &self,
+        database: DatabaseId,
+        first: Version,
+    ) -> Result<Version, Fail> {
+        let after = Range {
+            begin: self.space.encode(&Key::Segment(database, first.next())),
+            end: self.space.segments(database).end,
+        };
+        match self.first(&after, Read::Loose).await? {
+            Some(Key::Segment(_, next)) => Ok(next),
+            _ => Ok(NO_SEGMENT),
+        }
+    }
+
+    /// The newest version before another that is kept or stood on.
+    pub(crate) async fn newest_reader(
+        &self,
+        database: DatabaseId,
+        before: Version,
+    ) -> Result<Option<(Version, Head)>, Fail> {
+        let records = Range {
+            begin: self.space.records(database).begin,
+            end: self.space.encode(&Key::Record(database, before)),
+        };
+        let children = Range {
+            begin: self.space.children(database).begin,
+            end: self.space.children_of(database, before).begin,
+        };
+        let record = self.scan(&records, 1, true, Read::Loose);
+        let child = self.last(&children, Read::Loose);
+        let (record, child) = try_join(record, child).await?;
+        let mut newest = None;
+        if let Some(row) = record.first() {
+            let head = self.decode(row, Record::decode)?.head;
+            newest = Some((head.snapshot.version, head));
+        }
+        if let Some(Key::Child(_, version, child, first)) = child
+            && newest.as_ref().is_none_or(|(record, _)| *record < version)
+        {
+            let key = Key::Segment(child, first);
+            let segment = self.row(&key, Read::Loose, Segment::decode).await?;
+            if let Some(segment) = segment.flatten() {
+                newest = Some((version, segment.head));
+            }
+        }
+        Ok(newest)
+    }
+}
+
+/// The row that says that a segment stands on its base.
+pub(crate) fn child_of(base: &Segment, child: DatabaseId, first: Version) -> Key {
+    Key::Child(base.database, base.head.snapshot.version, child, first)
+}
