@@ -15,7 +15,8 @@ bank_client.py for what each of them asserts:
  4. a reader never writes, and its BEGIN asks once at most.
 With --store fdb two page servers serve a FoundationDB cluster that is begun for it: the writer begins with one of them, every other
 reader with the other, and all know both. --server-command takes another page server, as torture.py does: "target/debug/directory-store {store}
-{address} {lease_ttl_ms}" is the shadow-paging adapter over a directory of files.
+{address} {lease_ttl_ms}" is the shadow-paging adapter over a directory of files. Its readers open with mode=rw: a store that keeps no old versions has
+no read-only connections.
 Versions are kept for no longer than somebody reads them, so a collection runs beside all of this. At the end the accounts are
 what the transfers make of them, and integrity_check says ok.
 """
@@ -136,7 +137,8 @@ class Bank:
         for turn, (name, (kind, more)) in enumerate(zip(readers, READERS)):
             if kind != "strict":
                 more += f"&consistency=bounded&max_staleness_ms={kind}"
-            self.start(name, "read", f"{self.uris[turn % 2]}&mode=ro{more}", self.board_file, self.random.randrange(1 << 32), kind)
+            mode = "ro" if options.server_command is None else "rw"
+            self.start(name, "read", f"{self.uris[turn % 2]}&mode={mode}{more}", self.board_file, self.random.randrange(1 << 32), kind)
         seed = self.random.randrange(1 << 32)
         self.start("writer", "write", self.uri, self.board_file, options.transfers, options.spill_every, seed)
         begun = time.monotonic()
