@@ -24,10 +24,10 @@
 //!   that the transaction is there, since the application was told that it had failed.
 //! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
 //!   while the state is Idle, and nothing is written through a chosen one.
-//! * **K8** The counter by which SQLite recognises its cache is that of the version that it has read, or an older one's; a later version will
-//!   have the number and be taken for what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one
-//!   before with page 1, from the journal. In the first transaction of a database there is no page 1 to restore: the
-//!   counter of what was rolled back stays, the cache holds an empty page 1, and the commit after it counts on from there.
+//! * **K8** The counter by which SQLite recognises its cache is never that of a version which it has not read: that version would be taken for
+//!   what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one before with page 1, from the
+//!   journal. In the first transaction of a database there is no page 1 to restore: the counter of what was rolled back stays, the cache
+//!   holds an empty page 1, and the next commit counts on from there. So then its next look that finds pages finds another counter.
 
 mod commit;
 mod cut_off;
