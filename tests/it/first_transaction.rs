@@ -317,3 +317,69 @@ fn one_that_was_staged_leaves_an_empty_database_or_a_whole_one() {
         }
     }
 }
+
+/// A client whose temporary files may not be large: what does not fit into its memory can't be put anywhere.
+fn cramped(server: &PageServer, mode: &str, overlay_bytes: &str) -> Guest {
+    let limit = ["sh", "-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh"];
+    let mut guest = Guest::start_under(&limit, &[("PAGEWIRE_OVERLAY_BYTES", overlay_bytes)]);
+    guest
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    guest.ok("main", &format!("PRAGMA journal_mode={mode}"));
+    guest.ok("main", "PRAGMA cache_size=2000");
+    guest
+}
+
+/// `Err` where one of the statements fails; the transaction is over then.
+fn all(guest: &mut Guest, sql: &str) -> Result<(), ()> {
+    for sql in sql.split(';').map(str::trim) {
+        if guest.sql("main", sql).is_err() {
+            let _ = guest.sql("main", "ROLLBACK");
+            return Err(());
+        }
+    }
+    Ok(())
+}
+
+/// Another client makes the first version, with as many pages.
+fn made_elsewhere(server: &PageServer) {
+    let mut other = Guest::start(&[]);
+    other
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    all(&mut other, &first(8)).expect("the other client");
+}
+
+/// SQLite has written page 1, or tried to, when another page finds no room: its rollback cuts the file to nothing.
+#[test]
+fn k8_one_that_found_no_room_is_not_taken_for_that_of_another_client() {
+    for mode in MODES {
+        for overlay_bytes in ["20000", "1"] {
+            let server = PageServer::memory();
+            let mut guest = cramped(&server, mode, overlay_bytes);
+            all(&mut guest, &first(7)).expect_err("no room");
+            made_elsewhere(&server);
+            assert_eq!(guest.ok("main", SCHEMA), ["1"], "{mode} {overlay_bytes}");
+            assert_eq!(guest.ok("main", COUNT), [ROWS.to_string()]);
+        }
+    }
+}
+
+/// The part of one database went well, that of another one did not.
+#[test]
+fn k8_the_other_database_of_a_transaction_that_found_no_room_is_as_it_was() {
+    for mode in MODES {
+        let server = PageServer::memory();
+        let mut guest = cramped(&server, mode, "400000");
+        let second = uri(&server.endpoint(), "second.db", &[]);
+        guest.ok("main", &format!("ATTACH '{second}' AS second"));
+        let small = first(7);
+        let small = small.strip_suffix("COMMIT").expect("its end");
+        let large =
+            "CREATE TABLE second.t(v); INSERT INTO second.t SELECT randomblob(900000); COMMIT";
+        all(&mut guest, &format!("{small}{large}")).expect_err("no room");
+        made_elsewhere(&server);
+        assert_eq!(guest.ok("main", SCHEMA), ["1"], "{mode}");
+        assert_eq!(guest.ok("main", COUNT), [ROWS.to_string()]);
+    }
+}

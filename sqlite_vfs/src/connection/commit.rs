@@ -8,7 +8,7 @@ use super::header::{self, Header};
 use super::overlay::Overlay;
 use super::read::{ReadAhead, read_range};
 use super::staging::Stager;
-use super::{Connection, Progress, State, leaves_counter_behind};
+use super::{Connection, Progress, State};
 use crate::client::{CommitPage, CommitPart};
 use crate::database::{CommitMember, commit};
 use crate::error::{Error, Kind, Result};
@@ -277,7 +277,6 @@ impl Connection {
         let State::Writing { base, overlay, .. } = &mut self.state else {
             return;
         };
-        self.cache_is_stale |= leaves_counter_behind(base, overlay);
         let base = base.snapshot();
         **overlay = Overlay::new(
             base.page_size,
@@ -299,19 +298,15 @@ impl Connection {
             State::Writing {
                 base,
                 level,
-                overlay,
                 counter,
                 ..
-            } => {
-                self.cache_is_stale |= leaves_counter_behind(&base, &overlay);
-                State::Failed {
-                    base,
-                    level,
-                    error: error.clone(),
-                    rolled_back: false,
-                    counter,
-                }
-            }
+            } => State::Failed {
+                base,
+                level,
+                error: error.clone(),
+                rolled_back: false,
+                counter,
+            },
             other => other,
         };
     }

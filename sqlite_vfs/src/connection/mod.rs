@@ -26,8 +26,9 @@
 //!   while the state is Idle, and nothing is written through a chosen one.
 //! * **K8** The counter by which SQLite recognises its cache is never that of a version which it has not read: that version would be taken for
 //!   what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one before with page 1, from the
-//!   journal. In the first transaction of a database there is no page 1 to restore: the counter of what was rolled back stays, the cache
-//!   holds an empty page 1, and the next commit counts on from there. So then its next look that finds pages finds another counter.
+//!   journal. In the first transaction of a database there is no page 1 to restore: the counter of what was rolled back stays, and the
+//!   next commit counts on from there. And whatever it remembers, SQLite puts an empty page 1 into its cache when it looks at an empty
+//!   version. So whoever has looked at one finds another counter at his next look that finds pages.
 
 mod commit;
 mod cut_off;
@@ -252,6 +253,7 @@ impl Connection {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
                 let base = self.begin_read()?;
+                self.cache_is_stale |= base.snapshot().page_count == PageCount::ZERO;
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -371,12 +373,7 @@ impl Connection {
                     error: self.stays_committed(version, None),
                 }
             }
-            State::Writing { base, overlay, .. } => {
-                self.cache_is_stale |= leaves_counter_behind(&base, &overlay);
-                self.drop_journal();
-                self.leave_writing(base, wanted)
-            }
-            State::Failed { base, .. } => {
+            State::Writing { base, .. } | State::Failed { base, .. } => {
                 self.drop_journal();
                 self.leave_writing(base, wanted)
             }
@@ -509,11 +506,6 @@ impl Connection {
             State::Refusing { .. } => self.database.state.head().byte_size(),
         }
     }
-}
-
-/// Whether SQLite remembers the counter of a transaction that is given up (K8).
-fn leaves_counter_behind(base: &Pin, overlay: &Overlay) -> bool {
-    base.snapshot().page_count == PageCount::ZERO && overlay.has(0)
 }
 
 impl Drop for Connection {
