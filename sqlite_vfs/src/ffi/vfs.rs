@@ -145,6 +145,7 @@ unsafe extern "C" fn open(
                 process,
                 registration,
                 busy: Cell::default(),
+                owed: Cell::default(),
                 broken: AtomicBool::new(false),
             };
             // SAFETY: the file object is large enough, see `object`.
@@ -373,7 +374,7 @@ unsafe extern "C" fn full_pathname(
 
 /// xSleep: the operating system's, unless a busy handler is being made to give up.
 unsafe extern "C" fn sleep(vfs: *mut Vfs, microseconds: c_int) -> c_int {
-    if super::busy::passes_over_sleep() {
+    if super::busy::passes_over_sleep(microseconds) {
         return microseconds;
     }
     // SAFETY: SQLite passes the VFS that was registered.
