@@ -56,7 +56,7 @@ pub(crate) const STEP_TIME: Duration = Duration::from_secs(2);
 /// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
 const STEP_FAILURES: usize = 3;
 /// How often steps are halved at most.
-const MOST_HALVINGS: u32 = 6;
+pub(crate) const MOST_HALVINGS: u32 = 6;
 
 /// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +222,7 @@ impl Inner {
         Steps { halvings }
     }
 
-    fn change_steps(&self, change: impl Fn(u32) -> u32) {
+    pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
         // Another collection may do the same: it is a guess at what the cluster can do.
         let halvings = self.steps.load(Ordering::Relaxed);
         self.steps.store(change(halvings), Ordering::Relaxed);

@@ -30,7 +30,7 @@ use pagewire_server::store::StoreError;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
+use crate::collect::{MOST_HALVINGS, STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
 use crate::engine::{Fail, Read, Txn, corrupt, transact};
 use crate::keys::{FROM_BELOW, Key, Sum, serial_of};
 use crate::read::Found;
@@ -74,10 +74,19 @@ impl Inner {
                 txn.flatten_step(depth, database, first, steps).await
             });
             match done {
-                Ok(()) => any = true,
+                Ok(()) => {
+                    self.change_steps(|halvings| halvings.saturating_sub(1));
+                    any = true;
+                }
                 Err(error @ StoreError::Corrupt(_)) => {
                     tracing::warn!(%error, %database, "what it stands on cannot be flattened");
                     self.unflattened.lock().insert((database, first));
+                }
+                // What takes too long has its turn again, with smaller steps, and holds up nothing else.
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
+                    self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
+                    tracing::warn!(%error, %database, "its flattening has to wait");
+                    return Ok(any);
                 }
                 Err(error) => return Err(error),
             }

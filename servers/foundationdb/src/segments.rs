@@ -51,8 +51,9 @@ impl Inner {
         let found = transact!(self.engine, |txn| {
             txn.keys(&range, UNREAD, Read::Loose).await
         })?;
+        let mut any = false;
         for key in &found {
-            transact!(self.engine, |txn| {
+            let done = transact!(self.engine, |txn| {
                 // Firmly: of two servers that go on with it one is enough.
                 if let Key::Unread(database, version) = key
                     && txn.get(key, Read::Firm).await?.is_some()
@@ -62,9 +63,17 @@ impl Inner {
                     txn.reader_gone(*database, *version, &mut links).await?;
                 }
                 Ok(())
-            })?;
+            });
+            match done {
+                Ok(()) => any = true,
+                // Damage among the dead of one must not keep the dead of the others.
+                Err(error @ StoreError::Corrupt(_)) => {
+                    tracing::warn!(%error, "what nobody reads cannot be dropped");
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(!found.is_empty())
+        Ok(any)
     }
 }
 
