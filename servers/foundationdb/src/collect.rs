@@ -78,8 +78,40 @@ pub(crate) struct Pass {
     after: Option<Vec<u8>>,
     /// The last key of a removed database that was looked at, where there are more.
     pub(crate) removed_after: Option<Vec<u8>>,
+    /// The last key of a version that has lost a reader that was looked at, where there are more.
+    pub(crate) unread_after: Option<Vec<u8>>,
+    /// The last key of a segment that is to be flattened and could not be, where there may be more.
+    pub(crate) flatten_after: Option<Vec<u8>>,
     /// Something was done since the first.
     did: bool,
+}
+
+/// What a step could not do. It has its turn again in a later one, and holds up nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(usize);
+
+impl Failures {
+    /// Whether anything was done. An error of one thing is told and left to a later step, and is one of the step only where the cluster
+    /// cannot do several: then it is the cluster that is the trouble.
+    pub(crate) fn or_later(
+        &mut self,
+        done: Result<bool, StoreError>,
+        what: impl std::fmt::Display,
+    ) -> Result<bool, StoreError> {
+        let error = match done {
+            Ok(did) => return Ok(did),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, %what, "cannot be collected now");
+        // Damage says nothing of the cluster.
+        if !matches!(error, StoreError::Corrupt(_)) {
+            self.0 += 1;
+            if self.0 >= STEP_FAILURES {
+                return Err(error);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// What keeps a version.
@@ -103,7 +135,9 @@ impl Inner {
     ) -> Result<Collected, StoreError> {
         let mut freed = Collected::default();
         let living = self.living().await?;
-        let dropped = self.drop_abandoned().await?;
+        let mut failures = Failures::default();
+        let dropped = self.drop_abandoned().await;
+        let dropped = failures.or_later(dropped, "what was written ahead")?;
         if let Some(database) = only {
             let row = transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
             freed.more = self
@@ -113,11 +147,14 @@ impl Inner {
         }
         pass.did |= dropped;
         if pass.after.is_none() {
-            self.drop_post(&living).await?;
-            pass.did |= self.end_unread().await?;
-            pass.did |= self.collect_removed(&living, pass, &mut freed).await?;
+            let dropped = self.drop_post(&living).await.map(|()| false);
+            failures.or_later(dropped, "the post of servers that are gone")?;
+            pass.did |= self.end_unread(pass, &mut failures).await?;
+            pass.did |= self
+                .collect_removed(&living, pass, &mut freed, &mut failures)
+                .await?;
             // After those that go, which need none.
-            pass.did |= self.flatten_some().await?;
+            pass.did |= self.flatten_some(pass, &mut failures).await?;
         }
         let mut range = self.engine.space.heads();
         if let Some(after) = &pass.after {
@@ -127,7 +164,7 @@ impl Inner {
             txn.scan(&range, STEP_DATABASES, false, Read::Loose).await
         })?;
         let begun = Instant::now();
-        let (mut failures, mut looked_at) = (0, None);
+        let mut looked_at = None;
         for (index, row) in rows.iter().enumerate() {
             if let Some(Key::Head(database)) = self.engine.space.decode(&row.key) {
                 let space = &self.engine.space;
@@ -138,22 +175,12 @@ impl Inner {
                     }
                     Err(error) => Err(error),
                 };
-                match collected {
-                    Ok(did) => pass.did |= did,
-                    // Damage among the dead of one must not keep the dead of the others.
-                    Err(error @ StoreError::Corrupt(_)) => {
-                        tracing::warn!(%error, %database, "cannot be collected");
-                    }
-                    // Nor must one that takes too long: it has its turn again, with smaller steps.
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
-                        failures += 1;
-                        if failures == STEP_FAILURES {
-                            return Err(error);
-                        }
-                        tracing::warn!(%error, %database, "its collection has to wait");
-                    }
-                    Err(error) => return Err(error),
+                let collected = failures.or_later(collected, database);
+                if collected.is_err() {
+                    // The next step goes on behind it: else as many as this one bears would hold up the others for ever.
+                    pass.after = Some(row.key.clone());
                 }
+                pass.did |= collected?;
             }
             looked_at = Some(index);
             if begun.elapsed() >= STEP_TIME {
@@ -165,7 +192,10 @@ impl Inner {
             Some(last) if rows.len() == STEP_DATABASES || !is_last => Some(last.key.clone()),
             _ => None,
         };
-        let goes_on = pass.after.is_some() || pass.removed_after.is_some();
+        let goes_on = pass.after.is_some()
+            || pass.removed_after.is_some()
+            || pass.unread_after.is_some()
+            || pass.flatten_after.is_some();
         freed.more = goes_on || std::mem::take(&mut pass.did);
         Ok(freed)
     }

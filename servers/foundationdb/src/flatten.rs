@@ -30,7 +30,7 @@ use pagewire_server::store::StoreError;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
+use crate::collect::{Failures, Pass, STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
 use crate::engine::{Fail, Read, Txn, corrupt, transact};
 use crate::keys::{FROM_BELOW, Key, Sum, serial_of};
 use crate::read::Found;
@@ -62,25 +62,31 @@ impl Chain {
 
 impl Inner {
     /// Some transactions of flattening; whether anything was done.
-    pub(crate) async fn flatten_some(&self) -> Result<bool, StoreError> {
+    pub(crate) async fn flatten_some(
+        &self,
+        pass: &mut Pass,
+        failures: &mut Failures,
+    ) -> Result<bool, StoreError> {
         let begun = Instant::now();
         let mut any = false;
         for _ in 0..STEP_TRANSACTIONS {
-            let Some((depth, database, first)) = self.next_to_flatten().await? else {
+            let Some((depth, database, first)) = self.next_to_flatten(pass).await? else {
+                pass.flatten_after = None;
                 break;
             };
             let steps = self.steps();
             let done = transact!(self.engine, |txn| {
                 txn.flatten_step(depth, database, first, steps).await
             });
-            match done {
-                Ok(()) => any = true,
-                Err(error @ StoreError::Corrupt(_)) => {
-                    tracing::warn!(%error, %database, "what it stands on cannot be flattened");
+            if let Err(error) = &done {
+                let key = Key::Flatten(depth, database, first);
+                pass.flatten_after = Some(self.engine.space.encode(&key));
+                if matches!(error, StoreError::Corrupt(_)) {
                     self.unflattened.lock().insert((database, first));
                 }
-                Err(error) => return Err(error),
             }
+            let what = format_args!("the depth of database {database}");
+            any |= failures.or_later(done.map(|()| true), what)?;
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -88,9 +94,15 @@ impl Inner {
         Ok(any)
     }
 
-    /// The shallowest segment that is to be flattened and can be (FLAT5, FLAT6).
-    async fn next_to_flatten(&self) -> Result<Option<(u32, DatabaseId, Version)>, StoreError> {
+    /// The shallowest segment that is to be flattened and can be (FLAT5, FLAT6), behind those of this pass that could not.
+    async fn next_to_flatten(
+        &self,
+        pass: &Pass,
+    ) -> Result<Option<(u32, DatabaseId, Version)>, StoreError> {
         let mut range = self.engine.space.flatten();
+        if let Some(after) = &pass.flatten_after {
+            range = range.after(after);
+        }
         loop {
             let found = transact!(self.engine, |txn| {
                 txn.keys(&range, WAITING, Read::Loose).await

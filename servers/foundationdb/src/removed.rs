@@ -17,8 +17,8 @@ use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Pass, STEP_TIME, STEP_VERSIONS, add, is_over};
-use crate::engine::{Fail, Read, Txn, transact};
+use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, add, is_over};
+use crate::engine::{Fail, Read, Txn, decode, transact};
 use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, ServerId, Sum};
 use crate::segments::{Links, NO_SEGMENT};
 use crate::values::{Database, Left, Removed};
@@ -34,6 +34,7 @@ impl Inner {
         living: &HashSet<ServerId>,
         pass: &mut Pass,
         freed: &mut Collected,
+        failures: &mut Failures,
     ) -> Result<bool, StoreError> {
         let begun = Instant::now();
         let mut any = false;
@@ -42,18 +43,28 @@ impl Inner {
             if let Some(after) = &pass.removed_after {
                 range = range.after(after);
             }
-            let (rows, some) = transact!(self.engine, |txn| txn.removed_some(&range).await)?;
-            for (index, (key, database, removed)) in some.iter().enumerate() {
-                any |= match removed.left {
-                    Left::Nothing => self.forget_removed(*database, *removed).await?,
-                    _ => self.collect_one_removed(*database, living, freed).await?,
-                };
-                pass.removed_after = Some(key.clone());
-                if begun.elapsed() >= STEP_TIME && (index + 1 < some.len() || rows == LOOK) {
+            let rows = transact!(self.engine, |txn| {
+                txn.scan(&range, LOOK, false, Read::Loose).await
+            })?;
+            for (index, row) in rows.iter().enumerate() {
+                let space = &self.engine.space;
+                if let Some(Key::Removed(database)) = space.decode(&row.key) {
+                    let done = match decode(space, row, Removed::decode) {
+                        Ok(removed) if removed.left == Left::Nothing => {
+                            self.forget_removed(database, removed).await
+                        }
+                        Ok(_) => self.collect_one_removed(database, living, freed).await,
+                        Err(error) => Err(error),
+                    };
+                    // Whatever became of it: the others have their turn.
+                    pass.removed_after = Some(row.key.clone());
+                    any |= failures.or_later(done, format_args!("removed database {database}"))?;
+                }
+                if begun.elapsed() >= STEP_TIME && (index + 1 < rows.len() || rows.len() == LOOK) {
                     return Ok(any);
                 }
             }
-            if rows < LOOK {
+            if rows.len() < LOOK {
                 pass.removed_after = None;
                 return Ok(any);
             }
@@ -141,22 +152,6 @@ impl Txn {
             left: Left::All,
         };
         self.put(&Key::Removed(database), &removed.encode());
-    }
-
-    /// Some removed databases: how many rows were read, and each with its key.
-    async fn removed_some(
-        &self,
-        range: &crate::keys::Range,
-    ) -> Result<(usize, Vec<(Vec<u8>, DatabaseId, Removed)>), Fail> {
-        let rows = self.scan(range, LOOK, false, Read::Loose).await?;
-        let mut removed = Vec::with_capacity(rows.len());
-        for row in &rows {
-            if let Key::Removed(database) = self.key(row)? {
-                let decoded = self.decode(row, Removed::decode)?;
-                removed.push((row.key.clone(), database, decoded));
-            }
-        }
-        Ok((rows.len(), removed))
     }
 
     /// Drops what is left of a removed database; `None` where nothing is to be done now.

@@ -13,8 +13,10 @@
 use futures_util::future::try_join;
 use pagewire_proto::{DatabaseId, PageCount, Version};
 use pagewire_server::store::StoreError;
+use tokio::time::Instant;
 
 use crate::Inner;
+use crate::collect::{Failures, Pass, STEP_TIME};
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Range};
 use crate::values::{Head, Record, Segment};
@@ -45,30 +47,66 @@ impl Links {
 }
 
 impl Inner {
-    /// Goes on with chains that nobody reads any more; whether there were any (SEG3).
-    pub(crate) async fn end_unread(&self) -> Result<bool, StoreError> {
-        let range = self.engine.space.unread();
-        let found = transact!(self.engine, |txn| {
-            txn.keys(&range, UNREAD, Read::Loose).await
-        })?;
-        for key in &found {
-            transact!(self.engine, |txn| {
-                // Firmly: of two servers that go on with it one is enough.
-                if let Key::Unread(database, version) = key
-                    && txn.get(key, Read::Firm).await?.is_some()
-                {
-                    txn.delete(key);
-                    let mut links = Links::of_a_transaction();
-                    txn.reader_gone(*database, *version, &mut links).await?;
-                }
-                Ok(())
+    /// Goes on with chains that nobody reads any more (SEG3); the pass remembers where the next call goes on. Whether anything was done.
+    pub(crate) async fn end_unread(
+        &self,
+        pass: &mut Pass,
+        failures: &mut Failures,
+    ) -> Result<bool, StoreError> {
+        let begun = Instant::now();
+        let mut any = false;
+        loop {
+            let mut range = self.engine.space.unread();
+            if let Some(after) = &pass.unread_after {
+                range = range.after(after);
+            }
+            let found = transact!(self.engine, |txn| {
+                txn.keys(&range, UNREAD, Read::Loose).await
             })?;
+            for key in &found {
+                let done = self.end_one_unread(key).await.map(|()| true);
+                // Whatever became of it: the others have their turn.
+                pass.unread_after = Some(self.engine.space.encode(key));
+                any |= failures.or_later(done, key)?;
+                if begun.elapsed() >= STEP_TIME {
+                    return Ok(any);
+                }
+            }
+            if found.len() < UNREAD {
+                pass.unread_after = None;
+                return Ok(any);
+            }
         }
-        Ok(!found.is_empty())
+    }
+
+    async fn end_one_unread(&self, key: &Key) -> Result<(), StoreError> {
+        transact!(self.engine, |txn| {
+            // Firmly: of two servers that go on with it one is enough.
+            if let Key::Unread(database, version) = key
+                && txn.get(key, Read::Firm).await?.is_some()
+            {
+                txn.delete(key);
+                let mut links = Links::of_a_transaction();
+                txn.reader_gone(*database, *version, &mut links).await?;
+            }
+            Ok(())
+        })
     }
 }
 
 impl Inner {
+    /// Has a version looked at as one that has lost a reader. For tests.
+    pub(crate) async fn lose_reader(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        transact!(self.engine, |txn| {
+            txn.put(&Key::Unread(database, version), &[]);
+            Ok(())
+        })
+    }
+
     /// How many versions have lost a reader and were not looked at, and how many segments are to be flattened. For tests.
     pub(crate) async fn to_do(&self) -> Result<(usize, usize), StoreError> {
         transact!(self.engine, |txn| {
