@@ -56,7 +56,7 @@ pub(crate) const STEP_TIME: Duration = Duration::from_secs(2);
 /// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
 const STEP_FAILURES: usize = 3;
 /// How often steps are halved at most.
-const MOST_HALVINGS: u32 = 6;
+pub(crate) const MOST_HALVINGS: u32 = 6;
 
 /// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,11 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    #[cfg(test)]
+    pub(crate) fn halved(halvings: u32) -> Self {
+        Self { halvings }
+    }
+
     /// At least 2: the last row of a sweep is not judged.
     pub(crate) fn of(self, usual: usize) -> usize {
         (usual >> self.halvings).max(2)
@@ -214,20 +219,11 @@ impl Inner {
         }
         let begun = Instant::now();
         for _ in 0..STEP_TRANSACTIONS {
-            let did = match self.collect_some(database, freed).await {
-                Ok(did) => did,
-                Err(error) => {
-                    if matches!(error, StoreError::Unavailable(_) | StoreError::Internal(_)) {
-                        self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-                    }
-                    return Err(error);
-                }
-            };
+            let did = self.paced(self.collect_some(database, freed).await)?;
             any |= did;
             if !did {
                 break;
             }
-            self.change_steps(|halvings| halvings.saturating_sub(1));
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -252,7 +248,19 @@ impl Inner {
         Steps { halvings }
     }
 
-    fn change_steps(&self, change: impl Fn(u32) -> u32) {
+    /// What came of a transaction: as it is, and as what it says of how much the next ones should look at.
+    pub(crate) fn paced(&self, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
+        match &done {
+            Ok(true) => self.change_steps(|halvings| halvings.saturating_sub(1)),
+            Err(StoreError::Unavailable(_) | StoreError::Internal(_)) => {
+                self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
+            }
+            Ok(false) | Err(_) => {}
+        }
+        done
+    }
+
+    pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
         // Another collection may do the same: it is a guess at what the cluster can do.
         let halvings = self.steps.load(Ordering::Relaxed);
         self.steps.store(change(halvings), Ordering::Relaxed);
@@ -450,7 +458,7 @@ impl Txn {
             records.push(self.decode(row, Record::decode)?);
         }
         let (mut pages, mut protections) = (0, None);
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         for (index, record) in records.iter().enumerate() {
             let version = record.head.snapshot.version;
             if version >= newest || pages >= steps.of(STEP_PAGES) {
@@ -749,7 +757,7 @@ mod tests {
 
     #[test]
     fn steps_get_smaller_and_never_too_small() {
-        let of = |halvings, usual| Steps { halvings }.of(usual);
+        let of = |halvings, usual| Steps::halved(halvings).of(usual);
         assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
         assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
         // A sweep that looks at one row judges none, and would never end.

@@ -46,7 +46,7 @@ const WAITING: usize = 16;
 
 /// What is below a segment.
 struct Chain {
-    /// From its base downwards; [`LOOK_DOWN`] at most.
+    /// From its base downwards, as many as were asked for at most.
     links: Vec<Segment>,
     /// The last of them stands on others in turn.
     goes_on: bool,
@@ -78,6 +78,7 @@ impl Inner {
             let done = transact!(self.engine, |txn| {
                 txn.flatten_step(depth, database, first, steps).await
             });
+            let done = self.paced(done.map(|()| true));
             if let Err(error) = &done {
                 let key = Key::Flatten(depth, database, first);
                 pass.flatten_after = Some(self.engine.space.encode(&key));
@@ -86,7 +87,7 @@ impl Inner {
                 }
             }
             let what = format_args!("the depth of database {database}");
-            any |= failures.or_later(done.map(|()| true), what)?;
+            any |= failures.or_later(done, what)?;
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -138,7 +139,7 @@ impl Inner {
 
 impl Txn {
     /// What is below a segment, down to a bound. Firmly: see FLAT2.
-    async fn chain(&self, base: Segment) -> Result<Chain, Fail> {
+    async fn chain(&self, base: Segment, most: usize) -> Result<Chain, Fail> {
         let mut links = vec![base];
         loop {
             let below = match links.last() {
@@ -150,7 +151,7 @@ impl Txn {
             };
             let goes_on = below.is_some();
             match below {
-                Some(below) if links.len() < LOOK_DOWN => links.push(below),
+                Some(below) if links.len() < most => links.push(below),
                 _ => return Ok(Chain { links, goes_on }),
             }
         }
@@ -178,7 +179,10 @@ impl Txn {
             self.delete(&mark);
             return Ok(());
         };
-        let chain = self.chain(base.clone()).await?;
+        // Never fewer than were begun with, and one below.
+        let begun = work.as_ref().map_or(0, |work| work.links.len() + 1);
+        let most = steps.of(LOOK_DOWN).max(MAX_DEPTH as usize).max(begun);
+        let chain = self.chain(base.clone(), most).await?;
         if !chain.goes_on && chain.links.len() < MAX_DEPTH as usize {
             // What is below was flattened meanwhile.
             let depth = chain.links.len() as u32;
@@ -206,27 +210,29 @@ impl Txn {
         {
             Some(work) => self.put(&mark, &work.encode()),
             None => {
-                self.switch(&mark, (database, first), &chain, merged)
+                self.switch(&mark, (database, first), &chain, merged, steps)
                     .await?
             }
         }
         Ok(())
     }
 
-    /// How many links, from the top, are left behind (FLAT4): one at least, and not the last one of a chain that goes on.
+    /// How many links, from the top, are left behind (FLAT4): one at least, and not the last ones of a chain that goes on.
     async fn worth_merging(&self, chain: &Chain) -> Result<usize, Fail> {
-        let most = chain.links.len() - usize::from(chain.goes_on);
-        let mut above = 0;
-        for (index, link) in chain.links.iter().enumerate().take(most) {
+        let kept = if chain.goes_on { FLAT_DEPTH } else { 0 };
+        let most = chain.links.len().saturating_sub(kept);
+        let sizes = chain.links.iter().take(most).enumerate();
+        let sizes = sizes.map(|(index, link)| async move {
             let mut later = chain.links[index + 1..].iter();
-            let size = match later.any(|later| later.database == link.database) {
-                true => 0,
-                false => {
-                    let rows = self.sum(&Key::Sum(link.database, Sum::Pages)).await?;
-                    let visible = link.reach.min(link.head.snapshot.page_count).get();
-                    rows.clamp(0, i64::from(visible))
-                }
-            };
+            if later.any(|later| later.database == link.database) {
+                return Ok(0);
+            }
+            let rows = self.sum(&Key::Sum(link.database, Sum::Pages)).await?;
+            let visible = link.reach.min(link.head.snapshot.page_count).get();
+            Ok::<_, Fail>(rows.clamp(0, i64::from(visible)))
+        });
+        let mut above = 0;
+        for (index, size) in try_join_all(sizes).await?.into_iter().enumerate() {
             let few = !chain.goes_on && chain.links.len() - index <= FLAT_DEPTH;
             if index > 0 && size > above && few {
                 return Ok(index);
@@ -327,6 +333,7 @@ impl Txn {
         (database, first): (DatabaseId, Version),
         chain: &Chain,
         merged: &[Segment],
+        steps: Steps,
     ) -> Result<(), Fail> {
         let [top, ..] = merged else { return Ok(()) };
         let rest = &chain.links[merged.len()..];
@@ -348,7 +355,7 @@ impl Txn {
         self.sweep(database);
         self.sweep(top.database);
         let (stood_on, version) = (top.database, top.head.snapshot.version);
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         self.reader_gone(stood_on, version, &mut links).await
     }
 }

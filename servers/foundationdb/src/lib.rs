@@ -302,6 +302,12 @@ impl FoundationDbStore {
         })
     }
 
+    /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
+    #[doc(hidden)]
+    pub fn smallest_steps(&self) {
+        self.0.smallest_steps();
+    }
+
     /// Has a version looked at as one that has lost a reader. For tests.
     #[doc(hidden)]
     pub async fn lose_reader(

@@ -17,10 +17,10 @@ use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, add, is_over};
+use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add, is_over};
 use crate::engine::{Fail, Read, Txn, decode, transact};
-use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, ServerId, Sum};
-use crate::segments::{Links, NO_SEGMENT};
+use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, Range, ServerId, Sum};
+use crate::segments::{LINKS, Links, NO_SEGMENT};
 use crate::values::{Database, Left, Removed};
 
 /// Removed databases that one look takes.
@@ -78,12 +78,12 @@ impl Inner {
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
-        let did = transact!(self.engine, |txn| txn.clear_removed(database).await)?;
-        any |= did.is_some();
-        if let Some(step) = did {
-            add(freed, step);
-        }
-        Ok(any | self.sweep_some(database, freed).await?)
+        let cleared = transact!(self.engine, |txn| {
+            txn.clear_removed(database, self.steps()).await
+        });
+        any |= self.paced(cleared.map(|step| step.map(|step| add(freed, step)).is_some()))?;
+        let swept = self.sweep_some(database, freed).await;
+        Ok(any | self.paced(swept)?)
     }
 
     /// Forgets that a database was removed when that is long ago (V4).
@@ -155,13 +155,18 @@ impl Txn {
     }
 
     /// Drops what is left of a removed database; `None` where nothing is to be done now.
-    async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+    async fn clear_removed(
+        &self,
+        database: DatabaseId,
+        steps: Steps,
+    ) -> Result<Option<Collected>, Fail> {
+        let most = steps.of(STEP_VERSIONS);
         let mut step = Collected::default();
         let key = Key::Removed(database);
         let Some(removed) = self.row(&key, Read::Firm, Removed::decode).await? else {
             return Ok(None);
         };
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         // Firmly: see COL2.
         let children = self.space.children(database);
         let child = self.first(&children, Read::Firm).await?;
@@ -170,17 +175,12 @@ impl Txn {
             return Ok(None);
         }
         if child.is_none() {
-            let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+            let segments = self.segments_of(&segments, most).await?;
             let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
-            for key in &segments {
-                if let Key::Segment(_, first) = key
-                    && let Some((base, version)) = self.end_segment(database, *first).await?
-                    && base != database
-                {
-                    self.reader_gone(base, version, &mut links).await?;
-                }
-            }
-            if segments.len() < STEP_VERSIONS {
+            let mut bases = self.end_segments(&segments).await?;
+            bases.retain(|(base, _)| *base != database);
+            self.readers_gone(bases, &mut links).await?;
+            if segments.len() < most {
                 for kind in OF_A_DATABASE {
                     self.delete_range(&self.space.of(kind, database));
                 }
@@ -205,19 +205,32 @@ impl Txn {
                 segments.begin = self.space.encode(&Key::Segment(database, next));
             }
         }
-        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
-        let mut next = NO_SEGMENT;
-        for (index, key) in segments.iter().enumerate() {
-            if let Key::Segment(_, first) = key {
-                self.reader_gone(database, *first, &mut links).await?;
-                if index + 1 == STEP_VERSIONS {
-                    next = first.next();
-                }
-            }
-        }
+        // Each is looked at by itself.
+        let most = steps.of(LINKS);
+        let segments = self.segments_of(&segments, most).await?;
+        let next = match segments.last() {
+            Some((_, first)) if segments.len() == most => first.next(),
+            _ => NO_SEGMENT,
+        };
+        let segments = segments.into_iter().collect();
+        self.readers_gone(segments, &mut links).await?;
         let left = Left::Segments(next);
         self.put(&key, &Removed { left, ..removed }.encode());
         self.sweep(database);
         Ok(Some(step))
+    }
+
+    /// Some segments.
+    async fn segments_of(
+        &self,
+        range: &Range,
+        most: usize,
+    ) -> Result<Vec<(DatabaseId, Version)>, Fail> {
+        let keys = self.keys(range, most, Read::Loose).await?;
+        let segment = |key| match key {
+            Key::Segment(database, first) => Some((database, first)),
+            _ => None,
+        };
+        Ok(keys.into_iter().filter_map(segment).collect())
     }
 }

@@ -6,25 +6,27 @@
 //! * **SEG1** A row `Child(d, v, c, f)` is there if and only if the row `Segment(c, f)` names (d, v) as its base.
 //! * **SEG2** What a segment began with never changes: rows that it gets later at its first version (`flatten.rs`) have what the base had.
 //! * **SEG3** A segment that no version, kept or stood on, reads has no row `Segment`, but for a while: one transaction follows a chain of them for
-//!   [`LINKS`] links, and what is left of it is a row `Unread`, which the next collection goes on with. So however deep a branch is, dropping it
+//!   [`LINKS`] links, or fewer where the cluster is slow, and what is left of it is a row `Unread`, which the next collection goes on with. So however deep a branch is, dropping it
 //!   takes bounded transactions.
 //! * **SEG4** The depth in a row `Segment` is at least the number of segments below it. With [`MAX_DEPTH`] or more there is a row `Flatten`.
 
-use futures_util::future::try_join;
+use std::collections::BTreeSet;
+
+use futures_util::future::{try_join, try_join_all};
 use pagewire_proto::{DatabaseId, PageCount, Version};
 use pagewire_server::store::StoreError;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Failures, Pass, STEP_TIME};
+use crate::collect::{Failures, MOST_HALVINGS, Pass, STEP_TIME, Steps};
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Range};
 use crate::values::{Head, Record, Segment};
 
 /// Segments that one stands on, at most, once the collection has caught up (B2): a page is looked for in so many places and one.
 pub(crate) const MAX_DEPTH: u32 = 8;
-/// Segments that one transaction ends of a chain that nobody reads any more.
-const LINKS: usize = 32;
+/// Segments that one transaction ends of a chain that nobody reads any more, or looks at because of that: each costs a few reads one after the other.
+pub(crate) const LINKS: usize = 32;
 /// Rows `Unread` that one look takes.
 const UNREAD: usize = 16;
 
@@ -35,8 +37,8 @@ pub(crate) const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
 pub(crate) struct Links(usize);
 
 impl Links {
-    pub(crate) fn of_a_transaction() -> Self {
-        Self(LINKS)
+    pub(crate) fn of_a_transaction(steps: Steps) -> Self {
+        Self(steps.of(LINKS))
     }
 
     fn take_one(&mut self) -> bool {
@@ -65,6 +67,7 @@ impl Inner {
             })?;
             for key in &found {
                 let done = self.end_one_unread(key).await.map(|()| true);
+                let done = self.paced(done);
                 // Whatever became of it: the others have their turn.
                 pass.unread_after = Some(self.engine.space.encode(key));
                 any |= failures.or_later(done, key)?;
@@ -86,7 +89,7 @@ impl Inner {
                 && txn.get(key, Read::Firm).await?.is_some()
             {
                 txn.delete(key);
-                let mut links = Links::of_a_transaction();
+                let mut links = Links::of_a_transaction(self.steps());
                 txn.reader_gone(*database, *version, &mut links).await?;
             }
             Ok(())
@@ -95,6 +98,11 @@ impl Inner {
 }
 
 impl Inner {
+    /// Makes steps as small as they get, until some of them were done. For tests.
+    pub(crate) fn smallest_steps(&self) {
+        self.change_steps(|_| MOST_HALVINGS);
+    }
+
     /// Has a version looked at as one that has lost a reader. For tests.
     pub(crate) async fn lose_reader(
         &self,
@@ -186,6 +194,32 @@ impl Txn {
         }
     }
 
+    /// As [`Txn::reader_gone`] of several versions; those for which there is no time in this transaction have their turn in others.
+    pub(crate) async fn readers_gone(
+        &self,
+        versions: BTreeSet<(DatabaseId, Version)>,
+        links: &mut Links,
+    ) -> Result<(), Fail> {
+        for (database, version) in versions {
+            match links.take_one() {
+                true => self.reader_gone(database, version, links).await?,
+                false => self.put(&Key::Unread(database, version), &[]),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops segments that nobody reads; what they stood on. Their rows are read together.
+    pub(crate) async fn end_segments(
+        &self,
+        segments: &[(DatabaseId, Version)],
+    ) -> Result<BTreeSet<(DatabaseId, Version)>, Fail> {
+        let each = segments
+            .iter()
+            .map(|(database, first)| self.end_segment(*database, *first));
+        Ok(try_join_all(each).await?.into_iter().flatten().collect())
+    }
+
     /// Drops a segment that nobody reads; what it stood on.
     pub(crate) async fn end_segment(
         &self,
@@ -259,4 +293,20 @@ impl Txn {
 /// The row that says that a segment stands on its base.
 pub(crate) fn child_of(base: &Segment, child: DatabaseId, first: Version) -> Key {
     Key::Child(base.database, base.head.snapshot.version, child, first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_get_fewer_with_the_steps() {
+        let many = |steps: Steps| {
+            let mut links = Links::of_a_transaction(steps);
+            std::iter::from_fn(|| links.take_one().then_some(())).count()
+        };
+        assert_eq!(many(Steps::halved(0)), LINKS);
+        assert_eq!(many(Steps::halved(2)), LINKS / 4);
+        assert_eq!(many(Steps::halved(MOST_HALVINGS)), 2);
+    }
 }

@@ -364,3 +364,55 @@ fn seg3_the_end_of_a_deep_line_takes_bounded_transactions() {
         audited(&one).await;
     });
 }
+
+/// As on a cluster that does next to nothing within its 5 s: a deep line is flattened, and ends, in the smallest of steps.
+#[test]
+fn a_deep_line_is_flattened_and_ends_in_small_steps() {
+    with_two(by_hand, |one, _two| async move {
+        let main = one.lookup(&name("b0"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        make(&one, part(main, 0, epoch, &[(1, 1), (2, 1)])).await;
+        let mut last = main;
+        for step in 1..=40_u8 {
+            let (next, epoch) = branch(&one, last, &format!("b{step}")).await;
+            make(&one, part(next, 1, epoch, &[(2, step)])).await;
+            last = next;
+        }
+        let in_small_steps = async || {
+            let mut most = 0;
+            loop {
+                one.smallest_steps();
+                let more = one.collect(None).await.unwrap().more;
+                most = most.max(one.to_do().await.unwrap().0);
+                if !more {
+                    return most;
+                }
+            }
+        };
+        in_small_steps().await;
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        assert!(one.depth(last).await.unwrap() <= PLACES);
+        assert_eq!(stamps(&one, last, 2, 2).await, [1, 40]);
+        assert_eq!(stamps(&one, last, 1, 2).await, [1, 39]);
+        // Restores of a removed database that is stood on are looked at one by one.
+        let epoch = one.fence(last).await.unwrap();
+        for base in 2..50 {
+            let restore = DatabaseCommit {
+                restore: Some(Version::new(1 + base % 2)),
+                ..part(last, base, epoch, &[])
+            };
+            make(&one, restore).await;
+        }
+        let (end, _) = branch(&one, last, "end").await;
+        for step in 0..=40 {
+            one.remove(&name(&format!("b{step}"))).await.unwrap();
+        }
+        in_small_steps().await;
+        assert_eq!(stamps(&one, end, 1, 2).await, [1, 40]);
+        audited(&one).await;
+        one.remove(&name("end")).await.unwrap();
+        in_small_steps().await;
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        audited(&one).await;
+    });
+}
