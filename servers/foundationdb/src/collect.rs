@@ -35,8 +35,8 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, decode, transact};
 use crate::keys::{Key, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
-use crate::segments::Links;
-use crate::values::{Changed, Database, Due, Head, Past, Protection, Record};
+use crate::segments::{Links, Reader};
+use crate::values::{Changed, Database, Due, Past, Protection, Record};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -129,7 +129,7 @@ enum Keeps {
 }
 
 /// The newest versions before another that read anything: remembered for the rows of one transaction.
-type Readers = BTreeMap<Version, Option<(Version, Head)>>;
+type Readers = BTreeMap<Version, Option<Reader>>;
 
 impl Inner {
     /// One step, of one database or of some.
@@ -594,7 +594,7 @@ impl Txn {
     ) -> Result<(), Fail> {
         let reader = self.newest_reader(database, dropped.next());
         let (reader, attempts) = try_join(reader, self.attempts(database, Read::Loose)).await?;
-        let from = reader.map_or(Version::ZERO, |(version, _)| version.next());
+        let from = reader.map_or(Version::ZERO, |reader| reader.version.next());
         let rows = pages.iter().map(|page| {
             let range = self.space.page(database, *page, from, dropped);
             async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
@@ -720,9 +720,10 @@ impl Txn {
                     reader
                 }
             };
-            let Some((version, head)) = reader.filter(|(version, _)| *version >= written) else {
+            let Some(reader) = reader.filter(|reader| reader.version >= written) else {
                 return Ok(false);
             };
+            let Reader { version, head, .. } = reader;
             if head.shows(page, written, layer) {
                 return Ok(true);
             }

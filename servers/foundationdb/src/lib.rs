@@ -302,6 +302,27 @@ impl FoundationDbStore {
         })
     }
 
+    /// Ends two segments at once; whether the later one was repeated. For tests.
+    #[doc(hidden)]
+    pub async fn end_together(
+        &self,
+        segments: [(DatabaseId, Version); 2],
+    ) -> Result<bool, StoreError> {
+        self.0.end_together(segments).await
+    }
+
+    /// Forgets a removed database of which nothing is left, as who saw its row when it was removed at this time. For tests.
+    #[doc(hidden)]
+    pub async fn forget_as_seen(
+        &self,
+        database: DatabaseId,
+        time_ms: u64,
+    ) -> Result<bool, StoreError> {
+        let left = values::Left::Nothing;
+        let removed = values::Removed { time_ms, left };
+        self.0.forget_removed(database, removed).await
+    }
+
     /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
     #[doc(hidden)]
     pub fn smallest_steps(&self) {

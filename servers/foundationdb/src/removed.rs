@@ -86,20 +86,25 @@ impl Inner {
         Ok(any | self.paced(swept)?)
     }
 
-    /// Forgets that a database was removed when that is long ago (V4).
-    async fn forget_removed(
+    /// Forgets that a database was removed, as this row of it says, when that is long ago (V4); whether it did.
+    pub(crate) async fn forget_removed(
         &self,
         database: DatabaseId,
         removed: Removed,
     ) -> Result<bool, StoreError> {
-        let over = is_over(removed.time_ms, self.options.clock.now_ms());
-        if over {
-            transact!(self.engine, |txn| {
-                txn.delete(&Key::Removed(database));
-                Ok(())
-            })?;
+        if !is_over(removed.time_ms, self.options.clock.now_ms()) {
+            return Ok(false);
         }
-        Ok(over)
+        transact!(self.engine, |txn| {
+            let key = Key::Removed(database);
+            // It may have been forgotten, made and removed again since it was seen.
+            let found = txn.row(&key, Read::Firm, Removed::decode).await?;
+            let same = found == Some(removed);
+            if same {
+                txn.delete(&key);
+            }
+            Ok(same)
+        })
     }
 
     /// Takes a name away to which nobody ever committed (REM2); whether it did. A look at the row before says that it may be.

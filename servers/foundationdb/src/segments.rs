@@ -9,6 +9,8 @@
 //!   [`LINKS`] links, or fewer where the cluster is slow, and what is left of it is a row `Unread`, which the next collection goes on with. So however deep a branch is, dropping it
 //!   takes bounded transactions.
 //! * **SEG4** The depth in a row `Segment` is at least the number of segments below it. With [`MAX_DEPTH`] or more there is a row `Flatten`.
+//! * **SEG5** Who takes a reader from a segment and leaves it because it has another claims the row of that other: of two that take one each, at
+//!   once, the later one looks again, and finds that its was the last.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::Inner;
 use crate::collect::{Failures, MOST_HALVINGS, Pass, STEP_TIME, Steps};
-use crate::engine::{Fail, Read, Txn, transact};
+use crate::engine::{Fail, Read, Rounds, Txn, transact};
 use crate::keys::{Key, Range};
 use crate::values::{Head, Record, Segment};
 
@@ -32,6 +34,15 @@ const UNREAD: usize = 16;
 
 /// The end of all versions, where no segment begins.
 pub(crate) const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
+
+/// What reads a segment: a version that is kept, or stood on.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    pub(crate) version: Version,
+    pub(crate) head: Head,
+    /// The row that says so, which no commit changes.
+    row: Key,
+}
 
 /// How many more segments a transaction may go down.
 pub(crate) struct Links(usize);
@@ -98,6 +109,30 @@ impl Inner {
 }
 
 impl Inner {
+    /// Ends two segments in transactions that both look before either is committed; whether the later one was repeated. For tests.
+    pub(crate) async fn end_together(
+        &self,
+        [one, two]: [(DatabaseId, Version); 2],
+    ) -> Result<bool, StoreError> {
+        let end = async |txn: &Txn, segment| {
+            let bases = txn.end_segments(&[segment]).await?;
+            let mut links = Links::of_a_transaction(self.steps());
+            txn.readers_gone(bases, &mut links).await
+        };
+        let (mut first, mut second) = (Rounds::new(&self.engine)?, Rounds::new(&self.engine)?);
+        let mut ended = end(first.txn(), one).await;
+        let mut later = end(second.txn(), two).await;
+        while first.settle(ended).await.transpose()?.is_none() {
+            ended = end(first.txn(), one).await;
+        }
+        let mut repeated = false;
+        while second.settle(later).await.transpose()?.is_none() {
+            repeated = true;
+            later = end(second.txn(), two).await;
+        }
+        Ok(repeated)
+    }
+
     /// Makes steps as small as they get, until some of them were done. For tests.
     pub(crate) fn smallest_steps(&self) {
         self.change_steps(|_| MOST_HALVINGS);
@@ -180,8 +215,9 @@ impl Txn {
             };
             let end = self.segment_end(database, first).await?;
             let reader = self.newest_reader(database, end).await?;
-            if reader.is_some_and(|(reader, _)| reader >= first) {
-                return Ok(());
+            if let Some(reader) = reader.filter(|reader| reader.version >= first) {
+                // SEG5. Whoever takes this one away too, now, would find in its turn the one that goes here.
+                return self.claim(&self.space.encode(&reader.row));
             }
             let Some(base) = self.end_segment(database, first).await? else {
                 return Ok(());
@@ -260,7 +296,7 @@ impl Txn {
         &self,
         database: DatabaseId,
         before: Version,
-    ) -> Result<Option<(Version, Head)>, Fail> {
+    ) -> Result<Option<Reader>, Fail> {
         let records = Range {
             begin: self.space.records(database).begin,
             end: self.space.encode(&Key::Record(database, before)),
@@ -275,15 +311,20 @@ impl Txn {
         let mut newest = None;
         if let Some(row) = record.first() {
             let head = self.decode(row, Record::decode)?.head;
-            newest = Some((head.snapshot.version, head));
+            let version = head.snapshot.version;
+            let row = Key::Record(database, version);
+            newest = Some(Reader { version, head, row });
         }
         if let Some(Key::Child(_, version, child, first)) = child
-            && newest.as_ref().is_none_or(|(record, _)| *record < version)
+            && newest
+                .as_ref()
+                .is_none_or(|record| record.version < version)
         {
+            let row = Key::Child(database, version, child, first);
             let key = Key::Segment(child, first);
             let segment = self.row(&key, Read::Loose, Segment::decode).await?;
-            if let Some(segment) = segment.flatten() {
-                newest = Some((version, segment.head));
+            if let Some(Segment { head, .. }) = segment.flatten() {
+                newest = Some(Reader { version, head, row });
             }
         }
         Ok(newest)
