@@ -21,6 +21,8 @@
 //! * **FLAT5** A step looks at a bounded number of rows and goes down a bounded number of segments; those that are deeper than that are flattened
 //!   in several goes. The shallowest comes first: those above it need none by then.
 //! * **FLAT6** Damage in what is to be copied leaves that segment as it is until this server is begun anew, and holds up no other.
+//! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
+//!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
 
 use std::collections::BTreeSet;
 
@@ -57,6 +59,13 @@ impl Chain {
     fn names(&self) -> Vec<(DatabaseId, Version)> {
         let name = |link: &Segment| (link.database, link.head.since);
         self.links.iter().map(name).collect()
+    }
+}
+
+impl Flattening {
+    /// Whether it was begun for this chain (FLAT7).
+    fn is_of(&self, names: &[(DatabaseId, Version)]) -> bool {
+        names.starts_with(&self.links) && names.get(self.links.len()).copied() == self.below
     }
 }
 
@@ -122,6 +131,27 @@ impl Inner {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// One step for the segment of the newest version of a database: to which of how many links it has come; `None` where it is not to be
+    /// flattened, or is by now. For tests.
+    pub(crate) async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        transact!(self.engine, |txn| {
+            let first = txn.database(database, Read::Loose).await?.head.since;
+            let segment = Key::Segment(database, first);
+            let segment = txn.row(&segment, Read::Loose, Segment::decode).await?;
+            let Some(Segment { depth, .. }) = segment.flatten() else {
+                return Ok(None);
+            };
+            txn.flatten_step(depth, database, first, self.steps())
+                .await?;
+            let mark = Key::Flatten(depth, database, first);
+            let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;
+            Ok(work.flatten().map(|work| (work.at, work.links.len())))
+        })
     }
 
     /// In how many segments a page of the newest version of a database is looked for at most. For tests.
@@ -195,13 +225,17 @@ impl Txn {
         }
         let names = chain.names();
         let work = match work {
-            Some(work) if names.starts_with(&work.links) => work,
-            // The first step, or what is below is another chain by now.
-            _ => Flattening {
-                links: names[..self.worth_merging(&chain).await?].to_vec(),
-                at: 0,
-                after: 0,
-            },
+            Some(work) if work.is_of(&names) => work,
+            // The first step, or what is below is another chain by now (FLAT7).
+            _ => {
+                let many = self.worth_merging(&chain).await?;
+                Flattening {
+                    links: names[..many].to_vec(),
+                    below: names.get(many).copied(),
+                    at: 0,
+                    after: 0,
+                }
+            }
         };
         let merged = &chain.links[..work.links.len()];
         match self

@@ -302,6 +302,15 @@ impl FoundationDbStore {
         })
     }
 
+    /// One step of flattening a database: to which of how many segments below it has come. For tests.
+    #[doc(hidden)]
+    pub async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        self.0.flatten_once(database).await
+    }
+
     /// Ends two segments at once; whether the later one was repeated. For tests.
     #[doc(hidden)]
     pub async fn end_together(

@@ -416,3 +416,46 @@ fn a_deep_line_is_flattened_and_ends_in_small_steps() {
         audited(&one).await;
     });
 }
+
+/// Bug: the last of the segments that were copied had been flattened in between, and stood on less than when it was gone through.
+#[test]
+fn flat7_a_link_that_is_flattened_in_between_is_gone_through_again() {
+    with_two(by_hand, |one, two| async move {
+        let main = one.lookup(&name("b0"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        make(&one, part(main, 0, epoch, &[(1, 200), (2, 200)])).await;
+        let (mut line, mut expected) = (vec![main], vec![200, 200, 0, 0]);
+        for step in 1..=40_u8 {
+            let below = line.last().copied().unwrap();
+            let (next, epoch) = branch(&one, below, &format!("b{step}")).await;
+            // Each has a page that no other has written.
+            let own = 4 + u32::from(step);
+            make(&one, with_count(part(next, 1, epoch, &[(own, step)]), 60)).await;
+            expected.push(step);
+            line.push(next);
+        }
+        let top = line.pop().unwrap();
+        let many = loop {
+            let (at, many) = one.flatten_once(top).await.unwrap().unwrap();
+            if at as usize == many {
+                break many;
+            }
+        };
+        // Nothing is left to be done but the switch. The last of those segments, and there are others below it:
+        let last = line[line.len() - many];
+        assert!(one.depth(last).await.unwrap() > PLACES);
+        while two.flatten_once(last).await.unwrap().is_some() {}
+        assert!(two.depth(last).await.unwrap() <= PLACES);
+        let (at, many) = one
+            .flatten_once(top)
+            .await
+            .unwrap()
+            .expect("it begins anew");
+        assert!((at as usize) < many);
+        while one.flatten_once(top).await.unwrap().is_some() {}
+        assert_eq!(stamps(&two, top, 2, 44).await, expected);
+        collect_all(&one).await;
+        assert_eq!(stamps(&two, top, 2, 44).await, expected);
+        audited(&one).await;
+    });
+}
