@@ -154,13 +154,16 @@ impl Inner {
         if pass.after.is_none() {
             let dropped = self.drop_post(&living).await.map(|()| false);
             failures.or_later(dropped, "the post of servers that are gone")?;
-            pass.did |= self.end_unread(pass, &mut failures).await?;
+        }
+        // In each step: they must not wait for a look at all databases, which may be many.
+        pass.did |= self.end_unread(pass, &mut failures).await?;
+        if pass.after.is_none() || pass.removed_after.is_some() {
             pass.did |= self
                 .collect_removed(&living, pass, &mut freed, &mut failures)
                 .await?;
-            // After those that go, which need none.
-            pass.did |= self.flatten_some(pass, &mut failures).await?;
         }
+        // After those that go, which need none.
+        pass.did |= self.flatten_some(pass, &mut failures).await?;
         let mut range = self.engine.space.heads();
         if let Some(after) = &pass.after {
             range = range.after(after);

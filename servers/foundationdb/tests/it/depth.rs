@@ -459,3 +459,32 @@ fn flat7_a_link_that_is_flattened_in_between_is_gone_through_again() {
         audited(&one).await;
     });
 }
+
+/// Bug: both waited for the end of a look at all databases of the installation.
+#[test]
+fn what_waits_is_done_in_the_middle_of_a_look_at_many_databases() {
+    with_two(by_hand, |one, two| async move {
+        for many in 0..160 {
+            one.lookup(&name(&format!("n{many}")), true).await.unwrap();
+        }
+        // The look at all of them takes five steps at least.
+        assert!(one.collect(None).await.unwrap().more);
+        let main = two.lookup(&name("b0"), true).await.unwrap();
+        let epoch = two.fence(main).await.unwrap();
+        make(&two, part(main, 0, epoch, &[(1, 1)])).await;
+        let mut last = main;
+        for step in 1..=9 {
+            (last, _) = branch(&two, last, &format!("b{step}")).await;
+        }
+        two.lose_reader(last, Version::new(1)).await.unwrap();
+        let (unread, flatten) = two.to_do().await.unwrap();
+        assert!((unread, flatten > 0) == (1, true), "{unread} {flatten}");
+        for _ in 0..3 {
+            assert!(one.collect(None).await.unwrap().more, "in the middle");
+        }
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        assert_eq!(stamps(&two, last, 1, 1).await, [1]);
+        collect_all(&one).await;
+        audited(&one).await;
+    });
+}
