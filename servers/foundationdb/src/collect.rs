@@ -156,14 +156,17 @@ impl Inner {
             failures.or_later(dropped, "the post of servers that are gone")?;
         }
         // In each step: they must not wait for a look at all databases, which may be many.
-        pass.did |= self.end_unread(pass, &mut failures).await?;
+        let ended = self.end_unread(pass, &mut failures).await;
+        pass.did |= failures.or_later(ended, "segments that nobody reads")?;
         if pass.after.is_none() || pass.removed_after.is_some() {
-            pass.did |= self
+            let removed = self
                 .collect_removed(&living, pass, &mut freed, &mut failures)
-                .await?;
+                .await;
+            pass.did |= failures.or_later(removed, "removed databases")?;
         }
         // After those that go, which need none.
-        pass.did |= self.flatten_some(pass, &mut failures).await?;
+        let flattened = self.flatten_some(pass, &mut failures).await;
+        pass.did |= failures.or_later(flattened, "segments that are to be flattened")?;
         let mut range = self.engine.space.heads();
         if let Some(after) = &pass.after {
             range = range.after(after);
