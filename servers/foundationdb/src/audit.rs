@@ -7,7 +7,7 @@ use pagewire_server::store::StoreError;
 
 use crate::Inner;
 use crate::collect::body_len;
-use crate::engine::{Read, transact};
+use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, OF_A_DATABASE, Sum, serial_of};
 use crate::values::{Database, Left, Record, Removed, Segment};
 
@@ -74,6 +74,11 @@ impl Inner {
                 {
                     say("what is to stand on it is gone");
                 }
+            }
+            for first in txn.unread_segments(database).await? {
+                say(&format!(
+                    "nothing reads its segment from version {first} on"
+                ));
             }
             let records = txn.space.records(database);
             if txn.first(&records, Read::Loose).await?.is_some() {
@@ -154,6 +159,9 @@ impl Inner {
                     }
                 }
             }
+            for first in txn.unread_segments(database).await? {
+                say(format!("nothing reads its segment from version {first} on"));
+            }
             let children = txn.space.children(database);
             for key in txn.keys(&children, usize::MAX, Read::Loose).await? {
                 if let Key::Child(_, _, child, first) = key
@@ -169,5 +177,23 @@ impl Inner {
             }
             Ok(wrong)
         })
+    }
+}
+
+impl Txn {
+    /// Segments that should have gone (SEG3).
+    async fn unread_segments(&self, database: DatabaseId) -> Result<Vec<Version>, Fail> {
+        let mut unread = Vec::new();
+        let segments = self.space.segments(database);
+        for key in self.keys(&segments, usize::MAX, Read::Loose).await? {
+            if let Key::Segment(_, first) = key {
+                let end = self.segment_end(database, first).await?;
+                let reader = self.newest_reader(database, end).await?;
+                if reader.is_none_or(|reader| reader.version < first) {
+                    unread.push(first);
+                }
+            }
+        }
+        Ok(unread)
     }
 }

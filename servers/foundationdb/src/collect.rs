@@ -35,8 +35,8 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, decode, transact};
 use crate::keys::{Key, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
-use crate::segments::Links;
-use crate::values::{Changed, Database, Due, Head, Past, Protection, Record};
+use crate::segments::{Links, Reader};
+use crate::values::{Changed, Database, Due, Past, Protection, Record};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -65,6 +65,11 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    #[cfg(test)]
+    pub(crate) fn halved(halvings: u32) -> Self {
+        Self { halvings }
+    }
+
     /// At least 2: the last row of a sweep is not judged.
     pub(crate) fn of(self, usual: usize) -> usize {
         (usual >> self.halvings).max(2)
@@ -78,8 +83,40 @@ pub(crate) struct Pass {
     after: Option<Vec<u8>>,
     /// The last key of a removed database that was looked at, where there are more.
     pub(crate) removed_after: Option<Vec<u8>>,
+    /// The last key of a version that has lost a reader that was looked at, where there are more.
+    pub(crate) unread_after: Option<Vec<u8>>,
+    /// The last key of a segment that is to be flattened and could not be, where there may be more.
+    pub(crate) flatten_after: Option<Vec<u8>>,
     /// Something was done since the first.
     did: bool,
+}
+
+/// What a step could not do. It has its turn again in a later one, and holds up nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(usize);
+
+impl Failures {
+    /// Whether anything was done. An error of one thing is told and left to a later step, and is one of the step only where the cluster
+    /// cannot do several: then it is the cluster that is the trouble.
+    pub(crate) fn or_later(
+        &mut self,
+        done: Result<bool, StoreError>,
+        what: impl std::fmt::Display,
+    ) -> Result<bool, StoreError> {
+        let error = match done {
+            Ok(did) => return Ok(did),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, %what, "cannot be collected now");
+        // Damage says nothing of the cluster.
+        if !matches!(error, StoreError::Corrupt(_)) {
+            self.0 += 1;
+            if self.0 >= STEP_FAILURES {
+                return Err(error);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// What keeps a version.
@@ -92,7 +129,7 @@ enum Keeps {
 }
 
 /// The newest versions before another that read anything: remembered for the rows of one transaction.
-type Readers = BTreeMap<Version, Option<(Version, Head)>>;
+type Readers = BTreeMap<Version, Option<Reader>>;
 
 impl Inner {
     /// One step, of one database or of some.
@@ -103,7 +140,9 @@ impl Inner {
     ) -> Result<Collected, StoreError> {
         let mut freed = Collected::default();
         let living = self.living().await?;
-        let dropped = self.drop_abandoned().await?;
+        let mut failures = Failures::default();
+        let dropped = self.drop_abandoned().await;
+        let dropped = failures.or_later(dropped, "what was written ahead")?;
         if let Some(database) = only {
             let row = transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
             freed.more = self
@@ -113,12 +152,21 @@ impl Inner {
         }
         pass.did |= dropped;
         if pass.after.is_none() {
-            self.drop_post(&living).await?;
-            pass.did |= self.end_unread().await?;
-            pass.did |= self.collect_removed(&living, pass, &mut freed).await?;
-            // After those that go, which need none.
-            pass.did |= self.flatten_some().await?;
+            let dropped = self.drop_post(&living).await.map(|()| false);
+            failures.or_later(dropped, "the post of servers that are gone")?;
         }
+        // In each step: they must not wait for a look at all databases, which may be many.
+        let ended = self.end_unread(pass, &mut failures).await;
+        pass.did |= failures.or_later(ended, "segments that nobody reads")?;
+        if pass.after.is_none() || pass.removed_after.is_some() {
+            let removed = self
+                .collect_removed(&living, pass, &mut freed, &mut failures)
+                .await;
+            pass.did |= failures.or_later(removed, "removed databases")?;
+        }
+        // After those that go, which need none.
+        let flattened = self.flatten_some(pass, &mut failures).await;
+        pass.did |= failures.or_later(flattened, "segments that are to be flattened")?;
         let mut range = self.engine.space.heads();
         if let Some(after) = &pass.after {
             range = range.after(after);
@@ -127,7 +175,7 @@ impl Inner {
             txn.scan(&range, STEP_DATABASES, false, Read::Loose).await
         })?;
         let begun = Instant::now();
-        let (mut failures, mut looked_at) = (0, None);
+        let mut looked_at = None;
         for (index, row) in rows.iter().enumerate() {
             if let Some(Key::Head(database)) = self.engine.space.decode(&row.key) {
                 let space = &self.engine.space;
@@ -138,22 +186,12 @@ impl Inner {
                     }
                     Err(error) => Err(error),
                 };
-                match collected {
-                    Ok(did) => pass.did |= did,
-                    // Damage among the dead of one must not keep the dead of the others.
-                    Err(error @ StoreError::Corrupt(_)) => {
-                        tracing::warn!(%error, %database, "cannot be collected");
-                    }
-                    // Nor must one that takes too long: it has its turn again, with smaller steps.
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
-                        failures += 1;
-                        if failures == STEP_FAILURES {
-                            return Err(error);
-                        }
-                        tracing::warn!(%error, %database, "its collection has to wait");
-                    }
-                    Err(error) => return Err(error),
+                let collected = failures.or_later(collected, database);
+                if collected.is_err() {
+                    // The next step goes on behind it: else as many as this one bears would hold up the others for ever.
+                    pass.after = Some(row.key.clone());
                 }
+                pass.did |= collected?;
             }
             looked_at = Some(index);
             if begun.elapsed() >= STEP_TIME {
@@ -165,7 +203,10 @@ impl Inner {
             Some(last) if rows.len() == STEP_DATABASES || !is_last => Some(last.key.clone()),
             _ => None,
         };
-        let goes_on = pass.after.is_some() || pass.removed_after.is_some();
+        let goes_on = pass.after.is_some()
+            || pass.removed_after.is_some()
+            || pass.unread_after.is_some()
+            || pass.flatten_after.is_some();
         freed.more = goes_on || std::mem::take(&mut pass.did);
         Ok(freed)
     }
@@ -184,20 +225,11 @@ impl Inner {
         }
         let begun = Instant::now();
         for _ in 0..STEP_TRANSACTIONS {
-            let did = match self.collect_some(database, freed).await {
-                Ok(did) => did,
-                Err(error) => {
-                    if matches!(error, StoreError::Unavailable(_) | StoreError::Internal(_)) {
-                        self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-                    }
-                    return Err(error);
-                }
-            };
+            let did = self.paced(self.collect_some(database, freed).await)?;
             any |= did;
             if !did {
                 break;
             }
-            self.change_steps(|halvings| halvings.saturating_sub(1));
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -220,6 +252,18 @@ impl Inner {
     pub(crate) fn steps(&self) -> Steps {
         let halvings = self.steps.load(Ordering::Relaxed);
         Steps { halvings }
+    }
+
+    /// What came of a transaction: as it is, and as what it says of how much the next ones should look at.
+    pub(crate) fn paced(&self, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
+        match &done {
+            Ok(true) => self.change_steps(|halvings| halvings.saturating_sub(1)),
+            Err(StoreError::Unavailable(_) | StoreError::Internal(_)) => {
+                self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
+            }
+            Ok(false) | Err(_) => {}
+        }
+        done
     }
 
     pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
@@ -420,7 +464,7 @@ impl Txn {
             records.push(self.decode(row, Record::decode)?);
         }
         let (mut pages, mut protections) = (0, None);
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         for (index, record) in records.iter().enumerate() {
             let version = record.head.snapshot.version;
             if version >= newest || pages >= steps.of(STEP_PAGES) {
@@ -556,7 +600,7 @@ impl Txn {
     ) -> Result<(), Fail> {
         let reader = self.newest_reader(database, dropped.next());
         let (reader, attempts) = try_join(reader, self.attempts(database, Read::Loose)).await?;
-        let from = reader.map_or(Version::ZERO, |(version, _)| version.next());
+        let from = reader.map_or(Version::ZERO, |reader| reader.version.next());
         let rows = pages.iter().map(|page| {
             let range = self.space.page(database, *page, from, dropped);
             async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
@@ -682,9 +726,10 @@ impl Txn {
                     reader
                 }
             };
-            let Some((version, head)) = reader.filter(|(version, _)| *version >= written) else {
+            let Some(reader) = reader.filter(|reader| reader.version >= written) else {
                 return Ok(false);
             };
+            let Reader { version, head, .. } = reader;
             if head.shows(page, written, layer) {
                 return Ok(true);
             }
@@ -719,7 +764,7 @@ mod tests {
 
     #[test]
     fn steps_get_smaller_and_never_too_small() {
-        let of = |halvings, usual| Steps { halvings }.of(usual);
+        let of = |halvings, usual| Steps::halved(halvings).of(usual);
         assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
         assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
         // A sweep that looks at one row judges none, and would never end.

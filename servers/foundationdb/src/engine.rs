@@ -327,6 +327,17 @@ impl Txn {
         self.transaction.set(key, stored);
     }
 
+    /// Flips a bit of a row, as a medium might; whether it has one.
+    pub(crate) fn damage(&self, row: &Row) -> bool {
+        let mut stored = row.stored.clone();
+        let Some(last) = stored.last_mut() else {
+            return false;
+        };
+        *last ^= 0x10;
+        self.put_as_it_is(&row.key, &stored);
+        true
+    }
+
     /// The transaction itself, for somebody who writes with it.
     pub(crate) fn raw(&self) -> &Transaction {
         self.writes.store(true, Ordering::Relaxed);

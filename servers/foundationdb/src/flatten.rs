@@ -21,6 +21,8 @@
 //! * **FLAT5** A step looks at a bounded number of rows and goes down a bounded number of segments; those that are deeper than that are flattened
 //!   in several goes. The shallowest comes first: those above it need none by then.
 //! * **FLAT6** Damage in what is to be copied leaves that segment as it is until this server is begun anew, and holds up no other.
+//! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
+//!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +32,7 @@ use pagewire_server::store::StoreError;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{MOST_HALVINGS, STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
+use crate::collect::{Failures, Pass, STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
 use crate::engine::{Fail, Read, Txn, corrupt, transact};
 use crate::keys::{FROM_BELOW, Key, Sum, serial_of};
 use crate::read::Found;
@@ -46,7 +48,7 @@ const WAITING: usize = 16;
 
 /// What is below a segment.
 struct Chain {
-    /// From its base downwards; [`LOOK_DOWN`] at most.
+    /// From its base downwards, as many as were asked for at most.
     links: Vec<Segment>,
     /// The last of them stands on others in turn.
     goes_on: bool,
@@ -60,36 +62,41 @@ impl Chain {
     }
 }
 
+impl Flattening {
+    /// Whether it was begun for this chain (FLAT7).
+    fn is_of(&self, names: &[(DatabaseId, Version)]) -> bool {
+        names.starts_with(&self.links) && names.get(self.links.len()).copied() == self.below
+    }
+}
+
 impl Inner {
     /// Some transactions of flattening; whether anything was done.
-    pub(crate) async fn flatten_some(&self) -> Result<bool, StoreError> {
+    pub(crate) async fn flatten_some(
+        &self,
+        pass: &mut Pass,
+        failures: &mut Failures,
+    ) -> Result<bool, StoreError> {
         let begun = Instant::now();
         let mut any = false;
         for _ in 0..STEP_TRANSACTIONS {
-            let Some((depth, database, first)) = self.next_to_flatten().await? else {
+            let Some((depth, database, first)) = self.next_to_flatten(pass).await? else {
+                pass.flatten_after = None;
                 break;
             };
             let steps = self.steps();
             let done = transact!(self.engine, |txn| {
                 txn.flatten_step(depth, database, first, steps).await
             });
-            match done {
-                Ok(()) => {
-                    self.change_steps(|halvings| halvings.saturating_sub(1));
-                    any = true;
-                }
-                Err(error @ StoreError::Corrupt(_)) => {
-                    tracing::warn!(%error, %database, "what it stands on cannot be flattened");
+            let done = self.paced(done.map(|()| true));
+            if let Err(error) = &done {
+                let key = Key::Flatten(depth, database, first);
+                pass.flatten_after = Some(self.engine.space.encode(&key));
+                if matches!(error, StoreError::Corrupt(_)) {
                     self.unflattened.lock().insert((database, first));
                 }
-                // What takes too long has its turn again, with smaller steps, and holds up nothing else.
-                Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
-                    self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-                    tracing::warn!(%error, %database, "its flattening has to wait");
-                    return Ok(any);
-                }
-                Err(error) => return Err(error),
             }
+            let what = format_args!("the depth of database {database}");
+            any |= failures.or_later(done, what)?;
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -97,9 +104,15 @@ impl Inner {
         Ok(any)
     }
 
-    /// The shallowest segment that is to be flattened and can be (FLAT5, FLAT6).
-    async fn next_to_flatten(&self) -> Result<Option<(u32, DatabaseId, Version)>, StoreError> {
+    /// The shallowest segment that is to be flattened and can be (FLAT5, FLAT6), behind those of this pass that could not.
+    async fn next_to_flatten(
+        &self,
+        pass: &Pass,
+    ) -> Result<Option<(u32, DatabaseId, Version)>, StoreError> {
         let mut range = self.engine.space.flatten();
+        if let Some(after) = &pass.flatten_after {
+            range = range.after(after);
+        }
         loop {
             let found = transact!(self.engine, |txn| {
                 txn.keys(&range, WAITING, Read::Loose).await
@@ -120,6 +133,27 @@ impl Inner {
         }
     }
 
+    /// One step for the segment of the newest version of a database: to which of how many links it has come; `None` where it is not to be
+    /// flattened, or is by now. For tests.
+    pub(crate) async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        transact!(self.engine, |txn| {
+            let first = txn.database(database, Read::Loose).await?.head.since;
+            let segment = Key::Segment(database, first);
+            let segment = txn.row(&segment, Read::Loose, Segment::decode).await?;
+            let Some(Segment { depth, .. }) = segment.flatten() else {
+                return Ok(None);
+            };
+            txn.flatten_step(depth, database, first, self.steps())
+                .await?;
+            let mark = Key::Flatten(depth, database, first);
+            let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;
+            Ok(work.flatten().map(|work| (work.at, work.links.len())))
+        })
+    }
+
     /// In how many segments a page of the newest version of a database is looked for at most. For tests.
     pub(crate) async fn depth(&self, database: DatabaseId) -> Result<usize, StoreError> {
         let mut head = transact!(self.engine, |txn| {
@@ -135,7 +169,7 @@ impl Inner {
 
 impl Txn {
     /// What is below a segment, down to a bound. Firmly: see FLAT2.
-    async fn chain(&self, base: Segment) -> Result<Chain, Fail> {
+    async fn chain(&self, base: Segment, most: usize) -> Result<Chain, Fail> {
         let mut links = vec![base];
         loop {
             let below = match links.last() {
@@ -147,7 +181,7 @@ impl Txn {
             };
             let goes_on = below.is_some();
             match below {
-                Some(below) if links.len() < LOOK_DOWN => links.push(below),
+                Some(below) if links.len() < most => links.push(below),
                 _ => return Ok(Chain { links, goes_on }),
             }
         }
@@ -175,7 +209,10 @@ impl Txn {
             self.delete(&mark);
             return Ok(());
         };
-        let chain = self.chain(base.clone()).await?;
+        // Never fewer than were begun with, and one below.
+        let begun = work.as_ref().map_or(0, |work| work.links.len() + 1);
+        let most = steps.of(LOOK_DOWN).max(MAX_DEPTH as usize).max(begun);
+        let chain = self.chain(base.clone(), most).await?;
         if !chain.goes_on && chain.links.len() < MAX_DEPTH as usize {
             // What is below was flattened meanwhile.
             let depth = chain.links.len() as u32;
@@ -188,13 +225,17 @@ impl Txn {
         }
         let names = chain.names();
         let work = match work {
-            Some(work) if names.starts_with(&work.links) => work,
-            // The first step, or what is below is another chain by now.
-            _ => Flattening {
-                links: names[..self.worth_merging(&chain).await?].to_vec(),
-                at: 0,
-                after: 0,
-            },
+            Some(work) if work.is_of(&names) => work,
+            // The first step, or what is below is another chain by now (FLAT7).
+            _ => {
+                let many = self.worth_merging(&chain).await?;
+                Flattening {
+                    links: names[..many].to_vec(),
+                    below: names.get(many).copied(),
+                    at: 0,
+                    after: 0,
+                }
+            }
         };
         let merged = &chain.links[..work.links.len()];
         match self
@@ -203,27 +244,29 @@ impl Txn {
         {
             Some(work) => self.put(&mark, &work.encode()),
             None => {
-                self.switch(&mark, (database, first), &chain, merged)
+                self.switch(&mark, (database, first), &chain, merged, steps)
                     .await?
             }
         }
         Ok(())
     }
 
-    /// How many links, from the top, are left behind (FLAT4): one at least, and not the last one of a chain that goes on.
+    /// How many links, from the top, are left behind (FLAT4): one at least, and not the last ones of a chain that goes on.
     async fn worth_merging(&self, chain: &Chain) -> Result<usize, Fail> {
-        let most = chain.links.len() - usize::from(chain.goes_on);
-        let mut above = 0;
-        for (index, link) in chain.links.iter().enumerate().take(most) {
+        let kept = if chain.goes_on { FLAT_DEPTH } else { 0 };
+        let most = chain.links.len().saturating_sub(kept);
+        let sizes = chain.links.iter().take(most).enumerate();
+        let sizes = sizes.map(|(index, link)| async move {
             let mut later = chain.links[index + 1..].iter();
-            let size = match later.any(|later| later.database == link.database) {
-                true => 0,
-                false => {
-                    let rows = self.sum(&Key::Sum(link.database, Sum::Pages)).await?;
-                    let visible = link.reach.min(link.head.snapshot.page_count).get();
-                    rows.clamp(0, i64::from(visible))
-                }
-            };
+            if later.any(|later| later.database == link.database) {
+                return Ok(0);
+            }
+            let rows = self.sum(&Key::Sum(link.database, Sum::Pages)).await?;
+            let visible = link.reach.min(link.head.snapshot.page_count).get();
+            Ok::<_, Fail>(rows.clamp(0, i64::from(visible)))
+        });
+        let mut above = 0;
+        for (index, size) in try_join_all(sizes).await?.into_iter().enumerate() {
             let few = !chain.goes_on && chain.links.len() - index <= FLAT_DEPTH;
             if index > 0 && size > above && few {
                 return Ok(index);
@@ -324,6 +367,7 @@ impl Txn {
         (database, first): (DatabaseId, Version),
         chain: &Chain,
         merged: &[Segment],
+        steps: Steps,
     ) -> Result<(), Fail> {
         let [top, ..] = merged else { return Ok(()) };
         let rest = &chain.links[merged.len()..];
@@ -345,7 +389,7 @@ impl Txn {
         self.sweep(database);
         self.sweep(top.database);
         let (stood_on, version) = (top.database, top.head.snapshot.version);
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         self.reader_gone(stood_on, version, &mut links).await
     }
 }

@@ -47,7 +47,7 @@ use pagewire_server::store::{
 use parking_lot::Mutex;
 
 use engine::{Engine, Fail, Read, transact};
-use keys::{ServerId, Space};
+use keys::{Key, Range, ServerId, Space};
 use staging::Staging;
 
 /// How long versions are kept unless somebody says otherwise.
@@ -272,16 +272,80 @@ impl FoundationDbStore {
         transact!(self.0.engine, |txn| {
             let range = txn.space.page(database, page, version, version);
             let rows = txn.scan(&range, 1, true, Read::Firm).await?;
-            let Some(row) = rows.into_iter().next() else {
-                return Ok(false);
-            };
-            let mut stored = row.stored;
-            if let Some(last) = stored.last_mut() {
-                *last ^= 0x10;
-            }
-            txn.put_as_it_is(&row.key, &stored);
-            Ok(true)
+            Ok(rows.first().is_some_and(|row| txn.damage(row)))
         })
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row that says how a version was made. For tests.
+    #[doc(hidden)]
+    pub async fn damage_record(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Record(database, version)).await
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row of a removed database. For tests.
+    #[doc(hidden)]
+    pub async fn damage_removed(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Removed(database)).await
+    }
+
+    async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let begin = txn.space.encode(key);
+            let end = [&begin[..], &[0]].concat();
+            let range = Range { begin, end };
+            let rows = txn.scan(&range, 1, false, Read::Firm).await?;
+            Ok(rows.first().is_some_and(|row| txn.damage(row)))
+        })
+    }
+
+    /// One step of flattening a database: to which of how many segments below it has come. For tests.
+    #[doc(hidden)]
+    pub async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        self.0.flatten_once(database).await
+    }
+
+    /// Ends two segments at once; whether the later one was repeated. For tests.
+    #[doc(hidden)]
+    pub async fn end_together(
+        &self,
+        segments: [(DatabaseId, Version); 2],
+    ) -> Result<bool, StoreError> {
+        self.0.end_together(segments).await
+    }
+
+    /// Forgets a removed database of which nothing is left, as who saw its row when it was removed at this time. For tests.
+    #[doc(hidden)]
+    pub async fn forget_as_seen(
+        &self,
+        database: DatabaseId,
+        time_ms: u64,
+    ) -> Result<bool, StoreError> {
+        let left = values::Left::Nothing;
+        let removed = values::Removed { time_ms, left };
+        self.0.forget_removed(database, removed).await
+    }
+
+    /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
+    #[doc(hidden)]
+    pub fn smallest_steps(&self) {
+        self.0.smallest_steps();
+    }
+
+    /// Has a version looked at as one that has lost a reader. For tests.
+    #[doc(hidden)]
+    pub async fn lose_reader(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        self.0.lose_reader(database, version).await
     }
 }
 

@@ -17,10 +17,10 @@ use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Pass, STEP_TIME, STEP_VERSIONS, add, is_over};
-use crate::engine::{Fail, Read, Txn, transact};
-use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, ServerId, Sum};
-use crate::segments::{Links, NO_SEGMENT};
+use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add, is_over};
+use crate::engine::{Fail, Read, Txn, decode, transact};
+use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, Range, ServerId, Sum};
+use crate::segments::{LINKS, Links, NO_SEGMENT};
 use crate::values::{Database, Left, Removed};
 
 /// Removed databases that one look takes.
@@ -34,6 +34,7 @@ impl Inner {
         living: &HashSet<ServerId>,
         pass: &mut Pass,
         freed: &mut Collected,
+        failures: &mut Failures,
     ) -> Result<bool, StoreError> {
         let begun = Instant::now();
         let mut any = false;
@@ -42,18 +43,28 @@ impl Inner {
             if let Some(after) = &pass.removed_after {
                 range = range.after(after);
             }
-            let (rows, some) = transact!(self.engine, |txn| txn.removed_some(&range).await)?;
-            for (index, (key, database, removed)) in some.iter().enumerate() {
-                any |= match removed.left {
-                    Left::Nothing => self.forget_removed(*database, *removed).await?,
-                    _ => self.collect_one_removed(*database, living, freed).await?,
-                };
-                pass.removed_after = Some(key.clone());
-                if begun.elapsed() >= STEP_TIME && (index + 1 < some.len() || rows == LOOK) {
+            let rows = transact!(self.engine, |txn| {
+                txn.scan(&range, LOOK, false, Read::Loose).await
+            })?;
+            for (index, row) in rows.iter().enumerate() {
+                let space = &self.engine.space;
+                if let Some(Key::Removed(database)) = space.decode(&row.key) {
+                    let done = match decode(space, row, Removed::decode) {
+                        Ok(removed) if removed.left == Left::Nothing => {
+                            self.forget_removed(database, removed).await
+                        }
+                        Ok(_) => self.collect_one_removed(database, living, freed).await,
+                        Err(error) => Err(error),
+                    };
+                    // Whatever became of it: the others have their turn.
+                    pass.removed_after = Some(row.key.clone());
+                    any |= failures.or_later(done, format_args!("removed database {database}"))?;
+                }
+                if begun.elapsed() >= STEP_TIME && (index + 1 < rows.len() || rows.len() == LOOK) {
                     return Ok(any);
                 }
             }
-            if rows < LOOK {
+            if rows.len() < LOOK {
                 pass.removed_after = None;
                 return Ok(any);
             }
@@ -67,28 +78,33 @@ impl Inner {
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
-        let did = transact!(self.engine, |txn| txn.clear_removed(database).await)?;
-        any |= did.is_some();
-        if let Some(step) = did {
-            add(freed, step);
-        }
-        Ok(any | self.sweep_some(database, freed).await?)
+        let cleared = transact!(self.engine, |txn| {
+            txn.clear_removed(database, self.steps()).await
+        });
+        any |= self.paced(cleared.map(|step| step.map(|step| add(freed, step)).is_some()))?;
+        let swept = self.sweep_some(database, freed).await;
+        Ok(any | self.paced(swept)?)
     }
 
-    /// Forgets that a database was removed when that is long ago (V4).
-    async fn forget_removed(
+    /// Forgets that a database was removed, as this row of it says, when that is long ago (V4); whether it did.
+    pub(crate) async fn forget_removed(
         &self,
         database: DatabaseId,
         removed: Removed,
     ) -> Result<bool, StoreError> {
-        let over = is_over(removed.time_ms, self.options.clock.now_ms());
-        if over {
-            transact!(self.engine, |txn| {
-                txn.delete(&Key::Removed(database));
-                Ok(())
-            })?;
+        if !is_over(removed.time_ms, self.options.clock.now_ms()) {
+            return Ok(false);
         }
-        Ok(over)
+        transact!(self.engine, |txn| {
+            let key = Key::Removed(database);
+            // It may have been forgotten, made and removed again since it was seen.
+            let found = txn.row(&key, Read::Firm, Removed::decode).await?;
+            let same = found == Some(removed);
+            if same {
+                txn.delete(&key);
+            }
+            Ok(same)
+        })
     }
 
     /// Takes a name away to which nobody ever committed (REM2); whether it did. A look at the row before says that it may be.
@@ -143,30 +159,19 @@ impl Txn {
         self.put(&Key::Removed(database), &removed.encode());
     }
 
-    /// Some removed databases: how many rows were read, and each with its key.
-    async fn removed_some(
-        &self,
-        range: &crate::keys::Range,
-    ) -> Result<(usize, Vec<(Vec<u8>, DatabaseId, Removed)>), Fail> {
-        let rows = self.scan(range, LOOK, false, Read::Loose).await?;
-        let mut removed = Vec::with_capacity(rows.len());
-        for row in &rows {
-            if let Key::Removed(database) = self.key(row)? {
-                let decoded = self.decode(row, Removed::decode)?;
-                removed.push((row.key.clone(), database, decoded));
-            }
-        }
-        Ok((rows.len(), removed))
-    }
-
     /// Drops what is left of a removed database; `None` where nothing is to be done now.
-    async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
+    async fn clear_removed(
+        &self,
+        database: DatabaseId,
+        steps: Steps,
+    ) -> Result<Option<Collected>, Fail> {
+        let most = steps.of(STEP_VERSIONS);
         let mut step = Collected::default();
         let key = Key::Removed(database);
         let Some(removed) = self.row(&key, Read::Firm, Removed::decode).await? else {
             return Ok(None);
         };
-        let mut links = Links::of_a_transaction();
+        let mut links = Links::of_a_transaction(steps);
         // Firmly: see COL2.
         let children = self.space.children(database);
         let child = self.first(&children, Read::Firm).await?;
@@ -175,17 +180,12 @@ impl Txn {
             return Ok(None);
         }
         if child.is_none() {
-            let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
+            let segments = self.segments_of(&segments, most).await?;
             let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
-            for key in &segments {
-                if let Key::Segment(_, first) = key
-                    && let Some((base, version)) = self.end_segment(database, *first).await?
-                    && base != database
-                {
-                    self.reader_gone(base, version, &mut links).await?;
-                }
-            }
-            if segments.len() < STEP_VERSIONS {
+            let mut bases = self.end_segments(&segments).await?;
+            bases.retain(|(base, _)| *base != database);
+            self.readers_gone(bases, &mut links).await?;
+            if segments.len() < most {
                 for kind in OF_A_DATABASE {
                     self.delete_range(&self.space.of(kind, database));
                 }
@@ -210,19 +210,32 @@ impl Txn {
                 segments.begin = self.space.encode(&Key::Segment(database, next));
             }
         }
-        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
-        let mut next = NO_SEGMENT;
-        for (index, key) in segments.iter().enumerate() {
-            if let Key::Segment(_, first) = key {
-                self.reader_gone(database, *first, &mut links).await?;
-                if index + 1 == STEP_VERSIONS {
-                    next = first.next();
-                }
-            }
-        }
+        // Each is looked at by itself.
+        let most = steps.of(LINKS);
+        let segments = self.segments_of(&segments, most).await?;
+        let next = match segments.last() {
+            Some((_, first)) if segments.len() == most => first.next(),
+            _ => NO_SEGMENT,
+        };
+        let segments = segments.into_iter().collect();
+        self.readers_gone(segments, &mut links).await?;
         let left = Left::Segments(next);
         self.put(&key, &Removed { left, ..removed }.encode());
         self.sweep(database);
         Ok(Some(step))
+    }
+
+    /// Some segments.
+    async fn segments_of(
+        &self,
+        range: &Range,
+        most: usize,
+    ) -> Result<Vec<(DatabaseId, Version)>, Fail> {
+        let keys = self.keys(range, most, Read::Loose).await?;
+        let segment = |key| match key {
+            Key::Segment(database, first) => Some((database, first)),
+            _ => None,
+        };
+        Ok(keys.into_iter().filter_map(segment).collect())
     }
 }

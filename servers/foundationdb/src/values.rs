@@ -137,6 +137,8 @@ pub enum Left {
 pub struct Flattening {
     /// The segments that it gets the pages of, from the one that it stands on downwards; by database and first version.
     pub links: Vec<(DatabaseId, Version)>,
+    /// What the last of them stood on.
+    pub below: Option<(DatabaseId, Version)>,
     /// Which of their databases is gone through.
     pub at: u32,
     /// The last page of that which was looked at; 0 before the first.
@@ -414,10 +416,11 @@ impl Removed {
 impl Flattening {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(8 + 24 * self.links.len());
+        let mut out = Vec::with_capacity(9 + 24 * (self.links.len() + 1));
         out.extend(self.at.to_be_bytes());
         out.extend(self.after.to_be_bytes());
-        for (database, first) in &self.links {
+        out.push(u8::from(self.below.is_some()));
+        for (database, first) in self.below.iter().chain(&self.links) {
             out.extend(database.as_bytes());
             out.extend(first.get().to_be_bytes());
         }
@@ -431,11 +434,24 @@ impl Flattening {
         }
         let mut fields = Fields(body);
         let (at, after) = (fields.u32()?, fields.u32()?);
+        let [has_below @ 0..=1] = fields.take()? else {
+            return None;
+        };
         let mut links = Vec::new();
         while !fields.0.is_empty() {
             links.push((fields.database()?, Version::new(fields.u64()?)));
         }
-        Some(Some(Self { links, at, after }))
+        let below = match has_below {
+            1 if links.is_empty() => return None,
+            1 => Some(links.remove(0)),
+            _ => None,
+        };
+        Some(Some(Self {
+            links,
+            below,
+            at,
+            after,
+        }))
     }
 }
 

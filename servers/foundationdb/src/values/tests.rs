@@ -96,9 +96,11 @@ proptest! {
             let removed = Removed { time_ms: one, left };
             prop_assert_eq!(Removed::decode(&removed.encode()), Some(removed));
         }
-        let links = pins.iter().map(|pin| (DatabaseId::from_bytes(id), *pin)).collect();
-        let work = Flattening { links, at: two, after: !two };
-        prop_assert_eq!(Flattening::decode(&work.encode()), Some(Some(work)));
+        let links: Vec<_> = pins.iter().map(|pin| (DatabaseId::from_bytes(id), *pin)).collect();
+        for below in [None, Some((DatabaseId::from_bytes(id), Version::new(one)))] {
+            let work = Flattening { links: Vec::clone(&links), below, at: two, after: !two };
+            prop_assert_eq!(Flattening::decode(&work.encode()), Some(Some(work)));
+        }
         let attempt = Attempt { version: Version::new(one), server: id, number: one, doomed: two % 2 == 0 };
         prop_assert_eq!(Attempt::decode(&attempt.encode()), Some(attempt));
         let grant = Grant {

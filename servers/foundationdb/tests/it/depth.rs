@@ -364,3 +364,127 @@ fn seg3_the_end_of_a_deep_line_takes_bounded_transactions() {
         audited(&one).await;
     });
 }
+
+/// As on a cluster that does next to nothing within its 5 s: a deep line is flattened, and ends, in the smallest of steps.
+#[test]
+fn a_deep_line_is_flattened_and_ends_in_small_steps() {
+    with_two(by_hand, |one, _two| async move {
+        let main = one.lookup(&name("b0"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        make(&one, part(main, 0, epoch, &[(1, 1), (2, 1)])).await;
+        let mut last = main;
+        for step in 1..=40_u8 {
+            let (next, epoch) = branch(&one, last, &format!("b{step}")).await;
+            make(&one, part(next, 1, epoch, &[(2, step)])).await;
+            last = next;
+        }
+        let in_small_steps = async || {
+            let mut most = 0;
+            loop {
+                one.smallest_steps();
+                let more = one.collect(None).await.unwrap().more;
+                most = most.max(one.to_do().await.unwrap().0);
+                if !more {
+                    return most;
+                }
+            }
+        };
+        in_small_steps().await;
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        assert!(one.depth(last).await.unwrap() <= PLACES);
+        assert_eq!(stamps(&one, last, 2, 2).await, [1, 40]);
+        assert_eq!(stamps(&one, last, 1, 2).await, [1, 39]);
+        // Restores of a removed database that is stood on are looked at one by one.
+        let epoch = one.fence(last).await.unwrap();
+        for base in 2..50 {
+            let restore = DatabaseCommit {
+                restore: Some(Version::new(1 + base % 2)),
+                ..part(last, base, epoch, &[])
+            };
+            make(&one, restore).await;
+        }
+        let (end, _) = branch(&one, last, "end").await;
+        for step in 0..=40 {
+            one.remove(&name(&format!("b{step}"))).await.unwrap();
+        }
+        in_small_steps().await;
+        assert_eq!(stamps(&one, end, 1, 2).await, [1, 40]);
+        audited(&one).await;
+        one.remove(&name("end")).await.unwrap();
+        in_small_steps().await;
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        audited(&one).await;
+    });
+}
+
+/// Bug: the last of the segments that were copied had been flattened in between, and stood on less than when it was gone through.
+#[test]
+fn flat7_a_link_that_is_flattened_in_between_is_gone_through_again() {
+    with_two(by_hand, |one, two| async move {
+        let main = one.lookup(&name("b0"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        make(&one, part(main, 0, epoch, &[(1, 200), (2, 200)])).await;
+        let (mut line, mut expected) = (vec![main], vec![200, 200, 0, 0]);
+        for step in 1..=40_u8 {
+            let below = line.last().copied().unwrap();
+            let (next, epoch) = branch(&one, below, &format!("b{step}")).await;
+            // Each has a page that no other has written.
+            let own = 4 + u32::from(step);
+            make(&one, with_count(part(next, 1, epoch, &[(own, step)]), 60)).await;
+            expected.push(step);
+            line.push(next);
+        }
+        let top = line.pop().unwrap();
+        let many = loop {
+            let (at, many) = one.flatten_once(top).await.unwrap().unwrap();
+            if at as usize == many {
+                break many;
+            }
+        };
+        // Nothing is left to be done but the switch. The last of those segments, and there are others below it:
+        let last = line[line.len() - many];
+        assert!(one.depth(last).await.unwrap() > PLACES);
+        while two.flatten_once(last).await.unwrap().is_some() {}
+        assert!(two.depth(last).await.unwrap() <= PLACES);
+        let (at, many) = one
+            .flatten_once(top)
+            .await
+            .unwrap()
+            .expect("it begins anew");
+        assert!((at as usize) < many);
+        while one.flatten_once(top).await.unwrap().is_some() {}
+        assert_eq!(stamps(&two, top, 2, 44).await, expected);
+        collect_all(&one).await;
+        assert_eq!(stamps(&two, top, 2, 44).await, expected);
+        audited(&one).await;
+    });
+}
+
+/// Bug: both waited for the end of a look at all databases of the installation.
+#[test]
+fn what_waits_is_done_in_the_middle_of_a_look_at_many_databases() {
+    with_two(by_hand, |one, two| async move {
+        for many in 0..160 {
+            one.lookup(&name(&format!("n{many}")), true).await.unwrap();
+        }
+        // The look at all of them takes five steps at least.
+        assert!(one.collect(None).await.unwrap().more);
+        let main = two.lookup(&name("b0"), true).await.unwrap();
+        let epoch = two.fence(main).await.unwrap();
+        make(&two, part(main, 0, epoch, &[(1, 1)])).await;
+        let mut last = main;
+        for step in 1..=9 {
+            (last, _) = branch(&two, last, &format!("b{step}")).await;
+        }
+        two.lose_reader(last, Version::new(1)).await.unwrap();
+        let (unread, flatten) = two.to_do().await.unwrap();
+        assert!((unread, flatten > 0) == (1, true), "{unread} {flatten}");
+        for _ in 0..3 {
+            assert!(one.collect(None).await.unwrap().more, "in the middle");
+        }
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        assert_eq!(stamps(&two, last, 1, 1).await, [1]);
+        collect_all(&one).await;
+        audited(&one).await;
+    });
+}

@@ -4,6 +4,7 @@ mod cluster;
 mod conformance;
 mod counts;
 mod crash;
+mod damaged;
 mod depth;
 mod known;
 mod large;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::{DatabaseId, Moment, Version};
 use pagewire_server::clock::ManualClock;
-use pagewire_server::store::{PageStore as _, StoreError};
+use pagewire_server::store::{DatabaseCommit, PageStore as _, StoreError};
 
 use crate::servers::{commit, name, part, stamp, with_two};
 
@@ -51,6 +51,75 @@ fn v4_the_id_of_a_removed_branch_is_given_to_nobody_for_an_hour() {
         collect_all(&one).await;
         two.branch(main, &now, id, &label).await.unwrap();
         assert_eq!(stamp(&two, id, 1, 1).await, 1);
+    });
+}
+
+/// Bug: who forgot it did not look again whether it was still the removal that it had seen.
+#[test]
+fn rem1_a_removal_is_forgotten_only_as_it_was_seen() {
+    let clock = ManualClock::default();
+    with_two(by_hand(&clock), |one, two| async move {
+        let main = one.lookup(&name("main"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        commit(&one, part(main, 0, epoch, &[(1, 1)])).await;
+        let (id, label) = (DatabaseId::random().unwrap(), name("branch"));
+        let now = Moment::Age(0);
+        one.branch(main, &now, id, &label).await.unwrap();
+        let seen = clock.clock().now_ms();
+        one.remove(&label).await.unwrap();
+        collect_all(&one).await;
+        clock.advance(2 * HOUR);
+        collect_all(&two).await;
+        two.branch(main, &now, id, &label).await.unwrap();
+        two.remove(&label).await.unwrap();
+        collect_all(&two).await;
+        // A look of the other server, from before all that.
+        assert!(!one.forget_as_seen(id, seen).await.unwrap());
+        let again = one.branch(main, &now, id, &label).await;
+        assert!(matches!(again, Err(StoreError::NameTaken(_))), "{again:?}");
+        let seen = clock.clock().now_ms();
+        clock.advance(2 * HOUR);
+        assert!(one.forget_as_seen(id, seen).await.unwrap());
+        one.branch(main, &now, id, &label).await.unwrap();
+    });
+}
+
+/// Bug: each saw the other's branch, and neither the end of what both stood on, which was never looked at again.
+#[test]
+fn seg5_the_last_two_readers_of_a_segment_may_go_at_once() {
+    let clock = ManualClock::default();
+    with_two(by_hand(&clock), |one, two| async move {
+        let main = one.lookup(&name("main"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        for base in 0..2 {
+            commit(&one, part(main, base, epoch, &[(1, base as u8 + 1)])).await;
+        }
+        let restore = DatabaseCommit {
+            restore: Some(Version::new(1)),
+            ..part(main, 2, epoch, &[])
+        };
+        commit(&one, restore).await;
+        let mut ends = [(main, Version::new(3)); 2];
+        for (text, end) in ["x", "y"].iter().zip(&mut ends) {
+            end.0 = DatabaseId::random().unwrap();
+            let now = Moment::Age(0);
+            one.branch(main, &now, end.0, &name(text)).await.unwrap();
+            assert_eq!(stamp(&two, end.0, 1, 1).await, 1);
+            end.1 = Version::new(1);
+        }
+        one.remove(&name("main")).await.unwrap();
+        collect_all(&one).await;
+        assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
+        for text in ["x", "y"] {
+            one.remove(&name(text)).await.unwrap();
+        }
+        let repeated = one.end_together(ends).await.unwrap();
+        assert!(
+            repeated,
+            "the second one saw the reader that the first took"
+        );
+        collect_all(&one).await;
+        assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
     });
 }
 
