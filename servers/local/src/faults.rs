@@ -13,6 +13,22 @@ use crate::engine::WriteError;
 pub enum Place {
     /// Commits are in the transaction, which is not committed.
     BeforeCommit,
+    /// The log has a transaction, the engine does not.
+    AfterLog,
+    /// The log has the mark of a large transaction, the engine does not have that.
+    AfterMark,
+    /// A checkpoint was begun.
+    BeforeDataSync,
+    /// Everything before a checkpoint is synced, and no slot says so.
+    BeforeSlots,
+    /// One slot names a checkpoint, the other one that before it.
+    BetweenSlots,
+    /// Both slots name a checkpoint, the one before it still has its pages and its log.
+    AfterSlots,
+    /// At an opening: the engine has what the log had, no slot says so.
+    AfterReplay,
+    /// At an opening: the engine has the row of the new run, the slots say that the log is closed.
+    AfterRun,
     /// Commits are durable, nobody was told.
     AfterCommit,
     /// Staged pages are in a transaction, which is not committed.

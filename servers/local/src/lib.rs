@@ -13,13 +13,17 @@ pub mod faults;
 mod garbage;
 mod history;
 pub mod keys;
+mod log;
 mod marks;
 mod operations;
 mod queue;
 mod room;
+mod roots;
 mod rows;
 mod segments;
 mod stagings;
+mod start;
+mod transaction;
 mod truncation;
 pub mod values;
 
@@ -68,6 +72,9 @@ pub const DEFAULT_QUIET: Duration = Duration::from_millis(20);
 pub struct LocalOptions {
     /// Largest size of the file. Address space, not memory; the file grows as it is used.
     pub map_bytes: usize,
+    /// Bytes that are written, about, from one sync of the whole file to the next: in the background, beside the log of commits. As many
+    /// cannot be used again before it, by which the file is larger.
+    pub checkpoint_bytes: u64,
     /// Staged pages kept in memory before they are written to the disk.
     pub staging_buffer_bytes: usize,
     /// How long a version is kept after the next one was made; `None` for ever.
@@ -84,6 +91,7 @@ impl Default for LocalOptions {
     fn default() -> Self {
         Self {
             map_bytes: 1 << 40,
+            checkpoint_bytes: 8 << 20,
             staging_buffer_bytes: 8 << 20,
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),
@@ -111,7 +119,7 @@ impl LocalStore {
 
     /// As [`LocalStore::open`], with other options.
     pub fn open_with(directory: &Path, options: LocalOptions) -> Result<Self, StoreError> {
-        let engine = Arc::new(Engine::open(directory, options.map_bytes)?);
+        let engine = Arc::new(Engine::open(directory, &options)?);
         let (incarnation, generation) = begin(&engine, directory)?;
         let garbage = Garbage::find(&engine, &*engine.read()?)?;
         let retention = options.retention;

@@ -52,7 +52,7 @@
 //!   answered; the next record takes its number and its place.
 //! * **LOG9** After a failed write or sync nothing is written. After a failed sync of `data.mdb` nothing is read either: pages that were
 //!   committed since the last checkpoint may have been lost from the cache, and older ones be read in their place.
-//! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as [`WORK_BYTES`], or [`MOST_AGE`] after
+//! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as the store was opened with (8 MiB), or [`MOST_AGE`] after
 //!   the first commit since: so the file grows by what is pinned meanwhile and no more, and a store that is left alone needs no log. A
 //!   commit waits for one only when the log file is full. Where room is short one is made before each transaction, so that
 //!   nothing is pinned (ROOM6).
@@ -71,3 +71,420 @@
 //! * *Long readers* hold back the same pages as ever. *The engine's lock file* is made anew by the only process that has the directory.
 //! * *The log's last record rots before a restart.* Like a torn one: only the root of the engine tells (LOG5), if it was written back in time. It is exposed
 //!   for [`MOST_AGE`] at most: with a checkpoint after it the record is not needed.
+
+pub(crate) mod files;
+pub(crate) mod opening;
+pub(crate) mod record;
+pub(crate) mod slots;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use heed::{Env, WithoutTls};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use crate::LocalOptions;
+use crate::engine::{ReadTxn, WriteError};
+use crate::faults::{Faults, Place};
+use crate::roots::Roots;
+use files::{Files, MOST_LENGTH};
+use record::Changes;
+use slots::{Checkpoint, Slots};
+
+/// How long a commit is in the log alone (LOG10).
+pub(crate) const MOST_AGE: Duration = Duration::from_secs(2);
+/// Where the next look at a checkpoint under way is enough.
+const NEXT_LOOK: Duration = Duration::from_millis(20);
+
+/// The log of an open store.
+#[derive(Debug)]
+pub(crate) struct Log {
+    shared: Arc<Shared>,
+    data: Arc<File>,
+    /// Bytes that the engine writes, about, from one checkpoint to the next (LOG10). As many are pinned.
+    checkpoint_bytes: u64,
+    /// Ends with this.
+    jobs: Option<Sender<Job>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// Keeps the engine from pages of a transaction (LOG3).
+struct Pin(ReadTxn<'static>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// A checkpoint ended.
+    ended: Condvar,
+    /// See LOG9.
+    is_unreadable: AtomicBool,
+    faults: Option<Arc<Faults>>,
+}
+
+#[derive(Debug)]
+struct State {
+    files: Files,
+    /// What the slots name.
+    pin: Option<Pin>,
+    /// Of the last transaction of the engine.
+    number: u64,
+    /// Since the last checkpoint began: when the first transaction was, and what all wrote.
+    since: Option<Instant>,
+    work: u64,
+    /// The same of the one that is under way.
+    work_before: u64,
+    is_under_way: bool,
+    failed: Option<String>,
+}
+
+/// A checkpoint that was begun.
+struct Job {
+    checkpoint: Checkpoint,
+    pin: Pin,
+    /// The log file that is free afterwards was too short.
+    grow: bool,
+}
+
+impl Log {
+    /// Of a store that is opened, whose slots name what is pinned, and whose files are those of this run, with nothing in them.
+    pub(crate) fn new(
+        files: Files,
+        slots: Slots,
+        data: Arc<File>,
+        pin: ReadTxn<'static>,
+        options: &LocalOptions,
+    ) -> std::io::Result<Self> {
+        let number = pin.id() as u64;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                files,
+                pin: Some(Pin(pin)),
+                number,
+                since: None,
+                work: 0,
+                work_before: 0,
+                is_under_way: false,
+                failed: None,
+            }),
+            ended: Condvar::new(),
+            is_unreadable: AtomicBool::new(false),
+            faults: options.faults.clone(),
+        });
+        let (jobs, received) = channel();
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            slots,
+            data: Arc::clone(&data),
+        };
+        let worker = std::thread::Builder::new()
+            .name("pagewire-checkpoint".to_owned())
+            .spawn(move || worker.run(&received))?;
+        Ok(Self {
+            shared,
+            data,
+            checkpoint_bytes: options.checkpoint_bytes,
+            jobs: Some(jobs),
+            worker: Some(worker),
+        })
+    }
+
+    /// What the engine committed may be lost from the cache (LOG9).
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.shared.is_unreadable.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the engine's file, about, that are free and cannot be used before the next checkpoint.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        let state = self.shared.state.lock();
+        state.work + state.work_before
+    }
+
+    /// Makes a transaction durable, or its mark, before it is committed to the engine (LOG1, LOG7).
+    pub(crate) fn append(
+        &self,
+        env: &Env<WithoutTls>,
+        number: u64,
+        changes: Changes,
+    ) -> Result<(), WriteError> {
+        let mut state = self.writable()?;
+        if !state.files.has_room(&changes) {
+            // The only wait of a commit for a checkpoint (LOG10).
+            self.wait(&mut state)?;
+            if !state.files.has_room(&changes) {
+                self.begin(&mut state, env, false, true)?;
+            }
+        }
+        if number != state.number + 1 {
+            let why = format!("transaction {number} follows {}", state.number);
+            return Err(state.fail(why));
+        }
+        state.work += changes.work();
+        let appended = state.files.append(number, changes);
+        appended.map_err(|error| state.fail(format!("cannot write to the log: {error}")))
+    }
+
+    /// The engine refused what was appended last (LOG8).
+    pub(crate) fn take_back(&self) -> Result<(), WriteError> {
+        let mut state = self.shared.state.lock();
+        let taken = state.files.take_back();
+        taken.map_err(|error| state.fail(format!("cannot write to the log: {error}")))
+    }
+
+    /// The engine failed, or is not where the log is.
+    pub(crate) fn fail(&self, why: String) -> WriteError {
+        self.shared.state.lock().fail(why)
+    }
+
+    /// The same, and a sync of the engine's file may be what failed (LOG9).
+    pub(crate) fn lose(&self, why: String) -> WriteError {
+        self.shared.is_unreadable.store(true, Ordering::Release);
+        self.fail(why)
+    }
+
+    /// The engine has what was appended last. Begins a checkpoint where one is due.
+    pub(crate) fn committed(&self, env: &Env<WithoutTls>, number: u64) -> Result<(), WriteError> {
+        let mut state = self.shared.state.lock();
+        state.number = number;
+        state.since.get_or_insert_with(Instant::now);
+        let is_half_used = state.files.is_half_used();
+        if !state.is_under_way && (is_half_used || state.work >= self.checkpoint_bytes) {
+            self.begin(&mut state, env, false, is_half_used)?;
+        }
+        Ok(())
+    }
+
+    /// When a checkpoint is due for its age; `None` where there is nothing to make one of.
+    pub(crate) fn due_in(&self) -> Option<Duration> {
+        let state = self.shared.state.lock();
+        let age = state.since?.elapsed();
+        match state.failed {
+            Some(_) => None,
+            None if state.is_under_way => Some(MOST_AGE.saturating_sub(age).max(NEXT_LOOK)),
+            None => Some(MOST_AGE.saturating_sub(age)),
+        }
+    }
+
+    /// Begins a checkpoint in the background, if one is due for its age.
+    pub(crate) fn begin_if_old(&self, env: &Env<WithoutTls>) -> Result<(), WriteError> {
+        let mut state = self.writable()?;
+        let is_old = state.since.is_some_and(|since| since.elapsed() >= MOST_AGE);
+        match is_old && !state.is_under_way {
+            true => self.begin(&mut state, env, false, false),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a checkpoint of everything, and waits for it. Nothing is pinned but the newest transaction then.
+    pub(crate) fn checkpoint(&self, env: &Env<WithoutTls>) -> Result<(), WriteError> {
+        let mut state = self.writable()?;
+        self.wait(&mut state)?;
+        if state.since.is_some() || state.work > 0 {
+            self.begin(&mut state, env, false, false)?;
+            self.wait(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Ends: with a checkpoint that needs no log, unless something failed. Nothing is written afterwards.
+    pub(crate) fn close(&mut self, env: &Env<WithoutTls>) {
+        let closed = (|| {
+            let mut state = self.writable()?;
+            self.wait(&mut state)?;
+            self.begin(&mut state, env, true, false)?;
+            self.wait(&mut state)
+        })();
+        if let Err(WriteError::Medium(why)) = closed {
+            // The next opening goes on from the log.
+            tracing::warn!(why, "the store is not closed cleanly");
+        }
+        self.jobs = None;
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            tracing::error!("the thread of checkpoints panicked");
+        }
+        // Lets go of the engine.
+        self.shared.state.lock().pin = None;
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, State>, WriteError> {
+        let state = self.shared.state.lock();
+        match &state.failed {
+            Some(why) => Err(WriteError::Medium(why.clone())),
+            None => Ok(state),
+        }
+    }
+
+    /// Until no checkpoint is under way.
+    fn wait(&self, state: &mut MutexGuard<'_, State>) -> Result<(), WriteError> {
+        while state.is_under_way {
+            self.shared.ended.wait(state);
+        }
+        match &state.failed {
+            Some(why) => Err(WriteError::Medium(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a checkpoint of the last transaction: between commits, where none is under way.
+    fn begin(
+        &self,
+        state: &mut State,
+        env: &Env<WithoutTls>,
+        is_closed: bool,
+        grow: bool,
+    ) -> Result<(), WriteError> {
+        let pin = env.clone().static_read_txn();
+        let pin = pin.map_err(|error| state.fail(format!("no checkpoint can be made: {error}")))?;
+        let roots = Roots::read(&self.data);
+        let roots = roots.map_err(|error| state.fail(format!("cannot read the roots: {error}")))?;
+        let newest = roots.newest().map(|root| root.number);
+        if newest != Some(state.number) || pin.id() as u64 != state.number {
+            let why = format!("the log is at {}, the engine at {newest:?}", state.number);
+            return Err(state.fail(why));
+        }
+        state.files.switch();
+        let checkpoint = Checkpoint {
+            number: state.number,
+            run: state.files.run(),
+            is_closed,
+            file: state.files.file,
+            previous: state.files.previous,
+            lengths: state.files.lengths,
+            roots,
+        };
+        let job = Job {
+            checkpoint,
+            pin: Pin(pin),
+            grow,
+        };
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok());
+        if !sent {
+            return Err(state.fail("the thread of checkpoints is gone".to_owned()));
+        }
+        state.is_under_way = true;
+        state.since = None;
+        state.work_before = std::mem::take(&mut state.work);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Nothing is written from now on (LOG9).
+    fn fail(&mut self, why: String) -> WriteError {
+        WriteError::Medium(self.failed.get_or_insert(why).clone())
+    }
+}
+
+/// The thread in which checkpoints are made.
+struct Worker {
+    shared: Arc<Shared>,
+    slots: Slots,
+    data: Arc<File>,
+}
+
+impl Worker {
+    fn run(&self, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let made = self.make(&job.checkpoint);
+            let free = 1 - job.checkpoint.file;
+            let grown = match made.is_ok() && job.grow {
+                true => self.grow(free),
+                false => None,
+            };
+            let mut state = self.shared.state.lock();
+            match made {
+                Ok(()) => {
+                    state.pin = Some(job.pin);
+                    state.work_before = 0;
+                    if let Some(length) = grown {
+                        state.files.lengths[free] = length;
+                    }
+                }
+                Err(why) => {
+                    tracing::error!(
+                        why,
+                        "a checkpoint failed: nothing is written until the store is opened anew"
+                    );
+                    state.fail(why);
+                    // Nothing is committed any more: what is pinned does no harm.
+                    drop(job.pin);
+                }
+            }
+            state.is_under_way = false;
+            self.shared.ended.notify_all();
+        }
+    }
+
+    /// Everything up to it is durable, then the slots say so, one after the other (LOG4).
+    fn make(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+        if let Err(error) = self.pass(Place::BeforeDataSync).and_then(|()| {
+            let synced = self.data.sync_data();
+            synced.map_err(|error| error.to_string())
+        }) {
+            self.shared.is_unreadable.store(true, Ordering::Release);
+            return Err(format!("cannot sync data.mdb: {error}"));
+        }
+        self.pass(Place::BeforeSlots)?;
+        self.write(0, checkpoint)?;
+        self.pass(Place::BetweenSlots)?;
+        self.write(1, checkpoint)?;
+        self.pass(Place::AfterSlots)
+    }
+
+    fn write(&self, slot: usize, checkpoint: &Checkpoint) -> Result<(), String> {
+        let written = self.slots.write(slot, checkpoint);
+        written.map_err(|error| format!("cannot write to the file `checkpoint`: {error}"))
+    }
+
+    /// Makes the free log file longer. Where that fails it stays as it is.
+    fn grow(&self, free: usize) -> Option<u64> {
+        let (file, length) = {
+            let state = self.shared.state.lock();
+            let file = state.files.files[free].try_clone().ok()?;
+            (file, state.files.lengths[free])
+        };
+        let longer = (2 * length).min(MOST_LENGTH);
+        let disk = rustix::fs::fstatvfs(&file).ok()?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if longer <= length || free_bytes < 16 * longer {
+            return None;
+        }
+        match files::extend(&file, longer) {
+            Ok(()) => Some(longer),
+            Err(error) => {
+                tracing::warn!(%error, "the log stays as it is");
+                None
+            }
+        }
+    }
+
+    fn pass(&self, place: Place) -> Result<(), String> {
+        match self.shared.faults.as_ref().map(|faults| faults.pass(place)) {
+            Some(Err(WriteError::Medium(why))) => Err(why),
+            Some(Err(WriteError::Refused(error))) => Err(error.to_string()),
+            None | Some(Ok(())) => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pin({})", self.0.id())
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("state", &self.state)
+            .finish()
+    }
+}

@@ -13,8 +13,11 @@
 //!   It is sound for as long as the root was not being written: what the transaction wrote were free pages, all others were synced by
 //!   those before it, and the engine writes the root only after that. A write that failed at the root leaves the engine refusing, by which it
 //!   is told apart.
+//!   It may be in the log by then, and is taken back there (LOG8).
 //! * **ROOM5** Where room is short collection goes first: nothing is dropped beside commits, whose transaction might be the
 //!   one that finds no room, and a step of its own follows each group.
+//! * **ROOM6** What was freed since the last checkpoint is no room (LOG3). Where room is short a checkpoint is made before a transaction, so that
+//!   there is no less of it than the engine has by itself.
 
 use std::io::ErrorKind;
 
@@ -42,6 +45,7 @@ impl Engine {
         // Overflow pages and copies of inner pages: at most twice.
         let needed = bytes.saturating_mul(2).saturating_add(self.reserve());
         let (in_file, to_limit) = self.file_room(txn)?;
+        let in_file = in_file.saturating_sub(self.log.pinned_bytes());
         let disk = self.disk_room(faults);
         if in_file.saturating_add(to_limit) < needed {
             return Err(self.file_full());
@@ -116,9 +120,16 @@ impl Engine {
         }
     }
 
-    /// Makes a transaction durable.
-    pub(crate) fn commit(&self, txn: RwTxn<'_>) -> Result<(), WriteError> {
-        let Err(error) = txn.commit() else {
+    /// Makes a transaction of the tree visible, which the log has; a large one, which it has not, durable (LOG7).
+    pub(crate) fn commit_to_tree(&self, txn: RwTxn<'_>, is_large: bool) -> Result<(), WriteError> {
+        if is_large {
+            self.set_syncs(true)?;
+        }
+        let committed = txn.commit();
+        if is_large {
+            self.set_syncs(false)?;
+        }
+        let Err(error) = committed else {
             return Ok(());
         };
         let why = error.to_string();

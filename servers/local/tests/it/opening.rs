@@ -49,10 +49,10 @@ fn child() {
 fn a_store_of_a_newer_format_is_refused_with_a_sentence() {
     let directory = tempfile::tempdir().unwrap();
     drop(LocalStore::open(directory.path()).unwrap());
-    rewrite_row(directory.path(), &Key::Format, &4_u32.to_be_bytes());
+    rewrite_row(directory.path(), &Key::Format, &5_u32.to_be_bytes());
     let error = LocalStore::open(directory.path()).unwrap_err().to_string();
     assert!(
-        error.contains("has format 4, this program reads format 3: use the program that wrote it"),
+        error.contains("has format 5, this program reads format 4: use the program that wrote it"),
         "{error}"
     );
 }

@@ -1,8 +1,9 @@
 //! What the process writes and syncs under a directory, call by call, and the disk as it may be when the power goes in the midst of it.
 //!
-//! * A write that was synced after it, in its file, is on the disk; one to a file that was opened to sync each write is when it returns.
-//! * Any other write is there, or not, sector by sector, whatever came before or after it.
-//! * The file has what was written to it before the recording began.
+//! * A write that had returned when a sync of its file began, which has ended, is on the disk; one to a file that was opened to sync each write is
+//!   when it returns.
+//! * Any other write is there, or not, sector by sector, whatever came before or after it, in this file or another.
+//! * Files have what was written to them before the recording began.
 //!
 //! The calls of the C library are taken over at linking: the engine's code is linked into this binary, and finds these first.
 
@@ -18,6 +19,12 @@ use parking_lot::Mutex;
 
 const SECTOR: usize = 512;
 
+/// The files of a store.
+pub(crate) const FILES: [&str; 4] = ["data.mdb", "checkpoint", "log.0", "log.1"];
+pub(crate) const DATA: usize = 0;
+pub(crate) const SLOTS: usize = 1;
+pub(crate) const LOGS: [usize; 2] = [2, 3];
+
 /// How much of what is not synced is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disk {
@@ -32,11 +39,13 @@ pub(crate) enum Disk {
 #[derive(Clone, Debug)]
 enum Event {
     Write {
+        file: usize,
         offset: usize,
         bytes: Vec<u8>,
         synced: bool,
     },
-    Sync,
+    /// Of a file; how many events were over when it began.
+    Sync(usize, usize),
     Acknowledged(&'static str, u64),
 }
 
@@ -44,16 +53,41 @@ enum Event {
 #[derive(Debug)]
 pub(crate) struct Recording {
     directory: PathBuf,
-    before: Option<Vec<u8>>,
+    before: Image,
     events: Mutex<Vec<Event>>,
 }
 
-/// What was recorded.
+/// What was recorded, by file.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    pub(crate) writes: usize,
-    pub(crate) synced_writes: usize,
-    pub(crate) syncs: usize,
+    pub(crate) writes: [usize; 4],
+    pub(crate) synced_writes: [usize; 4],
+    pub(crate) syncs: [usize; 4],
+}
+
+/// What the files are; `None` where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Image(pub(crate) [Option<Vec<u8>>; 4]);
+
+impl Image {
+    /// As they are in a directory.
+    pub(crate) fn read(directory: &Path) -> Self {
+        Self(FILES.map(|name| std::fs::read(directory.join(name)).ok()))
+    }
+
+    /// Makes a directory with them.
+    pub(crate) fn write(&self, directory: &Path) {
+        std::fs::create_dir(directory).unwrap();
+        for (name, bytes) in FILES.iter().zip(&self.0) {
+            let Some(bytes) = bytes else { continue };
+            let used = bytes.iter().rposition(|byte| *byte != 0);
+            std::fs::write(directory.join(name), &bytes[..used.map_or(0, |at| at + 1)]).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(directory.join(name));
+            file.unwrap().set_len(bytes.len() as u64).unwrap();
+        }
+    }
 }
 
 struct Live {
@@ -76,7 +110,7 @@ impl Recording {
         });
         LIVE_COUNT.fetch_add(1, Ordering::SeqCst);
         Self {
-            before: std::fs::read(directory.join("data.mdb")).ok(),
+            before: Image::read(&directory),
             directory,
             events: Mutex::default(),
         }
@@ -104,9 +138,11 @@ impl Recording {
         let mut told = Told::default();
         for event in &*self.events.lock() {
             match event {
-                Event::Write { synced: true, .. } => told.synced_writes += 1,
-                Event::Write { .. } => told.writes += 1,
-                Event::Sync => told.syncs += 1,
+                Event::Write {
+                    file, synced: true, ..
+                } => told.synced_writes[*file] += 1,
+                Event::Write { file, .. } => told.writes[*file] += 1,
+                Event::Sync(file, _) => told.syncs[*file] += 1,
                 Event::Acknowledged(..) => {}
             }
         }
@@ -117,9 +153,15 @@ impl Recording {
     pub(crate) fn without_syncs(&self) -> Self {
         let events = self.events.lock().clone().into_iter();
         let lied = events
-            .filter(|event| !matches!(event, Event::Sync))
+            .filter(|event| !matches!(event, Event::Sync(..)))
             .map(|event| match event {
-                Event::Write { offset, bytes, .. } => Event::Write {
+                Event::Write {
+                    file,
+                    offset,
+                    bytes,
+                    ..
+                } => Event::Write {
+                    file,
                     offset,
                     bytes,
                     synced: false,
@@ -143,53 +185,62 @@ impl Recording {
         acknowledged.collect()
     }
 
-    /// The file when so many events were over, the next one under way; `None` where there is none.
-    pub(crate) fn image(&self, moment: usize, disk: Disk) -> Option<Vec<u8>> {
+    /// The files when so many events were over, the next one under way.
+    pub(crate) fn image(&self, moment: usize, disk: Disk) -> Image {
         let events = self.events.lock();
         let over = &events[..moment];
-        let synced_to = over
-            .iter()
-            .rposition(|event| matches!(event, Event::Sync))
-            .unwrap_or(0);
+        let mut synced_to = [0; 4];
+        for event in over {
+            if let Event::Sync(file, began) = event {
+                synced_to[*file] = (*began).max(synced_to[*file]);
+            }
+        }
         let mut image = self.before.clone();
         // Durable by the last sync, or by itself: in the order of the calls.
-        let mut loose: Vec<(usize, &[u8])> = Vec::new();
+        let mut loose: Vec<(usize, usize, &[u8])> = Vec::new();
         for (index, event) in over.iter().enumerate() {
             if let Event::Write {
+                file,
                 offset,
                 bytes,
                 synced,
             } = event
             {
-                if index < synced_to || *synced {
-                    put(&mut image, *offset, bytes);
+                if index < synced_to[*file] || *synced {
+                    put(&mut image, *file, *offset, bytes);
                 } else {
-                    loose.push((*offset, bytes));
+                    loose.push((*file, *offset, bytes));
                 }
             }
         }
         // A write that has not returned may be there in part, be it one that is synced.
-        if let Some(Event::Write { offset, bytes, .. }) = events.get(moment) {
-            loose.push((*offset, bytes));
+        if let Some(Event::Write {
+            file,
+            offset,
+            bytes,
+            ..
+        }) = events.get(moment)
+        {
+            loose.push((*file, *offset, bytes));
         }
         match disk {
             Disk::Nothing => {}
             Disk::Everything => loose
                 .iter()
-                .for_each(|(at, bytes)| put(&mut image, *at, bytes)),
+                .for_each(|(file, at, bytes)| put(&mut image, *file, *at, bytes)),
             Disk::OnlyTheLast => {
-                if let Some((at, bytes)) = loose.last() {
-                    put(&mut image, *at, bytes);
+                if let Some((file, at, bytes)) = loose.last() {
+                    put(&mut image, *file, *at, bytes);
                 }
             }
             Disk::Sectors(seed) => {
                 let mut random = Random::new(seed);
-                for (at, bytes) in loose {
+                for (file, at, bytes) in loose {
                     let (mut from, end) = (at, at + bytes.len());
                     while from < end {
                         let to = end.min((from / SECTOR + 1) * SECTOR);
                         if random.next() & 1 == 0 {
-                            put(&mut image, from, &bytes[from - at..to - at]);
+                            put(&mut image, file, from, &bytes[from - at..to - at]);
                         }
                         from = to;
                     }
@@ -200,8 +251,8 @@ impl Recording {
     }
 }
 
-fn put(image: &mut Option<Vec<u8>>, offset: usize, bytes: &[u8]) {
-    let image = image.get_or_insert_default();
+fn put(image: &mut Image, file: usize, offset: usize, bytes: &[u8]) {
+    let image = image.0[file].get_or_insert_default();
     image.resize(image.len().max(offset + bytes.len()), 0);
     image[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
@@ -239,16 +290,25 @@ fn record(path: &Path, event: Event) {
     }
 }
 
-/// The path of an open file, while anything is recorded.
-fn path_of(fd: c_int) -> Option<PathBuf> {
+/// How many events are over of the recording that a path is of.
+fn events_over(path: &Path) -> usize {
+    let live = LIVE.lock();
+    let live = live.iter().find(|live| path.starts_with(&live.directory));
+    live.map_or(0, |live| live.events.len())
+}
+
+/// The path of an open file of a store, and which one it is, while anything is recorded.
+fn file_of(fd: c_int) -> Option<(PathBuf, usize)> {
     if LIVE_COUNT.load(Ordering::SeqCst) == 0 {
         return None;
     }
-    std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
+    let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let file = FILES.iter().position(|name| path.ends_with(name))?;
+    Some((path, file))
 }
 
 fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
-    let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) else {
+    let Some((path, file)) = file_of(raw) else {
         return;
     };
     let flags = rustix::fs::fcntl_getfl(fd).unwrap();
@@ -257,6 +317,7 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
     record(
         &path,
         Event::Write {
+            file,
             offset,
             bytes,
             synced,
@@ -264,9 +325,13 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
     );
 }
 
-fn synced(raw: c_int) {
-    if let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) {
-        record(&path, Event::Sync);
+/// Syncs, and says so: of what was written when it began.
+fn synced(raw: c_int, sync: impl FnOnce()) {
+    let file = file_of(raw);
+    let began = file.as_ref().map_or(0, |(path, _)| events_over(path));
+    sync();
+    if let Some((path, file)) = file {
+        record(&path, Event::Sync(file, began));
     }
 }
 
@@ -316,7 +381,7 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
         let parts = std::slice::from_raw_parts(parts.cast::<IoSlice<'_>>(), count as usize);
         (BorrowedFd::borrow_raw(fd), parts)
     };
-    let is_recorded = path_of(fd).is_some_and(|path| path.ends_with("data.mdb"));
+    let is_recorded = file_of(fd).is_some();
     let offset = match is_recorded {
         true => done(rustix::fs::tell(file), "lseek") as usize,
         false => 0,
@@ -335,8 +400,7 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
 unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    done(rustix::fs::fdatasync(file), "fdatasync");
-    synced(fd);
+    synced(fd, || done(rustix::fs::fdatasync(file), "fdatasync"));
     0
 }
 
@@ -346,7 +410,6 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    done(rustix::fs::fsync(file), "fsync");
-    synced(fd);
+    synced(fd, || done(rustix::fs::fsync(file), "fsync"));
     0
 }
