@@ -230,6 +230,46 @@ async fn log6_an_opening_that_is_cut_off_anywhere_loses_nothing() {
     }
 }
 
+/// LOG6: after a sync that failed the files show what the disk does not have. What is opened from that is made durable before anything is built on
+/// it: the disk as it really is has all that was acknowledged, at each write of the opening.
+#[tokio::test]
+async fn log6_what_a_failed_sync_left_in_the_cache_alone_is_not_built_on() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    drop(open(&directory).unwrap());
+    let recording = Recording::begin(&directory);
+    let store = open(&directory).unwrap();
+    let db = database(&store, "a").await;
+    until(&store, db, 0, 9, &recording).await;
+    recording.end();
+    drop(store);
+    let mut random = random();
+    let most = if is_long() { 8 } else { 2 };
+    let of_slots = recording.unsynced(SLOTS).into_iter().rev().take(most);
+    let of_logs = LOGS.map(|log| recording.unsynced(log)).concat();
+    let of_logs = of_logs.into_iter().rev().take(most / 2);
+    let mut tried = 0;
+    for moment in of_slots.chain(of_logs) {
+        let again = home.path().join("again");
+        recording.image(moment, Disk::Everything).write(&again);
+        let opening = Recording::begin(&again).began_with(recording.image(moment, Disk::Nothing));
+        for (what, number) in recording.acknowledged(moment) {
+            opening.acknowledge(what, number);
+        }
+        let first = recording.acknowledged(moment).len();
+        let store = open(&again).unwrap();
+        bench::commit(&store, database(&store, "more").await, 0, 3, 1..=3).await;
+        opening.end();
+        drop(store);
+        std::fs::remove_dir_all(&again).unwrap();
+        let step = if is_long() { 1 } else { 2 };
+        let moments = (first..=opening.len()).step_by(step);
+        tried += at_each_moment(&opening, home.path(), moments, &mut random, |_| {}).await;
+    }
+    println!("{tried} states of the disk");
+    assert!(tried > 60);
+}
+
 /// LOG7: what is too large for a record is there whole, or not at all, at each write of its commit.
 #[tokio::test]
 async fn log7_a_large_commit_that_is_cut_off_anywhere_is_whole_or_not_there() {

@@ -130,6 +130,22 @@ impl Recording {
         record(&self.directory, Event::Acknowledged(what, number));
     }
 
+    /// The disk had something else than the files showed when the recording began: a sync had failed, and what it was for is in the
+    /// cache of the operating system alone, which takes it for written.
+    pub(crate) fn began_with(self, before: Image) -> Self {
+        Self { before, ..self }
+    }
+
+    /// The moments in which a write to a file is over, and its sync is next.
+    pub(crate) fn unsynced(&self, file: usize) -> Vec<usize> {
+        let events = self.events.lock();
+        let moments = (1..events.len()).filter(|moment| {
+            matches!(&events[moment - 1], Event::Write { file: of, .. } if *of == file)
+                && matches!(&events[*moment], Event::Sync(of, _) if *of == file)
+        });
+        moments.collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.events.lock().len()
     }
