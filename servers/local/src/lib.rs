@@ -91,7 +91,7 @@ impl Default for LocalOptions {
     fn default() -> Self {
         Self {
             map_bytes: 1 << 40,
-            checkpoint_bytes: 8 << 20,
+            checkpoint_bytes: 16 << 20,
             staging_buffer_bytes: 8 << 20,
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),

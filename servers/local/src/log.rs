@@ -52,7 +52,7 @@
 //!   answered; the next record takes its number and its place.
 //! * **LOG9** After a failed write or sync nothing is written. After a failed sync of `data.mdb` nothing is read either: pages that were
 //!   committed since the last checkpoint may have been lost from the cache, and older ones be read in their place.
-//! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as the store was opened with (8 MiB), or [`MOST_AGE`] after
+//! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as the store was opened with (16 MiB), or [`MOST_AGE`] after
 //!   the first commit since: so the file grows by what is pinned meanwhile and no more, and a store that is left alone needs no log. A
 //!   commit waits for one only when the log file is full. Where room is short one is made before each transaction, so that
 //!   nothing is pinned (ROOM6).
