@@ -55,12 +55,14 @@ impl Roots {
 
     /// `None` where neither is one.
     pub(crate) fn newest(&self) -> Option<Root> {
-        let roots = self.0.iter().filter_map(|bytes| {
-            (u32_at(bytes, META_AT) == MAGIC).then(|| Root {
-                number: u64_at(bytes, LAST_PAGE_AT + 8),
-                last_page: u64_at(bytes, LAST_PAGE_AT),
-                trees: [0, 1].map(|tree| u64_at(bytes, TREE_AT + tree * TREE_BYTES + 40)),
-            })
+        let whole = self
+            .0
+            .iter()
+            .filter(|bytes| u32_at(*bytes, META_AT) == MAGIC);
+        let roots = whole.map(|bytes| Root {
+            number: u64_at(bytes, LAST_PAGE_AT + 8),
+            last_page: u64_at(bytes, LAST_PAGE_AT),
+            trees: [0, 1].map(|tree| u64_at(bytes, TREE_AT + tree * TREE_BYTES + 40)),
         });
         roots.max_by_key(|root| root.number)
     }

@@ -141,7 +141,7 @@ fn choose(directory: &Path, slots: &Slots) -> Result<(usize, Checkpoint), NotFou
                     .as_ref()
                     .is_none_or(|(_, n)| order(n) < order(&checkpoint))
                 {
-                    newest = Some((index, checkpoint));
+                    newest = Some((index, *checkpoint));
                 }
             }
             Slot::Foreign(format) => {

@@ -37,7 +37,7 @@ pub(crate) struct Checkpoint {
 /// What a slot has.
 #[derive(Clone, Debug)]
 pub(crate) enum Slot {
-    Whole(Checkpoint),
+    Whole(Box<Checkpoint>),
     /// Whole, and of another format.
     Foreign(u32),
     /// Torn, damaged, or never written.
@@ -103,7 +103,7 @@ impl Slots {
         if four(8) != self.format {
             return Slot::Foreign(four(8));
         }
-        Slot::Whole(Checkpoint {
+        Slot::Whole(Box::new(Checkpoint {
             number: eight(24),
             run: eight(16),
             is_closed: four(12) == 1,
@@ -111,7 +111,7 @@ impl Slots {
             previous: four(36),
             lengths: [eight(40), eight(48)],
             roots: Roots([part(bytes, ROOTS_AT), part(bytes, ROOTS_AT + ROOT_BYTES)]),
-        })
+        }))
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
         let [Slot::Whole(first), Slot::Whole(second)] = read else {
             panic!("{read:?}");
         };
-        assert_eq!((first, second), (checkpoint(4), checkpoint(5)));
+        assert_eq!((*first, *second), (checkpoint(4), checkpoint(5)));
         let whole = slots.bytes(&checkpoint(4));
         for bit in 0..SLOT_BYTES * 8 {
             let mut bytes = whole.clone();
