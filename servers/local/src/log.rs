@@ -78,6 +78,7 @@ pub(crate) mod record;
 pub(crate) mod slots;
 
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -393,7 +394,9 @@ struct Worker {
 impl Worker {
     fn run(&self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
-            let made = self.make(&job.checkpoint);
+            // Whoever waits for it must not wait for ever.
+            let made = std::panic::catch_unwind(AssertUnwindSafe(|| self.make(&job.checkpoint)));
+            let made = made.unwrap_or_else(|_| Err("a checkpoint panicked".to_owned()));
             let free = 1 - job.checkpoint.file;
             let grown = match made.is_ok() && job.grow {
                 true => self.grow(free),
