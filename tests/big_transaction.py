@@ -38,6 +38,9 @@ MIB = 1 << 20
 MEMORY_LIMIT = 256 * MIB
 SAMPLE_SECONDS = 0.01
 LEASE_TTL_MS = 2000
+# A server on a cluster that takes nothing for two TTLs ends its sessions, and their transactions with them (PEER4): one of a single process on a
+# loaded machine, in the middle of hundreds of MiB, is silent for some seconds.
+FDB_LEASE_TTL_MS = 15_000
 # What a COMMIT carries at most that stages nothing: the default of PAGEWIRE_STAGE_BYTES. A small test takes less, so as to stage too.
 STAGE_BYTES = 64 * MIB
 # Bytes of the random part of a row: most fit into a page with others, every 256th takes a chain of overflow pages.
@@ -223,7 +226,8 @@ class BigTransaction:
         self.cluster = Cluster(self.scratch / "store") if options.fdb else None
         store = f"fdb:{self.cluster.file}" if options.fdb else f"local:{scratch}/store"
         self.servers = [
-            Server(store, f"{scratch}/server{number or ''}.log", free_port(), LEASE_TTL_MS).start() for number in range(1 + options.fdb)
+            Server(store, f"{scratch}/server{number or ''}.log", free_port(), FDB_LEASE_TTL_MS if options.fdb else LEASE_TTL_MS).start()
+            for number in range(1 + options.fdb)
         ]
         self.server = self.servers[0]
         endpoint = ",".join(server.endpoint for server in self.servers)

@@ -65,6 +65,8 @@ class Cluster:
             done = subprocess.run(
                 [self.program("fdbcli"), "-C", self.file, "--timeout", "10", "--exec", f"configure new single {engine}"],
                 stdout=subprocess.PIPE,
+                # It says there that the one before, which took too long, has done it.
+                stderr=subprocess.STDOUT,
                 text=True,
                 timeout=60,
             )

@@ -1,12 +1,14 @@
 """Golden SQL transcripts: each file of tests/sql through six kinds of SQLite, on pages of a page server and on a plain
 file, compared byte by byte.
 
-transcripts.py [--client NAME]... [--store NAME]... [--plain-only] [TRANSCRIPT]...
+transcripts.py [--client NAME]... [--store NAME]... [--plain-only] [--under COMMAND] [TRANSCRIPT]...
 
 The expectation is made at run time by the same client on a plain file, so no SQLite version is written down here.
 Checked beside the answers: the last line of each transcript says `ok` (its integrity_check), nothing was left in the
 working directory (no database went to a local file in silence), and a dump of each database taken afterwards by
 Debian's shell is the dump of the plain file.
+
+`--under 'valgrind OPTION...'` runs the clients on pagewire, not those on plain files, under a tool that watches them.
 
 In a transcript `-- @directive` lines are: open NAME, reopen, connection N, backup NAME, restore NAME, blob_write, blob_read
 (the shells skip the last two), and `each VARIABLE value...`, which repeats the whole file. `{NAME}` is a database's name.
@@ -17,6 +19,7 @@ import concurrent.futures
 import difflib
 import pathlib
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -108,8 +111,8 @@ def shell_script(steps):
     return "\n".join(lines) + "\n"
 
 
-def play(client, transcript, directory, server, prefix):
-    """The output of a transcript; `server` is None for plain files in `directory`."""
+def play(client, transcript, directory, server, prefix, under=()):
+    """The output of a transcript; `server` is None for plain files in `directory`, which nothing watches."""
     remote = server is not None
     name_of = (lambda name: f"{prefix}/{name}.db") if remote else (lambda name: f"{name}.db")
     steps = list(transcript.steps_named(name_of))
@@ -117,6 +120,9 @@ def play(client, transcript, directory, server, prefix):
     # linked in and would put plain files on a server too.
     settings = {"PAGEWIRE_DEFAULT": "0"} if not remote or not client.endswith("shell") else {}
     environment = guest_environment(server.endpoint if remote else None, **settings)
+    watched = under if remote else ()
+    if watched:
+        environment["PAGEWIRE_TIMEOUT_MS"] = "120000"
     if client == "old-python":
         # SQLite 3.31.0, the oldest that the VFS supports, in place of Debian's.
         environment["LD_LIBRARY_PATH"] = str(OLD_SQLITE)
@@ -141,14 +147,14 @@ def play(client, transcript, directory, server, prefix):
         source = ""
     try:
         done = subprocess.run(
-            command,
+            [*watched, *command],
             input=source,
             cwd=directory,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=STEP_SECONDS,
+            timeout=STEP_SECONDS * (5 if watched else 1),
         )
     except subprocess.TimeoutExpired as late:
         return f"{late.output or ''}\nthe client did not end within {STEP_SECONDS} s\n"
@@ -187,7 +193,7 @@ def difference(expected, got, what):
     return "\n".join(line[:300] for line in list(lines)[:40])
 
 
-def run_client(client, transcripts, servers):
+def run_client(client, transcripts, servers, under):
     """All transcripts of one client: a list of (name, problem or None)."""
     outcomes = []
     for transcript in transcripts:
@@ -202,7 +208,7 @@ def run_client(client, transcripts, servers):
         for store, server in servers.items():
             with tempfile.TemporaryDirectory() as directory:
                 prefix = f"transcripts/{client}"
-                got = play(client, transcript, directory, server, prefix)
+                got = play(client, transcript, directory, server, prefix, under)
                 problem = difference(expected, got, "answers")
                 left = sorted(path.name for path in pathlib.Path(directory).iterdir())
                 if problem is None and left:
@@ -220,6 +226,7 @@ def main():
     parser.add_argument("--client", action="append", choices=CLIENTS)
     parser.add_argument("--store", action="append", choices=STORES)
     parser.add_argument("--plain-only", action="store_true")
+    parser.add_argument("--under", type=shlex.split, default=[], metavar="COMMAND")
     parser.add_argument("transcript", nargs="*")
     options = parser.parse_args()
     paths = sorted((TOP / "tests" / "sql").glob("*.sql"))
@@ -232,9 +239,11 @@ def main():
         try:
             for store in [] if options.plain_only else options.store or STORES:
                 where = "memory" if store == "memory" else f"local:{scratch}/store"
-                servers[store] = Server(where, f"{scratch}/{store}.log").start()
+                # A client that is watched is slow, and shall not lose its leases for that.
+                ttl_ms = 60_000 if options.under else None
+                servers[store] = Server(where, f"{scratch}/{store}.log", lease_ttl_ms=ttl_ms).start()
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                runs = [pool.submit(run_client, client, transcripts, servers) for client in options.client or CLIENTS]
+                runs = [pool.submit(run_client, client, transcripts, servers, options.under) for client in options.client or CLIENTS]
                 for run in concurrent.futures.as_completed(runs):
                     for name, problem in run.result():
                         if problem is None:

@@ -8,12 +8,16 @@ Not run, and says so, where there is no fdbserver.
  2. The same between transactions, many times, with the servers started again in turns: no statement fails.
  3. A bounded reader at the other server is told of each commit by push, at once, and asks for nothing.
  4. Another process that wants to write while that goes on gets its turns, and every row of both is there once.
+ 5. The way to a server is cut, and the server lives: the writer goes to the other one with its lease. That one dies, and the writer comes back to
+    the first, which never missed it: with its lease where nobody else had one, and with nothing where another session has written meanwhile,
+    whose row it then sees.
 The lease TTL is so long that a lease which was lost with its server would be free again long after the test has failed.
 """
 
 import argparse
 import os
 import pathlib
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +25,7 @@ import tempfile
 import threading
 import time
 
-from harness import LIBRARY, Cluster, Server
+from harness import LIBRARY, Cluster, Server, free_port
 
 # Twice this passes before anybody else takes what a dead server had claimed.
 LEASE_TTL_MS = 30_000
@@ -34,13 +38,65 @@ class Broken(Exception):
     """A promise was not kept."""
 
 
+class Gate:
+    """The way to a server, which can be cut."""
+
+    def __init__(self, server):
+        self.server = server
+        self.port = free_port()
+        self.listener = None
+        self.sockets = []
+        self.open()
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def open(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                inner, _ = listener.accept()
+                outer = socket.create_connection(("127.0.0.1", self.server.port))
+            except OSError:
+                return
+            for one in (inner, outer):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sockets += [inner, outer]
+            for source, sink in ((inner, outer), (outer, inner)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _carry(source, sink):
+        try:
+            while some := source.recv(1 << 16):
+                sink.sendall(some)
+        except OSError:
+            pass
+
+    def cut(self):
+        """For the client only: the server goes on waiting for it."""
+        # An accept that is under way would keep it open.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for inner in self.sockets[::2]:
+            try:
+                inner.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # It was gone.
+        self.sockets.clear()
+
+
 class TwoServers:
     def __init__(self, scratch, kills):
         self.kills = kills
         self.cluster = Cluster(scratch / "cluster", "memory")
         self.servers = []
         for number in range(2):
-            self.servers.append(Server(f"fdb:{self.cluster.file}", scratch / f"server{number}.log", lease_ttl_ms=LEASE_TTL_MS, arguments=["--take-over-leases"]))
+            self.servers.append(Server(f"fdb:{self.cluster.file}", scratch / f"server{number}.log", lease_ttl_ms=LEASE_TTL_MS))
             self.servers[-1].start()
         endpoint = ",".join(server.endpoint for server in self.servers)
         self.uri = f"file:t/app.db?vfs=pagewire&endpoint={endpoint}&timeout_ms=20000"
@@ -174,6 +230,62 @@ class TwoServers:
             raise Broken("integrity_check")
         return mine, failed
 
+    def to_and_fro(self):
+        first, other = self.servers
+        gate = Gate(first)
+        uri = f"file:t/fro.db?vfs=pagewire&endpoint={gate.endpoint},{other.endpoint}&timeout_ms=20000"
+        writer = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=60)
+
+        def ask(query):
+            return writer.execute(query).fetchone()[0]
+
+        def in_use():
+            return ask("SELECT value FROM pagewire_status WHERE key = 'endpoint_in_use'")
+
+        acquires = "SELECT coalesce(sum(count), 0) FROM pagewire_rpc WHERE kind = 'acquire'"
+        writer.execute("CREATE TABLE t(i INTEGER PRIMARY KEY, who TEXT)")
+        rows = 0
+        for is_alone in (True, False):
+            writer.execute("INSERT INTO t(who) VALUES('at the first')")
+            if in_use() != gate.endpoint:
+                raise Broken(f"it began with {in_use()}")
+            before = ask(acquires)
+            gate.cut()
+            writer.execute("INSERT INTO t(who) VALUES('at the other')")
+            if in_use() != other.endpoint:
+                raise Broken("nobody went anywhere")
+            if ask(acquires) != before:
+                raise Broken("the lease was asked for on the way to the other")
+            rows += 2
+            if not is_alone:
+                beside = f"file:t/fro.db?vfs=pagewire&endpoint={other.endpoint}&token=beside&timeout_ms=20000"
+                beside = sqlite3.connect(beside, uri=True, isolation_level=None, timeout=60)
+                beside.execute("INSERT INTO t(who) VALUES('beside')")
+                beside.close()
+                rows += 1
+            gate.open()
+            other.kill()
+            begun = time.monotonic()
+            if ask("SELECT count(*) FROM t") != rows:
+                raise Broken(f"it does not see {rows} rows when it is back")
+            # The lease that the other process had goes with its server, and is free when that counts as dead.
+            if is_alone:
+                writer.execute("INSERT INTO t(who) VALUES('back')")
+                rows += 1
+                if ask(acquires) != before:
+                    raise Broken("the lease was asked for on the way back")
+            if in_use() != gate.endpoint:
+                raise Broken("it did not come back")
+            took = time.monotonic() - begun
+            if took > MOVES_WITHIN:
+                raise Broken(f"it took {took:.1f} s to come back")
+            other.start()
+        if ask("SELECT count(*) FROM t") != rows or ask("PRAGMA integrity_check") != "ok":
+            raise Broken(f"there are not {rows} rows")
+        writer.close()
+        gate.cut()
+        return f"{rows} rows"
+
     def stop(self):
         for server in self.servers:
             server.kill()
@@ -193,7 +305,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="pagewire-two-servers-") as scratch:
         servers = TwoServers(pathlib.Path(scratch), options.kills)
         try:
-            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.told_of_each_commit, servers.beside_another):
+            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.told_of_each_commit, servers.beside_another, servers.to_and_fro):
                 try:
                     print(f"two_servers: {test.__name__}: {test()}", flush=True)
                     passed += 1

@@ -61,6 +61,8 @@ reasons! {
     NameTaken = "NAME_TAKEN", AlreadyExists;
     /// The staging is not known, or was dropped.
     StagingUnknown = "STAGING_UNKNOWN", FailedPrecondition;
+    /// The pages can't be taken in their encoding; nothing was done. Raw they can.
+    EncodingRefused = "ENCODING_REFUSED", FailedPrecondition;
     /// A field is wrong.
     Invalid = "INVALID", InvalidArgument;
     /// A limit would be exceeded.

@@ -1,20 +1,50 @@
-//! Whether pages come compressed from the server.
+//! Whether pages travel compressed, and how a page is encoded that goes to the server.
 //!
-//! LZ4 halves a page of ordinary rows and more, and costs time at both ends. Where the bytes travel through memory they cost less than that
-//! (`docs/performance.md`), so it depends on the way.
+//! LZ4 halves a page of ordinary rows and more, a delta of its base is a small part of it, and both cost time at both ends. Where the bytes
+//! travel through memory they cost less than that (`docs/performance.md`), so it depends on the way.
 
 use std::net::IpAddr;
+
+use bytes::Bytes;
+use pagewire_proto::{Page, pb};
 
 /// `PAGEWIRE_COMPRESSION`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Compressed unless the server is on this machine.
+    /// Compressed, and pages of commits as deltas of their base where it is at hand, unless the server is on this machine.
     #[default]
     Auto,
     /// Always.
     Lz4,
     /// Never.
     Off,
+}
+
+/// In what pages of requests may come beside their raw form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encodings {
+    /// LZ4, each page for itself.
+    pub lz4: bool,
+    /// Deltas of their bases, in commits.
+    pub deltas: bool,
+}
+
+impl Encodings {
+    /// None beside the raw form.
+    pub const NONE: Encodings = Encodings {
+        lz4: false,
+        deltas: false,
+    };
+
+    /// The message for a page, in the form that is the smallest as a rule. The base is asked for where it is of use.
+    pub fn encode(self, page: &Page, base: impl FnOnce() -> Option<Bytes>) -> pb::PageContent {
+        match (self.deltas.then(base).flatten(), self.lz4) {
+            // Never larger than LZ4: what the page has twice is found too.
+            (Some(base), _) if base.len() == page.content.len() => page.to_delta_wire(&base),
+            (_, true) => page.to_compressed_wire(),
+            (_, false) => page.to_wire(),
+        }
+    }
 }
 
 impl Compression {
@@ -28,8 +58,8 @@ impl Compression {
         }
     }
 
-    /// Whether pages from this server, one place of an endpoint, are wanted compressed.
-    pub fn wants_lz4_from(self, server: &str) -> bool {
+    /// Whether pages that travel between this process and this server, one place of an endpoint, are to be compressed.
+    pub fn is_wanted_with(self, server: &str) -> bool {
         match self {
             Self::Auto => !is_on_this_machine(server),
             Self::Lz4 => true,
@@ -70,8 +100,8 @@ mod tests {
             "http://LOCALHOST",
             "http://[::1]:7240",
         ] {
-            assert!(!Compression::Auto.wants_lz4_from(near), "{near}");
-            assert!(Compression::Lz4.wants_lz4_from(near), "{near}");
+            assert!(!Compression::Auto.is_wanted_with(near), "{near}");
+            assert!(Compression::Lz4.is_wanted_with(near), "{near}");
         }
         for far in [
             "http://10.0.0.7:7240",
@@ -79,8 +109,8 @@ mod tests {
             "http://[2001:db8::1]:7240",
             "http://pages:7240",
         ] {
-            assert!(Compression::Auto.wants_lz4_from(far), "{far}");
-            assert!(!Compression::Off.wants_lz4_from(far), "{far}");
+            assert!(Compression::Auto.is_wanted_with(far), "{far}");
+            assert!(!Compression::Off.is_wanted_with(far), "{far}");
         }
     }
 

@@ -160,6 +160,7 @@ impl From<CallError> for Error {
             | Reason::DatabaseNotOpen
             | Reason::VersionGone
             | Reason::StagingUnknown
+            | Reason::EncodingRefused
             | Reason::Invalid
             | Reason::Limit
             | Reason::Unsupported

@@ -82,7 +82,7 @@ pub struct ProcessSettings {
     pub token: Option<String>,
     /// `PAGEWIRE_CACHE_BYTES`: bytes of pages cached in memory for each endpoint and token.
     pub cache_bytes: u64,
-    /// `PAGEWIRE_COMPRESSION`: whether pages come compressed.
+    /// `PAGEWIRE_COMPRESSION`: whether pages travel compressed, and as deltas.
     pub compression: Compression,
     /// `PAGEWIRE_CACHE_DIR`: the disk cache, if there is to be one.
     pub cache_dir: Option<PathBuf>,

@@ -11,6 +11,7 @@ mod commit_faults;
 mod compression;
 mod concurrency;
 mod contract;
+mod deltas;
 mod disk_cache;
 mod history;
 mod hostile_memory;

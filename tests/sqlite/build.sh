@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR LIBPAGEWIRE_A HEADER_DIR PROGRAM...
 # SQLite's own test programs (testfixture sqlite3 sqldiff mptester speedtest1 kvtest threadtest3) with pagewire as their default VFS, in
-# OUTDIR/build/proof. SQLite's source is Debian's source package, fetched through private apt folders: no address is written down
+# OUTDIR/build/proof; with proofstock.so libpagewire.so what a plain tclsh needs for it. SQLite's source is Debian's source package, fetched through private apt folders: no address is written down
 # here, the system's settings stay as they are, and nothing of SQLite is kept in this repository. What is built is kept.
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n 2,5p "$0" >&2; exit 2; }
@@ -17,7 +17,7 @@ as_root() {
 }
 
 missing=()
-for package in gcc libc6-dev make dpkg-dev tcl tcl-dev zlib1g-dev; do
+for package in gcc libc6-dev make dpkg-dev tcl tcl-dev zlib1g-dev libsqlite3-tcl; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -46,10 +46,9 @@ fi
 mkdir -p "$out/build"
 cd "$out/build"
 [ -f Makefile ] || ../src/configure --enable-all --with-tcl=/usr/lib/tcl8.6 --disable-readline >configure.log 2>&1
-# Another profile's library may be older than the programs.
-[ "$(cat proof/library 2>/dev/null)" = "$library" ] || rm -rf proof
+# Another profile's library may be older than the programs, which depend on this file too.
 mkdir -p proof
-echo "$library" >proof/library
+[ "$(cat proof/library 2>/dev/null)" = "$library" ] || echo "$library" >proof/library
 suite=(make -j"$(nproc)" -f "$here/suite.mk" HERE="$here" LIBRARY="$library" HEADERS="$headers")
 { make sqlite3.c shell.c opcodes.h && "${suite[@]}" "${@/#/proof/}"; } >make.log 2>&1 ||
     { tail -n 30 make.log >&2; exit 1; }

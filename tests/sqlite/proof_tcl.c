@@ -14,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef PROOF_EXTENSION
 const char *sqlite3TestInit(Tcl_Interp*);
+#endif
 const char *proof_journal(const char *zPath);
 const char *proof_known(int index);
 
@@ -178,6 +180,13 @@ static int vfsfile(ClientData unused, Tcl_Interp *ip, int oc, Tcl_Obj *const*ov)
   return TCL_OK;
 }
 
+#ifdef PROOF_EXTENSION
+/* For stock.c, which loads the prelude when pagewire is there. */
+int proof_tcl_init(Tcl_Interp *ip){
+  Tcl_CreateObjCommand(ip, "vfsfile", vfsfile, 0, 0);
+  return TCL_OK;
+}
+#else
 static int prelude(Tcl_Interp *ip){
   const char *z = getenv("PROOF_PRELUDE");
   Tcl_CreateObjCommand(ip, "vfsfile", vfsfile, 0, 0);
@@ -214,3 +223,4 @@ const char *proof_test_init(Tcl_Interp *ip){
   }
   return z;
 }
+#endif

@@ -7,17 +7,23 @@
 **      purpose. SQLite sees absolute paths here, as with the unix VFS; pagewire sees "@dir/test.db" for "/dir/test.db".
 **   2. Faults. Where os_unix.c consults the counters of SQLITE_TEST (sqlite3_io_error_pending, sqlite3_diskfull_pending,
 **      sqlite3_open_file_count, sqlite3_sync_count), so does this file, and once more at the commit point, SQLITE_FCNTL_SYNC.
-**      Not between a commit and its SQLITE_FCNTL_COMMIT_PHASETWO for the database itself: xSync, xFileSize and xTruncate are local
-**      to pagewire then and cannot fail. Temporary files go through pagewire to the unix VFS, which consults the counters itself.
-**   3. Order. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC, and passes no xSync on:
+**      Not between a commit and its SQLITE_FCNTL_COMMIT_PHASETWO: what SQLite does then, to the database and to its journal, is
+**      local to pagewire and cannot fail. SQLite's test build lets os.c fail by itself where memory is short; not then either.
+**      Temporary files go through pagewire to the unix VFS, which consults the counters itself.
+**   3. Order. A VFS of the test's own above this one may let xSync fail, which cannot fail in pagewire: there the commit waits for that
+**      xSync, or for SQLITE_FCNTL_COMMIT_PHASETWO if there is none. test6.c's "crash" VFS holds writes back until xSync, which comes after SQLITE_FCNTL_SYNC, and passes no xSync on:
 **      what arrives after the one and before SQLITE_FCNTL_COMMIT_PHASETWO is committed there.
 **   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
 **   5. Stubs, for applications that look at the path with the operating system: with PROOF_STUBS=1 an empty file is made at the path
 **      of a database that is created. Another file is another database, also while connections have that of a file that was removed:
 **      the time at which the file was made chooses the first letter of the name. A file with something in it is refused.
 **
+**   6. One session: with PROOF_KEEP=1 the process keeps a database of its own open from its first one on, so that its session and its
+**      threads do not begin and end with each connection. A loop of thousands of them takes a fraction of the time then. The end of
+**      the process ends it, so a file of tests with several processes may have to wait for the end of a lease.
+**
 ** PROOF_VFS=unix leaves the unix VFS the default, to find out what a test does there. Compiled with -DPROOF_EXTENSION this is an
-** extension for a program that has loaded pagewire (tests/applications).
+** extension for a program that has loaded pagewire (tests/applications, stock.c).
 */
 #include "sqlite3.h"
 #include "pagewire.h"
@@ -33,7 +39,7 @@
 #ifdef SQLITE_TEST
 extern int sqlite3_io_error_hit, sqlite3_io_error_hardhit, sqlite3_io_error_pending, sqlite3_io_error_persist;
 extern int sqlite3_io_error_benign, sqlite3_diskfull_pending, sqlite3_diskfull, sqlite3_open_file_count;
-extern int sqlite3_sync_count, sqlite3_fullsync_count;
+extern int sqlite3_sync_count, sqlite3_fullsync_count, sqlite3_memdebug_vfs_oom_test;
 static int ioError(void){
   if( (sqlite3_io_error_persist && sqlite3_io_error_hit) || sqlite3_io_error_pending-- == 1 ){
     sqlite3_io_error_hit++;
@@ -66,10 +72,12 @@ typedef struct ProofFile ProofFile;
 struct ProofFile {
   sqlite3_file base;
   enum Kind kind;
-  const char *zJournal;       /* MAIN: where SQLite keeps the name of its journal */
+  const char *zJournal;       /* MAIN: where SQLite keeps the name of its journal; BESIDE: its name, if it is one */
   char *zOurs;                /* MAIN: the name for pagewire, with the URI's parameters behind it */
   int isSuper;                /* BESIDE: a super-journal, or a child journal that is read to clean one up */
   int isDirty;                /* MAIN: written to since the last SQLITE_FCNTL_SYNC */
+  int isUnder;                /* MAIN: opened while another VFS was the default one: it may be above this one */
+  int isDue;                  /* MAIN: SQLITE_FCNTL_SYNC has come, and waits for xSync */
   int isPastCommit;           /* MAIN: between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
   int hasSuper;               /* MAIN: that one named a super-journal */
   ProofFile *pNext;
@@ -113,6 +121,37 @@ static const char *besideName(const char *z, char *zBuf){
   return zBuf;
 }
 
+/* Databases between their commit and what ends the transaction. */
+static void setPastCommit(ProofFile *p, int isPast){
+#ifdef SQLITE_TEST
+  static int nPast = 0, oomTest = 0;
+#endif
+  if( p->isPastCommit==isPast ) return;
+  p->isPastCommit = isPast;
+#ifdef SQLITE_TEST
+  pthread_mutex_lock(&lists);
+  if( isPast && nPast++==0 ){
+    oomTest = sqlite3_memdebug_vfs_oom_test;
+    sqlite3_memdebug_vfs_oom_test = 0;
+  }else if( !isPast && --nPast==0 ){
+    sqlite3_memdebug_vfs_oom_test = oomTest;
+  }
+  pthread_mutex_unlock(&lists);
+#endif
+}
+/* Whether the connection whose journal this is is there, where SQLite keeps its name. */
+static int journalIsPastCommit(const char *zJournal){
+  int isPast = 0;
+  ProofFile *p;
+  pthread_mutex_lock(&lists);
+  for(p=pAll; p && !isPast; p=p->pNext) isPast = p->isPastCommit && p->zJournal==zJournal;
+  pthread_mutex_unlock(&lists);
+  return isPast;
+}
+static int isPastCommit(ProofFile *p){
+  return p->kind==MAIN ? p->isPastCommit : p->zJournal && journalIsPastCommit(p->zJournal);
+}
+
 static void remember(const char *zPath){
   Known *p;
   for(p=pKnown; p; p=p->pNext) if( strcmp(p->zPath, zPath)==0 ) return;
@@ -149,6 +188,7 @@ static int proofClose(sqlite3_file *pFile){
   int rc = methods(pFile)->xClose(real(pFile));
   if( p->kind==MAIN ){
     ProofFile **pp;
+    setPastCommit(p, 0);
     pthread_mutex_lock(&lists);
     for(pp=&pAll; *pp && *pp!=p; pp=&(*pp)->pNext){}
     if( *pp ) *pp = p->pNext;
@@ -167,10 +207,13 @@ static int proofRead(sqlite3_file *p, void *buf, int n, sqlite3_int64 off){
 static int proofWrite(sqlite3_file *p, const void *buf, int n, sqlite3_int64 off){
   ProofFile *f = (ProofFile*)p;
   COUNT(nWrite);
-  if( ioError() ) return SQLITE_IOERR_WRITE;
-  if( diskFull() ) return SQLITE_FULL;
+  if( f->kind==MAIN ) setPastCommit(f, 0);
+  if( !isPastCommit(f) ){
+    if( ioError() ) return SQLITE_IOERR_WRITE;
+    if( diskFull() ) return SQLITE_FULL;
+  }
   f->isDirty = 1;
-  f->isPastCommit = 0;
+  f->isDue = 0;
   if( f->isSuper ){
     /* The name of a child journal; anything else is what the "crash" VFS tears before it ends the process. */
     char zBuf[MAX_NAME];
@@ -181,21 +224,31 @@ static int proofWrite(sqlite3_file *p, const void *buf, int n, sqlite3_int64 off
   return methods(p)->xWrite(real(p), buf, n, off);
 }
 static int proofTruncate(sqlite3_file *p, sqlite3_int64 n){
-  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_TRUNCATE;
+  if( !isPastCommit((ProofFile*)p) && ioError() ) return SQLITE_IOERR_TRUNCATE;
   return methods(p)->xTruncate(real(p), n);
+}
+/* The commit point. */
+static int commit(sqlite3_file *p, void *pSuper){
+  ProofFile *f = (ProofFile*)p;
+  int rc = methods(p)->xFileControl(real(p), SQLITE_FCNTL_SYNC, pSuper);
+  setPastCommit(f, rc==SQLITE_OK && f->isDirty && pSuper==0);
+  f->isDirty = f->isDue = 0;
+  return rc;
 }
 static int proofSync(sqlite3_file *p, int flags){
   ProofFile *f = (ProofFile*)p;
-  if( !f->isPastCommit && diskFull() ) return SQLITE_FULL;
+  int rc;
+  if( !isPastCommit(f) && diskFull() ) return SQLITE_FULL;
 #ifdef SQLITE_TEST
   if( (flags & 0x0F)==SQLITE_SYNC_FULL ) sqlite3_fullsync_count++;
   sqlite3_sync_count++;
 #endif
-  if( !f->isPastCommit && ioError() ) return SQLITE_IOERR_FSYNC;
-  return methods(p)->xSync(real(p), flags);
+  if( !isPastCommit(f) && ioError() ) return SQLITE_IOERR_FSYNC;
+  rc = f->isDue ? commit(p, 0) : SQLITE_OK;
+  return rc==SQLITE_OK ? methods(p)->xSync(real(p), flags) : rc;
 }
 static int proofFileSize(sqlite3_file *p, sqlite3_int64 *pn){
-  if( !((ProofFile*)p)->isPastCommit && ioError() ) return SQLITE_IOERR_FSTAT;
+  if( !isPastCommit((ProofFile*)p) && ioError() ) return SQLITE_IOERR_FSTAT;
   return methods(p)->xFileSize(real(p), pn);
 }
 static int proofLock(sqlite3_file *p, int level){
@@ -204,8 +257,8 @@ static int proofLock(sqlite3_file *p, int level){
 }
 static int proofUnlock(sqlite3_file *p, int level){
   ProofFile *f = (ProofFile*)p;
-  f->isPastCommit = 0;
-  if( level<SQLITE_LOCK_RESERVED ) f->isDirty = f->hasSuper = 0;
+  setPastCommit(f, 0);
+  if( level<SQLITE_LOCK_RESERVED ) f->isDirty = f->isDue = f->hasSuper = 0;
   return methods(p)->xUnlock(real(p), level);
 }
 static int proofCheckReservedLock(sqlite3_file *p, int *pOut){
@@ -217,22 +270,23 @@ static int proofFileControl(sqlite3_file *p, int op, void *pArg){
   char zBuf[MAX_NAME];
   int rc;
   if( op==SQLITE_FCNTL_COMMIT_PHASETWO ){
-    f->isPastCommit = 0;
+    setPastCommit(f, 0);
     if( f->isDirty && !f->hasSuper ){
       rc = methods(p)->xFileControl(real(p), SQLITE_FCNTL_SYNC, 0);
       if( rc!=SQLITE_OK ) return rc;
     }
-    f->isDirty = 0;
+    f->isDirty = f->isDue = 0;
   }
   if( op!=SQLITE_FCNTL_SYNC || f->kind!=MAIN ) return methods(p)->xFileControl(real(p), op, pArg);
   COUNT(nSync);
   if( f->isDirty && diskFull() ) return SQLITE_FULL;
   if( f->isDirty && ioError() ) return SQLITE_IOERR_FSYNC;
   f->hasSuper = pArg!=0;
-  rc = methods(p)->xFileControl(real(p), op, pArg ? (void*)translated((const char*)pArg, zBuf) : 0);
-  f->isPastCommit = rc==SQLITE_OK && f->isDirty && pArg==0;
-  f->isDirty = 0;
-  return rc;
+  if( pArg==0 && f->isDirty && f->isUnder ){
+    f->isDue = 1;
+    return SQLITE_OK;
+  }
+  return commit(p, pArg ? (void*)translated((const char*)pArg, zBuf) : 0);
 }
 static int proofSectorSize(sqlite3_file *p){ return methods(p)->xSectorSize(real(p)); }
 static int proofDeviceCharacteristics(sqlite3_file *p){ return methods(p)->xDeviceCharacteristics(real(p)); }
@@ -312,6 +366,18 @@ static char *oursWithParameters(const char *zName, char first){
   return (char*)sqlite3_create_filename(zOurs, zJournal, zWal, n, az);
 }
 
+/* 6. of the header. The name as SQLite lays it out: no parameters, then those of the journal and the WAL. Nothing of SQLite's memory. */
+static void keepSession(void){
+  static const char zName[] = "\0\0\0\0@keeper\0\0@keeper-journal\0@keeper-wal\0\0";
+  static int isAsked = 0;
+  const char *zKeep = getenv("PROOF_KEEP");
+  sqlite3_file *p;
+  int out = 0;
+  if( __atomic_exchange_n(&isAsked, 1, __ATOMIC_SEQ_CST) || zKeep==0 || strcmp(zKeep, "1")!=0 ) return;
+  p = calloc(1, pPagewire->szOsFile);
+  if( p ) pPagewire->xOpen(pPagewire, &zName[4], p, SQLITE_OPEN_MAIN_DB|SQLITE_OPEN_READWRITE|SQLITE_OPEN_CREATE, &out);
+}
+
 static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, int flags, int *pOutFlags){
   ProofFile *p = (ProofFile*)pFile;
   char zBuf[MAX_NAME];
@@ -325,6 +391,7 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
     char first = hasPlace(zName) ? stub(zName, flags) : 0;
     if( first==0 ) return SQLITE_CANTOPEN;
     p->kind = MAIN;
+    p->isUnder = sqlite3_vfs_find(0)!=pVfs;
     p->zOurs = oursWithParameters(zName, first);
     if( p->zOurs==0 ) return SQLITE_NOMEM;
     zOurs = p->zOurs;
@@ -347,15 +414,17 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
     pAll = p;
     remember(zName);
     pthread_mutex_unlock(&lists);
+    keepSession();
   }else{
     p->isSuper = (flags & SQLITE_OPEN_SUPER_JOURNAL)!=0;
+    if( flags & SQLITE_OPEN_MAIN_JOURNAL ) p->zJournal = zName;
   }
   return SQLITE_OK;
 }
 static int proofDelete(sqlite3_vfs *pVfs, const char *zName, int syncDir){
   char zBuf[MAX_NAME];
   (void)pVfs;
-  if( ioError() ) return SQLITE_IOERR_DELETE;
+  if( !journalIsPastCommit(zName) && ioError() ) return SQLITE_IOERR_DELETE;
 #ifdef SQLITE_TEST
   if( syncDir & 1 ) sqlite3_sync_count++;
 #endif
@@ -441,6 +510,8 @@ static int begin(void){
 }
 
 #ifdef PROOF_EXTENSION
+/* For stock.c, which is linked with this. */
+int proof_begin(void){ return begin(); }
 /* Linked with the library of SQLite that the program uses, so that it needs none of an extension's pointers. */
 int sqlite3_extension_init(sqlite3 *db, char **pzErr, const void *pUnused){
   int rc = begin();

@@ -24,19 +24,27 @@ tool-obj/%.o: %.c
 	$(TOOL) -c -o $@ $<
 test-obj/proof_vfs.o test-obj/proof_tcl.o tool-obj/proof_vfs.o: $(HEADERS)/pagewire.h
 
-proof/testfixture: $(TEST_OBJ) $(LIBRARY)
-	@mkdir -p proof
-	gcc -o $@ $(TEST_OBJ) $(LIBTCL) $(LIBS_PW)
-proof/sqlite3: tool-obj/shell.o $(TOOL_OBJ) $(LIBRARY)
-	@mkdir -p proof
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
-proof/sqldiff: tool-obj/sqldiff.o $(TOOL_OBJ) $(LIBRARY)
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
-proof/mptester: tool-obj/mptest.o $(TOOL_OBJ) $(LIBRARY)
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
-proof/speedtest1: tool-obj/speedtest1.o $(TOOL_OBJ) $(LIBRARY)
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
-proof/kvtest: tool-obj/kvtest.o $(TOOL_OBJ) $(LIBRARY)
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
-proof/threadtest3: tool-obj/threadtest3.o tool-obj/test_multiplex.o $(TOOL_OBJ) $(LIBRARY)
-	gcc -o $@ $(filter %.o,$^) $(LIBS_PW)
+# A program may be running while it is made again. proof/library says which library it was made with.
+proof/testfixture: $(TEST_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBTCL) $(LIBS_PW) && mv $@.new $@
+proof/sqlite3: tool-obj/shell.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+proof/sqldiff: tool-obj/sqldiff.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+proof/mptester: tool-obj/mptest.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+proof/speedtest1: tool-obj/speedtest1.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+proof/kvtest: tool-obj/kvtest.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+proof/threadtest3: tool-obj/threadtest3.o tool-obj/test_multiplex.o $(TOOL_OBJ) $(LIBRARY) proof/library
+	gcc -o $@.new $(filter %.o,$^) $(LIBS_PW) && mv $@.new $@
+
+# The system's library and binding of SQLite, and pagewire as an extension: stock.c. What the options of that library are, it says itself.
+STOCK_OPTIONS = $(shell echo 'package require sqlite3; sqlite3 db :memory:; foreach o [db eval {PRAGMA compile_options}] \
+	{ puts -nonewline " -DSQLITE_$$o" }' | tclsh)
+proof/proofstock.so: stock.c proof_tcl.c proof_vfs.c test_config.c test_md5.c $(HEADERS)/pagewire.h
+	gcc -O1 -w -fPIC -shared -DPROOF_EXTENSION -I. -I$(TOP)/src -I$(HEADERS) -I/usr/include/tcl8.6 $(STOCK_OPTIONS) -o $@.new \
+		$(filter %.c,$^) -l:libsqlite3.so.0 $(LIBTCL) && mv $@.new $@
+proof/libpagewire.so: $(LIBRARY:.a=.so) proof/library
+	install -m 755 $< $@

@@ -1,28 +1,35 @@
 #!/usr/bin/env bash
 # SQLite's other test programs on remote pages: speedtest1 --verify, whose answers have to be those of the unix VFS; kvtest; threadtest3
 # without its tests of WAL. The last line says how many passed.
-#   tests/sqlite/tools.sh [--profile debug|simulation|release] [speedtest1|kvtest|threadtest3]...
+#   tests/sqlite/tools.sh [--profile debug|simulation|release | --bin DIR] [speedtest1|kvtest|threadtest3]...
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cd "$top"
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 profile=debug
+built=
 if [ "${1:-}" = --profile ]; then
     profile=$2
     shift 2
+elif [ "${1:-}" = --bin ]; then
+    built=$2
+    shift 2
 fi
 [ $# -gt 0 ] || set -- speedtest1 kvtest threadtest3
-flag=()
-[ "$profile" = debug ] || flag=(--profile "$profile")
-cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+if [ -z "$built" ]; then
+    flag=()
+    [ "$profile" = debug ] || flag=(--profile "$profile")
+    cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+    built=target/$profile
+fi
 suite=$top/.test-tools/sqlite-suite
-"$here/build.sh" "$suite" "target/$profile/libpagewire.a" sqlite_vfs/include "$@"
+"$here/build.sh" "$suite" "$built/libpagewire.a" sqlite_vfs/include "$@"
 programs=$suite/build/proof
 work=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null; rm -rf "$work"' EXIT
-"target/$profile/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
+"$built/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 >"$work/out" 2>"$work/err" &
 server=$!
 disown "$server"
 for _ in $(seq 300); do
@@ -72,7 +79,8 @@ threads() {
 
 for program in "$@"; do
     case $program in
-        speedtest1) for set in main orm cte fp trigger rtree; do check "speedtest1 $set" same_answers "$set" 10; done ;;
+        # Without its set "trigger", which fails in SQLite 3.40.1 on unix too: "no such table: t1".
+        speedtest1) for set in main orm cte fp rtree; do check "speedtest1 $set" same_answers "$set" 10; done ;;
         kvtest) check kvtest values ;;
         threadtest3)
             for name in cgt_pager_1 dynamic_triggers create_drop_index_1 lookaside1 vacuum1 stress1 stress2 shared1; do

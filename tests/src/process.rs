@@ -1,6 +1,7 @@
 //! A guest in a process of its own, driven statement by statement: what two machines would do, in an order that the
 //! test chooses.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
@@ -34,7 +35,16 @@ pub struct Guest {
 impl Guest {
     /// With settings in its environment.
     pub fn start(settings: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(target_dir().join("pagewire-guest"))
+        Self::start_under(&[], settings)
+    }
+
+    /// The same by a command that becomes the program which it is given.
+    pub fn start_under(command: &[&str], settings: &[(&str, &str)]) -> Self {
+        let program = target_dir().join("pagewire-guest");
+        let mut command: Vec<_> = command.iter().map(OsString::from).collect();
+        command.push(program.into_os_string());
+        let mut child = Command::new(&command[0])
+            .args(&command[1..])
             .arg("drive")
             .envs(settings.iter().copied())
             .stdin(Stdio::piped())

@@ -22,6 +22,7 @@ fn page(number: u32, length: usize) -> pb::PageContent {
         content: content.into(),
         crc32,
         version: 3,
+        encoding: pb::PageEncoding::Raw.into(),
     }
 }
 
@@ -119,6 +120,7 @@ fn main() -> Result<()> {
             epoch: 4,
             oldest_open_version: 5,
         }],
+        number: 6,
     };
     let request = pb::SessionRequest {
         message: Some(pb::session_request::Message::Hello(hello)),

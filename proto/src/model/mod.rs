@@ -1,6 +1,7 @@
 //! Strict types of the protocol. A value of one of these types is valid; `TryFrom<pb::...>` names the bad field.
 
 mod commit;
+mod encoding;
 mod history;
 mod id;
 mod name;
@@ -10,6 +11,7 @@ mod properties;
 mod snapshot;
 
 pub use commit::{CommitChecksum, CommitDatabase, CommitHeader, CommitParticipant, ResolveCommit};
+pub use encoding::{EncodedPage, Unfit};
 pub use history::{Moment, TagName, UnixMillis, VersionEntry};
 pub use id::{CommitId, DatabaseId, Incarnation, SessionId, StagingId};
 pub use name::DatabaseName;

@@ -136,45 +136,6 @@ impl Page {
         }
     }
 
-    /// The same with the content compressed, where that makes it smaller by an eighth.
-    pub fn to_compressed_wire(&self) -> pb::PageContent {
-        let mut wire = self.to_wire();
-        if !self.content.is_empty() {
-            let compressed = lz4_flex::block::compress(&self.content);
-            if compressed.len() <= self.content.len() / 8 * 7 {
-                wire.content = compressed.into();
-                wire.encoding = pb::PageEncoding::Lz4.into();
-            }
-        }
-        wire
-    }
-
-    /// Checks a page of an answer, which may be compressed where the client has said that it can take that.
-    ///
-    /// It takes no more than a page size of memory, whatever the content says.
-    pub fn from_answer(
-        mut wire: pb::PageContent,
-        page_size: Option<PageSize>,
-    ) -> Result<Self, Invalid> {
-        if wire.encoding == pb::PageEncoding::Lz4 as i32 {
-            let size = page_size.map_or(0, PageSize::bytes);
-            let mut content = vec![0; size];
-            let length = lz4_flex::block::decompress_into(&wire.content, &mut content);
-            if wire.content.is_empty()
-                || length.is_err()
-                || length.is_ok_and(|length| length != size)
-            {
-                return Err(Invalid::new(
-                    "content",
-                    format!("page {}: is no LZ4 block of {size} bytes", wire.number),
-                ));
-            }
-            wire.content = content.into();
-            wire.encoding = pb::PageEncoding::Raw.into();
-        }
-        Self::from_wire(wire, page_size)
-    }
-
     /// Checks a received page: number, length and checksum. `page_size` is `None` where only empty content can be right.
     pub fn from_wire(wire: pb::PageContent, page_size: Option<PageSize>) -> Result<Self, Invalid> {
         let number = PageNumber::try_from(wire.number)?;

@@ -53,6 +53,7 @@ fn every_decoder(bytes: &[u8]) {
             Page::to_compressed_wire,
         );
     }
+    every_encoding(bytes);
     survives::<pb::VersionEntry, _>(bytes, VersionEntry::try_from, |entry| entry.clone().into());
     survives::<pb::Moment, _>(bytes, Moment::try_from, |moment| moment.clone().into());
     if let Ok(text) = std::str::from_utf8(bytes)
@@ -68,6 +69,52 @@ fn every_decoder(bytes: &[u8]) {
     }
     if let Ok(id) = SessionId::try_from(bytes) {
         assert_eq!(id.to_wire(), bytes);
+    }
+}
+
+/// As content of a page in every encoding: a page with the checksum that was sent, or a refusal; and what is sent for it is it again.
+fn every_encoding(bytes: &[u8]) {
+    let base: Vec<u8> = bytes.iter().copied().cycle().take(65_536).collect();
+    for (size, encoding) in page_sizes()
+        .flatten()
+        .flat_map(|size| [(size, 1), (size, 2)])
+    {
+        let wire = pb::PageContent {
+            number: 1,
+            content: Bytes::copy_from_slice(bytes),
+            encoding,
+            ..pb::PageContent::default()
+        };
+        let Ok(encoded) = EncodedPage::try_from(wire.clone()) else {
+            continue;
+        };
+        let base = base.get(..size.bytes()).unwrap_or_default();
+        // The checksum is that of nothing, so no page fits.
+        assert!(encoded.expand(size, Some(base)).is_err());
+        let content = match encoding {
+            1 => lz4_flex::block::decompress(bytes, size.bytes()),
+            _ => {
+                let dictionary = &base[..base.len().min(65_535)];
+                lz4_flex::block::decompress_with_dict(bytes, size.bytes(), dictionary)
+            }
+        };
+        let Some(content) = content.ok().filter(|content| content.len() == size.bytes()) else {
+            continue;
+        };
+        let crc32 = crc32fast::hash(&content);
+        let right = EncodedPage::try_from(pb::PageContent { crc32, ..wire }).unwrap();
+        let page = right.expand(size, Some(base)).unwrap();
+        assert_eq!(page.content, content);
+        for again in [page.to_compressed_wire(), page.to_delta_wire(base)] {
+            let taken = match again.encoding() {
+                pb::PageEncoding::Raw => Page::from_wire(again, Some(size)).unwrap(),
+                _ => EncodedPage::try_from(again)
+                    .unwrap()
+                    .expand(size, Some(base))
+                    .unwrap(),
+            };
+            assert_eq!(taken, page);
+        }
     }
 }
 
@@ -138,6 +185,43 @@ prop_compose! {
 }
 
 proptest! {
+    /// Edits of all kinds: the delta is the page again, and the damaged delta is another error than a panic, or the page.
+    #[test]
+    fn a_delta_is_its_page_again_and_a_damaged_one_is_refused(
+        power in 9u32..=16,
+        words in vec(any::<[u8; 8]>(), 1..200),
+        edits in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..300, any::<u8>()), 0..12),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let size = PageSize::try_from(1 << power).unwrap();
+        let base: Vec<u8> = words.concat().into_iter().cycle().take(size.bytes()).collect();
+        let mut content = base.clone();
+        for (from, to, length, byte) in edits {
+            // Moves a range, as SQLite does with its cells, and overwrites another.
+            let (from, to) = (from.index(size.bytes()), to.index(size.bytes()));
+            let length = length.min(size.bytes() - from.max(to));
+            content.copy_within(from..from + length, to);
+            content[from] = byte;
+        }
+        let page = Page { number: PageNumber::FIRST, content: content.into(), version: Version::ZERO };
+        let wire = page.to_delta_wire(&base);
+        if wire.encoding() == pb::PageEncoding::Delta {
+            let encoded = EncodedPage::try_from(wire.clone()).unwrap();
+            prop_assert_eq!(encoded.expand(size, Some(&base)), Ok(page.clone()));
+            let mut block = wire.content.to_vec();
+            for (at, byte) in damage {
+                let at = at.index(block.len());
+                block[at] = byte;
+            }
+            let damaged = EncodedPage::try_from(pb::PageContent { content: block.into(), ..wire }).unwrap();
+            if let Ok(taken) = damaged.expand(size, Some(&base)) {
+                prop_assert_eq!(taken, page);
+            }
+        } else {
+            prop_assert_eq!(wire, page.to_wire());
+        }
+    }
+
     #[test]
     fn any_bytes_are_a_value_or_a_refusal(bytes in vec(any::<u8>(), 0..2000)) {
         every_decoder(&bytes);

@@ -3,11 +3,9 @@
 //! The lease table of the database decides who is next; epochs come from [`crate::store::PageStore::fence`] and nowhere
 //! else, and the fence and the new holder are one step under the `turn` of the database.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use pagewire_proto::{DatabaseId, Epoch, LeaseGrant, SessionId, Version, pb};
-use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Status;
@@ -18,25 +16,6 @@ use crate::lease::Turn;
 use crate::session::Session;
 use crate::status;
 use crate::store::StoreError;
-
-/// A lease that a session says to have from another server.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Brought {
-    pub(crate) database: DatabaseId,
-    pub(crate) epoch: Epoch,
-    /// The oldest version that the session reads.
-    pub(crate) floor: Version,
-}
-
-/// One that the store says to be so, and that is for this server to serve now.
-#[derive(Debug)]
-pub(crate) struct TakenOver {
-    lease: Brought,
-    /// Until when an earlier holder may trust it.
-    guarded_until: Instant,
-    /// Nobody else is granted it meanwhile.
-    _turn: Option<OwnedMutexGuard<()>>,
-}
 
 /// What a step of [`Hub::serve_turns`] came to.
 enum Step {
@@ -78,6 +57,10 @@ impl Hub {
     ) {
         let (broken, process) = {
             let state = holder.state.lock();
+            if !state.has_begun() {
+                // It is being brought here, and its Hello looks afterwards who waits.
+                return;
+            }
             (state.stream.is_none(), state.process)
         };
         if !broken {
@@ -218,7 +201,7 @@ impl Hub {
             .filter(|(_, session)| *session == turn.session && self.store.peers().is_none());
         let epoch = match unused {
             Some((epoch, _)) => epoch,
-            None => match self.bounded(self.fence(database, turn.session)).await? {
+            None => match self.bounded(self.fence(database, &session)).await? {
                 Some(epoch) => epoch,
                 None => return Ok(Step::Elsewhere),
             },
@@ -264,72 +247,6 @@ impl Hub {
             self.settle(database);
         }
         Ok(Step::Granted)
-    }
-
-    /// Takes over the leases of a session that comes from another server (PEER5). What the store does not confirm soon the session has lost.
-    pub(crate) async fn take_over(
-        &self,
-        session: SessionId,
-        mut brought: Vec<Brought>,
-    ) -> Vec<TakenOver> {
-        let mut taken = Vec::new();
-        let Some(peers) = self.store.peers().filter(|_| !brought.is_empty()) else {
-            return taken;
-        };
-        let deadline = Instant::now() + (self.settings.lease_ttl / 2).min(self.settings.store_wait);
-        // Turns are taken in one order, each once.
-        brought.sort_unstable_by_key(|lease| (lease.database, Reverse(lease.epoch)));
-        brought.dedup_by_key(|lease| lease.database);
-        for lease in brought {
-            let take = async {
-                let turn = match self.known(lease.database) {
-                    Some(database) => Some(Arc::clone(&database.turn).lock_owned().await),
-                    None => None,
-                };
-                let guard = peers.take_over(lease.database, session, lease.epoch).await;
-                (turn, guard)
-            };
-            match tokio::time::timeout_at(deadline, take).await {
-                Ok((turn, Ok(Some(guard)))) => taken.push(TakenOver {
-                    lease,
-                    guarded_until: Instant::now() + guard,
-                    _turn: turn,
-                }),
-                Ok((_, Ok(None))) => {}
-                Ok((_, Err(error))) => {
-                    tracing::debug!(%error, "a lease of another server could not be taken over");
-                }
-                Err(_) => break,
-            }
-        }
-        taken
-    }
-
-    /// Gives a new session, which nobody knows yet, the leases that it brings from another server.
-    pub(crate) fn bring(self: &Arc<Self>, session: &Arc<Session>, brought: Vec<TakenOver>) {
-        for TakenOver {
-            lease,
-            guarded_until,
-            _turn,
-        } in brought
-        {
-            let Ok(open) = self.register_open(session, lease.database, true, 0, lease.floor) else {
-                // No room: the lease is free again.
-                continue;
-            };
-            {
-                let mut table = open.database.lease.lock();
-                let mut state = session.state.lock();
-                if !table.take_over(session.id, lease.epoch, guarded_until) {
-                    continue;
-                }
-                state.leases.insert(lease.database, lease.epoch);
-            }
-            tracing::debug!(epoch = %lease.epoch, "a lease came with its session from another server");
-            self.schedule_protect(&open.database);
-            // Others may wait for it.
-            self.settle(&open.database);
-        }
     }
 
     /// Tells a session on its stream of a lease whose waiting call went away.

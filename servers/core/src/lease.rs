@@ -24,6 +24,9 @@
 //!   stream that began after the lease was taken, which does not list it; never otherwise. A Hello is not enough: until its client
 //!   has read the answer it goes on trusting what it had.
 //! * **L-9** A message about an epoch that is not the present one changes nothing.
+//! * **L-10** Before the store is asked whether a lease is that of a session which says so, there is a guard for as long as the session may trust it: commits of
+//!   others wait for it as for a barrier. It falls with its time, when the store has said that nothing has moved, or when the session has the
+//!   lease here; never because nobody waits for the answer any more.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -40,7 +43,7 @@ pub(crate) struct Lease {
     holder: Option<Holder>,
     tickets: VecDeque<Ticket>,
     barriers: Vec<Barrier>,
-    /// Until when an earlier holder at another server may trust the lease that was taken over from there.
+    /// Until when an earlier holder at another server may trust the lease that was taken over from there, or was asked for (L-10).
     guarded_until: Option<Instant>,
     last_epoch: Epoch,
 }
@@ -242,7 +245,21 @@ impl Lease {
         true
     }
 
-    /// The session comes with the lease from another server, which granted it under this epoch; an earlier holder may trust it until then.
+    /// Until then nothing may become visible, for a session may trust the lease that the store is asked about (L-10). What was so before, for
+    /// [`Lease::lift_guard`]. The caller has the `turn` of the database until then.
+    pub(crate) fn guard(&mut self, until: Instant) -> Option<Instant> {
+        let before = self.guarded_until;
+        self.guarded_until = before.max(Some(until));
+        before
+    }
+
+    /// The store has not moved the lease: what was guarded before is guarded still, and no more (L-10).
+    pub(crate) fn lift_guard(&mut self, before: Option<Instant>) {
+        self.guarded_until = before;
+    }
+
+    /// The store says that the lease is that of the session under this epoch, be it from another server or from this one; an earlier holder may
+    /// trust it until then. This takes the place of the guard of the question, for the holder needs none against himself.
     ///
     /// False, and nothing changed, where another has it here, or an epoch above it is known (L-1, L-2).
     pub(crate) fn take_over(
@@ -251,12 +268,19 @@ impl Lease {
         epoch: Epoch,
         guarded_until: Instant,
     ) -> bool {
-        if self.holder.is_some() || epoch < self.last_epoch {
-            return false;
+        match &self.holder {
+            Some(holder) if holder.session != session || holder.epoch != epoch => return false,
+            None if epoch < self.last_epoch => return false,
+            Some(_) | None => {}
+        }
+        self.guarded_until = Some(guarded_until);
+        // It was taken from the session, and comes back to it.
+        self.barriers.retain(|barrier| barrier.session != session);
+        if self.holder.is_some() {
+            return true;
         }
         self.drop_ticket(session);
         self.last_epoch = epoch;
-        self.guarded_until = self.guarded_until.max(Some(guarded_until));
         self.holder = Some(Holder {
             session,
             epoch,

@@ -4,6 +4,7 @@
 //! writes the lease of its database (`lease.rs`), and ends in the [`store::PageStore`]. `hub.rs` is what the calls share.
 //! Nothing here knows SQLite, and nothing here knows how a store keeps its pages.
 
+mod arrival;
 pub mod clock;
 pub mod conformance;
 mod connections;

@@ -9,6 +9,7 @@
 //! | answers | pages of an answer, twice (as read, as sent), until the transport has sent them | fewer pages are answered |
 //! | answers | news of a session, from the queue until the transport has sent them, beyond the floor of news | the client hears less, or loses its stream |
 //! | uploads | pages of commits that were checked and wait for the rest | they are staged in the store |
+//! | uploads | pages that are not raw: as they came, as they will be, and their bases (`service/encoded.rs`) | the client sends them raw |
 //! | windows | what HTTP/2 lets a peer send before anybody reads it | a narrower window |
 //!
 //! * **M-1** Nothing is buffered before it is charged, and everything charged is given back when it is dropped.

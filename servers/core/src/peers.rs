@@ -19,9 +19,10 @@
 //!   what the next ones read.
 //!
 //! * **PEER5** A session that comes from another server keeps the leases that it has from there, under the epochs that it has: the store takes
-//!   the claim and changes nothing else, in one step with the proof that the lease was granted to this session, that no epoch was made
-//!   since and that nobody else has claimed the database. A server that grants makes the epoch in one step with the proof that the claim
+//!   the claim and changes nothing else, in one step with the proof that the lease was granted to this session, that no later Hello of it was
+//!   confirmed, that no epoch was made since and that nobody else has claimed the database. A server that grants makes the epoch in one step with the proof that the claim
 //!   is its own. What an earlier holder may still trust (a barrier) goes with the grant, and is waited for again.
+//! * **PEER6**, **PEER7** What a server waits for when it asks for such a lease and never hears of it, and how a session goes to and fro: `arrival.rs`.
 //!
 //! Fences and epochs are what makes a commit right (C5, C12), with claims or without. Claims make what a holder reads without asking
 //! right (P4), and let a lease move between the sessions of different servers as between those of one.
@@ -35,6 +36,7 @@ use async_trait::async_trait;
 use pagewire_proto::{DatabaseId, Epoch, SessionId, Version};
 
 use crate::hub::{End, Hub, spawn_detached};
+use crate::session::Session;
 use crate::store::StoreError;
 use tokio::time::Instant;
 
@@ -86,23 +88,32 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// Claims a database for this server. Answers soon, also where another one has it; may be repeated.
     async fn claim(&self, database: DatabaseId) -> Result<Claim, StoreError>;
 
-    /// Advances the epoch of a database that was claimed, for a grant to this session, and remembers the grant (PEER5). `guard` is for
-    /// how long an earlier holder may still trust the lease.
+    /// Whether grants are remembered, so that sessions can take their leases along (PEER5). The same for the life of the store.
+    fn moves_leases(&self) -> bool {
+        false
+    }
+
+    /// Advances the epoch of a database that was claimed, for a grant to this session, and remembers the grant (PEER5). `hello` is the number
+    /// of its newest Hello here (PEER7), `guard` for how long an earlier holder may still trust the lease.
     async fn fence(
         &self,
         _database: DatabaseId,
         _session: SessionId,
+        _hello: u64,
         _guard: Duration,
     ) -> Result<Fence, StoreError> {
         Ok(Fence::Plain)
     }
 
-    /// Claims a database with the lease that a session has from another server under this epoch (PEER5). For how long from now on an earlier holder
-    /// may still trust the lease; `None` where the lease is not that of the session any more.
+    /// Claims a database with the lease that a session has from this or another server under this epoch, for a Hello with this number (PEER5, PEER7).
+    /// For how long from now on an earlier holder may still trust the lease. `None`: it is not that of the session any more, or a Hello
+    /// with this number or a larger one was confirmed; nothing was changed, also by no earlier round of this call (PEER6). After an error it
+    /// may have been.
     async fn take_over(
         &self,
         _database: DatabaseId,
         _session: SessionId,
+        _hello: u64,
         _epoch: Epoch,
     ) -> Result<Option<Duration>, StoreError> {
         Ok(None)
@@ -159,7 +170,7 @@ impl Hub {
     pub(crate) async fn fence(
         &self,
         database: &crate::database::Database,
-        session: SessionId,
+        session: &Session,
     ) -> Result<Option<Epoch>, StoreError> {
         if !self.claim(database).await? {
             return Ok(None);
@@ -169,7 +180,8 @@ impl Hub {
             let trusted = database.lease.lock().barrier(now);
             let trusted = trusted.map_or(self.visible_from, |until| until.max(self.visible_from));
             let guard = trusted.saturating_duration_since(now);
-            match peers.fence(database.id, session, guard).await? {
+            let hello = session.state.lock().hello;
+            match peers.fence(database.id, session.id, hello, guard).await? {
                 Fence::Advanced(epoch) => return Ok(Some(epoch)),
                 Fence::Elsewhere => return Ok(None),
                 Fence::Plain => {}

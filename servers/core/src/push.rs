@@ -298,6 +298,15 @@ impl Hub {
         }
     }
 
+    /// Ends a subscription that is not strict, of which nothing more can be told for now.
+    pub(crate) fn end_subscription(&self, session: &Session, database: &Database, number: u64) {
+        let mut state = session.state.lock();
+        if database.subscriptions.lock().remove(session.id, number) {
+            state.subscribed.remove(&database.id);
+            state.push(ended(database.id, number));
+        }
+    }
+
     /// Ends the subscriptions that are not strict: what they missed can't be told any more.
     fn end_bounded(&self, database: &Database) {
         for subscriber in database.subscribers() {

@@ -139,6 +139,10 @@ pub(crate) struct SessionState {
     /// `None` while the stream is broken.
     pub(crate) stream: Option<Stream>,
     pub(crate) streams_so_far: u64,
+    /// The number of the newest Hello that was taken (PEER7); 0 where the client does not count.
+    pub(crate) hello: u64,
+    /// The number of the newest Hello whose Welcome was sent.
+    pub(crate) answered: u64,
     pub(crate) opens: HashMap<DatabaseId, Open>,
     pub(crate) opens_so_far: u64,
     /// Mirror of the lease table, changed under the lock of the lease.
@@ -205,6 +209,8 @@ impl Session {
                 wants_lz4: false,
                 stream: None,
                 streams_so_far: 0,
+                hello: 0,
+                answered: 0,
                 opens: HashMap::new(),
                 opens_so_far: 0,
                 leases: HashMap::new(),
@@ -241,6 +247,11 @@ impl Session {
 impl SessionState {
     pub(crate) fn is_live(&self, now: Instant, ttl: Duration) -> bool {
         !self.ended && now < self.last_heard + ttl
+    }
+
+    /// Whether a Hello of it was answered: before that it is not known what it has.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.streams_so_far > 0
     }
 
     /// Sends news on the stream. A client that does not read loses the stream: it will hear the truth in Welcome.

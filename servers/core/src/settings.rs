@@ -24,9 +24,6 @@ pub struct Settings {
     pub max_open_databases_in_total: usize,
     /// Stagings that all sessions together may have: about 200 bytes each, beside what the store keeps.
     pub max_stagings_in_total: usize,
-    /// Whether a session that comes from another server keeps its leases (PEER5). Off: that is right only while no answer to a Hello is slow
-    /// and no session goes to and fro between servers, see "Not yet" in `docs/foundationdb.md`. Without it such a session asks for its leases anew.
-    pub take_over_leases: bool,
     /// How long running transactions may go on after the server was asked to stop.
     pub grace: Duration,
     /// How long the server waits for the next message of an upload.
@@ -45,7 +42,6 @@ impl Default for Settings {
             max_open_databases: pagewire_proto::limits::MAX_OPEN_DATABASES,
             max_open_databases_in_total: 200_000,
             max_stagings_in_total: 100_000,
-            take_over_leases: false,
             grace: Duration::from_secs(5),
             upload_idle: Duration::from_secs(30),
             store_wait: Duration::from_secs(30),

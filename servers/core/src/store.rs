@@ -48,6 +48,8 @@
 //! * **V4** `branch` makes a database with the id it was given whose version 1 has exactly the pages of the version it is made from, at a
 //!   cost that does not depend on their number. Commits to either, and the removal of either, do not show in the other, in whatever
 //!   order. Repeating it with the same id, name and source gives the same answer; a name that another database has is `NameTaken`.
+//!   So is the id of a database that was removed, for at least [`COMMIT_RECORD_TTL`], and while a branch stands on it: a call that comes once
+//!   more after the removal would make versions that have the numbers of the removed ones and other pages.
 //! * **V5** A commit with `restore` makes version base+1 with exactly the pages of that version; C3 to C7 hold for it. In `read`, the
 //!   version that wrote a page is never below the restoring one where the content differs from that of its base. History
 //!   goes on: nothing older is lost by it.

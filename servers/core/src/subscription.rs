@@ -160,6 +160,12 @@ impl Subscriptions {
         }
     }
 
+    /// The subscription of a session that was accepted.
+    pub(crate) fn accepted(&self, session: SessionId) -> Option<u64> {
+        let subscription = self.by_session.get(&session)?;
+        subscription.told().map(|_| subscription.number)
+    }
+
     /// Ends a subscription. False where the number is not that of the present one.
     pub(crate) fn remove(&mut self, session: SessionId, number: u64) -> bool {
         self.of(session, number).is_some() && self.by_session.remove(&session).is_some()

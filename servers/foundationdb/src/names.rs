@@ -11,7 +11,7 @@ use crate::keys::Key;
 use crate::values::{Database, Head};
 
 /// The version of the format. Another one is another layout of keys or values.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Names of a list that are looked at together.
 const LOOKS: usize = 64;
 

@@ -6,7 +6,7 @@
 //!   counter for two TTLs and a margin; and a server that was silent for two TTLs takes it that all of its claims are gone (PEER3, PEER4).
 //! * A *grant* is a row too, written with the epoch that it is for: the server, the session, and for how long an earlier holder may trust the
 //!   lease. Another server takes the session over, and its lease with it, in a transaction that finds the grant, its epoch and the
-//!   claim of the server that granted it unchanged, and changes the claim; and a server makes an epoch for a grant only in a transaction
+//!   claim of the server that granted it unchanged and the number of its Hello above that of the grant, and changes the claim and the number (PEER7); and a server makes an epoch for a grant only in a transaction
 //!   that finds its claim unchanged. So of two servers that believe they may grant a lease the first one keeps the other out (PEER5).
 //! * All of this is counted by each server's own clock, which counts suspended time.
 //!
@@ -282,10 +282,15 @@ impl Peers for Inner {
         Ok(claim)
     }
 
+    fn moves_leases(&self) -> bool {
+        true
+    }
+
     async fn fence(
         &self,
         database: DatabaseId,
         session: SessionId,
+        hello: u64,
         guard: Duration,
     ) -> Result<Fence, StoreError> {
         let fenced = transact!(self.engine, |txn| {
@@ -301,6 +306,7 @@ impl Peers for Inner {
             let grant = Grant {
                 server: self.server,
                 session,
+                hello,
                 epoch,
                 // Rounded up.
                 guard_ms: u64::try_from(guard.as_micros().div_ceil(1000)).unwrap_or(u64::MAX),
@@ -318,17 +324,26 @@ impl Peers for Inner {
         &self,
         database: DatabaseId,
         session: SessionId,
+        hello: u64,
         epoch: Epoch,
     ) -> Result<Option<Duration>, StoreError> {
         if self.peering.claims_nothing() {
             return Ok(None);
         }
+        // A round whose answer was lost may have been applied, and others may have gone on from there.
+        let may_be_moved = AtomicBool::new(false);
         let guard = transact!(self.engine, |txn| {
             let current = txn.epoch(database, Read::Firm);
             let rows = try_join(txn.granted(database), txn.claimant(database));
             let (current, (granted, claimant)) = try_join(current, rows).await?;
             let granted = granted.filter(|grant| {
+                let is_newest = match grant.server == self.server {
+                    // The earlier round of this call.
+                    true if may_be_moved.load(Ordering::Relaxed) => hello >= grant.hello,
+                    _ => hello > grant.hello,
+                };
                 grant.session == session
+                    && is_newest
                     && grant.epoch == epoch
                     && current == epoch
                     && claimant == Some(grant.server)
@@ -336,21 +351,26 @@ impl Peers for Inner {
             let Some(grant) = granted else {
                 return Ok(None);
             };
-            if grant.server != self.server {
-                let grant = Grant {
-                    server: self.server,
-                    ..grant
-                };
-                txn.put(&Key::Grant(database), &grant.encode());
-                txn.put(&Key::Claim(database), &self.server);
-            }
-            Ok(Some(Duration::from_millis(grant.guard_ms)))
+            let guard = Duration::from_millis(grant.guard_ms);
+            let grant = Grant {
+                server: self.server,
+                hello,
+                ..grant
+            };
+            txn.put(&Key::Grant(database), &grant.encode());
+            txn.put(&Key::Claim(database), &self.server);
+            may_be_moved.store(true, Ordering::Relaxed);
+            Ok(Some(guard))
         })?;
+        let moved = guard.is_some() || may_be_moved.load(Ordering::Relaxed);
         // Silent meanwhile: another may have taken it.
-        if guard.is_none() || self.peering.claims_nothing() {
-            return Ok(None);
+        if moved && (guard.is_none() || self.peering.claims_nothing()) {
+            let lost = "a lease was moved here, and is not here any more";
+            return Err(StoreError::Unavailable(lost.to_owned()));
         }
-        self.peering.own.lock().insert(database);
+        if moved {
+            self.peering.own.lock().insert(database);
+        }
         Ok(guard)
     }
 

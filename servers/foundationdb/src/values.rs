@@ -139,6 +139,8 @@ pub struct Grant {
     pub server: ServerId,
     /// The session.
     pub session: SessionId,
+    /// The number of the newest Hello of the session with which it was granted, or confirmed.
+    pub hello: u64,
     /// The epoch.
     pub epoch: Epoch,
     /// For how long after the grant an earlier holder may trust the lease, in milliseconds.
@@ -389,6 +391,7 @@ impl Grant {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.server.to_vec();
         out.extend(self.session.as_bytes());
+        out.extend(self.hello.to_be_bytes());
         out.extend(self.epoch.get().to_be_bytes());
         out.extend(self.guard_ms.to_be_bytes());
         out
@@ -398,10 +401,12 @@ impl Grant {
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         let (server, session) = (fields.take()?, SessionId::from_bytes(fields.take()?));
-        let (epoch, guard_ms) = (Epoch::new(fields.u64()?), fields.u64()?);
+        let (hello, epoch) = (fields.u64()?, Epoch::new(fields.u64()?));
+        let guard_ms = fields.u64()?;
         fields.end(Self {
             server,
             session,
+            hello,
             epoch,
             guard_ms,
         })

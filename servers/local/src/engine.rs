@@ -8,6 +8,13 @@
 //!   and in their order. Damage to the pages above keys is found where it leads to a place out of order, and not where it leads
 //!   to another tree.
 //!
+//! * **READ1** What a reader sees is durable, and whoever begins later sees no less. LMDB alone does not keep this: its readers load the
+//!   number of the last transaction, T, and then one of two roots, by whether T is odd. Where a reader is held up between the two
+//!   while T + 1 ends and T + 2 writes its root, over that of T, it has a root of which the next reader is not told yet: that one
+//!   is given T + 1. It may have half of one, and where T + 2 is large, one that is not durable (LOG7; of the others the log
+//!   has the record, LOG1). So a commit says its number before the engine writes anything of it, and a reader that finds more than
+//!   T + 1 begins again.
+//!
 //! The engine syncs nothing: `log.rs` says what makes a transaction durable, and that a reader sees it only then.
 
 use std::fs::File;
@@ -15,6 +22,7 @@ use std::io::Write;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use heed::types::Bytes as Raw;
 use heed::{EnvFlags, EnvOpenOptions, FlagSetMode, MdbError, RoTxn, WithoutTls};
@@ -44,6 +52,8 @@ pub(crate) struct Engine {
     pub(crate) rows: Rows,
     pub(crate) faults: Option<Arc<Faults>>,
     pub(crate) directory: File,
+    /// The number of the last transaction whose commit began (READ1).
+    pub(crate) committing: AtomicUsize,
     /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
     pub(crate) _lock: File,
 }
@@ -61,14 +71,21 @@ pub(crate) type Row<'t> = (&'t [u8], &'t [u8]);
 pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
 
 impl Engine {
-    /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
+    /// A transaction that sees what is durable now (READ1). Short: it holds back the space of everything replaced meanwhile.
     pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
-        if self.log.is_unreadable() {
-            return Err(StoreError::Internal(
-                "the medium failed, and may have lost pages: open the store anew when it is repaired".to_owned(),
-            ));
+        loop {
+            let txn = self.env.read_txn().map_err(read_failed)?;
+            if self.log.is_unreadable() {
+                return Err(StoreError::Internal(
+                    "the medium failed, and may have lost pages: open the store anew when it is repaired".to_owned(),
+                ));
+            }
+            // Between the copy of the root and the look at who may have written it.
+            fence(Ordering::SeqCst);
+            if self.committing.load(Ordering::SeqCst) <= txn.id() + 1 {
+                return Ok(txn);
+            }
         }
-        self.env.read_txn().map_err(read_failed)
     }
 
     /// The one transaction that writes; waits for another.
@@ -117,7 +134,7 @@ impl Engine {
         match passed.and_then(|()| self.commit_to_tree(txn, is_large)) {
             Ok(()) => {}
             Err(WriteError::Refused(error)) => {
-                self.log.take_back()?;
+                self.log.take_back(is_large)?;
                 return Err(WriteError::Refused(error));
             }
             Err(WriteError::Medium(why)) if is_large => return Err(self.log.lose(why)),
@@ -128,10 +145,14 @@ impl Engine {
             let why = format!("the log is at {number}, the engine at {reached}");
             return Err(self.log.fail(why));
         }
-        self.log.committed(&self.env, number)?;
+        self.log.committed(&self.env, number, is_large)?;
         match is_large {
             // The root is in the file alone until then (LOG7).
-            true => self.log.checkpoint(&self.env),
+            true => match self.log.checkpoint(&self.env) {
+                // Then it is made before the next one.
+                Err(WriteError::Refused(_)) => Ok(()),
+                made => made,
+            },
             false => Ok(()),
         }
     }
@@ -342,5 +363,67 @@ fn read_failed(error: heed::Error) -> StoreError {
             StoreError::Corrupt(format!("the tree of the store is damaged: {error}"))
         }
         error => StoreError::Internal(format!("the store cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::{Engine, Key};
+    use crate::LocalOptions;
+
+    /// Where a sync costs nothing, so that many commits pass while a reader is held up.
+    fn fast_directory() -> PathBuf {
+        let shared_memory = Path::new("/dev/shm");
+        if shared_memory.is_dir() {
+            shared_memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        }
+    }
+
+    /// More threads than processors, so that readers are held up between any two instructions.
+    #[test]
+    fn read1_whoever_begins_later_sees_no_less() {
+        let directory = tempfile::tempdir_in(fast_directory()).expect("a directory");
+        let options = LocalOptions {
+            map_bytes: 1 << 30,
+            ..LocalOptions::default()
+        };
+        let engine = Engine::open(directory.path(), &options).expect("an engine");
+        let key = Key::Format;
+        let greatest = AtomicUsize::new(0);
+        let end = Instant::now() + Duration::from_secs(4);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while Instant::now() < end {
+                        let before = greatest.load(Ordering::SeqCst);
+                        let txn = engine.read().expect("a transaction");
+                        let row = engine.get(&txn, &key).expect("no damage");
+                        let seen = row.map_or(0, |row| {
+                            usize::from_be_bytes(row.try_into().expect("a number"))
+                        });
+                        drop(txn);
+                        assert!(seen >= before, "{seen} was seen after {before}");
+                        greatest.fetch_max(seen, Ordering::SeqCst);
+                    }
+                });
+            }
+            for number in 1_usize.. {
+                let mut txn = engine.write().expect("a transaction");
+                let written = engine.put(&mut txn, &key, &number.to_be_bytes());
+                assert!(written.is_ok(), "{written:?}");
+                let committed = engine.commit(txn);
+                assert!(committed.is_ok(), "{committed:?}");
+                if Instant::now() > end {
+                    println!("{number} commits");
+                    break;
+                }
+            }
+        });
     }
 }

@@ -54,6 +54,7 @@ use faults::Faults;
 use garbage::Garbage;
 use keys::Key;
 use stagings::{Stagings, encode};
+use start::other_format;
 
 /// Bytes from which on work with pages leaves the thread of the caller: below, going elsewhere costs more than the work.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -434,12 +435,7 @@ fn begin(engine: &Engine, directory: &Path) -> Result<(Incarnation, u32), StoreE
     };
     match number(Key::Format)? {
         None | Some(FORMAT) => {}
-        Some(format) => {
-            return Err(StoreError::Unavailable(format!(
-                "{} has format {format}, this program reads format {FORMAT}: use the program that wrote it",
-                directory.display()
-            )));
-        }
+        Some(format) => return Err(other_format(directory, format)),
     }
     let incarnation = match engine.get(&*engine.read()?, &Key::Incarnation)? {
         Some(body) => Incarnation::try_from(body).map_err(|_| senseless(&Key::Incarnation))?,

@@ -72,28 +72,32 @@
 //! * *The log's last record rots before a restart.* Like a torn one: only the root of the engine tells (LOG5), if it was written back in time. It is exposed
 //!   for [`MOST_AGE`] at most: with a checkpoint after it the record is not needed.
 
+mod checkpoints;
 pub(crate) mod files;
 pub(crate) mod opening;
 pub(crate) mod record;
 pub(crate) mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use heed::{Env, WithoutTls};
+use heed::{Env, MdbError, WithoutTls};
+use pagewire_server::store::StoreError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::LocalOptions;
 use crate::engine::{ReadTxn, WriteError};
-use crate::faults::{Faults, Place};
-use crate::roots::Roots;
-use files::{Files, MOST_LENGTH};
+use crate::faults::Faults;
+use crate::roots::{self, Roots};
+use checkpoints::{Job, Pin, Worker};
+use files::{Files, NotWritten};
 use record::Changes;
 use slots::{Checkpoint, Slots};
 
@@ -107,15 +111,14 @@ const NEXT_LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Log {
     shared: Arc<Shared>,
     data: Arc<File>,
+    /// Size of a page of that.
+    page_bytes: u64,
     /// Bytes that the engine writes, about, from one checkpoint to the next (LOG10). As many are pinned.
     checkpoint_bytes: u64,
     /// Ends with this.
     jobs: Option<Sender<Job>>,
     worker: Option<JoinHandle<()>>,
 }
-
-/// Keeps the engine from pages of a transaction (LOG3).
-struct Pin(ReadTxn<'static>);
 
 struct Shared {
     state: Mutex<State>,
@@ -138,16 +141,10 @@ struct State {
     work: u64,
     /// The same of the one that is under way.
     work_before: u64,
+    /// The last record is a mark of this transaction: nothing is written behind it (LOG7).
+    mark: Option<u64>,
     is_under_way: bool,
     failed: Option<String>,
-}
-
-/// A checkpoint that was begun.
-struct Job {
-    checkpoint: Checkpoint,
-    pin: Pin,
-    /// The log file that is free afterwards was too short.
-    grow: bool,
 }
 
 impl Log {
@@ -160,6 +157,7 @@ impl Log {
         options: &LocalOptions,
     ) -> std::io::Result<Self> {
         let number = pin.id() as u64;
+        let page_bytes = roots::page_bytes(&data)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 files,
@@ -168,6 +166,7 @@ impl Log {
                 since: None,
                 work: 0,
                 work_before: 0,
+                mark: None,
                 is_under_way: false,
                 failed: None,
             }),
@@ -187,6 +186,7 @@ impl Log {
         Ok(Self {
             shared,
             data,
+            page_bytes,
             checkpoint_bytes: options.checkpoint_bytes,
             jobs: Some(jobs),
             worker: Some(worker),
@@ -212,27 +212,46 @@ impl Log {
         changes: Changes,
     ) -> Result<(), WriteError> {
         let mut state = self.writable()?;
-        if !state.files.has_room(&changes) {
+        if state.mark.is_some() || !state.files.has_room(&changes) {
             // The only wait of a commit for a checkpoint (LOG10).
             self.wait(&mut state)?;
-            if !state.files.has_room(&changes) {
-                self.begin(&mut state, env, false, true)?;
+            let is_full = !state.files.has_room(&changes);
+            if (state.mark.is_some() || is_full) && !self.begin(&mut state, env, false, is_full)? {
+                return Err(busy());
+            }
+            if state.mark.is_some() {
+                self.wait(&mut state)?;
             }
         }
         if number != state.number + 1 {
             let why = format!("transaction {number} follows {}", state.number);
             return Err(state.fail(why));
         }
+        if changes.is_large() && state.work + state.work_before > 0 {
+            // So that a sync of the engine's own that fails loses nothing but what it is about to commit (LOG9).
+            let synced = self.data.sync_data();
+            synced.map_err(|error| self.shared.lose(&mut state, &error))?;
+        }
         state.work += changes.work();
-        let appended = state.files.append(number, changes);
-        appended.map_err(|error| state.fail(format!("cannot write to the log: {error}")))
+        match state.files.append(number, changes) {
+            Ok(()) => Ok(()),
+            Err(NotWritten::NoRoom(error)) => Err(WriteError::Refused(StoreError::Full(format!(
+                "the log cannot be written, nothing was applied; make room on the disk: {error}"
+            )))),
+            Err(NotWritten::Failed(error)) => Err(state.fail_to_write(&error)),
+        }
     }
 
-    /// The engine refused what was appended last (LOG8).
-    pub(crate) fn take_back(&self) -> Result<(), WriteError> {
+    /// The engine refused what was appended last (LOG8). Of a large one a sync may be what failed: whether one did is told to each
+    /// open file, so that it shows here too (LOG9).
+    pub(crate) fn take_back(&self, is_large: bool) -> Result<(), WriteError> {
         let mut state = self.shared.state.lock();
+        if is_large {
+            let synced = self.data.sync_data();
+            synced.map_err(|error| self.shared.lose(&mut state, &error))?;
+        }
         let taken = state.files.take_back();
-        taken.map_err(|error| state.fail(format!("cannot write to the log: {error}")))
+        taken.map_err(|error| state.fail_to_write(&error))
     }
 
     /// The engine failed, or is not where the log is.
@@ -247,12 +266,21 @@ impl Log {
     }
 
     /// The engine has what was appended last. Begins a checkpoint where one is due.
-    pub(crate) fn committed(&self, env: &Env<WithoutTls>, number: u64) -> Result<(), WriteError> {
+    pub(crate) fn committed(
+        &self,
+        env: &Env<WithoutTls>,
+        number: u64,
+        is_large: bool,
+    ) -> Result<(), WriteError> {
         let mut state = self.shared.state.lock();
         state.number = number;
         state.since.get_or_insert_with(Instant::now);
+        if is_large {
+            state.mark = Some(number);
+        }
         let is_half_used = state.files.is_half_used();
-        if !state.is_under_way && (is_half_used || state.work >= self.checkpoint_bytes) {
+        let is_due = is_half_used || state.work >= self.checkpoint_bytes || state.is_old();
+        if is_due && !state.is_under_way {
             self.begin(&mut state, env, false, is_half_used)?;
         }
         Ok(())
@@ -272,11 +300,11 @@ impl Log {
     /// Begins a checkpoint in the background, if one is due for its age.
     pub(crate) fn begin_if_old(&self, env: &Env<WithoutTls>) -> Result<(), WriteError> {
         let mut state = self.writable()?;
-        let is_old = state.since.is_some_and(|since| since.elapsed() >= MOST_AGE);
-        match is_old && !state.is_under_way {
-            true => self.begin(&mut state, env, false, false),
-            false => Ok(()),
+        if state.is_old() && !state.is_under_way && !self.begin(&mut state, env, false, false)? {
+            // Another time: there may be nothing else to wake the committer for.
+            state.since = Some(Instant::now());
         }
+        Ok(())
     }
 
     /// Makes a checkpoint of everything, and waits for it. Nothing is pinned but the newest transaction then.
@@ -284,7 +312,9 @@ impl Log {
         let mut state = self.writable()?;
         self.wait(&mut state)?;
         if state.since.is_some() || state.work > 0 {
-            self.begin(&mut state, env, false, false)?;
+            if !self.begin(&mut state, env, false, false)? {
+                return Err(busy());
+            }
             self.wait(&mut state)?;
         }
         Ok(())
@@ -295,12 +325,20 @@ impl Log {
         let closed = (|| {
             let mut state = self.writable()?;
             self.wait(&mut state)?;
-            self.begin(&mut state, env, true, false)?;
-            self.wait(&mut state)
+            match self.begin(&mut state, env, true, false)? {
+                true => self.wait(&mut state),
+                false => Err(busy()),
+            }
         })();
-        if let Err(WriteError::Medium(why)) = closed {
-            // The next opening goes on from the log.
-            tracing::warn!(why, "the store is not closed cleanly");
+        // The next opening goes on from the log.
+        match closed {
+            Ok(()) => {}
+            Err(WriteError::Medium(why)) => {
+                tracing::warn!(why, "the store is not closed cleanly");
+            }
+            Err(WriteError::Refused(error)) => {
+                tracing::warn!(%error, "the store is not closed cleanly");
+            }
         }
         self.jobs = None;
         if let Some(worker) = self.worker.take()
@@ -331,17 +369,21 @@ impl Log {
         }
     }
 
-    /// Begins a checkpoint of the last transaction: between commits, where none is under way.
+    /// Begins a checkpoint of the last transaction: between commits, where none is under way. Answers whether: not where reads have all
+    /// places that the engine has, one of which it takes to pin.
     fn begin(
         &self,
         state: &mut State,
         env: &Env<WithoutTls>,
         is_closed: bool,
         grow: bool,
-    ) -> Result<(), WriteError> {
-        let pin = env.clone().static_read_txn();
-        let pin = pin.map_err(|error| state.fail(format!("no checkpoint can be made: {error}")))?;
-        let roots = Roots::read(&self.data);
+    ) -> Result<bool, WriteError> {
+        let pin = match env.clone().static_read_txn() {
+            Ok(pin) => pin,
+            Err(heed::Error::Mdb(MdbError::ReadersFull)) => return Ok(false),
+            Err(error) => return Err(state.fail(format!("no checkpoint can be made: {error}"))),
+        };
+        let roots = Roots::read(&self.data, self.page_bytes);
         let roots = roots.map_err(|error| state.fail(format!("cannot read the roots: {error}")))?;
         let newest = roots.newest().map(|root| root.number);
         if newest != Some(state.number) || pin.id() as u64 != state.number {
@@ -373,8 +415,14 @@ impl Log {
         state.is_under_way = true;
         state.since = None;
         state.work_before = std::mem::take(&mut state.work);
-        Ok(())
+        Ok(true)
     }
+}
+
+fn busy() -> WriteError {
+    WriteError::Refused(StoreError::Unavailable(
+        "too many reads at the same time: nothing was applied".to_owned(),
+    ))
 }
 
 impl State {
@@ -382,105 +430,22 @@ impl State {
     fn fail(&mut self, why: String) -> WriteError {
         WriteError::Medium(self.failed.get_or_insert(why).clone())
     }
-}
 
-/// The thread in which checkpoints are made.
-struct Worker {
-    shared: Arc<Shared>,
-    slots: Slots,
-    data: Arc<File>,
-}
-
-impl Worker {
-    fn run(&self, jobs: &Receiver<Job>) {
-        while let Ok(job) = jobs.recv() {
-            // Whoever waits for it must not wait for ever.
-            let made = std::panic::catch_unwind(AssertUnwindSafe(|| self.make(&job.checkpoint)));
-            let made = made.unwrap_or_else(|_| Err("a checkpoint panicked".to_owned()));
-            let free = 1 - job.checkpoint.file;
-            let grown = match made.is_ok() && job.grow {
-                true => self.grow(free),
-                false => None,
-            };
-            let mut state = self.shared.state.lock();
-            match made {
-                Ok(()) => {
-                    state.pin = Some(job.pin);
-                    state.work_before = 0;
-                    if let Some(length) = grown {
-                        state.files.lengths[free] = length;
-                    }
-                }
-                Err(why) => {
-                    tracing::error!(
-                        why,
-                        "a checkpoint failed: nothing is written until the store is opened anew"
-                    );
-                    state.fail(why);
-                    // Nothing is committed any more: what is pinned does no harm.
-                    drop(job.pin);
-                }
-            }
-            state.is_under_way = false;
-            self.shared.ended.notify_all();
-        }
+    fn fail_to_write(&mut self, error: &std::io::Error) -> WriteError {
+        self.fail(format!("cannot write to the log: {error}"))
     }
 
-    /// Everything up to it is durable, then the slots say so, one after the other (LOG4).
-    fn make(&self, checkpoint: &Checkpoint) -> Result<(), String> {
-        if let Err(error) = self.pass(Place::BeforeDataSync).and_then(|()| {
-            let synced = self.data.sync_data();
-            synced.map_err(|error| error.to_string())
-        }) {
-            self.shared.is_unreadable.store(true, Ordering::Release);
-            return Err(format!("cannot sync data.mdb: {error}"));
-        }
-        self.pass(Place::BeforeSlots)?;
-        self.write(0, checkpoint)?;
-        self.pass(Place::BetweenSlots)?;
-        self.write(1, checkpoint)?;
-        self.pass(Place::AfterSlots)
-    }
-
-    fn write(&self, slot: usize, checkpoint: &Checkpoint) -> Result<(), String> {
-        let written = self.slots.write(slot, checkpoint);
-        written.map_err(|error| format!("cannot write to the file `checkpoint`: {error}"))
-    }
-
-    /// Makes the free log file longer. Where that fails it stays as it is.
-    fn grow(&self, free: usize) -> Option<u64> {
-        let (file, length) = {
-            let state = self.shared.state.lock();
-            let file = state.files.files[free].try_clone().ok()?;
-            (file, state.files.lengths[free])
-        };
-        let longer = (2 * length).min(MOST_LENGTH);
-        let disk = rustix::fs::fstatvfs(&file).ok()?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if longer <= length || free_bytes < 16 * longer {
-            return None;
-        }
-        match files::extend(&file, longer) {
-            Ok(()) => Some(longer),
-            Err(error) => {
-                tracing::warn!(%error, "the log stays as it is");
-                None
-            }
-        }
-    }
-
-    fn pass(&self, place: Place) -> Result<(), String> {
-        match self.shared.faults.as_ref().map(|faults| faults.pass(place)) {
-            Some(Err(WriteError::Medium(why))) => Err(why),
-            Some(Err(WriteError::Refused(error))) => Err(error.to_string()),
-            None | Some(Ok(())) => Ok(()),
-        }
+    /// Whether a checkpoint is due for its age.
+    fn is_old(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= MOST_AGE)
     }
 }
 
-impl std::fmt::Debug for Pin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pin({})", self.0.id())
+impl Shared {
+    /// A sync of the engine's file failed (LOG9).
+    fn lose(&self, state: &mut State, error: &std::io::Error) -> WriteError {
+        self.is_unreadable.store(true, Ordering::Release);
+        state.fail(format!("cannot sync data.mdb: {error}"))
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use heed::RoTxn;
 use pagewire_proto::Incarnation;
@@ -22,7 +23,8 @@ use crate::log::files::{self, Files};
 use crate::log::opening::{self, Found, NotFound};
 use crate::log::record;
 use crate::log::slots::{Checkpoint, Slots};
-use crate::roots::Roots;
+use crate::roots::{self, Roots};
+use crate::truncation;
 
 /// There while a store is made.
 const MAKING_FILE: &str = "NEW";
@@ -35,6 +37,7 @@ const FILES: [&str; 4] = [ROWS_FILE, SLOTS_FILE, files::NAMES[0], files::NAMES[1
 /// What an opening works with.
 struct Opening<'d> {
     directory: &'d Path,
+    held: &'d File,
     data: Arc<File>,
     slots: Slots,
     options: &'d LocalOptions,
@@ -52,28 +55,7 @@ impl Engine {
         let lock = lock(directory)?;
         let held = File::open(directory).map_err(failed("cannot open"))?;
         let is_new = begin_making(directory, &held)?;
-        let open = |name: &str| {
-            let mut options = File::options();
-            options.read(true).write(true).create(is_new);
-            match options.open(directory.join(name)) {
-                Err(error) if error.kind() == ErrorKind::NotFound => Err(missing(directory, name)),
-                opened => opened.map_err(failed("cannot open files in")),
-            }
-        };
-        let opening = Opening {
-            directory,
-            data: Arc::new(open(ROWS_FILE)?),
-            slots: Slots {
-                file: open(SLOTS_FILE)?,
-                format: FORMAT,
-            },
-            options,
-        };
-        let found = match is_new {
-            true => None,
-            false => Some(opening.find()?),
-        };
-        let (env, rows, log) = opening.finish(found)?;
+        let (env, rows, log) = Opening::new(directory, &held, is_new, options)?.open(is_new)?;
         // The names of the files have to be as durable as what is in them.
         held.sync_all().map_err(failed("cannot sync"))?;
         if let Some(parent) = directory
@@ -92,6 +74,7 @@ impl Engine {
             rows,
             faults: options.faults.clone(),
             directory: held,
+            committing: AtomicUsize::new(0),
             _lock: lock,
         })
     }
@@ -106,7 +89,51 @@ impl Engine {
     }
 }
 
-impl Opening<'_> {
+impl<'d> Opening<'d> {
+    fn new(
+        directory: &'d Path,
+        held: &'d File,
+        is_new: bool,
+        options: &'d LocalOptions,
+    ) -> Result<Self, StoreError> {
+        let open = |name: &str| {
+            let mut options = File::options();
+            options.read(true).write(true).create(is_new);
+            match options.open(directory.join(name)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Err(missing(directory, name)),
+                opened => opened.map_err(|error| {
+                    let directory = directory.display();
+                    StoreError::Unavailable(format!("cannot open files in {directory}: {error}"))
+                }),
+            }
+        };
+        let data = open(ROWS_FILE)?;
+        let file = match open(SLOTS_FILE) {
+            Err(missing @ StoreError::Corrupt(_)) => {
+                return Err(older(directory, &data, options).unwrap_or(missing));
+            }
+            opened => opened?,
+        };
+        Ok(Self {
+            directory,
+            held,
+            data: Arc::new(data),
+            slots: Slots {
+                file,
+                format: FORMAT,
+            },
+            options,
+        })
+    }
+
+    fn open(&self, is_new: bool) -> Result<(Env, Rows, Log), StoreError> {
+        let found = match is_new {
+            true => None,
+            false => Some(self.find()?),
+        };
+        self.finish(found)
+    }
+
     fn failed(&self, error: std::io::Error) -> StoreError {
         let directory = self.directory.display();
         StoreError::Unavailable(format!("cannot open the store in {directory}: {error}"))
@@ -123,19 +150,18 @@ impl Opening<'_> {
             NotFound::Io(error) => self.failed(error),
             NotFound::Refused(error) => error,
         })?;
-        if !found.is_marked {
-            let put_back = found.base.roots.write(&self.data);
-            put_back.map_err(|error| self.failed(error))?;
-        }
+        // Of a marked transaction they are what is there, and in the cache alone where the sync of it failed (LOG6).
+        let put_back = found.base.roots.write(&self.data);
+        put_back.map_err(|error| self.failed(error))?;
         Ok(found)
     }
 
     /// Opens the engine, does again what the log has, and begins the log of this run.
     fn finish(&self, found: Option<Found>) -> Result<(Env, Rows, Log), StoreError> {
         let env = map(self.directory, self.options.map_bytes)?;
+        let pin = || env.clone().static_read_txn();
         // Before the first transaction (LOG3).
-        let pin = env.clone().static_read_txn();
-        let pin = pin.map_err(|error| self.engine_failed(error))?;
+        let mut pinned = pin().map_err(|error| self.engine_failed(error))?;
         let rows = {
             let mut txn = env.write_txn().map_err(|e| self.engine_failed(e))?;
             let rows = env.create_database(&mut txn, None);
@@ -144,8 +170,11 @@ impl Opening<'_> {
             rows
         };
         if let Some(found) = &found {
-            self.check_run(&pin, rows, found.base.run)?;
+            self.check_run(&pinned, rows, found.base.run)?;
             self.settle(&env, rows, found)?;
+            // What the slots name now: what only S has may be used again.
+            let newer = pin().map_err(|error| self.engine_failed(error))?;
+            drop(std::mem::replace(&mut pinned, newer));
         }
         // It is in no log: the slots allow for one such transaction (LOG5).
         let run = random()?;
@@ -163,26 +192,25 @@ impl Opening<'_> {
         });
         let files = first.and_then(|first| Files::begin([first, second?], run));
         let files = files.map_err(|error| self.failed(error))?;
-        let checkpoint = Checkpoint {
+        // Slots that need the log must not be there before its names are.
+        self.held.sync_all().map_err(|error| self.failed(error))?;
+        self.write(&Checkpoint {
             number: env.info().last_txn_id as u64,
             run,
             is_closed: false,
             file: files.file,
             previous: files.previous,
             lengths: files.lengths,
-            roots: Roots::read(&self.data).map_err(|error| self.failed(error))?,
-        };
-        self.write(&checkpoint)?;
-        let pinned = env.clone().static_read_txn();
-        drop(pin);
-        let log = pinned.map_err(|e| self.engine_failed(e)).and_then(|pin| {
-            let slots = Slots {
-                file: self.slots.file.try_clone().map_err(|e| self.failed(e))?,
-                format: FORMAT,
-            };
-            let log = Log::new(files, slots, Arc::clone(&self.data), pin, self.options);
-            log.map_err(|error| self.failed(error))
+            roots: self.roots()?,
         })?;
+        let newer = pin().map_err(|error| self.engine_failed(error))?;
+        drop(pinned);
+        let slots = Slots {
+            file: self.slots.file.try_clone().map_err(|e| self.failed(e))?,
+            format: FORMAT,
+        };
+        let log = Log::new(files, slots, Arc::clone(&self.data), newer, self.options);
+        let log = log.map_err(|error| self.failed(error))?;
         Ok((env, rows, log))
     }
 
@@ -231,9 +259,16 @@ impl Opening<'_> {
             number: env.info().last_txn_id as u64,
             is_closed: true,
             previous: 0,
-            roots: Roots::read(&self.data).map_err(|error| self.failed(error))?,
+            roots: self.roots()?,
             ..found.base.clone()
         })
+    }
+
+    /// Those of the engine, which is open.
+    fn roots(&self) -> Result<Roots, StoreError> {
+        let page_bytes = roots::page_bytes(&self.data);
+        let read = page_bytes.and_then(|page_bytes| Roots::read(&self.data, page_bytes));
+        read.map_err(|error| self.failed(error))
     }
 
     /// Makes a checkpoint, in this thread.
@@ -318,9 +353,135 @@ fn begin_making(directory: &Path, held: &File) -> Result<bool, StoreError> {
     Ok(true)
 }
 
+/// What a store is refused with that has no log because it was made before there was one. Nothing of it is written.
+fn older(directory: &Path, data: &File, options: &LocalOptions) -> Option<StoreError> {
+    let has_log = |name: &&str| directory.join(name).exists();
+    if files::NAMES.iter().any(has_log) {
+        return None;
+    }
+    let roots = Roots::read(data, roots::page_bytes(data).ok()?).ok()?;
+    if truncation::find(data, &roots).ok()?.is_some() {
+        return None;
+    }
+    let env = map(directory, options.map_bytes).ok()?;
+    let txn = env.read_txn().ok()?;
+    let rows: Rows = env.open_database(&txn, None).ok()??;
+    let key = Key::Format.encode();
+    let format = check(&key, rows.get(&txn, &key).ok()??).ok()?;
+    let format = u32::from_be_bytes(format.try_into().ok()?);
+    (format < FORMAT).then(|| other_format(directory, format))
+}
+
+/// Refuses what another program wrote.
+pub(crate) fn other_format(directory: &Path, format: u32) -> StoreError {
+    let age = match format < FORMAT {
+        true => "an older",
+        false => "a newer",
+    };
+    StoreError::Unavailable(format!(
+        "{} has format {format}, this program reads format {FORMAT}: use the program that wrote it, {age} one",
+        directory.display()
+    ))
+}
+
 fn missing(directory: &Path, name: &str) -> StoreError {
     StoreError::Corrupt(format!(
         "{}: it is missing, and other files of a store are there; put back a copy of the whole directory",
         directory.join(name).display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The roots of an empty file, whose pages have another size than those of the machine.
+    fn made_elsewhere(page_bytes: usize) -> Vec<u8> {
+        let mut file = vec![0; 2 * page_bytes];
+        for (number, page) in (0_u64..).zip(file.chunks_mut(page_bytes)) {
+            page[..8].copy_from_slice(&number.to_ne_bytes());
+            page[10..12].copy_from_slice(&8_u16.to_ne_bytes());
+            let (magic, version) = (0xBEEF_C0DE_u32, heed_data_version());
+            page[16..20].copy_from_slice(&magic.to_ne_bytes());
+            page[20..24].copy_from_slice(&version.to_ne_bytes());
+            page[32..40].copy_from_slice(&(1_u64 << 30).to_ne_bytes());
+            page[40..44].copy_from_slice(&(page_bytes as u32).to_ne_bytes());
+            page[44..46].copy_from_slice(&8_u16.to_ne_bytes());
+            page[80..88].copy_from_slice(&u64::MAX.to_ne_bytes());
+            page[128..136].copy_from_slice(&u64::MAX.to_ne_bytes());
+            page[136..144].copy_from_slice(&1_u64.to_ne_bytes());
+        }
+        file
+    }
+
+    /// As the engine that is linked in writes it.
+    fn heed_data_version() -> u32 {
+        let directory = tempfile::tempdir().unwrap();
+        drop(map(directory.path(), 1 << 20).unwrap());
+        let made = std::fs::read(directory.path().join(ROWS_FILE)).unwrap();
+        u32::from_ne_bytes(made[20..24].try_into().unwrap())
+    }
+
+    /// LOG3: the size of a page is that of the file, wherever it was made.
+    #[test]
+    fn log3_roots_are_put_back_where_the_pages_of_the_file_have_them() {
+        let options = LocalOptions::default();
+        for page_bytes in [512, 16 << 10] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            std::fs::write(path.join(ROWS_FILE), made_elsewhere(page_bytes)).unwrap();
+            let held = File::open(path).unwrap();
+            let opening = Opening::new(path, &held, true, &options).unwrap();
+            let (env, rows, mut log) = opening.open(true).unwrap();
+            assert_eq!(
+                rows.stat(&env.read_txn().unwrap()).unwrap().page_size as usize,
+                page_bytes
+            );
+            for number in 0..40_u64 {
+                let mut txn = env.write_txn().unwrap();
+                let mut changes = record::Changes::new();
+                let row = number.to_be_bytes().repeat(100);
+                rows.put(&mut txn, &row[..8], &row).unwrap();
+                changes.put(&row[..8], &[], &row);
+                let id = txn.id() as u64;
+                log.append(&env, id, changes).unwrap();
+                txn.commit().unwrap();
+                log.committed(&env, id, false).unwrap();
+                if number == 20 {
+                    log.checkpoint(&env).unwrap();
+                }
+            }
+            let copy = tempfile::tempdir().unwrap();
+            for name in FILES {
+                std::fs::copy(path.join(name), copy.path().join(name)).unwrap();
+            }
+            log.close(&env);
+            let held = File::open(copy.path()).unwrap();
+            let opening = Opening::new(copy.path(), &held, false, &options).unwrap();
+            let (env, rows, mut log) = opening.open(false).unwrap();
+            let txn = env.read_txn().unwrap();
+            for number in 0..40_u64 {
+                let row = rows.get(&txn, &number.to_be_bytes()).unwrap().unwrap();
+                assert_eq!(row, number.to_be_bytes().repeat(100));
+            }
+            drop(txn);
+            log.close(&env);
+        }
+    }
+
+    /// The same: a file of other pages is another file, into which nothing is put.
+    #[test]
+    fn log3_a_file_of_other_pages_is_refused_before_anything_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        drop(Engine::open(path, &LocalOptions::default()).unwrap());
+        let mut other = made_elsewhere(16 << 10);
+        other.resize(1 << 20, 0);
+        std::fs::write(path.join(ROWS_FILE), &other).unwrap();
+        // Of one that was not made to its end nothing is kept.
+        std::fs::remove_file(path.join(MAKING_FILE)).unwrap();
+        let refused = Engine::open(path, &LocalOptions::default());
+        assert!(matches!(&refused, Err(StoreError::Corrupt(why)) if why.contains("16384")));
+        assert!(std::fs::read(path.join(ROWS_FILE)).unwrap() == other);
+    }
 }

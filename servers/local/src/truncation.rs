@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::roots::{Roots, page_bytes, u16_at, u32_at, u64_at};
+use crate::roots::{Roots, u16_at, u32_at, u64_at};
 
 const LEAF: u16 = 0x02;
 const BRANCH: u16 = 0x01;
@@ -21,7 +21,9 @@ const HEADER_BYTES: usize = 16;
 /// Why the file cannot be used with these roots, where it was cut short.
 pub(crate) fn find(file: &File, roots: &Roots) -> std::io::Result<Option<String>> {
     let size = file.metadata()?.len();
-    let page = page_bytes();
+    let Some(page) = roots.page_bytes() else {
+        return Ok(Some("it does not begin with a root".to_owned()));
+    };
     let pages = size / page;
     if pages < 2 {
         // It began with two roots, and was synced with them before anybody was told of it (DIR1).
@@ -48,7 +50,7 @@ pub(crate) fn find(file: &File, roots: &Roots) -> std::io::Result<Option<String>
                 (last + 1) * page
             )));
         }
-        let bytes = read(file, number)?;
+        let bytes = read(file, number, page)?;
         let flags = u16_at(&bytes, 10);
         let nodes = usize::from(u16_at(&bytes, 12)).saturating_sub(HEADER_BYTES) / 2;
         for node in 0..nodes {
@@ -71,8 +73,8 @@ pub(crate) fn find(file: &File, roots: &Roots) -> std::io::Result<Option<String>
     Ok(None)
 }
 
-fn read(file: &File, number: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; page_bytes() as usize];
-    file.read_exact_at(&mut bytes, number.saturating_mul(page_bytes()))?;
+fn read(file: &File, number: u64, page_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; page_bytes as usize];
+    file.read_exact_at(&mut bytes, number.saturating_mul(page_bytes))?;
     Ok(bytes)
 }

@@ -44,10 +44,6 @@ pub struct ServeArguments {
     /// Memory for requests on their way in and answers on their way out, of all clients together, in MiB.
     #[arg(long, env = "PAGEWIRE_MEMORY_MIB", default_value_t = Settings::default().memory_bytes >> 20)]
     memory_mib: usize,
-    /// A session that comes from another page server of the same cluster keeps its leases. Two cases in which a reader may then miss what
-    /// another has committed are not mended yet: see "Not yet" in docs/foundationdb.md.
-    #[arg(long, env = "PAGEWIRE_TAKE_OVER_LEASES")]
-    take_over_leases: bool,
 }
 
 /// Where pages are kept.
@@ -166,7 +162,6 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
         grace: lease_ttl.max(Settings::default().grace),
         max_connections: arguments.max_connections,
         memory_bytes: arguments.memory_mib.saturating_mul(1 << 20),
-        take_over_leases: arguments.take_over_leases,
         ..Settings::default()
     };
     problems.extend(settings.problems());
@@ -293,7 +288,6 @@ mod tests {
             memory_mib: 1024,
             fdb_library: None,
             fdb_directory: "pagewire".into(),
-            take_over_leases: false,
         }
     }
 

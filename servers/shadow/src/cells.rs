@@ -101,6 +101,9 @@ pub(crate) struct State {
     /// Of versions before `oldest` that are still read, ascending.
     #[prost(message, repeated, tag = "12")]
     pub archives: Vec<ArchivePart>,
+    /// When the epoch was given out to a lease last; 0: never.
+    #[prost(int64, tag = "13")]
+    pub fenced_ms: i64,
 }
 
 /// Pages of a segment that versions have: those from `first` to `last`, in versions from `added` to before `removed`.

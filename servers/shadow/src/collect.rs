@@ -15,6 +15,7 @@ use crate::Inner;
 use crate::cells::{Entry, Mark, NameCell, Root, State};
 use crate::keys::{self, SegmentId};
 use crate::roots::{Change, Loaded, harmless};
+use crate::store::Removal;
 use crate::upkeep::Claimed;
 
 /// A database that is being made has no name yet for so long at the most, whatever else may be taken for abandoned.
@@ -150,8 +151,6 @@ impl Inner {
         });
         let expired = expired.await;
         drop(writing);
-        drop(slot);
-        self.drop_slot(database);
         expired
     }
 
@@ -217,8 +216,7 @@ impl Inner {
         if loaded.state.is_removed() {
             return false;
         }
-        let slot = self.slots.lock().get(&database).cloned();
-        let keep = self.keep(slot.as_deref());
+        let keep = self.keep(Some(&self.slot(database)));
         State::clone(&loaded.state).expire(&keep, self.now_ms())
     }
 
@@ -260,7 +258,8 @@ impl Inner {
         Ok(())
     }
 
-    /// A removed database gives its name back; one that nobody can find by its name is removed.
+    /// A removed database gives its name back; one that nobody can find by its name is removed, and one that was never committed to and
+    /// has not been leased for long.
     async fn end_what_broke_off(&self, database: DatabaseId) -> Result<(), StoreError> {
         let loaded = match self.fetch_any(database).await {
             Ok(loaded) => loaded,
@@ -273,11 +272,25 @@ impl Inner {
         if loaded.state.is_removed() {
             return self.free_name(&name, database).await;
         }
-        let patience = self.options.abandoned_after.max(CREATION_TAKES).as_millis();
-        let age = self.now_ms().saturating_sub(loaded.state.created_ms);
-        // What was ever leased or committed to has an owner, whatever the clocks say.
-        let is_used = loaded.state.version > 0 || loaded.state.epoch > 0;
-        if is_used || i128::from(age) < i128::try_from(patience).unwrap_or(i128::MAX) {
+        let state = &loaded.state;
+        let now = self.now_ms();
+        let is_over = |since: i64, patience: Duration| {
+            i128::from(now.saturating_sub(since))
+                >= i128::try_from(patience.as_millis()).unwrap_or(i128::MAX)
+        };
+        // What is told here may be over by then: it is judged again by the swap.
+        let unborn_since = state.created_ms.max(state.fenced_ms);
+        if state.version == 0 && is_over(unborn_since, self.options.unborn_after) {
+            let which = Removal::Unborn(state.epoch());
+            self.mark_removed(database, which).await?;
+            return match self.fetch_any(database).await {
+                Ok(loaded) if loaded.state.is_removed() => self.free_name(&name, database).await,
+                Ok(_) | Err(StoreError::DatabaseNotFound) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
+        let patience = self.options.abandoned_after.max(CREATION_TAKES);
+        if state.is_used() || !is_over(state.created_ms, patience) {
             return Ok(());
         }
         let found = self.name_cell(&name).await?;
@@ -286,7 +299,7 @@ impl Inner {
         {
             return Ok(());
         }
-        self.mark_removed(database).await
+        self.mark_removed(database, Removal::Unused).await
     }
 
     /// Decisions whose owners died are carried out and forgotten. Whether there are more.

@@ -12,14 +12,15 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use pagewire_proto::{CommitId, DatabaseId, PageSize, Version};
 use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageWrite, StoreError};
 
+use crate::Inner;
 use crate::cells::{self, Archive, ArchivePart, Entry, History, HistoryPart, Record, State};
 use crate::keys::{self, SegmentId};
 use crate::kv::KeyValueError;
 use crate::roots::{ATTEMPTS, Loaded, busy, harmless, next_root, wait};
 use crate::segment::{self, Blobs, Built, Index, StoredBlob};
+use crate::slots::{Slot, SlotInUse};
 use crate::staging::Staging;
 use crate::state::{Keep, NextVersion};
-use crate::{Inner, Slot};
 
 /// Pages of a commit and those that it takes along have so many bytes at most.
 const ABSORBED_BYTES: u64 = 1 << 20;
@@ -101,7 +102,7 @@ impl Inner {
         outcome
     }
 
-    fn slots_of(&self, draft: &Draft) -> BTreeMap<DatabaseId, Arc<Slot>> {
+    fn slots_of(&self, draft: &Draft) -> BTreeMap<DatabaseId, SlotInUse> {
         let ids = draft.parts.iter().map(|part| part.commit.database);
         ids.map(|id| (id, self.slot(id))).collect()
     }
@@ -109,7 +110,7 @@ impl Inner {
     async fn commit_one(
         &self,
         draft: &Draft,
-        slots: &BTreeMap<DatabaseId, Arc<Slot>>,
+        slots: &BTreeMap<DatabaseId, SlotInUse>,
     ) -> Result<CommitOutcome, StoreError> {
         let [part] = &draft.parts[..] else {
             return Err(StoreError::Internal("not one database".to_owned()));
@@ -367,7 +368,7 @@ impl Inner {
         part: &PartDraft,
         prepared: &Prepared,
         state: &mut State,
-        slots: &BTreeMap<DatabaseId, Arc<Slot>>,
+        slots: &BTreeMap<DatabaseId, SlotInUse>,
     ) {
         let next = NextVersion {
             commit: id,

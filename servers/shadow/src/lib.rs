@@ -32,8 +32,9 @@
 //! * **I1** Every swap of a root raises its generation by one and names the tag of the read that it stands on. So no value is written
 //!   twice, and what a swap was decided on is what it replaces.
 //! * **I2** The state of a root without an intent, or with one that is not committed, is its state; with a committed one it is that of the
-//!   intent. A reader who finds an intent and no decision reads the root once more: only if it is the same one was there no decision
-//!   at the time of that look.
+//!   intent. A reader who finds an intent looks for the decision and then reads the root once more: only if it is the same one was what
+//!   he found, a decision or none, that of this intent at the time of that look (I6). Where the roots have moved on and the decision was
+//!   forgotten, a late call (K4) may write another one, that nobody goes by.
 //! * **I3** A transaction reads all of its roots before it places its first intent, places each by the tag of that read, at most once, and
 //!   never again under the same id. It decides to commit only when all have been placed.
 //! * **I4** Whoever wants to change a root with an undecided intent decides first: it is aborted. Then the change carries the decision out in
@@ -51,7 +52,8 @@
 //! * **I8** A state says everything about every version from `oldest` to the head; what it says of older ones that are still read is in
 //!   archives that it names. A segment that any of them reads is named by the state or by such an archive.
 //! * **I9** A database exists when its root does, a name when its key says so. A root comes first and is removed first (a state, not a
-//!   deletion), so that a name may lead to a removed root, which counts as none, and a lost root to no name, which is collected.
+//!   deletion), so that a name may lead to a removed root, which counts as none, and a lost root to no name, which is collected. So is a
+//!   database that was never committed to and not leased for a day. Both are judged in the state that the removing swap replaces (I5).
 //!
 //! # What several servers on one installation have
 //! All of the contract: any of them may commit to any database, a fence by one ends the leases of all others (C5, C12). And claims: the
@@ -75,6 +77,7 @@ mod read;
 mod resolve;
 mod roots;
 mod segment;
+mod slots;
 mod staging;
 mod state;
 mod store;
@@ -82,7 +85,6 @@ pub mod testing;
 mod transaction;
 mod upkeep;
 
-use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -101,6 +103,7 @@ use patient::Patient;
 use peers::Peering;
 use roots::{ATTEMPTS, Loaded, harmless, wait};
 use segment::Index;
+use slots::{SlotInUse, Slots};
 use staging::Stagings;
 use tokio::task::JoinSet;
 use upkeep::Collecting;
@@ -125,6 +128,12 @@ pub struct ShadowOptions {
     pub root_entries: usize,
     /// Bytes of roots, indexes, small segments and entries of old versions that are kept in memory.
     pub cache_bytes: u64,
+    /// Bytes of stagings that are kept in memory, of all clients together; beyond it the largest becomes a segment. At most twice as much
+    /// while segments are put: what comes then is refused for the moment.
+    pub staging_bytes: usize,
+    /// A name that was never committed to is taken back when no lease of it was given out for so long. Who has it open all that time finds
+    /// with its first commit that there is no such database.
+    pub unborn_after: Duration,
     /// For records and retention; never for what is right.
     pub clock: Clock,
     /// For what the servers of an installation know of each other: a clock of this machine alone, which counts the time in which
@@ -140,6 +149,8 @@ impl Default for ShadowOptions {
             collect_every: Duration::from_secs(900),
             root_entries: 256,
             cache_bytes: 128 << 20,
+            staging_bytes: 256 << 20,
+            unborn_after: Duration::from_secs(24 * 3600),
             clock: Arc::new(wall_clock),
             since_boot: Arc::new(pagewire_server::clock::since_boot),
         }
@@ -154,6 +165,8 @@ impl std::fmt::Debug for ShadowOptions {
             .field("collect_every", &self.collect_every)
             .field("root_entries", &self.root_entries)
             .field("cache_bytes", &self.cache_bytes)
+            .field("staging_bytes", &self.staging_bytes)
+            .field("unborn_after", &self.unborn_after)
             .finish_non_exhaustive()
     }
 }
@@ -174,7 +187,7 @@ pub(crate) struct Inner {
     collector: [u8; 16],
     /// The other servers, and what this one has of the claims.
     peering: Peering,
-    slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
+    slots: Slots,
     roots: Cache<DatabaseId, Arc<Loaded>, RootWeight>,
     indexes: Cache<SegmentId, Arc<Index>, IndexWeight>,
     /// Small segments as they are.
@@ -187,24 +200,6 @@ pub(crate) struct Inner {
     collecting: tokio::sync::Mutex<Collecting>,
     /// What goes on behind the calls (U1).
     tasks: Mutex<JoinSet<()>>,
-}
-
-/// What this server has of a database beside the store.
-#[derive(Debug, Default)]
-pub(crate) struct Slot {
-    /// One change at a time: those of one server do not lose against each other.
-    writing: tokio::sync::Mutex<()>,
-    /// The claim is asked for, or given back.
-    claiming: tokio::sync::Mutex<()>,
-    protection: Mutex<Protection>,
-    /// A merge is under way behind the commits.
-    tidying: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Protection {
-    floor: Option<Version>,
-    pins: Vec<Version>,
 }
 
 #[derive(Clone, Debug)]
@@ -272,12 +267,12 @@ impl ShadowStore {
             incarnation,
             collector,
             peering: Peering::default(),
-            slots: Mutex::default(),
+            slots: Slots::default(),
             roots: Cache::with_weighter(10_000, part, RootWeight),
             indexes: Cache::with_weighter(10_000, part, IndexWeight),
             segments: Cache::with_weighter(1_000, part, BytesWeight),
             archives: Cache::with_weighter(1_000, part, ArchiveWeight),
-            stagings: Mutex::default(),
+            stagings: Mutex::new(Stagings::new(options.staging_bytes)),
             failed: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
@@ -285,6 +280,7 @@ impl ShadowStore {
         }));
         store.0.begin_upkeep();
         store.0.begin_looking();
+        store.0.begin_wishing();
         Ok(store)
     }
 
@@ -294,6 +290,12 @@ impl ShadowStore {
         self.0.indexes.clear();
         self.0.segments.clear();
         self.0.archives.clear();
+    }
+
+    /// Databases of which something is kept beside the store, for tests.
+    #[doc(hidden)]
+    pub fn slots_in_memory(&self) -> usize {
+        self.0.slots.len()
     }
 
     /// Where the content of a page is, for tests that damage it: a key and a byte in its value.
@@ -338,20 +340,9 @@ impl Inner {
         (self.options.clock)().0
     }
 
-    pub(crate) fn slot(&self, database: DatabaseId) -> Arc<Slot> {
-        Arc::clone(self.slots.lock().entry(database).or_default())
-    }
-
-    /// Slots that say nothing are dropped when they are not in use.
-    pub(crate) fn drop_slot(&self, database: DatabaseId) {
-        let mut slots = self.slots.lock();
-        let idle = slots.get(&database).is_some_and(|slot| {
-            let protection = slot.protection.lock();
-            Arc::strong_count(slot) == 1 && protection.floor.is_none() && protection.pins.is_empty()
-        });
-        if idle {
-            slots.remove(&database);
-        }
+    /// The slot of a database, for as long as the answer is kept.
+    pub(crate) fn slot(&self, database: DatabaseId) -> SlotInUse {
+        self.slots.of(database)
     }
 }
 

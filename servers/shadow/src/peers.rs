@@ -82,6 +82,8 @@ pub(crate) struct Peering {
     state: Mutex<State>,
     /// There is a reason to look sooner.
     wake: Arc<Notify>,
+    /// There is a reason to try for wishes sooner.
+    wished: Arc<Notify>,
     /// One at a time enters the list or leaves it.
     entering: tokio::sync::Mutex<()>,
     send: UnboundedSender<PeerNews>,
@@ -94,6 +96,7 @@ impl Default for Peering {
         Self {
             state: Mutex::default(),
             wake: Arc::default(),
+            wished: Arc::default(),
             entering: tokio::sync::Mutex::default(),
             send,
             receive: tokio::sync::Mutex::new(receive),
@@ -265,6 +268,20 @@ impl Inner {
                 if let Err(error) = inner.look().await {
                     tracing::debug!(%error, "the list of servers was not seen");
                 }
+                pause = inner.peering.pause(inner.since_boot());
+            }
+        });
+    }
+
+    /// Tries for the claims that somebody here wants. Beside the looks: a database that is out of reach keeps no heartbeat waiting (S1).
+    pub(crate) fn begin_wishing(&self) {
+        let this = self.this.clone();
+        let wished = Arc::clone(&self.peering.wished);
+        let mut pause = Duration::ZERO;
+        self.behind(async move {
+            loop {
+                let _ = tokio::time::timeout(pause, wished.notified()).await;
+                let Some(inner) = this.upgrade() else { return };
                 inner.try_for_wishes().await;
                 pause = inner.peering.pause(inner.since_boot());
             }

@@ -109,8 +109,9 @@ impl Inner {
                 None => Some(false),
                 Some(intent) => self.decision(intent).await?,
             };
-            if decided.is_none() {
-                // The decision may have been made, carried out and forgotten since the root was read: then the root is another one.
+            if root.intent.is_some() {
+                // I2: the decision may have been made, carried out and forgotten since the root was read, and what is found then
+                // may be no more than a late call of one that was decided otherwise (K4). In all these cases the root is another one.
                 match self.kv.get_if_changed(&key, &tag).await.map_err(harmless)? {
                     Err(Unchanged) => {}
                     Ok(changed) => {

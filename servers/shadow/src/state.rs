@@ -62,6 +62,11 @@ impl State {
         self.removed_ms != 0
     }
 
+    /// What was ever leased or committed to has an owner, whatever the clocks say.
+    pub(crate) fn is_used(&self) -> bool {
+        self.version > 0 || self.epoch > 0
+    }
+
     pub(crate) fn check_readable(&self, version: Version) -> Result<(), StoreError> {
         let own = (self.oldest..=self.version).contains(&version.get());
         match own || self.archive_of(version.get()).is_some() {

@@ -15,17 +15,50 @@ use pagewire_server::store::{
     Resolution, Resolve, StoreError, StoredPage,
 };
 
+use parking_lot::Mutex;
+
 use crate::cells::{self, Mark, NameCell, Root, State};
 use crate::commit::{WHOLE_BYTES, check_exists};
 use crate::keys;
 use crate::kv::{KeyValueError, Swap, Tag};
 use crate::roots::{ATTEMPTS, Change, harmless, wait};
 use crate::segment;
-use crate::staging::blobs;
+use crate::slots::Protection;
+use crate::staging::{Spill, Stagings, blobs};
 use crate::{Inner, ShadowStore, no_randomness};
 
 /// Databases of a list that are looked at together.
 const LOOKS: usize = 16;
+
+/// Which databases a removal is meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Whatever is in it: somebody has asked for it.
+    Any,
+    /// Only one that was never leased or committed to, at the moment of the removal.
+    Unused,
+    /// Only one that was never committed to, and whose epoch is still this one at the moment of the removal.
+    Unborn(Epoch),
+}
+
+impl Removal {
+    fn is_meant_for(self, state: &State) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Unused => !state.is_used(),
+            Self::Unborn(epoch) => state.version == 0 && state.epoch() == epoch,
+        }
+    }
+}
+
+/// However it ends, also where its caller goes away: what is still in memory can be tried again.
+struct SpillUnderWay<'a>(&'a Mutex<Stagings>, StagingId);
+
+impl Drop for SpillUnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.lock().spill_is_over(self.1);
+    }
+}
 
 #[async_trait]
 impl PageStore for ShadowStore {
@@ -78,12 +111,10 @@ impl PageStore for ShadowStore {
         self.0.fetch(database).await?;
         let slot = self.0.slot(database);
         let writing = slot.writing.lock().await;
-        self.0.mark_removed(database).await?;
+        self.0.mark_removed(database, Removal::Any).await?;
         drop(writing);
-        *slot.protection.lock() = crate::Protection::default();
+        *slot.protection.lock() = Protection::default();
         self.0.peering.forget(database);
-        drop(slot);
-        self.0.drop_slot(database);
         self.0.stagings.lock().drop_database(database);
         // From here on the database is gone; that its name says so is left to the next who looks for it.
         if let Err(error) = self.0.free_name(name, database).await {
@@ -132,19 +163,19 @@ impl PageStore for ShadowStore {
             protection.pins = pins.to_vec();
         }
         drop(writing);
-        drop(slot);
-        self.0.drop_slot(database);
         Ok(())
     }
 
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
         let slot = self.0.slot(database);
         let _writing = slot.writing.lock().await;
+        let now = self.0.now_ms();
         self.0
             .update(database, false, |_, root, state| {
                 check_exists(state)?;
                 self.0.check_claim(database, &root.claim)?;
                 state.epoch += 1;
+                state.fenced_ms = now;
                 Ok(Change::Swap(state.epoch()))
             })
             .await
@@ -157,23 +188,30 @@ impl PageStore for ShadowStore {
         page_size: PageSize,
         pages: Vec<PageWrite>,
     ) -> Result<(), StoreError> {
-        let loaded = self.0.known(database).await?;
-        let pages = blobs(pages);
-        let spill = {
-            let mut stagings = self.0.stagings.lock();
-            stagings.add(staging, database, page_size, pages)?
-        };
-        let Some(spill) = spill else {
+        self.0.known(database).await?;
+        let staged = self
+            .0
+            .stagings
+            .lock()
+            .add(staging, database, page_size, blobs(pages))?;
+        let Some(spill) = staged else {
             return Ok(());
         };
-        let built = segment::build(spill.clone(), page_size, loaded.root.generation)?;
-        let indexes: Vec<_> = built.iter().map(|b| b.index.0.clone()).collect();
-        let entries = self.0.put_segments(database, built).await?;
-        let segments = entries.into_iter().zip(indexes);
-        let segments = segments.map(|(entry, index)| (entry, Arc::new(segment::Index(index))));
-        let segments = segments.collect();
-        self.0.stagings.lock().spilled(staging, segments, &spill);
-        Ok(())
+        let of = spill.database;
+        match self.0.spill(spill).await {
+            // Another one, that was removed by another server, or whose root is damaged: what was staged for it can't be committed, and kept here as
+            // the largest it would be tried again by everybody, until there is room for nothing else.
+            Err(StoreError::DatabaseNotFound | StoreError::Corrupt(_)) if of != database => {
+                self.0.stagings.lock().drop_database(of);
+                Ok(())
+            }
+            // What is wrong with another one is for those who stage and commit there: these pages are in memory.
+            Err(error) if of != database => {
+                tracing::warn!(%error, "a staging of another database could not be written ahead");
+                Ok(())
+            }
+            spilled => spilled,
+        }
     }
 
     async fn discard(&self, staging: StagingId) -> Result<(), StoreError> {
@@ -196,6 +234,21 @@ impl PageStore for ShadowStore {
 }
 
 impl Inner {
+    /// Makes segments of what a staging has in memory.
+    async fn spill(&self, spill: Spill) -> Result<(), StoreError> {
+        let _under_way = SpillUnderWay(&self.stagings, spill.staging);
+        let loaded = self.known(spill.database).await?;
+        let built = segment::build(spill.pages.clone(), spill.page_size, loaded.root.generation)?;
+        let indexes: Vec<_> = built.iter().map(|b| b.index.0.clone()).collect();
+        let entries = self.put_segments(spill.database, built).await?;
+        let segments = entries.into_iter().zip(indexes);
+        let segments = segments.map(|(entry, index)| (entry, Arc::new(segment::Index(index))));
+        let segments = segments.collect();
+        let mut stagings = self.stagings.lock();
+        stagings.spilled(spill.staging, segments, &spill.pages);
+        Ok(())
+    }
+
     /// The cell of a name that a database has, and its tag.
     pub(crate) async fn name_cell(
         &self,
@@ -304,17 +357,22 @@ impl Inner {
     /// A root that was made for a name which somebody else has got; what is not dropped is collected.
     async fn drop_made(&self, made: Option<DatabaseId>) {
         if let Some(database) = made
-            && let Err(error) = self.mark_removed(database).await
+            && let Err(error) = self.mark_removed(database, Removal::Unused).await
         {
             tracing::debug!(%error, "a database without a name is left to the collection");
         }
     }
 
     /// The removal: everything that works by the id ends with it.
-    pub(crate) async fn mark_removed(&self, database: DatabaseId) -> Result<(), StoreError> {
+    pub(crate) async fn mark_removed(
+        &self,
+        database: DatabaseId,
+        which: Removal,
+    ) -> Result<(), StoreError> {
         let now = self.now_ms().max(1);
         self.update(database, false, |_, root, state| {
-            if state.is_removed() {
+            // In the state that is swapped: what the caller saw may be over, and a swap that was lost is tried on another root.
+            if state.is_removed() || !which.is_meant_for(state) {
                 return Ok(Change::Keep(()));
             }
             // Nothing of it can be named any more, not even by whoever put it a moment ago.

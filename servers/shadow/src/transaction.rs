@@ -12,7 +12,8 @@ use crate::commit::{Draft, Judged, Prepared, committed, existing};
 use crate::keys::{self, TransactionId};
 use crate::kv::{KeyValueError, Swap};
 use crate::roots::{ATTEMPTS, Loaded, busy, next_root, wait};
-use crate::{Inner, Slot, no_randomness};
+use crate::slots::SlotInUse;
+use crate::{Inner, no_randomness};
 
 /// Whether a transaction is committed, as far as its owner knows.
 enum Decided {
@@ -26,7 +27,7 @@ impl Inner {
     pub(crate) async fn commit_many(
         &self,
         draft: &Draft,
-        slots: &BTreeMap<DatabaseId, Arc<Slot>>,
+        slots: &BTreeMap<DatabaseId, SlotInUse>,
     ) -> Result<CommitOutcome, StoreError> {
         let mut prepared: Vec<Option<Prepared>> = draft.parts.iter().map(|_| None).collect();
         for attempt in 0..ATTEMPTS {
@@ -67,7 +68,7 @@ impl Inner {
     async fn transact(
         &self,
         draft: &Draft,
-        slots: &BTreeMap<DatabaseId, Arc<Slot>>,
+        slots: &BTreeMap<DatabaseId, SlotInUse>,
         states: &[&Loaded],
         prepared: &[Prepared],
     ) -> Result<Option<CommitOutcome>, StoreError> {

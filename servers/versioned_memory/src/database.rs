@@ -489,6 +489,13 @@ impl Database {
         self.tags.remove(tag).is_some()
     }
 
+    /// When the next version is too old that is not yet.
+    pub(crate) fn next_old(&self, now: UnixMillis, retention: i64) -> Option<UnixMillis> {
+        let ended = self.kept.values().filter_map(|kept| kept.ended);
+        let mut old = ended.map(|ended| UnixMillis(ended.0.saturating_add(retention)));
+        old.find(|time| *time > now)
+    }
+
     /// Takes out versions that nothing keeps, oldest first, at most as many; and whether there are more.
     pub(crate) fn take_unkept(
         &mut self,

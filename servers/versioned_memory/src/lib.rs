@@ -9,6 +9,8 @@
 
 mod database;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -238,8 +240,9 @@ impl PageStore for VersionedMemoryStore {
 
     async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, StoreError> {
         self.drop_old();
+        let now = self.now();
         let mut state = self.state.write();
-        let (id, removed) = state.remove(name)?;
+        let (id, removed) = state.remove(name, now)?;
         if let Some(origin) = removed.as_ref().and_then(|d| d.origin.as_ref()) {
             self.look_again(&mut state, origin.database);
         }
@@ -448,6 +451,10 @@ impl PageStore for VersionedMemoryStore {
         }
         if state.names.contains_key(name.as_str()) {
             return taken(name.as_str());
+        }
+        if state.was_removed(branch) {
+            let removed = format!("branch {name} was removed");
+            return Err(StoreError::NameTaken(removed));
         }
         let database = state.database(source)?;
         let kept = database.find(moment, now)?.clone();

@@ -1,10 +1,11 @@
 //! All databases of the store, their names, and what is to be dropped when. Never locks anything; the caller does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use pagewire_memory::staging::Stagings;
 use pagewire_proto::{CommitId, DatabaseId, DatabaseName, UnixMillis, Version};
-use pagewire_server::store::{DatabaseCommit, StoreError};
+use pagewire_server::store::{COMMIT_RECORD_TTL, DatabaseCommit, StoreError};
 
 use crate::database::{Content, Database, Kept, NextVersion};
 
@@ -18,9 +19,17 @@ pub(crate) struct State {
     segments: u64,
     /// How many branches stand on which versions of a database.
     branch_points: HashMap<DatabaseId, BTreeMap<Version, usize>>,
-    /// When a database may have versions that nothing keeps any more.
+    /// When a database may have versions that nothing keeps any more: one time for each, the earliest.
     due: BTreeSet<(UnixMillis, DatabaseId)>,
+    /// The same by database.
+    due_of: HashMap<DatabaseId, UnixMillis>,
+    /// Databases that were removed, in the order of their removals: no branch gets their ids (V4).
+    removed: VecDeque<(UnixMillis, DatabaseId)>,
+    removed_ids: HashSet<DatabaseId>,
 }
+
+/// For how long at least no branch gets the id of a database that was removed: by then no call that makes it is under way.
+const REMOVED_FOR: Duration = COMMIT_RECORD_TTL;
 
 impl State {
     pub(crate) fn database(&self, id: DatabaseId) -> Result<&Database, StoreError> {
@@ -73,11 +82,18 @@ impl State {
     pub(crate) fn remove(
         &mut self,
         name: &DatabaseName,
+        now: UnixMillis,
     ) -> Result<(DatabaseId, Option<Database>), StoreError> {
         let id = self.names.remove(name.as_str());
         let id = id.ok_or(StoreError::DatabaseNotFound)?;
         let removed = self.databases.remove(&id);
         self.stagings.drop_database(id);
+        if let Some(time) = self.due_of.remove(&id) {
+            self.due.remove(&(time, id));
+        }
+        self.forget_removed(now);
+        self.removed.push_back((now, id));
+        self.removed_ids.insert(id);
         if let Some(origin) = removed.as_ref().and_then(|d| d.origin.as_ref()) {
             let version = origin.entry.snapshot.version;
             if let Some(points) = self.branch_points.get_mut(&origin.database)
@@ -92,14 +108,55 @@ impl State {
         Ok((id, removed))
     }
 
+    /// Whether a database with this id was removed not long ago.
+    pub(crate) fn was_removed(&self, id: DatabaseId) -> bool {
+        self.removed_ids.contains(&id)
+    }
+
+    fn forget_removed(&mut self, now: UnixMillis) {
+        let since = now.0.saturating_sub(REMOVED_FOR.as_millis() as i64);
+        while let Some((time, id)) = self.removed.front().copied()
+            && time.0 < since
+        {
+            self.removed.pop_front();
+            if self
+                .branch_points
+                .get(&id)
+                .is_some_and(|points| !points.is_empty())
+            {
+                // A branch stands on it (V4): looked at again as late as if it had been removed now.
+                self.removed.push_back((now, id));
+            } else {
+                self.removed_ids.remove(&id);
+            }
+        }
+    }
+
     /// Something that kept versions of a database may not from this time on.
     pub(crate) fn look_again(&mut self, id: DatabaseId, time: UnixMillis) {
-        self.due.insert((time, id));
+        match self.due_of.get_mut(&id) {
+            Some(due) if *due <= time => {}
+            Some(due) => {
+                self.due.remove(&(*due, id));
+                self.due.insert((time, id));
+                *due = time;
+            }
+            None => {
+                self.due.insert((time, id));
+                self.due_of.insert(id, time);
+            }
+        }
     }
 
     /// When there may be something to drop.
     pub(crate) fn next_due(&self) -> Option<UnixMillis> {
         self.due.first().map(|(time, _)| *time)
+    }
+
+    /// How many times are kept of when to look.
+    #[cfg(test)]
+    pub(crate) fn dues(&self) -> usize {
+        self.due.len().max(self.due_of.len())
     }
 
     /// Takes out versions of a database that nothing keeps; the caller drops them without the lock.
@@ -138,6 +195,11 @@ impl State {
             };
             if !more {
                 self.due.pop_first();
+                self.due_of.remove(&id);
+                let database = self.databases.get(&id);
+                if let Some(next) = database.and_then(|d| d.next_old(now, retention)) {
+                    self.look_again(id, next);
+                }
             }
         }
         taken

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pagewire_proto::limits::BATCH_BYTES;
 use pagewire_proto::{
     CommitChecksum, CommitDatabase, CommitHeader, CommitId, CommitParticipant, DatabaseId, Epoch,
-    PageCount, PageNumber, PageSize, ResolveCommit, StagingId, Version, pb,
+    Page, PageCount, PageNumber, PageSize, ResolveCommit, StagingId, Version, pb,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -14,6 +14,9 @@ use tokio::time::Instant;
 
 use super::counters::{COUNTERS, CallKind};
 use super::{Core, PageSource, valid};
+use crate::cache::PageCache;
+use crate::compression::Encodings;
+use crate::database::DatabaseState;
 use crate::error::CallError;
 
 /// A page of a commit.
@@ -49,7 +52,7 @@ pub struct CommitPart {
 }
 
 /// A commit that may be sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CommitAttempt {
     /// Its identity.
     pub id: CommitId,
@@ -59,6 +62,10 @@ pub struct CommitAttempt {
     pub epochs: Vec<Epoch>,
     /// Whether it relies on what was staged ahead. Without, it carries all pages itself.
     pub with_stagings: bool,
+    /// In what its pages may go.
+    pub encodings: Encodings,
+    /// Of each part: whose cached pages are the bases of deltas.
+    pub states: Vec<Arc<DatabaseState>>,
 }
 
 /// How a commit ended, as far as the server said.
@@ -147,6 +154,9 @@ impl Core {
             header: Some((&header).into()),
             parts: Arc::clone(&attempt.parts),
             with_stagings: attempt.with_stagings,
+            encodings: attempt.encodings,
+            states: attempt.states.clone(),
+            cache: Arc::clone(&self.cache),
             part: 0,
             page: 0,
             checksum: Some(CommitChecksum::default()),
@@ -279,6 +289,9 @@ struct Messages {
     header: Option<pb::CommitHeader>,
     parts: Arc<Vec<CommitPart>>,
     with_stagings: bool,
+    encodings: Encodings,
+    states: Vec<Arc<DatabaseState>>,
+    cache: Arc<PageCache>,
     part: usize,
     page: usize,
     /// `None` after the last message.
@@ -318,16 +331,21 @@ impl Iterator for Messages {
                         return None;
                     }
                 };
-                let crc32 = crc32fast::hash(&content);
-                checksum.add(crc32);
+                // As it is when it has been expanded: the server bounds a message by that.
                 bytes += content.len();
-                pages.push(pb::PageContent {
-                    encoding: pb::PageEncoding::Raw.into(),
-                    number: page.number.get(),
+                let wire = Page {
+                    number: page.number,
                     content,
-                    crc32,
-                    version: 0,
-                });
+                    version: Version::ZERO,
+                };
+                let base = || {
+                    let state = self.states.get(self.part)?;
+                    let log = state.log.read();
+                    self.cache.get(state.key, page.number, part.base, &log)
+                };
+                let wire = self.encodings.encode(&wire, base);
+                checksum.add(wire.crc32);
+                pages.push(wire);
             }
             if !pages.is_empty() {
                 batches.push(pb::PageBatch {

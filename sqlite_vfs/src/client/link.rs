@@ -68,6 +68,12 @@ impl Link {
             _ => 0,
         }
     }
+
+    /// The shortest round trip of late; zero as long as nothing is known.
+    pub fn round_trip(&self) -> Duration {
+        let shortest = self.0.lock().shortest;
+        shortest.map_or(Duration::ZERO, |(shortest, _)| shortest)
+    }
 }
 
 #[cfg(test)]
@@ -79,12 +85,13 @@ mod tests {
         let link = Link::default();
         let begin = Instant::now();
         let after = |ms| begin + Duration::from_millis(ms);
-        assert_eq!(link.product(), 0);
+        assert_eq!((link.product(), link.round_trip()), (0, Duration::ZERO));
         let calls: Vec<_> = (0..4).map(|_| link.sent(begin)).collect();
         for (call, ms) in calls.iter().zip([20, 21, 22, 23]) {
             link.arrived(call, 1_000_000, after(ms));
         }
         // Four megabytes in 23 ms, over a round trip of 20.
+        assert_eq!(link.round_trip(), Duration::from_millis(20));
         let product = link.product();
         assert!((3_400_000..3_600_000).contains(&product), "{product}");
     }

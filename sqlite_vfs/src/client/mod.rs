@@ -46,7 +46,7 @@ use way::{Server, Way};
 
 use crate::cache::PageCache;
 use crate::cache::disk::DiskCache;
-use crate::compression::Compression;
+use crate::compression::{Compression, Encodings};
 use crate::database::{Database, Looked};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
@@ -72,7 +72,7 @@ pub struct Core {
     /// As it was set.
     pub endpoint: Endpoint,
     way: Way,
-    /// Of pages from the server.
+    /// Of pages from the server and to it.
     compression: Compression,
     /// The session of this process with the endpoint.
     pub session: Session,
@@ -211,6 +211,16 @@ impl Client {
 }
 
 impl Core {
+    /// In what the server in use takes pages, and is to get them.
+    pub fn encodings(&self) -> Encodings {
+        match self.session.current_welcome() {
+            Some(welcome) if self.compression.is_wanted_with(self.server_in_use()) => {
+                welcome.encodings
+            }
+            _ => Encodings::NONE,
+        }
+    }
+
     /// The endpoint of the server in use.
     pub fn server_in_use(&self) -> &str {
         &self.way.server().endpoint

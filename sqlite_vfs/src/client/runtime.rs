@@ -81,8 +81,13 @@ impl Runtime {
         F: Future + Send,
         F::Output: Send,
     {
-        if tokio::runtime::Handle::try_current().is_ok() {
+        let can_enter = match tokio::runtime::Handle::try_current() {
             // SQLite is used on a thread of somebody's tokio runtime (rlib only: the loadable library has a tokio of its own).
+            Ok(_) => false,
+            // The thread is ending, as that of main() is in what a program does at its exit: a host may close its connections there.
+            Err(error) => !error.is_thread_local_destroyed(),
+        };
+        if !can_enter {
             // A runtime can't be entered there, so another thread does it.
             return std::thread::scope(|scope| {
                 match scope.spawn(|| self.shared.block_on(future)).join() {
@@ -271,6 +276,33 @@ mod tests {
         while runtime.shared.urgent.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }
+    }
+
+    /// Found by SQLite's own tests: a program that closed its last connection in a function of `atexit` had "The Tokio context
+    /// thread-local variable has been destroyed" and a backtrace on its standard error, and the server waited for the session to lapse.
+    #[test]
+    fn a_call_after_the_thread_s_locals_are_gone_is_no_panic() {
+        struct AtEnd(Arc<Runtime>, std::sync::mpsc::Sender<(bool, u32)>);
+        impl Drop for AtEnd {
+            fn drop(&mut self) {
+                let tokio_s = tokio::runtime::Handle::try_current();
+                let are_gone = tokio_s.is_err_and(|error| error.is_thread_local_destroyed());
+                let answer = self.0.block_on(async { 7 });
+                self.1.send((are_gone, answer)).unwrap();
+            }
+        }
+        thread_local! {
+            static AT_END: std::cell::RefCell<Option<AtEnd>> = const { std::cell::RefCell::new(None) };
+        }
+        let runtime = Arc::new(Runtime::start().unwrap());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // What is made first is dropped last.
+            AT_END.set(Some(AtEnd(Arc::clone(&runtime), sender)));
+            runtime.block_on(async {});
+        });
+        thread.join().unwrap();
+        assert_eq!(receiver.recv(), Ok((true, 7)));
     }
 
     #[test]

@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pagewire_proto::limits::BATCH_BYTES;
-use pagewire_proto::{DatabaseId, Invalid, PageNumber, PageSize, StagingId, pb};
+use pagewire_proto::status::Reason;
+use pagewire_proto::{DatabaseId, Invalid, Page, PageNumber, PageSize, StagingId, Version, pb};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::time::Instant;
 
 use super::counters::{COUNTERS, CallKind};
 use super::{Core, valid};
+use crate::compression::Encodings;
 use crate::error::CallError;
 
 /// Where the content of a page to be sent lies.
@@ -64,7 +66,32 @@ pub struct StagePages {
 
 impl Core {
     /// Sends one call. Without an answer some of the pages may have been staged, now or later.
+    ///
+    /// But for its encoding: where the server refuses that, the pages go again, raw. What it has taken of them already they replace.
     pub async fn stage_pages(&self, call: StagePages, deadline: Instant) -> Result<(), CallError> {
+        let call = Arc::new(call);
+        let lz4 = self.encodings().lz4;
+        let outcome = self.stage_pages_once(&call, lz4, deadline).await;
+        match outcome {
+            // A server that does not know an encoding calls it invalid.
+            Err(error)
+                if lz4
+                    && error.explicit
+                    && matches!(error.reason, Reason::EncodingRefused | Reason::Invalid) =>
+            {
+                COUNTERS.background(CallKind::Stage);
+                self.stage_pages_once(&call, false, deadline).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn stage_pages_once(
+        &self,
+        call: &Arc<StagePages>,
+        lz4: bool,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
         let count = call.pages.len() as u64;
         let header = pb::StagePagesHeader {
             session_id: self.session.id().to_wire(),
@@ -76,7 +103,8 @@ impl Core {
         let failure = Arc::new(Mutex::new(None));
         let messages = Messages {
             header: Some(header),
-            call,
+            call: Arc::clone(call),
+            encodings: Encodings { lz4, deltas: false },
             next: 0,
             failure: Arc::clone(&failure),
         };
@@ -112,7 +140,8 @@ impl Core {
 /// The messages of a call, made one by one as the network takes them.
 struct Messages {
     header: Option<pb::StagePagesHeader>,
-    call: StagePages,
+    call: Arc<StagePages>,
+    encodings: Encodings,
     next: usize,
     failure: Arc<Mutex<Option<std::io::Error>>>,
 }
@@ -134,13 +163,12 @@ impl Iterator for Messages {
                 }
             };
             bytes += content.len();
-            pages.push(pb::PageContent {
-                encoding: pb::PageEncoding::Raw.into(),
-                number: number.get(),
-                crc32: crc32fast::hash(&content),
+            let page = Page {
+                number: *number,
                 content,
-                version: 0,
-            });
+                version: Version::ZERO,
+            };
+            pages.push(self.encodings.encode(&page, || None));
             self.next += 1;
         }
         let header = self.header.take();

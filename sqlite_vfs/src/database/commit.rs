@@ -4,6 +4,7 @@
 //! sent --Committed--> applied
 //!  |  \--Conflict, LeaseLost, refused--> failed (nothing was applied)
 //!  |  \--StagingUnknown--> sent again with a new id, all pages in the call
+//!  |  \--EncodingRefused--> sent again with a new id, all pages raw
 //!  \--no answer--> in question --ResolveCommit--> applied | aborted | record gone
 //!                      |                              aborted, leases still ours: sent again with a new id
 //!                      \--deadline--> unsettled: the error says so; settled before anything else begins
@@ -21,6 +22,7 @@ use super::lease::WriterId;
 use super::state::Unsettled;
 use super::{Database, REOPEN_PAUSE, SLOWEST_TRANSFER, open_for_question, tokio_sleep};
 use crate::client::{CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled};
+use crate::compression::Encodings;
 use crate::error::{CallError, Error, Kind, Result};
 
 /// What one connection adds to a commit.
@@ -75,6 +77,11 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         parts: Arc::new(parts),
         epochs,
         with_stagings: true,
+        encodings: client.core.encodings(),
+        states: databases
+            .iter()
+            .map(|database| Arc::clone(&database.state))
+            .collect(),
     };
     for database in &databases {
         database.state.commit_begins();
@@ -142,6 +149,14 @@ fn settle_attempt(
             if error.reason == Reason::StagingUnknown && attempt.with_stagings {
                 // The server may drop a staging whenever it likes. Nothing was applied, and everything is here.
                 attempt.with_stagings = false;
+                attempt.id = new_id().map_err(Failure::NotApplied)?;
+                continue;
+            }
+            // A server that does not know an encoding calls it invalid.
+            let may_be_encoding = matches!(error.reason, Reason::EncodingRefused | Reason::Invalid);
+            if may_be_encoding && attempt.encodings != Encodings::NONE {
+                // Nothing was applied, and raw pages every server takes.
+                attempt.encodings = Encodings::NONE;
                 attempt.id = new_id().map_err(Failure::NotApplied)?;
                 continue;
             }
@@ -347,6 +362,7 @@ fn was_refused(error: &CallError) -> bool {
             | Reason::TagNotFound
             | Reason::NameTaken
             | Reason::StagingUnknown
+            | Reason::EncodingRefused
             | Reason::Invalid
             | Reason::Limit
             | Reason::Corrupt

@@ -18,6 +18,9 @@ pub struct Lookups {
     next_leaf: Option<NextLeaf>,
     table: Table,
     put_off: Vec<i64>,
+    /// So many of them were tried since the window began to be filled, and what one of those waits for.
+    tried: usize,
+    waits_for: Option<u32>,
 }
 
 /// A leaf of the index, and its parent, which has the entry between it and the leaf before.
@@ -46,6 +49,8 @@ impl Lookups {
             next_leaf: None,
             table,
             put_off: Vec::new(),
+            tried: 0,
+            waits_for: None,
         }
     }
 
@@ -63,23 +68,31 @@ impl Lookups {
         self.leaves.direction()
     }
 
+    /// A window begins to be filled: what rows were put off for may be here.
+    pub fn begin(&mut self) {
+        self.tried = 0;
+        self.waits_for = None;
+    }
+
     /// The next leaf of the table. Rows that were put off keep their place in a window that has room for so many more.
     pub fn next(&mut self, room: usize, pages: &impl Pages) -> Step {
-        let mut waits_for = None;
-        for index in 0..self.put_off.len() {
-            match self.table.leaf_of(self.put_off[index], pages) {
+        while let Some(rowid) = self.put_off.get(self.tried) {
+            match self.table.leaf_of(*rowid, pages) {
                 Ok(Some(page)) => {
-                    self.put_off.swap_remove(index);
+                    self.put_off.swap_remove(self.tried);
                     return Step::Page(page);
                 }
                 Ok(None) => {
-                    self.put_off.swap_remove(index);
+                    self.put_off.swap_remove(self.tried);
                     return Step::Also(self.table.top);
                 }
-                Err(needed) => waits_for = Some(needed),
+                Err(needed) => {
+                    self.waits_for = Some(needed);
+                    self.tried += 1;
+                }
             }
         }
-        if let Some(needed) = waits_for
+        if let Some(needed) = self.waits_for
             && self.put_off.len() >= room.min(MAX_PUT_OFF)
         {
             return Step::Needs(needed);
@@ -90,10 +103,12 @@ impl Lookups {
                 Ok(None) => Step::Also(self.table.top),
                 Err(needed) => {
                     self.put_off.push(rowid);
+                    self.tried = self.put_off.len();
+                    self.waits_for = Some(needed);
                     Step::Also(needed)
                 }
             },
-            Ok(None) => waits_for.map_or(Step::End, Step::Needs),
+            Ok(None) => self.waits_for.map_or(Step::End, Step::Needs),
             Err(needed) => Step::Needs(needed),
         }
     }

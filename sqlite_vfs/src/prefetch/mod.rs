@@ -17,10 +17,12 @@
 //! * **R1** Nothing here decides what SQLite reads: a wrong plan costs pages fetched for nothing, never a wrong answer.
 //! * **R2** Nothing is fetched ahead before two reads have shown a pattern, so that point reads fetch what they need.
 //! * **R3** A window grows only while its pages are read, at most by a factor of four at a time: what a stream has fetched for
-//!   nothing when it ends is at most four times what it was good for, plus its first window.
+//!   nothing when it ends is at most four times what it was good for, plus its first window. That one is larger the longer the way is: what
+//!   comes in the time of a round trip anyway ([`Pages::first_window`]).
 //! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, at least 1 MiB) and half of what may lie
 //!   ahead.
-//! * **R5** Work is bounded: a read plans at most two windows, and looks for a pattern in at most `MAX_INTERIOR` pages.
+//! * **R5** Work is bounded, whatever the pages say: a read plans at most two windows, looks into some pages for each page planned, and looks for a
+//!   pattern in at most `MAX_INTERIOR` pages.
 //! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
 
 #[cfg(not(fuzzing))]
@@ -44,7 +46,7 @@ use stream::Stream;
 
 /// Streams of a connection: cursors that SQLite moves in turn, as in a join.
 const MAX_STREAMS: usize = 8;
-/// First window of a stream, in pages.
+/// The least first window of a stream, in pages.
 const FIRST_WINDOW: usize = 4;
 /// Bytes that may come along with a page that is waited for; what is more comes by calls of its own.
 const ALONG_BYTES: usize = 128 << 10;
@@ -67,6 +69,8 @@ pub trait Pages {
     fn reserved(&self) -> u8;
     /// Largest window in bytes (R4).
     fn window_limit(&self) -> u64;
+    /// Bytes that cost no more than a wait for one page more does, R3.
+    fn first_window(&self) -> u64;
 }
 
 /// Which way a cursor goes.
@@ -149,7 +153,9 @@ impl Prefetcher {
                         .unwrap_or(0);
                     end(pages, vec![self.streams.remove(idlest)]);
                 }
-                let mut stream = Stream::new(plan, FIRST_WINDOW);
+                let first = pages.first_window().min(ALONG_BYTES as u64) as usize;
+                let first = (first / pages.page_bytes().max(1)).max(FIRST_WINDOW);
+                let mut stream = Stream::new(plan, first);
                 stream.fill(pages, &mut wanted);
                 self.streams.push(stream);
             }

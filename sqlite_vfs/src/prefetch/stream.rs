@@ -1,6 +1,9 @@
 //! One stream of pages: a plan, the pages of it that were not read yet, and how many those may be.
 
+use std::cell::Cell;
 use std::collections::{HashSet, VecDeque};
+
+use bytes::Bytes;
 
 use super::chains::Chains;
 use super::lookups::Lookups;
@@ -18,6 +21,10 @@ const SLACK: usize = 64;
 /// megabytes. A page that no other stream foresaw either counts for more.
 const PATIENCE: u32 = 4096;
 const MISS_WEIGHT: u32 = 64;
+
+/// How often a plan looks into pages while a window is filled (R5): for each page that it gives, and besides, for rows that were put off.
+const LOOKS_OF_A_PAGE: usize = 8;
+const LOOKS: usize = 1536;
 
 /// Where the pages of a stream come from.
 #[derive(Debug)]
@@ -54,11 +61,15 @@ impl Plan {
         }
     }
 
-    /// Pages that it gave and that have turned out not to be what comes.
-    fn taken_back(&mut self, pages: &impl Pages) -> Vec<u32> {
+    /// A window begins to be filled. Returns pages that it gave and that have turned out not to be what comes.
+    fn begin(&mut self, pages: &impl Pages) -> Vec<u32> {
         match self {
             Self::Chains(chains) => chains.check(pages),
-            Self::Walk(_) | Self::Lookups(_) | Self::Run(_) => Vec::new(),
+            Self::Lookups(lookups) => {
+                lookups.begin();
+                Vec::new()
+            }
+            Self::Walk(_) | Self::Run(_) => Vec::new(),
         }
     }
 
@@ -86,6 +97,7 @@ impl Plan {
 pub struct Stream {
     /// What comes.
     pub plan: Plan,
+    first_window: usize,
     window: usize,
     /// Pages read, altogether and since the window grew.
     read_so_far: usize,
@@ -106,6 +118,7 @@ impl Stream {
     pub fn new(plan: Plan, window: usize) -> Self {
         Self {
             plan,
+            first_window: window,
             window,
             read_so_far: 0,
             confirmed: 0,
@@ -194,7 +207,7 @@ impl Stream {
     /// R3, R4.
     fn grow(&mut self, pages: &impl Pages) {
         let most = (pages.window_limit() / pages.page_bytes().max(1) as u64) as usize;
-        let earned = super::FIRST_WINDOW
+        let earned = self.first_window
             + self
                 .read_so_far
                 .saturating_sub(self.passed)
@@ -206,8 +219,12 @@ impl Stream {
 
     /// Plans up to the window (R5).
     pub fn fill(&mut self, pages: &impl Pages, wanted: &mut Vec<u32>) {
+        let pages = &Bounded {
+            pages,
+            looks: Cell::new(LOOKS_OF_A_PAGE * self.window + LOOKS),
+        };
         let last = pages.page_count();
-        let mut taken_back = self.plan.taken_back(pages);
+        let mut taken_back = self.plan.begin(pages);
         taken_back.retain(|page| self.unread.remove(page));
         if !taken_back.is_empty() {
             pages.abandon(taken_back);
@@ -297,5 +314,51 @@ impl Stream {
     /// What was planned and not read.
     pub fn unread(self) -> Vec<u32> {
         self.unread.into_iter().chain(self.beside).collect()
+    }
+}
+
+/// Pages that can be looked into so many times and are not here any more after that: a plan waits for what is not here, and goes on when the
+/// window is filled again. Pages that name one another over and over would keep it busy for ever.
+struct Bounded<'a, P> {
+    pages: &'a P,
+    looks: Cell<usize>,
+}
+
+impl<P: Pages> Pages for Bounded<'_, P> {
+    fn content(&self, page: u32) -> Option<Bytes> {
+        self.looks.set(self.looks.get().checked_sub(1)?);
+        self.pages.content(page)
+    }
+
+    fn is_known(&self, page: u32) -> bool {
+        self.pages.is_known(page)
+    }
+
+    fn request(&self, pages: Vec<u32>) {
+        self.pages.request(pages);
+    }
+
+    fn abandon(&self, pages: Vec<u32>) {
+        self.pages.abandon(pages);
+    }
+
+    fn page_count(&self) -> u32 {
+        self.pages.page_count()
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.pages.page_bytes()
+    }
+
+    fn reserved(&self) -> u8 {
+        self.pages.reserved()
+    }
+
+    fn window_limit(&self) -> u64 {
+        self.pages.window_limit()
+    }
+
+    fn first_window(&self) -> u64 {
+        self.pages.first_window()
     }
 }

@@ -18,6 +18,10 @@ struct File {
     calls: Cell<usize>,
     fetched: Cell<usize>,
     abandoned: Cell<usize>,
+    /// In pages.
+    first_window: Cell<usize>,
+    /// At the contents of pages.
+    looks: Cell<usize>,
 }
 
 impl File {
@@ -36,14 +40,19 @@ impl File {
             .unwrap()
             .map(Result::unwrap)
             .collect();
-        let file = Self {
-            bytes: std::fs::read(&path).unwrap(),
+        (Self::of(std::fs::read(&path).unwrap()), roots)
+    }
+
+    fn of(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
             here: RefCell::default(),
             calls: Cell::new(0),
             fetched: Cell::new(0),
             abandoned: Cell::new(0),
-        };
-        (file, roots)
+            first_window: Cell::new(0),
+            looks: Cell::new(0),
+        }
     }
 
     fn page(&self, number: u32) -> &[u8] {
@@ -102,6 +111,7 @@ impl File {
 
 impl Pages for File {
     fn content(&self, page: u32) -> Option<Bytes> {
+        self.looks.set(self.looks.get() + 1);
         self.is_known(page)
             .then(|| Bytes::copy_from_slice(self.page(page)))
     }
@@ -132,6 +142,10 @@ impl Pages for File {
 
     fn window_limit(&self) -> u64 {
         64 * PAGE as u64
+    }
+
+    fn first_window(&self) -> u64 {
+        self.first_window.get() as u64 * PAGE as u64
     }
 }
 
@@ -211,16 +225,37 @@ fn r2_point_reads_fetch_nothing_ahead() {
 }
 
 #[test]
+fn over_a_long_way_a_scan_begins_with_more() {
+    let (file, roots) = File::new(ROWS);
+    let mut order = Vec::new();
+    file.scan(roots[0].1, false, false, &mut order);
+    // The path to the first leaf, and the second leaf, with which the first window comes, and the interior page behind theirs.
+    let fetched = [0, 32].map(|first| {
+        file.first_window.set(first);
+        file.here.borrow_mut().clear();
+        file.fetched.set(0);
+        file.read(&mut Prefetcher::default(), &order[..4]);
+        file.fetched.get()
+    });
+    assert_eq!(fetched, [5 + super::FIRST_WINDOW, 5 + 32]);
+}
+
+#[test]
 fn r3_a_scan_that_breaks_off_wastes_at_most_four_times_what_it_read() {
     let (file, roots) = File::new(ROWS);
     let mut order = Vec::new();
     file.scan(roots[0].1, false, false, &mut order);
-    for length in [4, 5, 6, 8, 12, 20, 40, 100, 400] {
+    let lengths = [4, 5, 6, 8, 12, 20, 40, 100, 400];
+    for (first, length) in [4, 32]
+        .into_iter()
+        .flat_map(|first| lengths.map(|length| (first, length)))
+    {
+        file.first_window.set(first);
         file.here.borrow_mut().clear();
         file.fetched.set(0);
         let mut prefetcher = Prefetcher::default();
         file.read(&mut prefetcher, &order[..length]);
-        let most = length + (super::FIRST_WINDOW + 4 * length).min(64) + 2;
+        let most = length + (first + 4 * length).min(64) + 2;
         assert!(
             file.fetched.get() <= most,
             "{length}: {}",
@@ -326,5 +361,53 @@ fn r5_damaged_pages_are_planned_with_bounded_work_and_within_the_file() {
         file.fetched.set(0);
         file.read(&mut Prefetcher::default(), &order);
         assert!(file.fetched.get() <= file.page_count() as usize);
+    }
+}
+
+/// An interior page of a table with these children; those behind the first ones may all be the same page, named by one cell.
+fn interior(first: &[u32], many: u32, count: usize) -> Vec<u8> {
+    let mut page = vec![0; PAGE];
+    let cells = first.len() + count;
+    page[0] = 5;
+    page[3..5].copy_from_slice(&u16::try_from(cells).unwrap().to_be_bytes());
+    page[8..12].copy_from_slice(&many.to_be_bytes());
+    let named = first
+        .iter()
+        .copied()
+        .chain(std::iter::repeat_n(many, count));
+    for (index, child) in named.enumerate() {
+        let place = PAGE - 5 * (index.min(first.len()) + 1);
+        page[place..place + 4].copy_from_slice(&child.to_be_bytes());
+        page[12 + 2 * index..14 + 2 * index]
+            .copy_from_slice(&u16::try_from(place).unwrap().to_be_bytes());
+    }
+    page
+}
+
+#[test]
+fn r5_work_is_bounded_where_pages_name_the_same_pages_over_and_over() {
+    const MANY: usize = 150;
+    let leaf = {
+        let mut page = vec![0; PAGE];
+        page[0] = 13;
+        page
+    };
+    // 2 > 3 > 4 > 5 > leaves 9 to 12, and beside each the same page many times: 6 at the level of 3, made of 7, made of 8, a leaf where
+    // there should be interior pages.
+    let mut pages = vec![leaf.clone(); 12];
+    pages[1] = interior(&[3], 6, MANY);
+    pages[2] = interior(&[4], 7, MANY);
+    pages[3] = interior(&[5], 8, MANY);
+    pages[4] = interior(&[9, 10, 11], 12, 0);
+    pages[5] = interior(&[], 7, MANY);
+    pages[6] = interior(&[], 8, MANY);
+    let file = File::of(pages.concat());
+    file.here.borrow_mut().extend([6, 7, 8]);
+    let mut prefetcher = Prefetcher::default();
+    for page in [2, 3, 4, 5, 9, 10, 11, 12, 9] {
+        let before = file.looks.get();
+        file.read(&mut prefetcher, &[page]);
+        let looks = file.looks.get() - before;
+        assert!(looks < 2000, "{looks} for page {page}");
     }
 }

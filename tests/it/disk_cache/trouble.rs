@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Mutex;
 
 use pagewire_tests::connection::{number, open_uri, register, uri};
+use pagewire_tests::process::Guest;
 use pagewire_tests::server::PageServer;
 
 use super::{ALL, CacheDir, NAME, count, end, fill, guest, open, status, trips};
@@ -230,4 +231,76 @@ fn q8_its_files_are_for_their_owner_alone() {
     open(&mut off, &server, &[]);
     assert_eq!(off.ok("main", "SELECT count(*) FROM t"), ["5000"]);
     assert!(status(&mut off, "disk_cache").starts_with("off: others may write"));
+}
+
+/// Commands that become a program for which no more than a MiB can be written into the folder.
+fn small_disks(folder: &str) -> Vec<Vec<String>> {
+    let command = |script: &str| {
+        let words = ["sh", "-c", script, folder];
+        words.map(str::to_owned).to_vec()
+    };
+    // No file may be larger: EFBIG.
+    let mut disks = vec![command("trap '' XFSZ; ulimit -f 2048; exec \"$@\"")];
+    // A file system of its own: ENOSPC. Where a user may have none, the other one has to do.
+    let mut own = vec!["unshare".to_owned(), "-Urm".to_owned()];
+    own.extend(command(
+        "mount -t tmpfs -o size=1m,mode=0700 tmpfs \"$0\" && exec \"$@\"",
+    ));
+    let may = std::process::Command::new("unshare")
+        .args(["-Urm", "true"])
+        .status();
+    if may.is_ok_and(|status| status.success()) {
+        disks.push(own);
+    }
+    disks
+}
+
+#[test]
+fn q6_a_full_disk_is_no_failure_and_what_was_there_before_is_used() {
+    let server = PageServer::versioned();
+    let mut maker = guest(&[]);
+    open(&mut maker, &server, &[]);
+    fill(&mut maker, 20_000);
+    let mut truth = maker.ok("main", ALL);
+    end(maker);
+    let folder = CacheDir::new();
+    let path = folder.path();
+    let path = path
+        .parent()
+        .and_then(|path| path.to_str())
+        .expect("a path");
+    for (turn, disk) in small_disks(path).into_iter().enumerate() {
+        let under: Vec<&str> = disk.iter().map(String::as_str).collect();
+        let cache = folder.path();
+        // Files are sparse: the limit is above all that they will have, and only the disk is small.
+        let settings = [
+            ("PAGEWIRE_CACHE_DIR", cache.to_str().expect("a path")),
+            ("PAGEWIRE_CACHE_DIR_BYTES", "1073741824"),
+            ("PAGEWIRE_CACHE_BYTES", "500000"),
+        ];
+        let mut full = Guest::start_under(&under, &settings);
+        full.open("probe", ":memory:").expect("open");
+        for round in 0..2 {
+            open(&mut full, &server, &[]);
+            assert_eq!(full.ok("main", ALL), truth, "disk {turn}, round {round}");
+            // Small: what a large one spills into a local file would be refused too.
+            let change = format!("UPDATE t SET v = v || {turn} WHERE i = 1000 + {round}");
+            full.ok("main", &change);
+            truth = full.ok("main", ALL);
+            let mut other = guest(&[]);
+            open(&mut other, &server, &["mode=ro"]);
+            assert_eq!(other.ok("main", ALL), truth, "disk {turn}, round {round}");
+            end(other);
+            let (state, hits) = (
+                status(&mut full, "disk_cache"),
+                count(&mut full, "disk_hits"),
+            );
+            println!("disk {turn}, round {round}: {state}, {hits} hits");
+            assert!(round == 0 || hits > 0, "nothing came from the files");
+            assert!(turn == 0 || state.contains("os error 28"), "{state}");
+            full.close("main").expect("close");
+        }
+        drop(full);
+        let _ = fs::remove_dir_all(&cache);
+    }
 }

@@ -27,7 +27,7 @@ pub fn switch_off(defect: Option<Defect>) {
     #[cfg(feature = "defects")]
     pagewire_server::defects::switch_off(match defect {
         Some(Defect::Fencing) => Some(pagewire_server::defects::Defect::Barriers),
-        Some(Defect::PrepareAcks) => Some(pagewire_server::defects::Defect::PrepareAnswers),
+        Some(Defect::InvalidationWait) => Some(pagewire_server::defects::Defect::PrepareAnswers),
         _ => None,
     });
     #[cfg(not(feature = "defects"))]
@@ -45,7 +45,7 @@ impl Defective {
                     epochs: Mutex::default(),
                 })
             }
-            Some(Defect::Fencing | Defect::PrepareAcks) | None => inner,
+            Some(Defect::Fencing | Defect::InvalidationWait) | None => inner,
         }
     }
 
@@ -100,7 +100,7 @@ impl Layer for Defective {
             {
                 return self.commit_in_two(commit).await;
             }
-            Defect::StagingFlip | Defect::Fencing | Defect::PrepareAcks => {}
+            Defect::StagingFlip | Defect::Fencing | Defect::InvalidationWait => {}
         }
         self.inner.commit(commit).await
     }

@@ -13,6 +13,7 @@ mod history;
 mod machine;
 mod nemesis;
 mod net;
+mod older;
 mod plan;
 mod random;
 mod server;

@@ -112,7 +112,11 @@ fn one_fault(world: &mut World) {
                 });
             });
         }
-        72..80 if plan.store == Store::Shadow => {
+        72..74 if plan.store == Store::Shadow => {
+            machine::trace(format_args!("p{} is asked to stop", world.servers[node]));
+            server::ask_to_stop(world.servers[node], node, long);
+        }
+        74..80 if plan.store == Store::Shadow => {
             let machine_too = random.percent(50);
             kill(world.servers[node], machine_too);
             machine::at(machine::now() + long, move || {
@@ -146,6 +150,19 @@ fn one_fault(world: &mut World) {
     }
 }
 
+/// A server has done what it was asked; another one takes its place.
+pub fn server_ended(process: ProcessId, node: usize, pause: u64) {
+    kill(process, false);
+    machine::at(machine::now() + pause, move || {
+        with(|world| {
+            if world.servers[node] == process {
+                let calm = plan::phase() != Phase::Faults;
+                world.servers[node] = server::start(node, &mut world.random, calm);
+            }
+        });
+    });
+}
+
 fn kill(process: ProcessId, machine_too: bool) {
     if machine::is_alive(process) {
         machine::trace(format_args!(
@@ -162,18 +179,21 @@ fn watch() {
     let now = machine::now();
     match plan::phase() {
         Phase::Faults if plan::steps() >= plan.steps || now > LONGEST_STORM => calm(),
-        Phase::Calm if plan::clients_done() >= plan.clients => plan::set_phase(Phase::Over),
-        Phase::Over if plan::count_end(0) >= plan.clients => {
+        Phase::Calm if plan::clients_done() >= plan.client_threads() => {
+            plan::set_phase(Phase::Over)
+        }
+        Phase::Over if plan::count_end(0) >= plan.client_threads() => {
             machine::at(now, crate::last_look);
             return;
         }
         Phase::Calm | Phase::Over => {
             let since = with(|world| world.calm_since).flatten().unwrap_or(now);
-            if now - since > client::CALM_WITHIN_NS {
-                let missing = plan.clients - plan::clients_done().min(plan.clients);
-                let left = plan.clients - plan::count_end(0);
+            if now - since > client::calm_within_ns(plan) {
+                let threads = plan.client_threads();
+                let missing = threads - plan::clients_done().min(threads);
+                let left = threads - plan::count_end(0);
                 crate::history::violation(format!(
-                    "{missing} clients do not get on in the calm, {left} do not end"
+                    "{missing} threads of clients do not get on in the calm, {left} do not end"
                 ));
                 plan::set_phase(Phase::Over);
                 machine::at(now, crate::last_look);

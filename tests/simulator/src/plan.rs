@@ -44,8 +44,8 @@ pub enum Defect {
     EpochCheck,
     /// The store does not know which commits it has seen.
     CommitIds,
-    /// A commit does not wait for the subscribers' answers.
-    PrepareAcks,
+    /// A commit does not wait for the answers of those that it warns (S2).
+    InvalidationWait,
     /// What was staged and what came with the commit become visible one after the other.
     StagingFlip,
 }
@@ -63,6 +63,8 @@ pub struct Plan {
     pub servers: usize,
     /// Client processes at a time.
     pub clients: usize,
+    /// Threads of each of them, which have connections of their own.
+    pub threads: usize,
     /// Databases.
     pub databases: usize,
     /// Lists in each.
@@ -79,6 +81,8 @@ pub struct Plan {
     pub drift_ppm: u64,
     /// Of a hundred calls of the medium, those that go wrong in each way.
     pub weather_percent: u64,
+    /// Of a hundred servers that start, those of an older release, without the calls that are optional.
+    pub older_percent: u64,
     /// What is switched off.
     pub defect: Option<Defect>,
 }
@@ -107,6 +111,8 @@ impl Plan {
             Store::Shadow if random.percent(30) => 2,
             Store::Shadow | Store::Memory | Store::Versioned => 1,
         };
+        // Drawn beside the others, so that these stay what they were.
+        let mut later = Random::new(seed ^ 0x7d3e);
         let ttl_ms = *random.one_of(&[300, 500, 1000, 2000]);
         Self {
             seed,
@@ -115,6 +121,8 @@ impl Plan {
             servers,
             clients: usize::try_from(random.between(1, 4)).unwrap_or(1),
             databases: usize::try_from(random.between(1, 2)).unwrap_or(1),
+            threads: *later.one_of(&[1, 1, 2]),
+            older_percent: *later.one_of(&[0, 0, 40]),
             lists: random.between(1, 5),
             ttl_ms,
             timeout_ms: random.between(ttl_ms, 3 * ttl_ms),
@@ -124,6 +132,13 @@ impl Plan {
             weather_percent: *random.one_of(&[0, 0, 1, 3]),
             defect,
         }
+    }
+}
+
+impl Plan {
+    /// Threads of clients at a time.
+    pub fn client_threads(&self) -> usize {
+        self.clients * self.threads
     }
 }
 
@@ -180,13 +195,13 @@ pub fn steps() -> u64 {
     STEPS.load(Ordering::SeqCst)
 }
 
-/// A client has ended; clients that have ended.
+/// A thread of a client has ended; those that have ended.
 pub fn count_end(more: usize) -> usize {
     static ENDED: AtomicUsize = AtomicUsize::new(0);
     ENDED.fetch_add(more, Ordering::SeqCst) + more
 }
 
-/// A client has done what it had to do in the calm.
+/// A thread of a client has done what it had to do in the calm.
 pub fn client_is_done() {
     RUNNING.fetch_add(1, Ordering::SeqCst);
 }

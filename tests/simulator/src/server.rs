@@ -1,5 +1,6 @@
 //! Server processes over the store of the simulation, which may outlive them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +13,34 @@ use pagewire_shadow::testing::{Medium, TestKeyValue, Weather};
 use pagewire_shadow::{KeyValue, KeyValueError, ShadowOptions, ShadowStore, Swap, Tag, Value};
 use pagewire_versioned_memory::VersionedMemoryStore;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::defect::Defective;
 use crate::machine::{self, ProcessId};
+use crate::nemesis;
 use crate::net;
+use crate::older::Older;
 use crate::plan::{self, Store};
 use crate::random::Random;
 
 static MEDIUM: Mutex<Option<Arc<Medium>>> = Mutex::new(None);
+
+/// Those that may be asked to stop, and what follows: the node, and how long until the next one starts.
+static STOPS: Mutex<BTreeMap<ProcessId, Arc<Stop>>> = Mutex::new(BTreeMap::new());
+
+#[derive(Default)]
+struct Stop {
+    asked: Notify,
+    then: Mutex<Option<(usize, u64)>>,
+}
+
+/// The operator stops a server in order, and starts another one at the node so many nanoseconds after it has ended.
+pub fn ask_to_stop(process: ProcessId, node: usize, pause: u64) {
+    if let Some(stop) = STOPS.lock().get(&process) {
+        *stop.then.lock() = Some((node, pause));
+        stop.asked.notify_one();
+    }
+}
 
 /// What survives all processes.
 fn medium() -> Arc<Medium> {
@@ -33,12 +54,19 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
     let process = machine::new_process(random, drift - i64::try_from(plan.drift_ppm).unwrap_or(0));
     net::server_starts(process, node);
     let seed = random.next();
-    machine::trace(format_args!("server {node} starts as p{process}"));
-    machine::spawn(process, "server", move || serve(node, seed, calm));
+    let older = random.percent(plan.older_percent);
+    machine::trace(format_args!(
+        "server {node} starts as p{process}, older: {older}"
+    ));
+    let stop = Arc::new(Stop::default());
+    STOPS.lock().insert(process, Arc::clone(&stop));
+    machine::spawn(process, "server", move || {
+        serve(node, seed, calm, older, &stop)
+    });
     process
 }
 
-fn serve(node: usize, seed: u64, calm: bool) {
+fn serve(node: usize, seed: u64, calm: bool, older: bool, stop: &Arc<Stop>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -48,7 +76,7 @@ fn serve(node: usize, seed: u64, calm: bool) {
     };
     runtime.block_on(async {
         let server = loop {
-            match build(seed, calm).await {
+            match build(seed, calm, older).await {
                 Ok(server) => break server,
                 // The operator starts it again.
                 Err(error) => {
@@ -57,6 +85,7 @@ fn serve(node: usize, seed: u64, calm: bool) {
                 }
             }
         };
+        tokio::spawn(stop_when_asked(server.clone(), Arc::clone(stop)));
         loop {
             let socket = net::accept(node).await;
             tokio::spawn(server.clone().serve_stream(socket));
@@ -64,7 +93,17 @@ fn serve(node: usize, seed: u64, calm: bool) {
     });
 }
 
-async fn build(seed: u64, calm: bool) -> anyhow::Result<Server> {
+async fn stop_when_asked(server: Server, stop: Arc<Stop>) {
+    stop.asked.notified().await;
+    let Some((node, pause)) = stop.then.lock().take() else {
+        return;
+    };
+    let ended = server.close().await;
+    machine::trace(format_args!("server {node} has ended: {ended:?}"));
+    nemesis::server_ended(machine::process(), node, pause);
+}
+
+async fn build(seed: u64, calm: bool, older: bool) -> anyhow::Result<Server> {
     let plan = plan::get();
     let store: Arc<dyn PageStore> = match plan.store {
         Store::Memory => Arc::new(MemoryStore::new()?),
@@ -90,9 +129,10 @@ async fn build(seed: u64, calm: bool) -> anyhow::Result<Server> {
             Arc::new(ShadowStore::open_with(Arc::new(disk), options).await?)
         }
     };
-    let store = Defective::around(store, plan.defect);
+    let store = Older::around(Defective::around(store, plan.defect), older);
     let settings = Settings {
         lease_ttl: Duration::from_millis(plan.ttl_ms),
+        grace: Duration::from_millis(plan.ttl_ms),
         ..Settings::default()
     };
     Ok(Server::builder(store).settings(settings).build().await?)

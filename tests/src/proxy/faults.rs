@@ -51,6 +51,63 @@ pub enum Fault {
     Empty,
 }
 
+/// What passes in commits, and what is done to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Commits {
+    /// Commits that came with their first message.
+    pub calls: u64,
+    /// Their raw pages.
+    pub raw: u64,
+    /// Their pages in LZ4.
+    pub lz4: u64,
+    /// Their pages as deltas.
+    pub deltas: u64,
+    /// Welcome names no capability: what a server says that is older, or does without.
+    pub has_no_capabilities: bool,
+    /// A delta is passed on as that of another base.
+    pub spoils_deltas: bool,
+}
+
+impl Commits {
+    pub(super) fn see(&mut self, message: &mut pb::CommitRequest) {
+        self.calls += u64::from(message.header.is_some());
+        for page in message
+            .batches
+            .iter_mut()
+            .flat_map(|batch| &mut batch.pages)
+        {
+            match page.encoding() {
+                pb::PageEncoding::Raw => self.raw += 1,
+                pb::PageEncoding::Lz4 => self.lz4 += 1,
+                pb::PageEncoding::Delta => self.deltas += 1,
+            }
+            if self.spoils_deltas && page.encoding() == pb::PageEncoding::Delta {
+                // All of it a copy of the base: never the page, which differs from that.
+                page.content = copy_of_base();
+            }
+        }
+    }
+
+    pub(super) fn see_answer(&self, answer: &mut pb::SessionResponse) {
+        use pb::session_response::Message;
+        if let Some(Message::Welcome(welcome)) = &mut answer.message
+            && self.has_no_capabilities
+        {
+            welcome.capabilities.clear();
+        }
+    }
+}
+
+/// A page of 4096 bytes that repeats its base: a match as far back as a page is long, and five literals.
+fn copy_of_base() -> bytes::Bytes {
+    let mut block = vec![0x0f, 0, 16];
+    let rest: usize = 4096 - 5 - 19;
+    block.extend(vec![255; rest / 255]);
+    block.push((rest % 255) as u8);
+    block.extend([0x50, 0, 0, 0, 0, 0]);
+    block.into()
+}
+
 /// What happens to the news of subscriptions on all session streams, until it is set anew. Their order stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct News {

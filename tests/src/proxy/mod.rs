@@ -17,7 +17,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Endpoint, Server};
 
-pub use faults::{Call, Fault, Lost, News};
+pub use faults::{Call, Commits, Fault, Lost, News};
 use relay::CallRelay;
 
 const MESSAGE_BYTES: usize = 64 << 20;
@@ -32,6 +32,7 @@ pub struct Proxy {
     gate: watch::Sender<bool>,
     news: Arc<Mutex<News>>,
     cuts: watch::Sender<u64>,
+    commits: Arc<Mutex<Commits>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -59,6 +60,7 @@ impl Proxy {
         let (gate, open) = watch::channel(true);
         let news = Arc::new(Mutex::new(News::default()));
         let (cuts, cut) = watch::channel(0);
+        let commits = Arc::default();
         let relay = CallRelay {
             channel,
             faults: Arc::clone(&faults),
@@ -67,6 +69,7 @@ impl Proxy {
             open,
             news: Arc::clone(&news),
             cut,
+            commits: Arc::clone(&commits),
         };
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
@@ -88,6 +91,7 @@ impl Proxy {
             gate,
             news,
             cuts,
+            commits,
             runtime: Some(runtime),
         }
     }
@@ -144,6 +148,19 @@ impl Proxy {
     /// Breaks every session stream that there is, in both directions. What was under way is lost.
     pub fn cut_sessions(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// What became of the pages of commits since this was asked last.
+    pub fn take_commits(&self) -> Commits {
+        let mut commits = self.commits.lock().expect("commits");
+        let before = *commits;
+        (commits.calls, commits.raw, commits.lz4, commits.deltas) = (0, 0, 0, 0);
+        before
+    }
+
+    /// Sets what it does to commits.
+    pub fn set_commits(&self, change: impl FnOnce(&mut Commits)) {
+        change(&mut self.commits.lock().expect("commits"));
     }
 
     /// Ends a black-out.

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MESSAGE_BYTES;
-use super::faults::{Call, Fault, Lost, News};
+use super::faults::{Call, Commits, Fault, Lost, News};
 
 /// See the file's header.
 #[derive(Clone)]
@@ -25,6 +25,7 @@ pub(super) struct CallRelay {
     pub(super) open: watch::Receiver<bool>,
     pub(super) news: Arc<Mutex<News>>,
     pub(super) cut: watch::Receiver<u64>,
+    pub(super) commits: Arc<Mutex<Commits>>,
 }
 
 fn broken() -> Status {
@@ -235,7 +236,10 @@ impl PageService for CallRelay {
                     () = down.closed() => None,
                     _ = cut.changed() => None,
                 };
-                let Some(answer) = answer else { return };
+                let Some(mut answer) = answer else { return };
+                if let Ok(answer) = &mut answer {
+                    relay.commits.lock().expect("commits").see_answer(answer);
+                }
                 passes(open.clone()).await;
                 let is_lost = answer
                     .as_ref()
@@ -301,7 +305,10 @@ impl PageService for CallRelay {
         &self,
         request: Request<Streaming<pb::CommitRequest>>,
     ) -> Result<Response<pb::CommitResponse>, Status> {
-        let messages = collect(request.into_inner()).await?;
+        let mut messages = collect(request.into_inner()).await?;
+        for message in &mut messages {
+            self.commits.lock().expect("commits").see(message);
+        }
         let mut client = self.client();
         let forward = async move { client.commit(tokio_stream::iter(messages)).await };
         self.relay(Call::Commit, forward, leave).await
@@ -327,7 +334,10 @@ impl PageService for CallRelay {
                     message = inbound.next() => message,
                     () = down.closed() => None,
                 };
-                let Some(Ok(message)) = message else { return };
+                let Some(Ok(mut message)) = message else {
+                    return;
+                };
+                relay.commits.lock().expect("commits").see(&mut message);
                 let (up, answers, begin) = (up.clone(), Arc::clone(&answers), upstream.take());
                 let mut client = relay.client();
                 let forward = async move {

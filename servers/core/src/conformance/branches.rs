@@ -102,6 +102,17 @@ pub(super) async fn v04(context: Context<'_>) -> Outcome {
         (5, w(20, 1)),
     ];
     bench.expect(inner, 1, &inner_pages).await?;
+    // The call that made it comes once more, or one that looks like it: its id has had versions.
+    let name = bench.name("branch")?;
+    let first = version(1);
+    let again = bench.store.branch(inner.id, &first, branch.id, &name).await;
+    ensure!(
+        matches!(again, Err(StoreError::NameTaken(_))),
+        "a branch took the id of a removed one: {again:?}"
+    );
+    ensure_not_found("lookup", bench.store.lookup(&name, false).await)?;
+    ensure_not_found("head", bench.store.head(branch.id).await)?;
+    bench.expect(inner, 1, &inner_pages).await?;
     Ok(Verdict::Kept)
 }
 

@@ -26,7 +26,7 @@ impl Hub {
         let mut arrivals = self.arrivals.subscribe();
         let deadline = Instant::now() + HELLO_WAIT;
         loop {
-            if let Some(session) = self.live_session(id) {
+            if let Some(session) = self.calling_session(id) {
                 return Ok(session);
             }
             if !matches!(
@@ -49,15 +49,20 @@ impl Hub {
             .then_some(session)
     }
 
-    /// The session to which a Hello belongs: the one that lives, or a new one, which has what `prepare` gives it before any call finds it.
+    /// The session, if it can act now and its calls are answered: not before its first Welcome.
+    pub(crate) fn calling_session(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.live_session(id)
+            .filter(|session| session.state.lock().has_begun())
+    }
+
+    /// The session to which a Hello belongs: the one that lives, or a new one, which no call finds before its first stream.
     pub(crate) fn session_for_hello(
         self: &Arc<Self>,
         id: SessionId,
-        prepare: impl FnOnce(&Arc<Session>),
-    ) -> Result<(Arc<Session>, bool), Status> {
+    ) -> Result<Arc<Session>, Status> {
         let now = Instant::now();
         if let Some(session) = self.live_session(id) {
-            return Ok((session, true));
+            return Ok(session);
         }
         let lapsed = self.sessions.lock().get(&id).cloned();
         if let Some(lapsed) = lapsed {
@@ -67,15 +72,9 @@ impl Hub {
             return Err(status::draining());
         }
         let session = Arc::new(Session::new(id, now));
-        prepare(&session);
-        let known = self.insert_session(&session);
-        if !matches!(known, Ok(None)) {
-            // What it was given goes to others.
-            self.end_session(&session, End::Goodbye);
-        }
-        Ok(match known? {
-            Some(known) => (known, true),
-            None => (session, false),
+        Ok(match self.insert_session(&session)? {
+            Some(known) => known,
+            None => session,
         })
     }
 

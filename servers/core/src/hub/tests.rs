@@ -8,6 +8,7 @@ use pagewire_proto::{
 };
 
 use super::*;
+use crate::arrival::is_next;
 use crate::lease::Request;
 use crate::store::{
     Capabilities, Commit, CommitOutcome, DatabaseEntry, PageWrite, Resolution, Resolve, StoredPage,
@@ -139,7 +140,7 @@ fn missing(session: &Session) -> Option<&'static str> {
 async fn a_close_takes_nothing_of_an_open_that_comes_meanwhile() {
     let hub = hub();
     let id = SessionId::random().unwrap();
-    let (session, _) = hub.session_for_hello(id, |_| {}).unwrap();
+    let session = hub.session_for_hello(id).unwrap();
     let runtime = tokio::runtime::Handle::current();
     open_and_take(&hub, &session, 1);
     let database = session.open(DATABASE).unwrap().database;
@@ -175,7 +176,7 @@ async fn the_end_of_a_session_takes_nothing_of_the_next_one_with_its_id() {
     let id = SessionId::random().unwrap();
     let runtime = tokio::runtime::Handle::current();
     let start = Barrier::new(2);
-    let old = Mutex::new(hub.session_for_hello(id, |_| {}).unwrap().0);
+    let old = Mutex::new(hub.session_for_hello(id).unwrap());
     open_and_take(&hub, &old.lock(), 1);
     let mut found = Vec::new();
     std::thread::scope(|scope| {
@@ -192,8 +193,8 @@ async fn the_end_of_a_session_takes_nothing_of_the_next_one_with_its_id() {
         for round in 1..ROUNDS {
             start.wait();
             let session = loop {
-                let (session, resumed) = hub.session_for_hello(id, |_| {}).unwrap();
-                if !resumed {
+                let session = hub.session_for_hello(id).unwrap();
+                if !Arc::ptr_eq(&session, &old.lock()) {
                     break session;
                 }
             };
@@ -205,4 +206,29 @@ async fn the_end_of_a_session_takes_nothing_of_the_next_one_with_its_id() {
         }
     });
     assert_eq!(found, []);
+}
+
+/// Two Hellos of a session are handled by two tasks: what the store said to the older one is nothing to the session once the newer one is here.
+#[tokio::test]
+async fn peer7_a_hello_that_was_overtaken_takes_nothing() {
+    let hub = hub();
+    let session = hub.session_for_hello(SessionId::random().unwrap()).unwrap();
+    open_and_take(&hub, &session, 1);
+    session.state.lock().hello = 6;
+    hub.bring(&session, 5, &[]);
+    assert_eq!(missing(&session), None);
+    hub.bring(&session, 6, &[]);
+    assert_eq!(missing(&session), Some("the lease"));
+}
+
+/// A Hello that was refused may have brought leases that the client never heard of: what is here is not what it believes.
+#[tokio::test]
+async fn peer7_nothing_is_believed_behind_a_hello_that_had_no_welcome() {
+    let hub = hub();
+    let session = hub.session_for_hello(SessionId::random().unwrap()).unwrap();
+    let mut state = session.state.lock();
+    (state.hello, state.answered) = (7, 6);
+    assert!(!is_next(&state, 8) && !is_next(&state, 7));
+    state.answered = 7;
+    assert!(is_next(&state, 8) && !is_next(&state, 9));
 }

@@ -460,3 +460,40 @@ fn l1_a_lease_that_another_has_here_is_not_taken_over() {
     assert!(!world.lease.take_over(A, Epoch::new(0), now));
     assert!(world.lease.take_over(A, epoch, now));
 }
+
+#[test]
+fn l10_a_guard_falls_to_what_was_before_and_never_below() {
+    let mut world = World::new();
+    let now = world.now;
+    let after = |ms| now + Duration::from_millis(ms);
+    let before = world.lease.guard(after(300));
+    assert_eq!((before, world.barrier_ms()), (None, Some(300)));
+    assert!(!world.lease.is_unheld(now) && !world.lease.is_idle(now));
+    // A shorter one inside it takes nothing away.
+    let outer = world.lease.guard(after(100));
+    assert_eq!(world.barrier_ms(), Some(300));
+    world.lease.lift_guard(outer);
+    assert_eq!(world.barrier_ms(), Some(300));
+    // No answer: it falls with its time.
+    world.pass(300);
+    assert_eq!(world.barrier_ms(), None);
+    world.lease.guard(after(900));
+    world.lease.lift_guard(before);
+    assert_eq!(world.barrier_ms(), None);
+}
+
+#[test]
+fn l10_who_has_the_lease_is_not_guarded_against() {
+    let mut world = World::held_by(A);
+    let (now, epoch) = (world.now, world.epoch());
+    assert!(world.lease.take(A, now + Duration::from_millis(500), 1));
+    world.lease.guard(now + Duration::from_millis(800));
+    assert!(world.lease.take_over(A, epoch, now));
+    assert_eq!(
+        (world.lease.holder(), world.barrier_ms()),
+        (Some((A, epoch)), None)
+    );
+    // Said once more of the same.
+    assert!(world.lease.take_over(A, epoch, now));
+    assert!(!world.lease.take_over(B, epoch, now));
+}

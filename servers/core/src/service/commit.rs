@@ -1,12 +1,13 @@
-//! Commit and CommitEach: upload, then one future that passes the barriers, warns the subscribers and hands it to the store, and goes on whether
-//! or not the client still waits.
+//! Commit and CommitEach: upload, its turn, then one future that passes the barriers, warns the subscribers and hands it to the store, and goes
+//! on whether or not the client still waits. A commit whose client goes away before it was its turn is dropped: it never reaches the store.
 //!
 //! The store's check of the epoch is the authority. A commit without the lease of its own session, or with a staging that
-//! the session does not have, is still passed on, with an epoch or a staging that cannot be: it may be the repetition
-//! of one that was applied, and only the store knows.
+//! the session does not have, or with deltas whose base is gone, is still passed on, with an epoch or a staging that cannot be: it may be the
+//! repetition of one that was applied, and only the store knows.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ fn accept(hub: &Arc<Hub>, first: &mut pb::CommitRequest) -> Result<Accepted, Sta
     let header = CommitHeader::try_from(header)?;
     // Not waited for: the pages that came along would be held meanwhile.
     let session = hub
-        .live_session(header.session)
+        .calling_session(header.session)
         .ok_or_else(status::session_unknown)?;
     let databases = header
         .databases
@@ -135,9 +136,14 @@ async fn carry_out(hub: &Arc<Hub>, accepted: Accepted) -> Result<pb::CommitRespo
     let under_way = UnderWay::begin(hub);
     let applied = {
         let hub = Arc::clone(hub);
-        GoesOn::new(async move {
+        let begun = Arc::new(AtomicBool::new(false));
+        GoesOn::new(Arc::clone(&begun), async move {
             let _under_way = under_way;
-            apply(&hub, &session, &databases, upload).await
+            let order = lock_in_order(&databases).await;
+            // Before it was its turn nothing of it was given to the store, nor ever is where its client has gone: what waits behind a commit
+            // that does not end would keep its pages for as long.
+            begun.store(true, Ordering::Release);
+            apply(&hub, &session, &databases, upload, order).await
         })
     };
     let patience = hub.settings.lease_ttl * 2 + STORE_COMMIT_WAIT;
@@ -150,14 +156,21 @@ async fn carry_out(hub: &Arc<Hub>, accepted: Accepted) -> Result<pb::CommitRespo
     }
 }
 
-/// A future that whoever waits for it drives, and that goes on as a task of its own when nobody waits any more.
+/// A future that whoever waits for it drives, and that goes on as a task of its own when nobody waits any more, if it has begun by then.
 ///
 /// A task from the beginning would do as well, but is handed to another thread and back: longer than a commit in memory.
-struct GoesOn<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+struct GoesOn<T: Send + 'static> {
+    /// Said by the future.
+    begun: Arc<AtomicBool>,
+    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+}
 
 impl<T: Send + 'static> GoesOn<T> {
-    fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self(Some(Box::pin(future)))
+    fn new(begun: Arc<AtomicBool>, future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self {
+            begun,
+            future: Some(Box::pin(future)),
+        }
     }
 }
 
@@ -165,12 +178,12 @@ impl<T: Send + 'static> Future for GoesOn<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let Some(future) = &mut self.0 else {
+        let Some(future) = &mut self.future else {
             // Ready was answered already; nobody asks again.
             return Poll::Pending;
         };
         let output = std::task::ready!(future.as_mut().poll(context));
-        self.0 = None;
+        self.future = None;
         Poll::Ready(output)
     }
 }
@@ -178,7 +191,8 @@ impl<T: Send + 'static> Future for GoesOn<T> {
 impl<T: Send + 'static> Drop for GoesOn<T> {
     fn drop(&mut self) {
         // What has panicked can't go on.
-        if let Some(future) = self.0.take()
+        if let Some(future) = self.future.take()
+            && self.begun.load(Ordering::Acquire)
             && !std::thread::panicking()
         {
             spawn_detached(async move { drop(future.await) });
@@ -191,8 +205,8 @@ async fn apply(
     session: &Arc<Session>,
     databases: &[Arc<Database>],
     upload: Upload,
+    _order: Vec<OwnedMutexGuard<()>>,
 ) -> Result<CommitOutcome, Status> {
-    let _order = lock_in_order(databases).await;
     hub.pass_barriers(databases).await;
     let (header, parts, _kept) = upload.take();
     let stagings: Vec<_> = parts.iter().filter_map(|part| part.staged).collect();
@@ -274,6 +288,8 @@ fn to_store(
     let mut commits = Vec::with_capacity(databases.len());
     for ((named, database), part) in header.databases.into_iter().zip(databases).zip(parts) {
         let has_lease = database.lease.lock().epoch_of(session.id) == Some(named.epoch);
+        // E-2: what the pages would be nobody knows.
+        let can_apply = has_lease && !part.base_is_gone;
         let mut stagings = Vec::with_capacity(named.stagings.len() + 1);
         for staging in named.stagings {
             stagings.push(match staging_of(session, named.database, staging) {
@@ -285,7 +301,7 @@ fn to_store(
         commits.push(DatabaseCommit {
             database: named.database,
             base: named.base,
-            epoch: if has_lease { named.epoch } else { NO_EPOCH },
+            epoch: if can_apply { named.epoch } else { NO_EPOCH },
             page_size: named.page_size,
             page_count: named.page_count,
             stagings,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod commit;
+mod encoded;
 mod history;
 mod lease;
 mod open;

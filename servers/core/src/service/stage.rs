@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use pagewire_proto::status::Reason;
 use pagewire_proto::{Invalid, Page, PageSize, SessionId, StagingId, pb};
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
+use super::encoded::{self, Bases, Cost, Received};
 use super::opened_for_writing;
 use super::upload::next;
 use crate::hub::Hub;
@@ -28,7 +30,7 @@ pub(super) async fn stage_pages(
     let page_size = PageSize::try_from(header.page_size)?;
     // Not waited for: the pages that came along would be held meanwhile.
     let session = hub
-        .live_session(SessionId::try_from(&header.session_id[..])?)
+        .calling_session(SessionId::try_from(&header.session_id[..])?)
         .ok_or_else(status::session_unknown)?;
     let open = opened_for_writing(&session, &header.database_id)?;
     let staging = begin(
@@ -41,7 +43,7 @@ pub(super) async fn stage_pages(
     )?;
     let mut page_count = 0;
     loop {
-        let pages = checked(std::mem::take(&mut message.pages), page_size)?;
+        let (pages, _paid) = checked(hub, std::mem::take(&mut message.pages), page_size)?;
         if !pages.is_empty() {
             page_count += pages.len() as u64;
             let is_there = {
@@ -131,14 +133,34 @@ fn is_known(session: &Session, id: StagingId, staging: &Staging) -> bool {
         .is_some_and(|known| known.stored == staging.stored)
 }
 
-fn checked(pages: Vec<pb::PageContent>, page_size: PageSize) -> Result<Vec<PageWrite>, Invalid> {
-    pages
-        .into_iter()
-        .map(|wire| {
+/// The pages of a message, and what was paid for those that were expanded: to be kept until the store has them.
+fn checked(
+    hub: &Hub,
+    pages: Vec<pb::PageContent>,
+    page_size: PageSize,
+) -> Result<(Vec<PageWrite>, Option<OwnedSemaphorePermit>), Status> {
+    if encoded::are_raw(&pages) {
+        let raw = |wire| {
             Page::from_wire(wire, Some(page_size)).map(|page| PageWrite {
                 number: page.number,
                 content: page.content,
             })
-        })
-        .collect()
+        };
+        return Ok((pages.into_iter().map(raw).collect::<Result<_, _>>()?, None));
+    }
+    let received = |wire| Received::from_wire(wire, page_size);
+    let received: Vec<_> = pages.into_iter().map(received).collect::<Result<_, _>>()?;
+    let mut cost = Cost::default();
+    for page in &received {
+        cost.add(page, page_size);
+    }
+    // What came is gone when this is done, and nothing is waited for before that.
+    let paid = hub.memory.try_keep_upload(cost.expanded()?);
+    let paid = paid.ok_or_else(encoded::refused)?;
+    let no_bases = Bases::default();
+    let pages = received.into_iter().map(|page| match page.is_delta() {
+        true => Err(Invalid::new("encoding", "a staged page has no base").into()),
+        false => page.expand(page_size, &no_bases),
+    });
+    Ok((pages.collect::<Result<_, Status>>()?, Some(paid)))
 }

@@ -20,11 +20,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::wire_limits;
-use crate::handover::{Brought, TakenOver};
+use crate::arrival::{Caller, Leases, Listed, is_next};
 use crate::hub::{End, Hub};
 use crate::memory::Account;
 use crate::session::{Outbound, Session, Stream as SessionStream, TakenNews};
 use crate::status;
+use crate::store::Capabilities;
 use crate::subscription::Asked;
 
 /// How long a stream may be open without its Hello.
@@ -127,13 +128,31 @@ async fn begin(
         return Err(Reason::Invalid.status("hello: must be the first message of the stream"));
     };
     let id = check(&hello)?;
-    let brought = match hub.live_session(id) {
-        // It knows better.
-        Some(_) => Vec::new(),
-        None if !hub.settings.take_over_leases => Vec::new(),
-        None => hub.take_over(id, brought(&hello)?).await,
+    let listed = listed(&hello)?;
+    // Before the store is asked, too: what it moves here is for this server to serve (PEER6).
+    heard_by_others(hub)?;
+    let losses = hub.losses.load(Ordering::Acquire);
+    let leases = match hub.live_session(id) {
+        _ if hub.movable().is_none() => Leases::AsBefore,
+        Some(session) if is_next(&session.state.lock(), hello.number) => Leases::AsBefore,
+        Some(_) | None => {
+            let caller = Caller {
+                session: id,
+                hello: hello.number,
+            };
+            Leases::Only(hub.confirm(caller, listed).await)
+        }
     };
-    attach(hub, &hello, id, brought, outbound)
+    attach(hub, &hello, id, leases, losses, outbound)
+}
+
+/// The client trusts a Welcome as it does an acknowledgement (PEER3).
+fn heard_by_others(hub: &Hub) -> Result<(), Status> {
+    match hub.may_acknowledge() {
+        true => Ok(()),
+        false => Err(Reason::Unavailable
+            .status("this server does not reach its store: others may serve its databases")),
+    }
 }
 
 /// The session of a Hello that is valid.
@@ -150,14 +169,14 @@ fn check(hello: &pb::Hello) -> Result<SessionId, Status> {
 }
 
 /// The leases that the client believes in.
-fn brought(hello: &pb::Hello) -> Result<Vec<Brought>, Status> {
+fn listed(hello: &pb::Hello) -> Result<Vec<Listed>, Status> {
     if hello.leases.len() > MAX_BELIEVED_LEASES {
         let count = hello.leases.len();
         let problem = format!("{count} leases, at most {MAX_BELIEVED_LEASES} are allowed");
         return Err(Invalid::new("leases", problem).into());
     }
     let read = |lease: &pb::BelievedLease| {
-        Ok(Brought {
+        Ok(Listed {
             database: DatabaseId::try_from(&lease.database_id[..])?,
             epoch: Epoch::new(lease.epoch),
             floor: Version::new(lease.oldest_open_version),
@@ -170,14 +189,11 @@ fn attach(
     hub: &Arc<Hub>,
     hello: &pb::Hello,
     id: SessionId,
-    mut brought: Vec<TakenOver>,
+    leases: Leases,
+    losses: u64,
     outbound: &Outbound,
 ) -> Result<Attached, Status> {
-    // The client trusts a Welcome as it does an acknowledgement (PEER3).
-    if !hub.may_acknowledge() {
-        return Err(Reason::Unavailable
-            .status("this server does not reach its store: others may serve its databases"));
-    }
+    heard_by_others(hub)?;
     let process = hello
         .process
         .as_ref()
@@ -188,17 +204,46 @@ fn attach(
         .iter()
         .any(|name| name == capability::LZ4);
     loop {
-        let (session, resumed) = hub.session_for_hello(id, |session| {
-            hub.bring(session, std::mem::take(&mut brought));
-        })?;
+        let session = hub.session_for_hello(id)?;
         let now = tokio::time::Instant::now();
+        let as_believed = {
+            let mut state = session.state.lock();
+            if !state.is_live(now, hub.settings.lease_ttl) {
+                continue;
+            }
+            let before = state.hello;
+            if before > hello.number || (before == hello.number && before != 0) {
+                return Err(overtaken());
+            }
+            // Otherwise another Hello came in between.
+            let as_believed = is_next(&state, hello.number);
+            state.hello = hello.number;
+            // It does not lapse while it is given what its client trusts.
+            state.last_heard = now;
+            as_believed
+        };
+        match &leases {
+            Leases::Only(confirmed) => hub.bring(&session, hello.number, confirmed),
+            Leases::AsBefore if !as_believed && hub.movable().is_some() => {
+                hub.bring(&session, hello.number, &[]);
+            }
+            Leases::AsBefore => {}
+        }
         let (stop, stopped) = oneshot::channel();
-        let number = {
+        let (number, resumed) = {
             let mut state = session.state.lock();
             if !state.is_live(now, hub.settings.lease_ttl) {
                 // It ended in between.
                 continue;
             }
+            if state.hello != hello.number {
+                return Err(overtaken());
+            }
+            // What the store said before may be another server's by now. A loss that comes after this finds the session and ends it (PEER4).
+            if hub.losses.load(Ordering::Acquire) != losses {
+                return Err(Reason::Unavailable.status("this server was silent for too long"));
+            }
+            let resumed = state.has_begun();
             state.stop_stream(None);
             state.unsubscribe_all(id);
             state.last_heard = now;
@@ -209,7 +254,7 @@ fn attach(
                 outbound: outbound.clone(),
                 stop,
             });
-            let leases = state
+            let held = state
                 .leases
                 .iter()
                 .map(|(database, epoch)| pb::HeldLease {
@@ -218,16 +263,20 @@ fn attach(
                 })
                 .collect();
             let number = state.streams_so_far;
+            state.answered = hello.number;
             // Before the lock goes: no news can come before Welcome.
             state.push(pb::session_response::Message::Welcome(welcome(
-                hub, number, resumed, leases,
+                hub, number, resumed, held,
             )));
             if hub.is_draining() {
                 state.push(hub.draining_message());
             }
-            number
+            (number, resumed)
         };
         hub.announce_session();
+        if let Leases::Only(confirmed) = leases {
+            hub.brought(confirmed);
+        }
         if resumed {
             ask_again(hub, &session);
         }
@@ -238,6 +287,11 @@ fn attach(
             stopped,
         });
     }
+}
+
+/// The client has sent another Hello since, and waits for this one no more (PEER7).
+fn overtaken() -> Status {
+    Reason::Invalid.status("hello: a later one of the session has come")
 }
 
 /// A recall that went to the broken stream may be lost.
@@ -257,8 +311,17 @@ fn ask_again(hub: &Arc<Hub>, session: &Session) {
     }
 }
 
+fn capabilities(store: &Capabilities) -> impl Iterator<Item = &'static str> {
+    // To read a base is a look into memory or a file where the content belongs to one server. Where several share it, it would be a round trip
+    // to the store before each commit, for bytes that take the shorter way between a client and its server.
+    let deltas = store.exclusive.then_some(capability::PAGE_DELTAS);
+    let always = [capability::COMMIT_EACH, capability::REQUEST_LZ4];
+    always.into_iter().chain(deltas)
+}
+
 fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
     let store = hub.store.capabilities();
+    let capabilities = capabilities(&store).map(str::to_owned).collect();
     pb::Welcome {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
@@ -278,7 +341,7 @@ fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) ->
             }),
         }),
         server_name: concat!("pagewire ", env!("CARGO_PKG_VERSION")).to_owned(),
-        capabilities: vec![capability::COMMIT_EACH.to_owned()],
+        capabilities,
         stream,
     }
 }

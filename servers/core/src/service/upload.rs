@@ -1,17 +1,22 @@
 //! The pages of a commit on their way in: checked one by one, kept in memory up to a bound, staged in the store beyond it.
 //!
-//! Whatever ends an upload early drops what it staged.
+//! Whatever ends an upload early drops what it staged. Pages in another encoding than the raw one are paid for before they are expanded,
+//! see `encoded.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pagewire_proto::codec::SURPLUS_BYTES;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{CommitChecksum, CommitHeader, Invalid, Page, StagingId, pb};
+use pagewire_proto::{
+    CommitChecksum, CommitDatabase, CommitHeader, Invalid, Page, PageCount, PageNumber, StagingId,
+    pb,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
+use super::encoded::{self, Bases, Received};
 use crate::hub::{Hub, spawn_detached};
 use crate::store::PageWrite;
 
@@ -53,6 +58,9 @@ pub(super) struct Upload {
 pub(super) struct Part {
     pub(super) staged: Option<StagingId>,
     pub(super) pages: Vec<PageWrite>,
+    /// The base of its deltas is not kept, so the head is another: the commit can be a conflict, or the repetition of one that was
+    /// applied, and nothing else.
+    pub(super) base_is_gone: bool,
 }
 
 impl Upload {
@@ -125,6 +133,9 @@ impl Upload {
         if batches.is_empty() {
             return Ok(());
         }
+        if !batches.iter().all(|batch| encoded::are_raw(&batch.pages)) {
+            return self.take_over_encoded(batches).await;
+        }
         let mut added = MESSAGE_BYTES;
         for batch in batches {
             added += self.add(batch)?;
@@ -132,46 +143,107 @@ impl Upload {
         self.kept_bytes += added;
         let room = self.hub.memory.try_keep_upload(added);
         let has_room = room.is_some();
-        match (&mut self.kept, room) {
-            (Some(kept), Some(room)) => kept.merge(room),
-            (none @ None, room) => *none = room,
-            (Some(_), None) => {}
-        }
+        self.keep(room);
         if self.kept_bytes > KEEP_BYTES || !has_room {
             self.stage_all().await?;
         }
         Ok(())
     }
 
-    /// The bytes that it takes.
-    fn add(&mut self, batch: pb::PageBatch) -> Result<usize, Status> {
-        let index = batch.database_index as usize;
-        let (Some(database), Some(part)) =
-            (self.header.databases.get(index), self.parts.get_mut(index))
-        else {
-            return Err(Invalid::new(
+    fn keep(&mut self, room: Option<OwnedSemaphorePermit>) {
+        match (&mut self.kept, room) {
+            (Some(kept), Some(room)) => kept.merge(room),
+            (none @ None, room) => *none = room,
+            (Some(_), None) => {}
+        }
+    }
+
+    /// A message with pages that have to be expanded (M-9).
+    async fn take_over_encoded(&mut self, batches: Vec<pb::PageBatch>) -> Result<(), Status> {
+        let mut came = Vec::new();
+        let mut cost = encoded::Cost::default();
+        for batch in batches {
+            let index = batch.database_index as usize;
+            let database = self.database(index)?;
+            let (page_size, page_count) = (database.page_size, database.page_count);
+            for wire in batch.pages {
+                self.checksum.add(wire.crc32);
+                let page = Received::from_wire(wire, page_size)?;
+                check_number(page.number(), page_count)?;
+                cost.add(&page, page_size);
+                came.push((index, page));
+            }
+        }
+        // What came stays until it is expanded, and shares the memory of its message.
+        let came_is_kept = self.hub.memory.try_keep_upload(cost.as_it_came());
+        let came_is_kept = came_is_kept.ok_or_else(encoded::refused)?;
+        let room = cost.expanded()?;
+        if self.kept_bytes + room > KEEP_BYTES {
+            self.stage_all().await?;
+        }
+        let mut kept = self.hub.memory.try_keep_upload(room);
+        if kept.is_none() && self.kept_bytes > 0 {
+            self.stage_all().await?;
+            kept = self.hub.memory.try_keep_upload(room);
+        }
+        if kept.is_none() {
+            return Err(encoded::refused());
+        }
+        self.keep(kept);
+        self.kept_bytes += room;
+        let mut came = came.into_iter().peekable();
+        while let Some((index, first)) = came.next() {
+            let mut portion = vec![first];
+            while portion.len() < encoded::PORTION
+                && let Some((_, page)) = came.next_if(|(next, _)| *next == index)
+            {
+                portion.push(page);
+            }
+            self.expand(index, portion).await?;
+        }
+        drop(came_is_kept);
+        Ok(())
+    }
+
+    /// Pages of one database, which are paid for.
+    async fn expand(&mut self, index: usize, portion: Vec<Received>) -> Result<(), Status> {
+        let database = self.database(index)?;
+        let (id, base, page_size) = (database.database, database.base, database.page_size);
+        let bases = match Bases::read(&self.hub, id, base, &portion).await? {
+            Some(bases) => bases,
+            None => {
+                self.parts[index].base_is_gone = true;
+                return Ok(());
+            }
+        };
+        for page in portion {
+            let page = page.expand(page_size, &bases)?;
+            self.parts[index].pages.push(page);
+        }
+        Ok(())
+    }
+
+    fn database(&self, index: usize) -> Result<&CommitDatabase, Invalid> {
+        self.header.databases.get(index).ok_or_else(|| {
+            Invalid::new(
                 "database_index",
                 format!("is {index}, the commit has {}", self.parts.len()),
             )
-            .into());
-        };
+        })
+    }
+
+    /// The bytes that it takes.
+    fn add(&mut self, batch: pb::PageBatch) -> Result<usize, Status> {
+        let index = batch.database_index as usize;
+        let database = self.database(index)?;
+        let (page_size, page_count) = (database.page_size, database.page_count);
         let mut added = 0;
         for wire in batch.pages {
             self.checksum.add(wire.crc32);
-            let page = Page::from_wire(wire, Some(database.page_size))?;
-            if !database.page_count.has(page.number) {
-                return Err(Invalid::new(
-                    "page number",
-                    format!(
-                        "is {}, the version has {} pages",
-                        page.number,
-                        database.page_count.get()
-                    ),
-                )
-                .into());
-            }
+            let page = Page::from_wire(wire, Some(page_size))?;
+            check_number(page.number, page_count)?;
             added += page.content.len() + size_of::<PageWrite>();
-            part.pages.push(PageWrite {
+            self.parts[index].pages.push(PageWrite {
                 number: page.number,
                 content: page.content,
             });
@@ -179,7 +251,10 @@ impl Upload {
         Ok(added)
     }
 
+    /// What was paid for the pages goes back when the store has them or has room for them (M-7), whoever still waits for that.
     async fn stage_all(&mut self) -> Result<(), Status> {
+        let kept = self.kept.take().map(Arc::new);
+        self.kept_bytes = 0;
         for (database, part) in self.header.databases.iter().zip(&mut self.parts) {
             if part.pages.is_empty() {
                 continue;
@@ -193,19 +268,28 @@ impl Upload {
                 (Arc::clone(&self.hub), database.database, database.page_size);
             let dropped = Arc::clone(&self.dropped);
             let is_there = move || !dropped.load(Ordering::Acquire);
+            let kept = kept.clone();
             let call = self.staging.insert(tokio::spawn(async move {
                 // Whoever dropped it does not wait for an answer.
-                hub.stage(id, staging, page_size, pages, is_there)
-                    .await
-                    .map(|_| ())
+                let staged = hub.stage(id, staging, page_size, pages, is_there).await;
+                drop(kept);
+                staged.map(|_| ())
             }));
             let staged = call.await;
             self.staging = None;
             staged.map_err(|_| Reason::Unavailable.status("staging broke off: commit again"))??;
         }
-        self.kept_bytes = 0;
-        self.kept = None;
         Ok(())
+    }
+}
+
+fn check_number(number: PageNumber, count: PageCount) -> Result<(), Invalid> {
+    match count.has(number) {
+        true => Ok(()),
+        false => Err(Invalid::new(
+            "page number",
+            format!("is {number}, the version has {} pages", count.get()),
+        )),
     }
 }
 

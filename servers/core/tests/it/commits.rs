@@ -318,6 +318,47 @@ async fn a_client_that_goes_away_neither_stops_nor_tears_its_commit() {
     assert_eq!(client.head(&database).await.unwrap(), 1);
 }
 
+/// A store that hangs in a commit: what waits behind it keeps its pages no longer than its client is there.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_waits_for_its_turn_ends_with_its_client() {
+    let store = GatedStore::new(Duration::ZERO, false);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let (mut client, database, epoch) = writer(&server, "a.db").await;
+    let send = |commit: &TestCommit| {
+        let (mut calls, messages) = (client.calls.clone(), commit.messages(client.session));
+        tokio::spawn(async move { calls.commit(tokio_stream::iter(messages)).await })
+    };
+    let first = TestCommit::new(&database, 0, epoch, 1);
+    let hangs = send(&first);
+    store.arrived.acquire().await.unwrap().forget();
+    let mut second = TestCommit::new(&database, 0, epoch, 2);
+    let batch = pb::PageBatch {
+        database_index: 0,
+        pages: vec![page(1, 2); 1024],
+    };
+    // More than one upload keeps in memory.
+    second.batches = vec![batch; 10];
+    let waits = send(&second);
+    // Nobody has anything to do any more.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.stagings.lock().unwrap().len(), 1);
+    waits.abort();
+    let dropped = tokio::time::timeout(PATIENCE, store.dropped.acquire());
+    dropped
+        .await
+        .expect("it waits without its client")
+        .unwrap()
+        .forget();
+    assert!(store.stagings.lock().unwrap().is_empty());
+    store.gate.add_permits(2);
+    hangs.await.unwrap().unwrap();
+    assert_eq!(client.head(&database).await.unwrap(), 1);
+    assert_eq!(store.arrived.available_permits(), 0, "it came after all");
+    let Resolved::Aborted(_) = client.resolve(&second).await else {
+        panic!("it was committed");
+    };
+}
+
 /// P5: after "aborted" the original is refused for ever, and the session goes on with a new epoch.
 #[tokio::test]
 async fn a_commit_that_was_resolved_as_aborted_cannot_arrive_later() {

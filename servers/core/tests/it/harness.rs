@@ -232,6 +232,7 @@ impl Client {
             process: self.process.clone(),
             capabilities: Vec::new(),
             leases: Vec::new(),
+            number: 0,
         }
     }
 

@@ -6,6 +6,7 @@ mod commit_each;
 mod commits;
 mod contention;
 mod deadlocks;
+mod encodings;
 mod gate;
 mod harness;
 mod history;

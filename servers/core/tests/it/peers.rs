@@ -1,6 +1,8 @@
 //! Several page servers on one store: the rules PEER1 to PEER4, with a table of claims that the test sees into, whose messages take time
 //! and get lost; and promise P4 with two servers on one installation of the shadow store, which has claims of its own.
 
+mod arrival;
+mod elsewhere;
 mod table;
 
 use std::sync::Arc;

@@ -96,6 +96,7 @@ proptest! {
         let grant = Grant {
             server: two.to_be_bytes().repeat(4).try_into().unwrap(),
             session: SessionId::from_bytes([one as u8; 16]),
+            hello: !one,
             epoch: Epoch::new(one),
             guard_ms: u64::from(two),
         };

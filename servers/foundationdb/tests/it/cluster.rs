@@ -147,7 +147,9 @@ impl Cluster {
                 .arg(format!("configure new single {engine}"))
                 .output()
                 .expect("fdbcli");
-            let said = String::from_utf8_lossy(&configured.stdout).into_owned();
+            // Errors are on the other one: that the attempt before, which took too long, has done it.
+            let said = [configured.stdout, configured.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
             if said.contains("Database created") || said.contains("already exists") {
                 return;
             }

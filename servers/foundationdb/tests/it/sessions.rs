@@ -23,7 +23,7 @@ async fn granted(
     two.begin_service(TTL).await.unwrap();
     let peers = one.peers().unwrap();
     assert_eq!(peers.claim(database).await.unwrap(), Claim::Claimed);
-    let epoch = epoch_of(peers.fence(database, S, guard).await.unwrap());
+    let epoch = epoch_of(peers.fence(database, S, 1, guard).await.unwrap());
     commit(one, part(database, 0, epoch, &[(1, 1)])).await;
     (database, epoch)
 }
@@ -39,9 +39,11 @@ async fn taken(
     peers: &dyn Peers,
     database: DatabaseId,
     session: SessionId,
+    hello: u64,
     epoch: Epoch,
 ) -> Option<Duration> {
-    peers.take_over(database, session, epoch).await.unwrap()
+    let taken = peers.take_over(database, session, hello, epoch).await;
+    taken.unwrap()
 }
 
 #[test]
@@ -52,7 +54,7 @@ fn peer5_a_session_takes_its_lease_along_under_its_epoch_and_the_old_server_gran
             let (database, epoch) = granted(&one, &two, Duration::ZERO).await;
             let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
             assert_eq!(
-                taken(&*b, database, S, epoch).await,
+                taken(&*b, database, S, 2, epoch).await,
                 Some(Duration::ZERO),
                 "while the other server lives, without a wait"
             );
@@ -60,15 +62,15 @@ fn peer5_a_session_takes_its_lease_along_under_its_epoch_and_the_old_server_gran
             assert_eq!(made, CommitOutcome::Committed(vec![Version::new(2)]));
             // The one that it left believes in its claim, until it would use it.
             assert_eq!(a.claim(database).await.unwrap(), Claim::Claimed);
-            let fence = a.fence(database, T, Duration::ZERO).await.unwrap();
+            let fence = a.fence(database, T, 1, Duration::ZERO).await.unwrap();
             assert_eq!(fence, Fence::Elsewhere);
             assert_eq!(a.claim(database).await.unwrap(), Claim::Elsewhere);
             let made = commit(&two, part(database, 2, epoch, &[(1, 3)])).await;
             assert_eq!(made, CommitOutcome::Committed(vec![Version::new(3)]));
             // And back again.
-            assert_eq!(taken(&*a, database, S, epoch).await, Some(Duration::ZERO));
-            assert_eq!(taken(&*a, database, S, epoch).await, Some(Duration::ZERO));
-            let fence = b.fence(database, T, Duration::ZERO).await.unwrap();
+            let back = taken(&*a, database, S, 3, epoch).await;
+            assert_eq!(back, Some(Duration::ZERO));
+            let fence = b.fence(database, T, 1, Duration::ZERO).await.unwrap();
             assert_eq!(fence, Fence::Elsewhere);
         },
     );
@@ -81,23 +83,23 @@ fn peer5_nobody_takes_a_lease_that_is_not_his_or_not_his_any_more() {
         |one, two| async move {
             let (database, epoch) = granted(&one, &two, Duration::ZERO).await;
             let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
-            assert_eq!(taken(&*b, database, T, epoch).await, None);
+            assert_eq!(taken(&*b, database, T, 2, epoch).await, None);
             let other = Epoch::new(epoch.get() + 1);
-            assert_eq!(taken(&*b, database, S, other).await, None);
+            assert_eq!(taken(&*b, database, S, 2, other).await, None);
             let unknown = DatabaseId::random().unwrap();
-            assert_eq!(taken(&*b, unknown, S, epoch).await, None);
+            assert_eq!(taken(&*b, unknown, S, 2, epoch).await, None);
             // Granted to another since.
-            let next = epoch_of(a.fence(database, T, Duration::ZERO).await.unwrap());
+            let next = epoch_of(a.fence(database, T, 1, Duration::ZERO).await.unwrap());
             assert!(next > epoch);
-            assert_eq!(taken(&*b, database, S, epoch).await, None);
-            assert_eq!(taken(&*b, database, S, next).await, None);
+            assert_eq!(taken(&*b, database, S, 2, epoch).await, None);
+            assert_eq!(taken(&*b, database, S, 2, next).await, None);
             // Fenced since, by whomever.
             two.fence(database).await.unwrap();
-            assert_eq!(taken(&*b, database, T, next).await, None);
+            assert_eq!(taken(&*b, database, T, 2, next).await, None);
             // Removed since.
-            let last = epoch_of(a.fence(database, T, Duration::ZERO).await.unwrap());
+            let last = epoch_of(a.fence(database, T, 1, Duration::ZERO).await.unwrap());
             one.remove(&name("a")).await.unwrap();
-            assert_eq!(taken(&*b, database, T, last).await, None);
+            assert_eq!(taken(&*b, database, T, 2, last).await, None);
         },
     );
 }
@@ -115,8 +117,8 @@ fn peer5_a_claim_that_was_handed_over_does_not_come_back_with_a_session() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             a.give_back(database).await.unwrap();
-            assert_eq!(taken(&*a, database, S, epoch).await, None);
-            assert_eq!(taken(&*b, database, S, epoch).await, None);
+            assert_eq!(taken(&*a, database, S, 3, epoch).await, None);
+            assert_eq!(taken(&*b, database, S, 2, epoch).await, None);
             assert_eq!(b.claim(database).await.unwrap(), Claim::Claimed);
         },
     );
@@ -130,7 +132,7 @@ fn peer5_what_an_earlier_holder_may_trust_goes_along() {
             let guard = Duration::from_micros(123_400);
             let (database, epoch) = granted(&one, &two, guard).await;
             let b = two.peers().unwrap();
-            let waited_for = taken(&*b, database, S, epoch).await;
+            let waited_for = taken(&*b, database, S, 2, epoch).await;
             assert_eq!(waited_for, Some(Duration::from_millis(124)));
         },
     );
@@ -143,7 +145,8 @@ fn peer5_a_lease_whose_commit_was_settled_goes_along_under_the_new_epoch() {
         |one, two| async move {
             let (database, epoch) = granted(&one, &two, Duration::ZERO).await;
             let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
-            assert_eq!(taken(&*b, database, S, epoch).await, Some(Duration::ZERO));
+            let moved = taken(&*b, database, S, 2, epoch).await;
+            assert_eq!(moved, Some(Duration::ZERO));
             let question = Resolve {
                 id: CommitId::random().unwrap(),
                 participants: vec![(database, Version::new(1), epoch)],
@@ -151,11 +154,68 @@ fn peer5_a_lease_whose_commit_was_settled_goes_along_under_the_new_epoch() {
             let Resolution::Aborted { current } = two.resolve(question).await.unwrap() else {
                 panic!("nobody made it");
             };
-            assert_eq!(taken(&*a, database, S, epoch).await, None);
+            assert_eq!(taken(&*a, database, S, 3, epoch).await, None);
             assert_eq!(
-                taken(&*a, database, S, current[0]).await,
+                taken(&*a, database, S, 3, current[0]).await,
                 Some(Duration::ZERO)
             );
+        },
+    );
+}
+
+#[test]
+fn peer7_the_store_confirms_only_a_larger_number_wherever_it_comes() {
+    with_two(
+        |_| {},
+        |one, two| async move {
+            let (database, epoch) = granted(&one, &two, Duration::ZERO).await;
+            let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
+            let yes = Some(Duration::ZERO);
+            // That of the grant itself, and one that the client does not count.
+            for hello in [0, 1] {
+                assert_eq!(taken(&*b, database, S, hello, epoch).await, None);
+                assert_eq!(taken(&*a, database, S, hello, epoch).await, None);
+            }
+            assert_eq!(taken(&*b, database, S, 4, epoch).await, yes);
+            // Late, at the server that was left and at the one that has it.
+            for hello in 1..=4 {
+                assert_eq!(taken(&*a, database, S, hello, epoch).await, None);
+                assert_eq!(taken(&*b, database, S, hello, epoch).await, None);
+            }
+            assert_eq!(
+                b.fence(database, T, 1, Duration::ZERO).await.unwrap(),
+                Fence::Advanced(Epoch::new(epoch.get() + 1))
+            );
+            assert_eq!(taken(&*a, database, S, 5, epoch).await, None);
+        },
+    );
+}
+
+/// Of two servers that a session reaches with two Hellos at once, the one with the larger number has the lease in the end, in whatever order they are served.
+#[test]
+fn peer7_of_two_hellos_at_once_the_newer_one_has_the_lease() {
+    with_two(
+        |_| {},
+        |one, two| async move {
+            let (database, epoch) = granted(&one, &two, Duration::ZERO).await;
+            let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
+            let mut hello = 2;
+            for round in 0..20 {
+                let (older, newer) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+                let (first, second) = tokio::join!(
+                    older.take_over(database, S, hello, epoch),
+                    newer.take_over(database, S, hello + 1, epoch),
+                );
+                // It may have to leave open whether it was first.
+                drop(first);
+                assert_eq!(second.unwrap(), Some(Duration::ZERO));
+                let lost = older.fence(database, T, 1, Duration::ZERO).await.unwrap();
+                assert_eq!(lost, Fence::Elsewhere);
+                hello += 2;
+            }
+            // The one that has it in the end grants.
+            let fence = a.fence(database, T, 1, Duration::ZERO).await.unwrap();
+            assert_eq!(epoch_of(fence).get(), epoch.get() + 1);
         },
     );
 }

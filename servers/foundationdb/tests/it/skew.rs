@@ -134,7 +134,7 @@ fn peer3_a_clock_that_is_ahead_takes_no_claim_and_a_lease_moves_as_ever() {
         two.begin_service(TTL).await.unwrap();
         let (a, b) = (one.peers().unwrap(), two.peers().unwrap());
         assert_eq!(a.claim(database).await.unwrap(), Claim::Claimed);
-        let fence = a.fence(database, SESSION, Duration::ZERO).await.unwrap();
+        let fence = a.fence(database, SESSION, 1, Duration::ZERO).await.unwrap();
         let Fence::Advanced(epoch) = fence else {
             panic!("{fence:?}");
         };
@@ -147,7 +147,7 @@ fn peer3_a_clock_that_is_ahead_takes_no_claim_and_a_lease_moves_as_ever() {
             assert_eq!(b.claim(database).await.unwrap(), Claim::Elsewhere);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let taken = b.take_over(database, SESSION, epoch).await.unwrap();
+        let taken = b.take_over(database, SESSION, 2, epoch).await.unwrap();
         assert_eq!(taken, Some(Duration::ZERO));
         let made = commit(&two, part(database, 1, epoch, &[(1, 2)])).await;
         assert_eq!(made, CommitOutcome::Committed(vec![Version::new(2)]));

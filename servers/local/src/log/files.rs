@@ -3,6 +3,7 @@
 //! A file begins with a block that says of which run it is, and which of the two. Records follow, the first in the second block.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
 use super::record::{BLOCK, Changes, Header, part};
@@ -81,11 +82,19 @@ impl Files {
     }
 
     /// Writes a record behind the last one, and syncs it.
-    pub(crate) fn append(&mut self, number: u64, changes: Changes) -> std::io::Result<()> {
+    pub(crate) fn append(&mut self, number: u64, changes: Changes) -> Result<(), NotWritten> {
         let record = changes.record(self.run, number, self.previous);
         let file = &self.files[self.file];
-        file.write_all_at(&record.bytes, self.at)?;
-        file.sync_data()?;
+        if let Err(error) = file.write_all_at(&record.bytes, self.at) {
+            // Where nothing is written in place (btrfs, ZFS) what is written again needs room too. The block may be there already.
+            let is_full = is_no_room(error.kind());
+            return Err(match is_full && blank(file, self.at).is_ok() {
+                true => NotWritten::NoRoom(error),
+                false => NotWritten::Failed(error),
+            });
+        }
+        // Nobody knows what is there after one that failed, whatever for.
+        file.sync_data().map_err(NotWritten::Failed)?;
         self.last = Some((self.at, self.previous));
         self.at += record.bytes.len() as u64;
         self.previous = record.sum;
@@ -97,12 +106,31 @@ impl Files {
         let Some((at, previous)) = self.last.take() else {
             return Ok(());
         };
-        let file = &self.files[self.file];
-        file.write_all_at(&[0; BLOCK as usize], at)?;
-        file.sync_data()?;
+        blank(&self.files[self.file], at)?;
         (self.at, self.previous) = (at, previous);
         Ok(())
     }
+}
+
+/// Why a record is not there.
+#[derive(Debug)]
+pub(crate) enum NotWritten {
+    /// The disk is full, and durably nothing of it is left.
+    NoRoom(std::io::Error),
+    /// It may be there.
+    Failed(std::io::Error),
+}
+
+/// Whether that is what a full disk says.
+pub(crate) fn is_no_room(kind: ErrorKind) -> bool {
+    use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Makes a record none, durably.
+fn blank(file: &File, at: u64) -> std::io::Result<()> {
+    file.write_all_at(&[0; BLOCK as usize], at)?;
+    file.sync_data()
 }
 
 /// Whether a file is the one of these of a run.
@@ -117,24 +145,24 @@ pub(crate) fn is_of(file: &File, index: usize, run: u64) -> std::io::Result<bool
 }
 
 /// Makes a file as long as this by writing to it: what was only promised by the file system would be made true in the first sync of each
-/// part. A file that is longer stays so.
+/// part. A file that is longer stays so. It is durable afterwards, whoever made it as long; where that fails it is as it was.
 pub(crate) fn extend(file: &File, length: u64) -> std::io::Result<()> {
     let before = file.metadata()?.len();
     let zeros = vec![0; PIECE];
-    let mut at = before;
-    while at < length {
-        let piece = (length - at).min(PIECE as u64);
-        if let Err(error) = file.write_all_at(&zeros[..piece as usize], at) {
-            // A part of it is of no use, and others may need the room.
-            let _ = file.set_len(before);
-            return Err(error);
+    let extended = (|| {
+        let mut at = before;
+        while at < length {
+            let piece = (length - at).min(PIECE as u64);
+            file.write_all_at(&zeros[..piece as usize], at)?;
+            at += piece;
         }
-        at += piece;
+        file.sync_all()
+    })();
+    if extended.is_err() && before < length {
+        // A part of it is of no use, and others may need the room.
+        let _ = file.set_len(before);
     }
-    match at > before {
-        true => file.sync_all(),
-        false => Ok(()),
-    }
+    extended
 }
 
 /// The header of a record at a place, if one begins there.

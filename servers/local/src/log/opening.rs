@@ -12,6 +12,7 @@ use super::files::{self, NAMES};
 use super::record::{BLOCK, HEADER, Kind};
 use super::slots::{Checkpoint, Slot, Slots};
 use crate::roots::Roots;
+use crate::start::other_format;
 use crate::truncation;
 
 /// Blocks are looked at for records in such pieces.
@@ -62,7 +63,7 @@ fn damaged(what: &str) -> NotFound {
 pub(crate) fn find(directory: &Path, slots: &Slots, data: &File) -> Result<Found, NotFound> {
     let (slot, checkpoint) = choose(directory, slots)?;
     refuse_short(directory, data, &checkpoint.roots)?;
-    let in_file = Roots::read(data)?;
+    let in_file = roots_in_file(directory, data, &checkpoint.roots)?;
     let reached = in_file.newest().map(|root| root.number);
     if reached.is_some_and(|reached| reached < checkpoint.number) {
         return Err(damaged(&format!(
@@ -119,6 +120,23 @@ pub(crate) fn find(directory: &Path, slots: &Slots, data: &File) -> Result<Found
     Ok(found)
 }
 
+/// Those of the file, which are where the pages of the checkpoint have them: one of other pages is not the one that it is of, and nothing
+/// is put into it.
+fn roots_in_file(directory: &Path, data: &File, roots: &Roots) -> Result<Roots, NotFound> {
+    let page_bytes = roots.page_bytes().ok_or_else(|| {
+        let path = directory.join("checkpoint");
+        damaged(&format!("{}: it has no roots", path.display()))
+    })?;
+    let in_file = Roots::read(data, page_bytes)?;
+    if let Some(other) = in_file.page_bytes().filter(|other| *other != page_bytes) {
+        return Err(damaged(&format!(
+            "{}: it has pages of {other} bytes, and those of the file `checkpoint` beside it have {page_bytes}: it is damaged, or they are not of the same copy",
+            directory.join("data.mdb").display()
+        )));
+    }
+    Ok(in_file)
+}
+
 /// DIR2, of the tree that is opened.
 fn refuse_short(directory: &Path, data: &File, roots: &Roots) -> Result<(), NotFound> {
     match truncation::find(data, roots)? {
@@ -145,11 +163,7 @@ fn choose(directory: &Path, slots: &Slots) -> Result<(usize, Checkpoint), NotFou
                 }
             }
             Slot::Foreign(format) => {
-                return Err(NotFound::Refused(StoreError::Unavailable(format!(
-                    "{} has format {format}, this program reads format {}: use the program that wrote it",
-                    directory.display(),
-                    slots.format
-                ))));
+                return Err(NotFound::Refused(other_format(directory, format)));
             }
             Slot::Not => {}
         }
@@ -197,8 +211,8 @@ fn open_files(directory: &Path, checkpoint: &Checkpoint) -> Result<Vec<File>, No
     Ok(opened)
 }
 
-/// Of a closed store the log is not needed, and may be missing or be begun for the next run; but one with records after it is of a
-/// later time than the slots.
+/// Of a closed store the log is not needed, and may be missing or be begun for the next run; but one that has records of another run,
+/// which was begun in it, is of a later time than the slots: a run writes its first one when both slots name it.
 fn refuse_newer_log(directory: &Path, checkpoint: &Checkpoint) -> Result<(), NotFound> {
     for (index, name) in NAMES.iter().enumerate() {
         let path = directory.join(name);
@@ -212,11 +226,8 @@ fn refuse_newer_log(directory: &Path, checkpoint: &Checkpoint) -> Result<(), Not
         let Some(first) = files::header_at(&file, BLOCK)? else {
             continue;
         };
-        let is_later = match first.run == checkpoint.run {
-            true => first.number > checkpoint.number,
-            false => files::is_of(&file, index, first.run)?,
-        };
-        if is_later {
+        // Of the run that is closed nothing was acknowledged after it: what is there is torn, or a mark of what never was.
+        if first.run != checkpoint.run && files::is_of(&file, index, first.run)? {
             return Err(damaged(&format!(
                 "{}: it is newer than the file `checkpoint` beside it: they are not of the same copy",
                 path.display()

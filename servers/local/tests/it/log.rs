@@ -232,3 +232,40 @@ async fn log10_a_store_that_is_left_alone_needs_no_log() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(faults.passed(Place::AfterSlots), 1);
 }
+
+/// LOG5: a store that was copied while it was closed is one of its own, and so is the copy: both go on, and are not put together again.
+#[tokio::test]
+async fn log5_a_copy_of_a_closed_store_goes_on_by_itself_and_does_not_mix() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(one.path(), &Arc::default()).unwrap();
+    let db = database(&store, "a").await;
+    commit(&store, db, 0, 20, 1..=20).await;
+    drop(store);
+    for name in FILES {
+        std::fs::copy(one.path().join(name), other.path().join(name)).unwrap();
+    }
+    for (directory, commits) in [(one.path(), 3), (other.path(), 5)] {
+        let store = open(directory, &Arc::default()).unwrap();
+        let db = database(&store, "a").await;
+        for base in 1..=commits {
+            commit(&store, db, base, 20, 1..=20).await;
+        }
+        let (_copy, killed) = as_killed(directory);
+        assert_eq!(head(&killed, db).await, commits + 1);
+    }
+    let mixed = tempfile::tempdir().unwrap();
+    for name in FILES {
+        for from in FILES {
+            let home = if from == name { &other } else { &one };
+            std::fs::copy(home.path().join(from), mixed.path().join(from)).unwrap();
+        }
+        match open(mixed.path(), &Arc::default()) {
+            // Of a closed store nothing is in the log.
+            Ok(store) => {
+                assert!(name.starts_with("log."), "{name}");
+                assert_eq!(head(&store, db).await, 4);
+            }
+            Err(error) => assert!(matches!(error, StoreError::Corrupt(_)), "{error:?}"),
+        }
+    }
+}

@@ -11,7 +11,7 @@ use crate::recorder::{DATA, Disk, FILES, Image, LOGS, Recording, SLOTS};
 use crate::{PAGES, at_each_moment, check, is_long, open, open_keeping, open_with, random};
 
 /// Commits until the database has this version; says what was acknowledged.
-async fn until(store: &LocalStore, db: Db, from: u64, to: u64, recording: &Recording) {
+pub(crate) async fn until(store: &LocalStore, db: Db, from: u64, to: u64, recording: &Recording) {
     for base in from..to {
         bench::commit(store, db, base, PAGES, 1..=PAGES).await;
         recording.acknowledge("a", base + 1);
@@ -111,7 +111,7 @@ async fn log2_a_flipped_bit_in_the_log_is_refused_and_no_later_commit_is_dropped
 }
 
 /// The moment after the last acknowledgement: before the store is closed.
-fn last_acknowledged(recording: &Recording) -> usize {
+pub(crate) fn last_acknowledged(recording: &Recording) -> usize {
     let all = recording.acknowledged(recording.len()).len();
     let moments = 0..=recording.len();
     let mut whole = moments.filter(|moment| recording.acknowledged(*moment).len() == all);

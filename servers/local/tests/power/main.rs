@@ -7,7 +7,9 @@
 
 #[path = "../it/bench.rs"]
 mod bench;
+mod failures;
 mod log;
+mod openings;
 mod recorder;
 
 use std::path::Path;
@@ -38,7 +40,11 @@ fn open_with(
     retention: Option<Duration>,
     checkpoint_bytes: u64,
 ) -> Result<LocalStore, StoreError> {
-    let options = LocalOptions {
+    LocalStore::open_with(directory, options(retention, checkpoint_bytes))
+}
+
+fn options(retention: Option<Duration>, checkpoint_bytes: u64) -> LocalOptions {
+    LocalOptions {
         map_bytes: 64 << 20,
         retention,
         // Stagings have rows, and collection its own transactions.
@@ -46,8 +52,7 @@ fn open_with(
         staging_buffer_bytes: 2048,
         collect_after_quiet: Duration::ZERO,
         ..LocalOptions::default()
-    };
-    LocalStore::open_with(directory, options)
+    }
 }
 
 fn is_long() -> bool {

@@ -4,6 +4,7 @@
 //!   when it returns.
 //! * Any other write is there, or not, sector by sector, whatever came before or after it, in this file or another.
 //! * Files have what was written to them before the recording began.
+//! * Where a sync failed, what it was for is in the cache, and on the disk only if it is written again ([`Recording::fail`]).
 //!
 //! The calls of the C library are taken over at linking: the engine's code is linked into this binary, and finds these first.
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+pub(crate) use rustix::io::Errno;
 
 const SECTOR: usize = 512;
 
@@ -46,6 +48,8 @@ enum Event {
     },
     /// Of a file; how many events were over when it began.
     Sync(usize, usize),
+    /// The same of one that failed: the operating system takes for written what was not.
+    Lost(usize, usize),
     Acknowledged(&'static str, u64),
 }
 
@@ -93,6 +97,45 @@ impl Image {
 struct Live {
     directory: PathBuf,
     events: Vec<Event>,
+    failing: Option<Failing>,
+    /// Of this file no sync ends.
+    held: Option<usize>,
+    is_held: bool,
+}
+
+/// Which call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Write,
+    Sync,
+}
+
+/// Calls that fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failing {
+    /// Of these files; of all where there are none.
+    pub(crate) files: &'static [usize],
+    pub(crate) call: Option<Call>,
+    /// Writes of what is before are done.
+    pub(crate) from_offset: usize,
+    /// So many are done, then so many fail.
+    pub(crate) after: usize,
+    pub(crate) times: usize,
+    pub(crate) error: Errno,
+}
+
+impl Failing {
+    /// The next call.
+    pub(crate) fn next(files: &'static [usize], call: Call, error: Errno) -> Self {
+        Self {
+            files,
+            call: Some(call),
+            from_offset: 0,
+            after: 0,
+            times: 1,
+            error,
+        }
+    }
 }
 
 /// All that are under way: tests run beside each other.
@@ -107,6 +150,9 @@ impl Recording {
         LIVE.lock().push(Live {
             directory: directory.clone(),
             events: Vec::new(),
+            failing: None,
+            held: None,
+            is_held: false,
         });
         LIVE_COUNT.fetch_add(1, Ordering::SeqCst);
         Self {
@@ -130,6 +176,37 @@ impl Recording {
         record(&self.directory, Event::Acknowledged(what, number));
     }
 
+    fn live<T>(&self, of: impl FnOnce(&mut Live) -> T) -> T {
+        let mut live = LIVE.lock();
+        let mut all = live.iter_mut();
+        of(all.find(|live| live.directory == self.directory).unwrap())
+    }
+
+    /// From now on calls fail.
+    pub(crate) fn fail(&self, failing: Failing) {
+        self.live(|live| live.failing = Some(failing));
+    }
+
+    /// How many calls that were to fail have not.
+    pub(crate) fn left_to_fail(&self) -> usize {
+        self.live(|live| live.failing.map_or(0, |failing| failing.times))
+    }
+
+    /// From now on no sync of a file ends; `None` for all do.
+    pub(crate) fn hold(&self, file: Option<usize>) {
+        self.live(|live| (live.held, live.is_held) = (file, false));
+    }
+
+    /// Whether a sync is held.
+    pub(crate) fn is_held(&self) -> bool {
+        self.live(|live| live.is_held)
+    }
+
+    /// How many events are over, while it goes on.
+    pub(crate) fn moment(&self) -> usize {
+        self.live(|live| live.events.len())
+    }
+
     /// The disk had something else than the files showed when the recording began: a sync had failed, and what it was for is in the
     /// cache of the operating system alone, which takes it for written.
     pub(crate) fn began_with(self, before: Image) -> Self {
@@ -142,6 +219,15 @@ impl Recording {
         let moments = (1..events.len()).filter(|moment| {
             matches!(&events[moment - 1], Event::Write { file: of, .. } if *of == file)
                 && matches!(&events[*moment], Event::Sync(of, _) if *of == file)
+        });
+        moments.collect()
+    }
+
+    /// The moments in which a write that syncs is under way.
+    pub(crate) fn synced_writes(&self, file: usize) -> Vec<usize> {
+        let events = self.events.lock();
+        let moments = (0..events.len()).filter(|moment| {
+            matches!(&events[*moment], Event::Write { file: of, synced: true, .. } if *of == file)
         });
         moments.collect()
     }
@@ -159,7 +245,7 @@ impl Recording {
                 } => told.synced_writes[*file] += 1,
                 Event::Write { file, .. } => told.writes[*file] += 1,
                 Event::Sync(file, _) => told.syncs[*file] += 1,
-                Event::Acknowledged(..) => {}
+                Event::Lost(..) | Event::Acknowledged(..) => {}
             }
         }
         told
@@ -205,16 +291,28 @@ impl Recording {
     pub(crate) fn image(&self, moment: usize, disk: Disk) -> Image {
         let events = self.events.lock();
         let over = &events[..moment];
-        let mut synced_to = [0; 4];
-        for event in over {
-            if let Event::Sync(file, began) = event {
-                synced_to[*file] = (*began).max(synced_to[*file]);
+        // Of each write: whether a sync says that it is on the disk, or one that failed says that it is not.
+        let mut ends = vec![None; over.len()];
+        let mut pending: [Vec<usize>; 4] = Default::default();
+        for (index, event) in over.iter().enumerate() {
+            let (file, began, is_durable) = match event {
+                Event::Write { file, .. } => {
+                    pending[*file].push(index);
+                    continue;
+                }
+                Event::Sync(file, began) => (*file, *began, true),
+                Event::Lost(file, began) => (*file, *began, false),
+                Event::Acknowledged(..) => continue,
+            };
+            let of_it = pending[file].partition_point(|index| *index < began);
+            for index in pending[file].drain(..of_it) {
+                ends[index] = Some(is_durable);
             }
         }
         let mut image = self.before.clone();
         // Durable by the last sync, or by itself: in the order of the calls.
         let mut loose: Vec<(usize, usize, &[u8])> = Vec::new();
-        for (index, event) in over.iter().enumerate() {
+        for (end, event) in ends.iter().zip(over) {
             if let Event::Write {
                 file,
                 offset,
@@ -222,9 +320,10 @@ impl Recording {
                 synced,
             } = event
             {
-                if index < synced_to[*file] || *synced {
+                // What shows in the files is not held back from them.
+                if *end == Some(true) || *synced || disk == Disk::Everything {
                     put(&mut image, *file, *offset, bytes);
-                } else {
+                } else if end.is_none() {
                     loose.push((*file, *offset, bytes));
                 }
             }
@@ -313,6 +412,58 @@ fn events_over(path: &Path) -> usize {
     live.map_or(0, |live| live.events.len())
 }
 
+/// The error that a call is to answer.
+fn error_of(raw: c_int, call: Call, end: usize) -> Option<Errno> {
+    let (path, file) = file_of(raw)?;
+    let mut live = LIVE.lock();
+    let mut all = live.iter_mut();
+    let live = all.find(|live| path.starts_with(&live.directory))?;
+    let failing = live.failing.as_mut()?;
+    let is_meant = (failing.files.is_empty() || failing.files.contains(&file))
+        && failing.call.is_none_or(|of| of == call)
+        && (call == Call::Sync || end > failing.from_offset);
+    if !is_meant || failing.times == 0 {
+        return None;
+    }
+    match failing.after {
+        0 => {
+            failing.times -= 1;
+            Some(failing.error)
+        }
+        _ => {
+            failing.after -= 1;
+            None
+        }
+    }
+}
+
+/// Waits while syncs of this file are held.
+fn wait_while_held(path: &Path, file: usize) {
+    let is_held = || {
+        let mut live = LIVE.lock();
+        let mut all = live.iter_mut();
+        let live = all.find(|live| path.starts_with(&live.directory) && live.held == Some(file));
+        live.is_some_and(|live| {
+            live.is_held = true;
+            true
+        })
+    };
+    while is_held() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+unsafe extern "C" {
+    fn __errno_location() -> *mut c_int;
+}
+
+/// As the C library says that a call failed.
+fn failed(error: Errno) -> c_int {
+    // SAFETY: the C library gives each thread a place of its own, for its whole life.
+    unsafe { *__errno_location() = error.raw_os_error() };
+    -1
+}
+
 /// The path of an open file of a store, and which one it is, while anything is recorded.
 fn file_of(fd: c_int) -> Option<(PathBuf, usize)> {
     if LIVE_COUNT.load(Ordering::SeqCst) == 0 {
@@ -342,13 +493,21 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
 }
 
 /// Syncs, and says so: of what was written when it began.
-fn synced(raw: c_int, sync: impl FnOnce()) {
+fn synced(raw: c_int, sync: impl FnOnce()) -> c_int {
     let file = file_of(raw);
     let began = file.as_ref().map_or(0, |(path, _)| events_over(path));
-    sync();
-    if let Some((path, file)) = file {
-        record(&path, Event::Sync(file, began));
+    let error = error_of(raw, Call::Sync, 0);
+    if error.is_none() {
+        sync();
     }
+    if let Some((path, file)) = file {
+        wait_while_held(&path, file);
+        match error {
+            None => record(&path, Event::Sync(file, began)),
+            Some(_) => record(&path, Event::Lost(file, began)),
+        }
+    }
+    error.map_or(0, failed)
 }
 
 /// No error of the medium is expected in a test: it ends there.
@@ -370,9 +529,15 @@ unsafe extern "C" fn pwrite(fd: c_int, bytes: *const c_void, length: usize, offs
             std::slice::from_raw_parts(bytes.cast::<u8>(), length),
         )
     };
+    let error = error_of(fd, Call::Write, offset as usize + length);
+    let bytes = match error {
+        None => bytes,
+        // Some of it is there.
+        Some(_) => &bytes[..length / 2 / SECTOR * SECTOR],
+    };
     let count = done(rustix::io::pwrite(file, bytes, offset as u64), "pwrite");
     written(file, fd, offset as usize, &bytes[..count]);
-    count as isize
+    error.map_or(count as isize, |error| failed(error) as isize)
 }
 
 /// # Safety
@@ -402,6 +567,9 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
         true => done(rustix::fs::tell(file), "lseek") as usize,
         false => 0,
     };
+    if let Some(error) = error_of(fd, Call::Write, usize::MAX) {
+        return failed(error) as isize;
+    }
     let length = done(rustix::io::writev(file, parts), "writev");
     if is_recorded {
         let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
@@ -416,8 +584,7 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
 unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    synced(fd, || done(rustix::fs::fdatasync(file), "fdatasync"));
-    0
+    synced(fd, || done(rustix::fs::fdatasync(file), "fdatasync"))
 }
 
 /// # Safety
@@ -426,6 +593,5 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    synced(fd, || done(rustix::fs::fsync(file), "fsync"));
-    0
+    synced(fd, || done(rustix::fs::fsync(file), "fsync"))
 }

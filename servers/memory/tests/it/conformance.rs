@@ -23,3 +23,8 @@ mod through_a_server {
     use super::{Memory, Served};
     pagewire_server::conformance_tests!(Served::new(Memory));
 }
+
+mod through_a_server_with_deltas {
+    use super::{Memory, Served};
+    pagewire_server::conformance_tests!(Served::with_encodings(Memory));
+}

@@ -3,8 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use pagewire_memory::MemoryStore;
+use pagewire_proto::{DatabaseId, PageNumber, Version};
+use pagewire_server::conformance::Verdict;
 use pagewire_server::conformance::endpoint::{Endpoint, Trialled};
-use pagewire_server::store::PageStore;
+use pagewire_server::layer::Layer;
+use pagewire_server::store::{Capabilities, PageStore, StoreError, StoredPage};
 use pagewire_server::{Server, bind_tcp};
 
 use crate::wrong_stores::{Fault, wrong_store};
@@ -49,5 +54,94 @@ async fn wrong_stores_behind_a_server_are_caught_by_name() {
             assert!(!wrong.exchanges.is_empty());
             println!("{fault:?} by {}: {violation}", wrong.rule);
         }
+    }
+}
+
+/// What a server stands on that announces deltas.
+#[derive(Debug)]
+struct Bases {
+    right: MemoryStore,
+    fault: Option<BaseFault>,
+    exclusive: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BaseFault {
+    /// A base is always found, and is that of the head.
+    Head,
+    /// A single page that is read is the one beside it.
+    Neighbour,
+    /// None is ever found.
+    Gone,
+}
+
+#[async_trait]
+impl Layer for Bases {
+    fn inner(&self) -> &dyn PageStore {
+        &self.right
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            exclusive: self.exclusive,
+            ..self.right.capabilities()
+        }
+    }
+
+    async fn read(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        // The bases of a portion; all pages at a time are what the rule reads itself.
+        let fault = self.fault.filter(|_| pages.len() <= 16);
+        match fault {
+            None => self.right.read(database, version, pages).await,
+            Some(BaseFault::Gone) => Err(StoreError::VersionGone { version }),
+            Some(BaseFault::Head) => {
+                let head = self.right.head(database).await?.version;
+                self.right.read(database, head, pages).await
+            }
+            Some(BaseFault::Neighbour) => {
+                let beside = pages
+                    .iter()
+                    .map(|page| PageNumber::try_from(page.get() ^ 1));
+                let beside: Vec<_> = beside.map(Result::unwrap).collect();
+                self.right.read(database, version, &beside).await
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e01_catches_servers_that_put_pages_together_from_wrong_bases() {
+    let over = |fault, exclusive| {
+        let right = MemoryStore::new().unwrap();
+        Arc::new(Bases {
+            right,
+            fault,
+            exclusive,
+        })
+    };
+    for exclusive in [true, false] {
+        let right = trial(over(None, exclusive), "e01").await;
+        assert!(
+            matches!(right.outcome, Ok(Verdict::Kept)),
+            "{exclusive} {:?}",
+            right.outcome
+        );
+    }
+    for fault in [BaseFault::Head, BaseFault::Neighbour, BaseFault::Gone] {
+        let wrong = trial(over(Some(fault), true), "e01").await;
+        let violation = wrong.outcome.expect_err(&format!("{fault:?} passed"));
+        println!("{fault:?} by e01: {violation}");
+        // Without deltas nobody asks for a base.
+        let raw = trial(over(Some(fault), false), "e01").await;
+        assert!(
+            matches!(raw.outcome, Ok(Verdict::Kept)),
+            "{:?}",
+            raw.outcome
+        );
     }
 }

@@ -104,6 +104,8 @@ pub(crate) async fn begin(
             process: None,
             capabilities: Vec::new(),
             leases: Vec::new(),
+            // It stays where it is.
+            number: 0,
         }),
     );
     let mut inbound = calls

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use pagewire_proto::DatabaseId;
 use pagewire_server::peers::{Claim, PeerNews, Peers};
 use pagewire_server::store::StoreError;
@@ -18,6 +19,8 @@ use crate::roots::{ATTEMPTS, Change, wait};
 const WANTED_FOR: Duration = Duration::from_secs(10);
 /// When a wish is told again that has come to nothing: a server that lives may have lost it.
 const WISH_AGAIN: Duration = Duration::from_secs(2);
+/// Wishes that are tried for at a time.
+const TRIES: usize = 16;
 /// Wishes that wait in an entry, so that the list stays small; whoever has more tells them later.
 const MOST_WISHES: usize = 256;
 
@@ -80,14 +83,17 @@ impl Inner {
                 .retain(|_, wished| now < wished.wanted + WANTED_FOR);
             state.wishes.keys().copied().collect()
         };
-        for database in wished {
+        let tries = wished.into_iter().map(|database| async move {
             match self.try_to_claim(database).await {
                 Ok(Claim::Claimed) => self.peering.tell(PeerNews::Granted(database)),
                 Ok(Claim::Elsewhere) => {}
                 Err(StoreError::DatabaseNotFound) => self.peering.forget(database),
                 Err(error) => tracing::debug!(%error, "a claim has to wait"),
             }
-        }
+        });
+        let tries: Vec<_> = tries.collect();
+        let tries = stream::iter(tries).buffer_unordered(TRIES);
+        tries.for_each(|()| async {}).await;
     }
 
     async fn try_to_claim(&self, database: DatabaseId) -> Result<Claim, StoreError> {
@@ -175,6 +181,7 @@ impl Peers for Inner {
             state.eager_until = now + EAGER_FOR;
             drop(state);
             self.peering.wake.notify_one();
+            self.peering.wished.notify_one();
         }
         Ok(claim)
     }

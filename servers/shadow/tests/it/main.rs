@@ -7,4 +7,5 @@ mod endpoint;
 mod peers;
 mod scene;
 mod servers;
+mod stagings;
 mod upkeep;

@@ -440,3 +440,25 @@ async fn a_server_that_has_ended_its_service_claims_nothing() {
     assert!(!one.peers.may_acknowledge());
     assert!(one.store.fence(a).await.is_err());
 }
+
+/// S1: a wish for a database whose root does not answer is not in the way of looking.
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_hangs_keeps_no_heartbeat_waiting() {
+    let (_, one, other) = two().await;
+    let (a, b) = (one.database("a").await, one.database("b").await);
+    assert_eq!(one.claim(a).await, Claim::Claimed);
+    assert_eq!(one.claim(b).await, Claim::Claimed);
+    assert_eq!(other.claim(a).await, Claim::Elsewhere);
+    assert_eq!(other.claim(b).await, Claim::Elsewhere);
+    other.kv.hold(Kind::Get, &format!("r/{a}"));
+    other.kv.held().await;
+    for _ in 0..40 {
+        millis(250).await;
+        assert!(other.peers.may_acknowledge());
+    }
+    other.kv.let_go();
+    one.peers.give_back(b).await.unwrap();
+    one.peers.give_back(a).await.unwrap();
+    other.claim_at_last(a).await;
+    other.claim_at_last(b).await;
+}

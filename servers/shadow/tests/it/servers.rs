@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use pagewire_proto::{CommitId, DatabaseId, Epoch, Version};
+use pagewire_proto::{CommitId, DatabaseId, Epoch, UnixMillis, Version};
 use pagewire_server::store::{Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError};
+use pagewire_shadow::ShadowOptions;
 use pagewire_shadow::testing::{Kind, Medium, Trouble};
 
 use crate::scene::{Server, commit_of, greedy, name, part, server, server_with};
@@ -385,4 +386,73 @@ async fn servers_that_fight_for_the_same_databases_never_tear_one_apart() {
         );
     }
     assert!(committed > 0);
+}
+
+/// I9: the collector's clock is far ahead, so that a database whose name is about to be given looks abandoned to it.
+#[tokio::test]
+async fn a_database_committed_to_meanwhile_is_not_removed_as_abandoned() {
+    let medium = Arc::new(Medium::default());
+    let one = server(&medium).await;
+    let ahead = ShadowOptions {
+        clock: Arc::new(|| UnixMillis(i64::MAX / 2)),
+        ..ShadowOptions::default()
+    };
+    let collector = server_with(&medium, ahead).await;
+    one.kv.hold(Kind::Swap, "n/");
+    let making = tokio::spawn({
+        let store = Arc::clone(&one.store);
+        async move { store.lookup(&name("a"), true).await }
+    });
+    one.kv.held().await;
+    // It finds a root that is old and unused, and no name that leads to it; its swap takes long.
+    collector.kv.hold(Kind::Swap, "r/");
+    let collecting = tokio::spawn({
+        let store = Arc::clone(&collector.store);
+        async move { while store.collect(None).await.unwrap().more {} }
+    });
+    collector.kv.held().await;
+    one.kv.let_go();
+    let a = making.await.unwrap().unwrap();
+    let epoch = one.fence(a).await;
+    one.commits(&[(a, 0, epoch)]).await;
+    collector.kv.let_go();
+    collecting.await.unwrap();
+    assert_eq!(one.check(a).await, 1);
+    assert_eq!(collector.database("a").await, a);
+    assert_eq!(collector.check(a).await, 1);
+}
+
+/// I2: a decision that is found is of no use to a reader whose root is over: its owner may have written it after all was over (K4, I6).
+#[tokio::test]
+async fn a_decision_that_comes_after_all_is_over_is_not_believed_by_a_reader() {
+    let (medium, one, other) = two().await;
+    let third = server_with(&medium, greedy()).await;
+    let (a, b) = (one.database("a").await, one.database("b").await);
+    let epochs = (one.fence(a).await, one.fence(b).await);
+    one.kv.hold(Kind::Swap, "t/");
+    let commit = tokio::spawn({
+        let store = Arc::clone(&one.store);
+        let parts = vec![part(a, 0, epochs.0), part(b, 0, epochs.1)];
+        async move { store.commit(commit_of(parts)).await }
+    });
+    one.kv.held().await;
+    // It has read the root with the intent, and then sleeps.
+    other.kv.hold(Kind::Get, "t/");
+    let reading = tokio::spawn({
+        let store = Arc::clone(&other.store);
+        async move { store.head(a).await }
+    });
+    other.kv.held().await;
+    // The transaction is aborted, the roots move on, the decision is forgotten.
+    third.fence(a).await;
+    third.fence(b).await;
+    third.collect_all().await;
+    assert_eq!(medium.keys("t/"), Vec::<String>::new());
+    one.kv.let_go();
+    let outcome = commit.await.unwrap().unwrap();
+    assert!(matches!(outcome, CommitOutcome::LeaseLost { .. }));
+    assert_eq!(medium.keys("t/").len(), 1, "the late decision");
+    other.kv.let_go();
+    let head = reading.await.unwrap().unwrap();
+    assert_eq!(head.version, Version::ZERO, "nothing was ever committed");
 }

@@ -236,3 +236,120 @@ async fn a_pin_holds_and_keeps_little_beside_its_version() {
     let gone = server.check_at(a, COMMITS / 2).await;
     assert!(matches!(gone, Err(StoreError::VersionGone { .. })));
 }
+
+/// A name that was given out, perhaps leased, and never committed to is taken back when nobody has leased it for long; one that is leased meanwhile
+/// stays.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_was_never_committed_to_is_taken_back_in_the_end() {
+    let hours = Arc::new(std::sync::atomic::AtomicI64::new(1));
+    let now = Arc::clone(&hours);
+    let options = ShadowOptions {
+        clock: Arc::new(move || {
+            pagewire_proto::UnixMillis(now.load(std::sync::atomic::Ordering::Relaxed) * 3_600_000)
+        }),
+        ..ShadowOptions::default()
+    };
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, options).await;
+    let set = |to| hours.store(to, std::sync::atomic::Ordering::Relaxed);
+    let (opened, leased) = (server.database("a").await, server.database("b").await);
+    let (kept, born) = (server.database("c").await, server.database("d").await);
+    server.fence(leased).await;
+    let epoch = server.fence(born).await;
+    server.commits(&[(born, 0, epoch)]).await;
+    set(20);
+    server.fence(kept).await;
+    server.collect_all().await;
+    for database in [opened, leased, kept, born] {
+        server.head(database).await;
+    }
+    set(26);
+    server.collect_all().await;
+    for database in [opened, leased] {
+        let head = server.store.head(database).await;
+        assert!(
+            matches!(head, Err(StoreError::DatabaseNotFound)),
+            "{head:?}"
+        );
+    }
+    assert_eq!((server.head(kept).await, server.check(born).await), (0, 1));
+    assert_eq!(server.database("c").await, kept);
+    assert_ne!(server.database("a").await, opened);
+    // Roots go when no late call can come any more.
+    set(30);
+    server.collect_all().await;
+    assert_eq!(medium.keys(&format!("r/{leased}")), Vec::<String>::new());
+}
+
+/// The lease that is given out while the collection takes the name back.
+#[tokio::test]
+async fn a_name_that_is_leased_and_committed_to_meanwhile_is_not_taken_back() {
+    let medium = Arc::new(Medium::default());
+    let options = ShadowOptions {
+        unborn_after: Duration::ZERO,
+        ..ShadowOptions::default()
+    };
+    let one = server_with(&medium, ShadowOptions::default()).await;
+    let collector = server_with(&medium, options).await;
+    for (name, commits) in [("a", true), ("b", false)] {
+        let id = one.database(name).await;
+        one.fence(id).await;
+        collector.kv.hold(Kind::Swap, &format!("r/{id}"));
+        let collecting = tokio::spawn({
+            let store = Arc::clone(&collector.store);
+            async move { while store.collect(None).await.unwrap().more {} }
+        });
+        collector.kv.held().await;
+        let epoch = one.fence(id).await;
+        if commits {
+            one.commits(&[(id, 0, epoch)]).await;
+        }
+        collector.kv.let_go();
+        collecting.await.unwrap();
+        assert_eq!(one.check(id).await, u64::from(commits));
+        if !commits {
+            one.commits(&[(id, 0, epoch)]).await;
+        }
+        assert_eq!(collector.check(id).await, 1);
+    }
+}
+
+/// Slots are there while they are used or protect something.
+#[tokio::test]
+async fn nothing_is_kept_of_databases_that_nobody_uses() {
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, ShadowOptions::default()).await;
+    server
+        .store
+        .begin_service(Duration::from_secs(5))
+        .await
+        .unwrap();
+    let peers = server.store.peers().unwrap();
+    let mut ids = Vec::new();
+    for index in 0..20 {
+        let id = server.database(&index.to_string()).await;
+        peers.claim(id).await.unwrap();
+        let epoch = server.fence(id).await;
+        server.commits(&[(id, 0, epoch)]).await;
+        let resolve = pagewire_server::store::Resolve {
+            id: pagewire_proto::CommitId::random().unwrap(),
+            participants: vec![(id, Version::new(1), epoch)],
+        };
+        server.store.resolve(resolve).await.unwrap();
+        peers.give_back(id).await.unwrap();
+        ids.push((id, server.fence(id).await));
+    }
+    server.store.collect(Some(ids[0].0)).await.unwrap();
+    assert_eq!(server.store.slots_in_memory(), 0);
+    let floor = Some(Version::new(1));
+    for (id, _) in &ids[..5] {
+        server.store.protect(*id, floor, &[]).await.unwrap();
+    }
+    let parts: Vec<_> = ids.iter().map(|(id, epoch)| (*id, 1, *epoch)).collect();
+    server.commits(&parts).await;
+    assert_eq!(server.store.slots_in_memory(), 5);
+    for (id, _) in &ids[..5] {
+        server.store.protect(*id, None, &[]).await.unwrap();
+    }
+    assert_eq!(server.store.slots_in_memory(), 0);
+}

@@ -31,6 +31,8 @@ enum Fault {
     DeletedTagsComeAgain,
     BranchIsOfTheHead,
     BranchTakesAnyName,
+    /// As a store does that looks only for what is there.
+    BranchTakesTheIdOfARemovedOne,
     RestoreIsOfTheVersionBefore,
     RestoredPagesKeepTheirVersion,
     NothingIsEverCollected,
@@ -52,6 +54,7 @@ const NOTICED_BY: &[(Fault, &[&str])] = &[
     (Fault::DeletedTagsComeAgain, &["v03", "random"]),
     (Fault::BranchIsOfTheHead, &["v04", "random"]),
     (Fault::BranchTakesAnyName, &["v04"]),
+    (Fault::BranchTakesTheIdOfARemovedOne, &["v04"]),
     (Fault::RestoreIsOfTheVersionBefore, &["v05", "random"]),
     (Fault::RestoredPagesKeepTheirVersion, &["v05", "random"]),
     (Fault::NothingIsEverCollected, &["v02", "v06", "random"]),
@@ -263,6 +266,14 @@ impl Layer for WrongStore {
             Err(StoreError::NameTaken(_)) if self.fault == Fault::BranchTakesAnyName => {
                 self.right.remove(name).await?;
                 self.right.branch(source, moment, branch, name).await
+            }
+            Err(StoreError::NameTaken(_))
+                if self.fault == Fault::BranchTakesTheIdOfARemovedOne
+                    && self.right.head(branch).await.is_err()
+                    && self.right.lookup(name, false).await.is_err() =>
+            {
+                let made = DatabaseId::random().unwrap();
+                self.right.branch(source, moment, made, name).await
             }
             answer => answer,
         }

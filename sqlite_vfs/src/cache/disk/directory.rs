@@ -35,6 +35,12 @@ pub fn prepare(directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// The limit of the process to the size of a file (`ulimit -f`): a write beyond it ends the process by SIGXFSZ.
+pub fn largest_file() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 /// Opens a file of the cache; `None` if it is missing.
 pub fn open(path: &Path) -> Result<Option<File>, String> {
     let shown = path.display();

@@ -50,6 +50,10 @@ pub fn save(path: &Path, identity: &Identity, mut log: ChangeLog, gap: Gap) -> R
             return Ok(());
         }
     }
+    if size(&log) > directory::largest_file() {
+        // The one that is there stays, and with it what it vouches for.
+        return Ok(());
+    }
     let mut fresh = directory::temporary(path)?;
     fresh
         .write_all(&encode(&log, identity))

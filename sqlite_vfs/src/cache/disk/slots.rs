@@ -63,7 +63,7 @@ impl SlotFile {
     /// Opens the file, or makes a new one of at most so many bytes where there is none that can be used.
     pub fn open(path: &Path, identity: &Identity, most_bytes: u64) -> Result<Self, String> {
         let slot = slot::size(identity.page_size) as u64;
-        let most_bytes = most_bytes.min(largest_file());
+        let most_bytes = most_bytes.min(directory::largest_file());
         let most = (most_bytes.saturating_sub(HEADER_BYTES) / slot).min(u64::from(u32::MAX));
         let count = most as u32;
         if count == 0 {
@@ -101,7 +101,7 @@ impl SlotFile {
             seed: identity.seed(),
             identity: *identity,
             count,
-            largest_file: largest_file(),
+            largest_file: directory::largest_file(),
         }
     }
 
@@ -188,12 +188,6 @@ impl SlotFile {
     pub fn slot_bytes(&self) -> u64 {
         slot::size(self.identity.page_size) as u64
     }
-}
-
-/// The limit of the process to the size of a file (`ulimit -f`).
-fn largest_file() -> u64 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
-    limit.current.unwrap_or(u64::MAX)
 }
 
 fn header(identity: &Identity, count: u32) -> Vec<u8> {

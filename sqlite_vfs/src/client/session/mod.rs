@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use super::counters::{COUNTERS, CallKind};
 use crate::clock::Moment;
+use crate::compression::Encodings;
 use crate::error::{Error, Kind, Result};
 pub(super) use stream::{nonsense, run};
 
@@ -50,6 +51,8 @@ pub struct Welcome {
     pub strict_push: bool,
     /// The server has the call CommitEach.
     pub commit_each: bool,
+    /// Pages of requests may come in these.
+    pub encodings: Encodings,
 }
 
 #[derive(Clone, Debug)]

@@ -20,6 +20,7 @@ use crate::client::Core;
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::client::news::news;
 use crate::clock::Moment;
+use crate::compression::Encodings;
 use crate::error::{CallError, Error};
 
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
@@ -98,12 +99,13 @@ fn phase_after(
 async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
+    // Rising whether it is answered or not: a server sees whether there was another in between.
+    let number = session.hellos.fetch_add(1, Ordering::AcqRel) + 1;
     let hello = pb::SessionRequest {
-        message: Some(Outgoing::Hello(hello(core))),
+        message: Some(Outgoing::Hello(hello(core, number))),
     };
     COUNTERS.background(CallKind::Session);
     COUNTERS.bytes(CallKind::Session, hello.encoded_len(), 0);
-    session.hellos.fetch_add(1, Ordering::AcqRel);
     let _ = sender.try_send(hello);
     let sent_at = Moment::now();
     let mut stub = core.way.server().stub.clone();
@@ -261,6 +263,10 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     let commit_each = has(capability::COMMIT_EACH);
+    let encodings = Encodings {
+        lz4: has(capability::REQUEST_LZ4),
+        deltas: has(capability::PAGE_DELTAS),
+    };
     let welcome = Arc::new(Welcome {
         lease_ttl: Duration::from_millis(u64::from(wire.lease_ttl_ms)),
         incarnation,
@@ -269,6 +275,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         versions: store.versions,
         strict_push: store.strict_push,
         commit_each,
+        encodings,
     });
     Ok(Accepted {
         welcome,
@@ -340,10 +347,10 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     }
 }
 
-fn hello(core: &Core) -> pb::Hello {
+fn hello(core: &Core, number: u64) -> pb::Hello {
     let leases = core.all_databases().into_iter();
     let mut capabilities = Vec::new();
-    if core.compression.wants_lz4_from(&core.way.server().endpoint) {
+    if core.compression.is_wanted_with(&core.way.server().endpoint) {
         capabilities.push(capability::LZ4.to_owned());
     }
     pb::Hello {
@@ -357,6 +364,7 @@ fn hello(core: &Core) -> pb::Hello {
             .filter_map(|(_, database)| database.believed_lease())
             .take(MAX_BELIEVED_LEASES)
             .collect(),
+        number,
     }
 }
 

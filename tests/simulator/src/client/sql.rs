@@ -1,4 +1,4 @@
-//! Random SQL, on a database of the client's own place and on a plain SQLite beside it.
+//! Random SQL, on a database of the client's own place and thread and on a plain SQLite beside it.
 //!
 //! What was committed outlives the processes of the place as a list of statements. A process that begins makes the plain database from it; where
 //! the outcome of the last transaction is unknown the content tells, which must be that before it or that behind it.
@@ -37,17 +37,22 @@ impl Client {
         done
     }
 
+    /// Which of the databases that nobody else writes to.
+    fn own(&self) -> usize {
+        2 * self.place + self.thread
+    }
+
     fn open_pair(&mut self) -> Result<Pair, Failure> {
-        let database = 100 + self.place;
+        let database = 100 + self.own();
         let remote = in_time("open", || sqlite::open(&uri(self.node(), database, "")))?;
         remote.busy_timeout(std::time::Duration::from_millis(super::BUSY_MS))?;
         remote.execute_batch("PRAGMA cache_size = 20")?;
         let found = dump(&remote)?;
-        let (committed, unknown) = STATEMENTS.lock().entry(self.place).or_default().clone();
+        let (committed, unknown) = STATEMENTS.lock().entry(self.own()).or_default().clone();
         let plain = replay(&committed)?;
         let before = dump(&plain)?;
         if found == before {
-            STATEMENTS.lock().insert(self.place, (committed, None));
+            STATEMENTS.lock().insert(self.own(), (committed, None));
             return Ok(Pair { remote, plain });
         }
         let mut all = committed;
@@ -59,7 +64,7 @@ impl Client {
                 "database {database} is neither what it was before {unknown:?} nor what it is behind:\n{found:?}\n{before:?}\n{behind:?}"
             ));
         }
-        STATEMENTS.lock().insert(self.place, (all, None));
+        STATEMENTS.lock().insert(self.own(), (all, None));
         Ok(Pair { remote, plain })
     }
 
@@ -89,7 +94,7 @@ impl Client {
             let _ = in_time("ROLLBACK", || pair.remote.execute_batch("ROLLBACK"));
             return run;
         }
-        if let Some(state) = STATEMENTS.lock().get_mut(&self.place) {
+        if let Some(state) = STATEMENTS.lock().get_mut(&self.own()) {
             state.1 = Some(made.clone());
         }
         sqlite::take_log();
@@ -99,7 +104,7 @@ impl Client {
             "COMMIT of {} statements: {committed:?}, unknown: {unknown}",
             made.len()
         ));
-        if let Some(state) = STATEMENTS.lock().get_mut(&self.place) {
+        if let Some(state) = STATEMENTS.lock().get_mut(&self.own()) {
             match (&committed, unknown) {
                 (Ok(()), _) => {
                     state.0.append(made);

@@ -264,11 +264,16 @@ pub fn stop_for(process: ProcessId, ns: u64, machine_sleeps: bool) {
     with(|machine| {
         let until = machine.now + ns;
         let process = &mut machine.processes[process];
-        process.stopped += until.saturating_sub(process.stopped_until.max(machine.now));
+        // Who is stopped already is stopped for the rest only; a clock that stood still for all of it would go back.
+        let more = until.saturating_sub(process.stopped_until.max(machine.now));
+        process.stopped += more;
         process.stopped_until = process.stopped_until.max(until);
         if machine_sleeps {
-            process.clocks.monotonic -= i128::from(ns);
-            process.clocks.boot_ahead += i128::from(ns);
+            // As much as it would have gone by its drift, less what rounding may take: it stands, and never goes back.
+            let more = i128::from(more);
+            let gone = (more + more * process.clocks.drift_ppm / 1_000_000 - 2).max(0);
+            process.clocks.monotonic -= gone;
+            process.clocks.boot_ahead += gone;
         }
     });
 }

@@ -3,6 +3,7 @@
 //!
 //! Touches only databases whose names begin with `conformance/` and a random number of its own, and deletes them.
 
+mod encodings;
 mod history;
 mod leases;
 mod remote;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 
 use super::{Context, Outcome, RULES, StoreUnderTest, Trial, Verdict, Violation};
 use crate::store::{PageStore, StoreError};
+use encodings::Announced;
 use remote::{Names, RemoteStore};
 pub use served::Served;
 use wire::{Exchanges, Wire, connect};
@@ -129,6 +131,10 @@ const SESSION_RULES: &[(&str, SessionTrial)] = &[
     (
         "l04_nothing_becomes_visible_while_a_lost_holder_may_trust_its_lease",
         |endpoint| Box::pin(leases::l04(endpoint)),
+    ),
+    (
+        "e01_pages_in_an_announced_encoding_are_the_pages_that_were_encoded",
+        |endpoint| Box::pin(encodings::e01(endpoint)),
     ),
 ];
 
@@ -265,8 +271,11 @@ impl StoreUnderTest for Endpoint {
 pub fn earned(trials: &[Trialled], welcome: &pb::Welcome) -> Vec<Tier> {
     let store = welcome.store.clone().unwrap_or_default();
     let has = |tier: Tier| {
-        // Versions survive a restart where there are any.
-        let asked = |trial: &&Trialled| store.versions || !trial.rule.starts_with("v07");
+        // Versions survive a restart where there are any, and encodings are kept where they are announced.
+        let asked = |trial: &&Trialled| {
+            (store.versions || !trial.rule.starts_with("v07"))
+                && (Announced::by(welcome).any() || !trial.rule.starts_with("e01"))
+        };
         let mut own = trials
             .iter()
             .filter(|trial| trial.tier == Some(tier))

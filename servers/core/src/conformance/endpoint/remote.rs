@@ -14,8 +14,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pagewire_proto::limits::{BATCH_BYTES, MAX_LIST, MAX_READ_PAGES};
 use pagewire_proto::pb::session_request::Message as Request;
+use pagewire_proto::status::Reason;
 use pagewire_proto::{
-    Changes, CommitChecksum, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, Page,
+    Changes, CommitChecksum, CommitId, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, Page,
     PageNumber, PageSize, Snapshot, StagingId, TagName, Version, VersionEntry, pb,
 };
 use parking_lot::Mutex;
@@ -28,6 +29,8 @@ use crate::store::{
 
 /// How long a lease that nobody else wants may take.
 const LEASE_PATIENCE: u32 = 40;
+/// Whoever repeats a commit does so soon.
+const REMEMBERED_COMMITS: usize = 64;
 
 /// Names of databases by their ids, over restarts of the server.
 pub(super) type Names = Arc<Mutex<HashMap<DatabaseId, DatabaseName>>>;
@@ -47,6 +50,10 @@ pub(super) struct RemoteStore {
     /// One at a time: a lease given back by one would be taken by the other.
     leases: tokio::sync::Mutex<HashMap<DatabaseId, u64>>,
     stagings: Mutex<HashMap<StagingId, (StagingId, DatabaseId)>>,
+    /// Pages of commits go as small as the server takes them.
+    pub(super) encodes: bool,
+    /// Those commits as they went, for when they are repeated.
+    sent: Mutex<HashMap<CommitId, Vec<pb::CommitRequest>>>,
 }
 
 impl RemoteStore {
@@ -62,6 +69,8 @@ impl RemoteStore {
             sequence: std::sync::atomic::AtomicU64::new(0),
             leases: tokio::sync::Mutex::default(),
             stagings: Mutex::default(),
+            encodes: false,
+            sent: Mutex::default(),
         })
     }
 
@@ -193,6 +202,28 @@ impl RemoteStore {
             Some((wire, _)) => Ok(*wire),
             None => StagingId::random().map_err(wrong),
         }
+    }
+
+    async fn encoded(
+        &self,
+        id: CommitId,
+        raw: &[pb::CommitRequest],
+    ) -> Result<Vec<pb::CommitRequest>, StoreError> {
+        let header = raw.first().map(|first| &first.header);
+        let before = self.sent.lock().get(&id).cloned();
+        if let Some(before) = before
+            && before.first().map(|first| &first.header) == header
+        {
+            return Ok(before);
+        }
+        let mut messages = raw.to_vec();
+        self.encode_messages(&mut messages).await?;
+        let mut sent = self.sent.lock();
+        if sent.len() >= REMEMBERED_COMMITS {
+            sent.clear();
+        }
+        sent.insert(id, messages.clone());
+        Ok(messages)
     }
 
     fn commit_messages(&self, commit: &Commit) -> Result<Vec<pb::CommitRequest>, StoreError> {
@@ -501,10 +532,19 @@ impl PageStore for RemoteStore {
         for part in &commit.databases {
             self.ensure_open(part.database).await?;
         }
-        let messages = self.commit_messages(&commit)?;
-        let shown = messages.first().and_then(|first| first.header.clone());
-        let stream = tokio_stream::iter(messages);
-        let answer = self.wire.calls.clone().commit(stream).await;
+        let raw = self.commit_messages(&commit)?;
+        let shown = raw.first().and_then(|first| first.header.clone());
+        let messages = match self.encodes {
+            true => self.encoded(commit.id, &raw).await?,
+            false => raw.clone(),
+        };
+        let mut calls = self.wire.calls.clone();
+        let mut answer = calls.commit(tokio_stream::iter(messages)).await;
+        if let Err(status) = &answer
+            && Reason::of(status) == Reason::EncodingRefused
+        {
+            answer = calls.commit(tokio_stream::iter(raw)).await;
+        }
         let answer = self.wire.noted(&shown, answer)?;
         let index = |index: u32| usize::try_from(index).unwrap_or(usize::MAX);
         Ok(match answer.outcome {

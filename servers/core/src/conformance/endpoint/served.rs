@@ -27,6 +27,7 @@ pub struct Served<S> {
     store: S,
     names: Names,
     exchanges: Exchanges,
+    encodes: bool,
     process: Mutex<Option<Process>>,
 }
 
@@ -46,8 +47,16 @@ impl<S> Served<S> {
             store,
             names: Names::default(),
             exchanges: Arc::new(Mutex::new(VecDeque::new())),
+            encodes: false,
             process: Mutex::new(None),
         }
+    }
+
+    /// The same, with pages of commits as deltas and compressed, wherever that makes them smaller.
+    pub fn with_encodings(store: S) -> Self {
+        let mut served = Self::new(store);
+        served.encodes = true;
+        served
     }
 
     async fn serve(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
@@ -74,7 +83,8 @@ impl<S> Served<S> {
         let calls = connect(&format!("http://{address}")).await?;
         let session = SessionId::random().map_err(wrong)?;
         let wire = Wire::begin(calls, session, true, Arc::clone(&self.exchanges)).await?;
-        let remote = RemoteStore::new(wire, Arc::clone(&self.names))?;
+        let mut remote = RemoteStore::new(wire, Arc::clone(&self.names))?;
+        remote.encodes = self.encodes;
         Ok(Arc::new(remote))
     }
 

@@ -95,6 +95,7 @@ impl Wire {
             process: None,
             capabilities: Vec::new(),
             leases: Vec::new(),
+            number: 0,
         };
         note(&exchanges, &hello, &"(stream)");
         send(&outbound, Request::Hello(hello));
@@ -340,7 +341,11 @@ pub(super) fn of_status(status: Status) -> StoreError {
         Reason::Unavailable | Reason::Draining | Reason::Overloaded => {
             StoreError::Unavailable(message)
         }
-        Reason::Internal | Reason::SessionUnknown | Reason::ProtocolVersion => {
+        Reason::Internal
+        | Reason::SessionUnknown
+        | Reason::ProtocolVersion
+        // Whoever sends raw pages never hears it; whoever does not looks for it.
+        | Reason::EncodingRefused => {
             StoreError::Internal(message)
         }
     }

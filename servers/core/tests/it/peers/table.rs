@@ -1,14 +1,14 @@
 //! A table of claims that the test sees into, and servers at it: their messages take time and get lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use pagewire_memory::MemoryStore;
-use pagewire_proto::{DatabaseId, Epoch, Version};
+use pagewire_proto::{DatabaseId, Epoch, SessionId, Snapshot, Version};
 use pagewire_server::layer::Layer;
-use pagewire_server::peers::{Claim, PeerNews, Peers};
+use pagewire_server::peers::{Claim, Fence, PeerNews, Peers};
 use pagewire_server::store::{Capabilities, PageStore, StoreError};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -32,12 +32,26 @@ pub(super) struct Table {
     pub(super) messages: AtomicU64,
     /// Fences of servers that did not have the claim.
     pub(super) unclaimed_fences: AtomicUsize,
+    /// Grants are remembered, and sessions take them along.
+    pub(super) moves_leases: AtomicBool,
+    pub(super) grants: Mutex<HashMap<DatabaseId, Grant>>,
+}
+
+/// What is remembered of a grant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub(super) server: usize,
+    pub(super) session: SessionId,
+    pub(super) hello: u64,
+    pub(super) epoch: Epoch,
+    pub(super) guard: Duration,
 }
 
 /// A server to the others.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) table: Arc<Table>,
+    pub(super) store: Arc<MemoryStore>,
     pub(super) number: usize,
     pub(super) wanted: Mutex<HashMap<DatabaseId, Vec<usize>>>,
     pub(super) silent_since: Mutex<Option<Instant>>,
@@ -46,22 +60,29 @@ pub(super) struct Member {
     pub(super) gives: Semaphore,
     /// A permit for each claim that is on its way.
     pub(super) giving: Semaphore,
+    /// The answer to a take-over comes with each permit.
+    pub(super) takes: Semaphore,
+    /// A permit for each take-over that waits for its answer, and is done.
+    pub(super) taken: Semaphore,
     pub(super) send: UnboundedSender<PeerNews>,
     pub(super) receive: tokio::sync::Mutex<UnboundedReceiver<PeerNews>>,
 }
 
 impl Table {
-    pub(super) fn join(self: &Arc<Self>) -> Arc<Member> {
+    pub(super) fn join(self: &Arc<Self>, store: &Arc<MemoryStore>) -> Arc<Member> {
         let (send, receive) = unbounded_channel();
         let mut members = self.members.lock().unwrap();
         let member = Arc::new(Member {
             table: Arc::clone(self),
+            store: Arc::clone(store),
             number: members.len(),
             wanted: Mutex::default(),
             silent_since: Mutex::default(),
             lost: AtomicBool::new(false),
             gives: Semaphore::new(10_000),
             giving: Semaphore::new(0),
+            takes: Semaphore::new(10_000),
+            taken: Semaphore::new(0),
             send,
             receive: tokio::sync::Mutex::new(receive),
         });
@@ -150,6 +171,61 @@ impl Peers for Member {
         }
     }
 
+    fn moves_leases(&self) -> bool {
+        self.table.moves_leases.load(Ordering::SeqCst)
+    }
+
+    async fn fence(
+        &self,
+        database: DatabaseId,
+        session: SessionId,
+        hello: u64,
+        guard: Duration,
+    ) -> Result<Fence, StoreError> {
+        if !self.moves_leases() {
+            return Ok(Fence::Plain);
+        }
+        if self.table.claimant(database) != Some(self.number) {
+            return Ok(Fence::Elsewhere);
+        }
+        let epoch = self.store.fence(database).await?;
+        let grant = Grant {
+            server: self.number,
+            session,
+            hello,
+            epoch,
+            guard,
+        };
+        self.table.grants.lock().unwrap().insert(database, grant);
+        Ok(Fence::Advanced(epoch))
+    }
+
+    async fn take_over(
+        &self,
+        database: DatabaseId,
+        session: SessionId,
+        hello: u64,
+        epoch: Epoch,
+    ) -> Result<Option<Duration>, StoreError> {
+        let guard = {
+            let mut claims = self.table.claims.lock().unwrap();
+            let mut grants = self.table.grants.lock().unwrap();
+            let grant = grants.get_mut(&database).filter(|grant| {
+                (grant.session, grant.epoch) == (session, epoch)
+                    && hello > grant.hello
+                    && claims.get(&database) == Some(&grant.server)
+            });
+            grant.map(|grant| {
+                (grant.server, grant.hello) = (self.number, hello);
+                claims.insert(database, self.number);
+                grant.guard
+            })
+        };
+        self.taken.add_permits(1);
+        self.takes.acquire().await.unwrap().forget();
+        Ok(guard)
+    }
+
     fn is_wanted(&self, database: DatabaseId) -> bool {
         self.wanted.lock().unwrap().contains_key(&database)
     }
@@ -190,6 +266,8 @@ pub(super) struct Shared {
     pub(super) fences: Semaphore,
     /// A permit for each fence that waits for its answer.
     pub(super) fenced: Semaphore,
+    /// Databases whose heads are never answered.
+    pub(super) headless: Mutex<HashSet<DatabaseId>>,
     /// A floor is taken with each permit.
     pub(super) floors: Semaphore,
     /// Floors that came, taken or not.
@@ -211,6 +289,13 @@ impl Layer for Shared {
 
     fn peers(&self) -> Option<Arc<dyn Peers>> {
         Some(Arc::clone(&self.member) as Arc<dyn Peers>)
+    }
+
+    async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> {
+        if self.headless.lock().unwrap().contains(&database) {
+            std::future::pending::<()>().await;
+        }
+        self.inner().head(database).await
     }
 
     async fn protect(
@@ -255,9 +340,10 @@ pub(super) async fn peers(count: usize) -> (Arc<Table>, Vec<Peer>) {
     for _ in 0..count {
         let store = Arc::new(Shared {
             inner: Arc::clone(&inner),
-            member: table.join(),
+            member: table.join(&inner),
             fences: Semaphore::new(10_000),
             fenced: Semaphore::new(0),
+            headless: Mutex::default(),
             floors: Semaphore::new(10_000),
             told: Mutex::default(),
         });
@@ -265,6 +351,13 @@ pub(super) async fn peers(count: usize) -> (Arc<Table>, Vec<Peer>) {
         peers.push(Peer { server, store });
     }
     (table, peers)
+}
+
+/// Two servers of a store with which sessions take their leases along.
+pub(super) async fn two_that_move() -> (Arc<Table>, Peer, Peer) {
+    let (table, one, other) = two().await;
+    table.moves_leases.store(true, Ordering::SeqCst);
+    (table, one, other)
 }
 
 pub(super) async fn two() -> (Arc<Table>, Peer, Peer) {

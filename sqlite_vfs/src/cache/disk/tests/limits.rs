@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use super::*;
+use crate::cache::disk::log::{Gap, load, save};
 
 /// Bytes that the files of a directory take.
 fn room_taken(directory: &Path) -> u64 {
@@ -258,4 +259,39 @@ fn what_another_process_keeps_writing_is_newer_or_stays() {
         .write()
         .advance(version(20), &Changes::Pages(Vec::new()));
     assert_eq!(put(7, 15), (7, 12), "the log says so");
+}
+
+/// In the environment of the process that the next test starts.
+const IS_LIMITED: &str = "PAGEWIRE_TEST_FILES_ARE_LIMITED";
+const NAME: &str = "cache::disk::tests::limits::q6_a_log_that_is_larger_than_files_may_be_is_left_out_and_ends_no_process";
+
+#[test]
+fn q6_a_log_that_is_larger_than_files_may_be_is_left_out_and_ends_no_process() {
+    if std::env::var_os(IS_LIMITED).is_none() {
+        // The limit is one of a whole process, so another one has it: 64 KiB.
+        let done = std::process::Command::new("bash")
+            .args(["-c", "ulimit -f 64 && exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg(NAME)
+            .env(IS_LIMITED, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success(), "{}: {said}", done.status);
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("log");
+    let log_of = |pages: u32| {
+        let mut log = ChangeLog::new(version(1));
+        log.head = version(u64::from(pages));
+        let changed = (1..=pages).map(|number| (page(number), version(u64::from(number))));
+        log.changed_at.extend(changed);
+        log
+    };
+    save(&path, &identity(1, 4096), log_of(100), Gap::GiveUp).unwrap();
+    save(&path, &identity(1, 4096), log_of(10_000), Gap::GiveUp).unwrap();
+    let kept = load(&path, &identity(1, 4096)).unwrap();
+    assert_eq!(kept.head(), version(100));
 }

@@ -1,0 +1,180 @@
+"""What a commit through a page server on FoundationDB takes beside its floor, in one run and by turns: a bare transaction of the same bytes on the
+same cluster, and the gRPC echo.
+
+fdb_latency.py [--rounds N] [--cluster FILE]
+
+A commit is an autocommit INSERT with the lease held. The bare transactions go through the C API of the client library from this process: one that
+writes only, and one that reads a row first and conflicts over it, as whatever decides something does. The echo is the one of
+`pagewire bench`. Nothing is asserted: on a loaded machine times say little, and a ratio of medians of turns somewhat more. --cluster: one that is
+there already, in which everything that is written has the prefix `pagewire latency` or is in the directory `latency`.
+Not run, and says so, where there is no fdbserver.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import pathlib
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from harness import COMMAND, LIBRARY, Cluster, Server, guest_environment
+
+API_VERSION = 730
+VALUE_BYTES = 4096
+# Too old, not committed, of unknown outcome, and process behind.
+RETRIED = (1007, 1020, 1021, 1037)
+
+
+class Refused(Exception):
+    """An error of the cluster."""
+
+
+class Fdb:
+    """As much of the C API as a transaction takes."""
+
+    def __init__(self, cluster_file):
+        self.c = ctypes.CDLL(os.environ.get("PAGEWIRE_FDB_LIBRARY", "libfdb_c.so"))
+        pointer = ctypes.c_void_p
+        for name, arguments, result in (
+            ("fdb_create_database", [ctypes.c_char_p, ctypes.POINTER(pointer)], ctypes.c_int),
+            ("fdb_database_create_transaction", [pointer, ctypes.POINTER(pointer)], ctypes.c_int),
+            ("fdb_transaction_set", [pointer, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int], None),
+            ("fdb_transaction_get", [pointer, ctypes.c_char_p, ctypes.c_int, ctypes.c_int], pointer),
+            ("fdb_transaction_commit", [pointer], pointer),
+            ("fdb_transaction_destroy", [pointer], None),
+            ("fdb_future_block_until_ready", [pointer], ctypes.c_int),
+            ("fdb_future_get_error", [pointer], ctypes.c_int),
+            ("fdb_future_destroy", [pointer], None),
+        ):
+            function = getattr(self.c, name)
+            function.argtypes, function.restype = arguments, result
+        self.check(self.c.fdb_select_api_version_impl(API_VERSION, API_VERSION))
+        self.check(self.c.fdb_setup_network())
+        self.network = threading.Thread(target=self.c.fdb_run_network, daemon=True)
+        self.network.start()
+        self.database = pointer()
+        self.check(self.c.fdb_create_database(str(cluster_file).encode(), ctypes.byref(self.database)))
+
+    @staticmethod
+    def check(code):
+        if code:
+            raise Refused(f"FoundationDB error {code}", code)
+
+    def wait(self, future):
+        self.check(self.c.fdb_future_block_until_ready(future))
+        self.check(self.c.fdb_future_get_error(future))
+        self.c.fdb_future_destroy(future)
+
+    def transaction(self, number, size, reads):
+        """Writes so many bytes; how long that took. One that the cluster was too busy for does not count."""
+        while True:
+            try:
+                return self.attempt(number, size, reads)
+            except Refused as refused:
+                if refused.args[1] not in RETRIED:
+                    raise
+
+    def attempt(self, number, size, reads):
+        begun = time.monotonic()
+        transaction = ctypes.c_void_p()
+        self.check(self.c.fdb_database_create_transaction(self.database, ctypes.byref(transaction)))
+        head = b"pagewire latency"
+        if reads:
+            self.wait(self.c.fdb_transaction_get(transaction, head, len(head), 0))
+        self.c.fdb_transaction_set(transaction, head, len(head), b"%d" % number, len(b"%d" % number))
+        for chunk in range(0, size, VALUE_BYTES):
+            key = b"pagewire latency %d %d" % (number, chunk)
+            value = os.urandom(min(VALUE_BYTES, size - chunk))
+            self.c.fdb_transaction_set(transaction, key, len(key), value, len(value))
+        self.wait(self.c.fdb_transaction_commit(transaction))
+        self.c.fdb_transaction_destroy(transaction)
+        return time.monotonic() - begun
+
+    def stop(self):
+        self.check(self.c.fdb_stop_network())
+        self.network.join()
+
+
+def echo_ms():
+    """The median echo of an autocommit's bytes, as `pagewire bench` finds it, and beside it the commit through a page server on a memory store."""
+    done = subprocess.run(
+        [COMMAND, "bench", "--quick", "--only", "commit", "--store", "memory", "--json"],
+        env=guest_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    series = {one["name"]: one["p50_us"] / 1000 for one in json.loads(done.stdout)[0]["series"]}
+    return series["bare gRPC echo"], series["pagewire, memory store"]
+
+
+def measure(cluster_file, scratch, rounds):
+    server = Server(f"fdb:{cluster_file}", scratch / "server.log", lease_ttl_ms=30_000, arguments=["--fdb-directory", "latency"]).start()
+    fdb = Fdb(cluster_file)
+    try:
+        own = sqlite3.connect(":memory:")
+        own.enable_load_extension(True)
+        own.load_extension(str(LIBRARY))
+        uri = f"file:latency.db?vfs=pagewire&endpoint={server.endpoint}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=60)
+        connection.execute("CREATE TABLE IF NOT EXISTS t(i INTEGER PRIMARY KEY, body BLOB)")
+
+        def sent():
+            return own.execute("SELECT count, bytes_sent FROM pagewire_rpc WHERE kind = 'commit'").fetchone()
+
+        times = {"commit": [], "bare, writes only": [], "bare, reads first": []}
+        size = VALUE_BYTES
+        for number in range(rounds + 10):
+            before = sent()
+            begun = time.monotonic()
+            connection.execute("INSERT INTO t(body) VALUES(randomblob(100))")
+            took = time.monotonic() - begun
+            calls, bytes_sent = (now - then for now, then in zip(sent(), before))
+            if calls != 1:
+                raise RuntimeError(f"{calls} commit calls for one INSERT")
+            size = bytes_sent
+            writes, reads = fdb.transaction(2 * number, size, False), fdb.transaction(2 * number + 1, size, True)
+            if number >= 10:
+                for name, seconds in zip(times, (took, writes, reads)):
+                    times[name].append(seconds * 1000)
+        return size, {name: statistics.median(some) for name, some in times.items()}
+    finally:
+        fdb.stop()
+        server.kill()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--cluster")
+    options = parser.parse_args()
+    if not Cluster.is_possible():
+        print("fdb latency: NOT RUN: there is no fdbserver (on the path, or PAGEWIRE_FDBSERVER) or no fdbcli")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="pagewire-latency-") as scratch:
+        scratch = pathlib.Path(scratch)
+        cluster = None if options.cluster else Cluster(scratch / "cluster", "memory")
+        try:
+            size, found = measure(options.cluster or cluster.file, scratch, options.rounds)
+        finally:
+            if cluster is not None:
+                cluster.stop()
+    echo, in_memory = echo_ms()
+    print(f"fdb latency: {size} bytes sent with each commit, medians of {options.rounds} turns")
+    for name, milliseconds in found.items():
+        print(f"fdb latency: {name}: {milliseconds:.2f} ms")
+    print(f"fdb latency: the echo {echo:.2f} ms, a commit to a store in memory {in_memory:.2f} ms")
+    for name in ("bare, writes only", "bare, reads first"):
+        print(f"fdb latency: commit / ({name} + echo) = {found['commit'] / (found[name] + echo):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
