@@ -385,6 +385,31 @@ mod tests {
         }
     }
 
+    /// What the other test meets by chance: a reader of T, while T + 2 may have written the root that it copied.
+    #[test]
+    fn read1_a_reader_that_a_commit_may_have_overtaken_twice_begins_again() {
+        let directory = tempfile::tempdir_in(fast_directory()).expect("a directory");
+        let engine = Engine::open(directory.path(), &LocalOptions::default()).expect("an engine");
+        let mut txn = engine.write().expect("a transaction");
+        let number = txn.txn.id();
+        let written = engine.put(&mut txn, &Key::Format, &[1]);
+        assert!(written.is_ok() && engine.committing.load(Ordering::SeqCst) < number);
+        assert!(engine.commit(txn).is_ok());
+        assert_eq!(engine.committing.load(Ordering::SeqCst), number);
+        engine.committing.store(number + 2, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| engine.read().expect("a transaction").id());
+            #[expect(clippy::disallowed_methods, reason = "nothing tells that it goes on")]
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(
+                !reader.is_finished(),
+                "it was given what may be half a root"
+            );
+            engine.committing.store(number + 1, Ordering::SeqCst);
+            assert_eq!(reader.join().expect("a number"), number);
+        });
+    }
+
     /// More threads than processors, so that readers are held up between any two instructions.
     #[test]
     fn read1_whoever_begins_later_sees_no_less() {

@@ -42,19 +42,23 @@
 //!   the last record tells that the log has lost one (it was cut short, is an older copy, or its last record is damaged);
 //!   one that is lower than S, that the file is an older copy than the checkpoint. Both are refused. The run is a row of the engine,
 //!   in the slots, and in the header of each log file: files of different stores, copies or times do not go together, and are refused.
+//!   What was never acknowledged tells nothing: of a run that is closed a torn record, or a mark without its transaction, may be left.
 //! * **LOG6** Opening is one path, after a stop, a kill and a loss of power. It can end anywhere and begin again: until its checkpoint is
 //!   in a slot it writes only roots, and pages that S does not reach. What it builds on it first makes durable: after a sync that failed the cache
-//!   of the operating system has what the disk may not have, so slots and the last record are written again, as they are, and synced.
+//!   of the operating system has what the disk may not have, so slots, roots and the last record are written again, as they are, and synced. So are
+//!   the names of the log files, before a slot needs them.
 //! * **LOG7** A transaction that does not fit a record (stagings, large groups) is announced by a *mark* in the log with its number T; then
 //!   the engine commits it with syncs of its own, data before root, and a checkpoint of T is made before anything else. If the mark is the last record and
-//!   the file has the root T, T is whole and is the base; if it has not, T never was.
+//!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark.
 //! * **LOG8** What the engine refuses after it was logged (no room: `room.rs`) is taken back in the log, durably, before that is
-//!   answered; the next record takes its number and its place.
-//! * **LOG9** After a failed write or sync nothing is written. After a failed sync of `data.mdb` nothing is read either: pages that were
-//!   committed since the last checkpoint may have been lost from the cache, and older ones be read in their place.
+//!   answered; the next record takes its number and its place. So is a record that itself finds no room.
+//! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written. After a failed sync of `data.mdb` nothing
+//!   is read either: pages that were committed since the last checkpoint may have been lost from the cache, and older ones be read in their
+//!   place. A sync that the engine makes for a large transaction, and whose failure it does not tell from that of a write, is asked for once more.
 //! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as the store was opened with (16 MiB), or [`MOST_AGE`] after
 //!   the first commit since: so the file grows by what is pinned meanwhile and no more, and a store that is left alone needs no log. A
-//!   commit waits for one only when the log file is full. Where room is short one is made before each transaction, so that
+//!   commit waits for one only when the log file is full, or has a mark. Where reads have all places of the engine none can begin: then it is
+//!   made later, and a commit that would have to wait for it is refused. Where room is short one is made before each transaction, so that
 //!   nothing is pinned (ROOM6).
 //!
 //! # Attacked

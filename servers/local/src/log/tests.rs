@@ -33,6 +33,7 @@ fn commit(engine: &Engine, bytes: usize) -> Result<(), WriteError> {
 fn log10_a_checkpoint_that_finds_no_place_to_pin_is_made_later() {
     let directory = tempfile::tempdir().unwrap();
     let (engine, faults) = open(directory.path());
+    engine.end_making(directory.path()).unwrap();
     commit(&engine, 10).unwrap();
     let mut reads = Vec::new();
     while let Ok(txn) = engine.env.read_txn() {

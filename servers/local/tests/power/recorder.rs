@@ -449,6 +449,7 @@ fn wait_while_held(path: &Path, file: usize) {
         })
     };
     while is_held() {
+        #[expect(clippy::disallowed_methods, reason = "its end is what is waited for")]
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
