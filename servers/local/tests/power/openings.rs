@@ -137,7 +137,7 @@ async fn log6_openings_that_are_cut_off_again_and_again_lose_nothing() {
         // More often where something small is under way.
         let moment = match turn % 2 {
             0 => below(recording.len() + 1),
-            _ => recording.len() - below(120),
+            _ => recording.len() - below(recording.len() / 2),
         };
         let acknowledged = recording.acknowledged(moment);
         let mut image = recording.image(moment, states(turn)[below(4)]);
