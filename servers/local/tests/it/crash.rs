@@ -1,5 +1,5 @@
 //! A process that commits is killed in the midst of it, again and again, on one directory: every acknowledged commit is
-//! there, and none in part. What a kill cannot show is a loss of power: for that the store trusts the engine's syncs.
+//! there, and none in part. What a kill cannot show is a loss of power: `tests/power` does.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
