@@ -4,7 +4,7 @@
 //! An unarmed place costs nothing but the look at an option that is not set.
 
 use pagewire_server::store::StoreError;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::engine::WriteError;
 
@@ -66,45 +66,60 @@ pub enum Fault {
 
 /// What tests want to happen, and what they want to know.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<State>);
+pub struct Faults {
+    state: Mutex<State>,
+    /// Another place is held, or none.
+    released: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct State {
     /// Strikes once.
     armed: Option<(Place, Fault, u32)>,
     passed: Vec<Place>,
+    /// Nobody gets past it.
+    held: Option<Place>,
     free_bytes: Option<u64>,
 }
 
 impl Faults {
     /// The fault strikes when the place was passed as often as `after`.
     pub fn arm(&self, place: Place, fault: Fault, after: u32) {
-        self.0.lock().armed = Some((place, fault, after));
+        self.state.lock().armed = Some((place, fault, after));
+    }
+
+    /// Whoever comes to this place waits there, before anything that is armed strikes; `None` lets all go on.
+    pub fn hold(&self, place: Option<Place>) {
+        self.state.lock().held = place;
+        self.released.notify_all();
     }
 
     /// The disk says to have as many bytes free; `None` for what it has.
     pub fn set_free_bytes(&self, bytes: Option<u64>) {
-        self.0.lock().free_bytes = bytes;
+        self.state.lock().free_bytes = bytes;
     }
 
     /// How often a place was passed.
     pub fn passed(&self, place: Place) -> usize {
-        let passed = &self.0.lock().passed;
+        let passed = &self.state.lock().passed;
         passed.iter().filter(|at| **at == place).count()
     }
 
     /// How many transactions became durable: each costs the same syncs.
     pub fn durable(&self) -> usize {
-        let passed = &self.0.lock().passed;
+        let passed = &self.state.lock().passed;
         passed.iter().filter(|at| at.is_after()).count()
     }
 
     pub(crate) fn free_bytes(&self) -> Option<u64> {
-        self.0.lock().free_bytes
+        self.state.lock().free_bytes
     }
 
     pub(crate) fn pass(&self, place: Place) -> Result<(), WriteError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
+        while state.held == Some(place) {
+            self.released.wait(&mut state);
+        }
         match state.armed {
             Some((at, fault, 0)) if at == place => {
                 state.armed = None;

@@ -284,7 +284,8 @@ impl Log {
         }
         let is_half_used = state.files.is_half_used();
         let is_due = is_half_used || state.work >= self.checkpoint_bytes || state.is_old();
-        if is_due && !state.is_under_way {
+        // Where one failed meanwhile this one is answered, since the log has it, and is the last (LOG9).
+        if is_due && !state.is_under_way && state.failed.is_none() {
             self.begin(&mut state, env, false, is_half_used)?;
         }
         Ok(())
@@ -356,10 +357,8 @@ impl Log {
 
     fn writable(&self) -> Result<MutexGuard<'_, State>, WriteError> {
         let state = self.shared.state.lock();
-        match &state.failed {
-            Some(why) => Err(WriteError::Medium(why.clone())),
-            None => Ok(state),
-        }
+        state.check()?;
+        Ok(state)
     }
 
     /// Until no checkpoint is under way.
@@ -367,14 +366,11 @@ impl Log {
         while state.is_under_way {
             self.shared.ended.wait(state);
         }
-        match &state.failed {
-            Some(why) => Err(WriteError::Medium(why.clone())),
-            None => Ok(()),
-        }
+        state.check()
     }
 
-    /// Begins a checkpoint of the last transaction: between commits, where none is under way. Answers whether: not where reads have all
-    /// places that the engine has, one of which it takes to pin.
+    /// Begins a checkpoint of the last transaction: between commits, where none is under way, and none failed. Answers whether: not where
+    /// reads have all places that the engine has, one of which it takes to pin.
     fn begin(
         &self,
         state: &mut State,
@@ -382,6 +378,7 @@ impl Log {
         is_closed: bool,
         grow: bool,
     ) -> Result<bool, WriteError> {
+        state.check()?;
         let pin = match env.clone().static_read_txn() {
             Ok(pin) => pin,
             Err(heed::Error::Mdb(MdbError::ReadersFull)) => return Ok(false),
@@ -430,6 +427,14 @@ fn busy() -> WriteError {
 }
 
 impl State {
+    /// Whether anything may be written (LOG9).
+    fn check(&self) -> Result<(), WriteError> {
+        match &self.failed {
+            Some(why) => Err(WriteError::Medium(why.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Nothing is written from now on (LOG9).
     fn fail(&mut self, why: String) -> WriteError {
         WriteError::Medium(self.failed.get_or_insert(why).clone())

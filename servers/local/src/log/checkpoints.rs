@@ -31,7 +31,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Until nobody can begin one any more.
+    /// Until nobody can begin one any more, or one failed: the next sync would succeed with what this one lost (LOG9).
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             // Whoever waits for it must not wait for ever.
@@ -42,6 +42,7 @@ impl Worker {
             }));
             let made = made.unwrap_or_else(|_| Err("a checkpoint panicked".to_owned()));
             let mut state = self.shared.state.lock();
+            let is_made = made.is_ok();
             match made {
                 Ok(grown) => {
                     state.pin = Some(job.pin);
@@ -65,6 +66,9 @@ impl Worker {
             }
             state.is_under_way = false;
             self.shared.ended.notify_all();
+            if !is_made {
+                return;
+            }
         }
     }
 
@@ -84,7 +88,11 @@ impl Worker {
         self.pass(Place::AfterSlots)
     }
 
+    /// Unless anything failed meanwhile, in the committer: what it was told by its own open file counts here too (LOG9).
     fn write(&self, slot: usize, checkpoint: &Checkpoint) -> Result<(), String> {
+        if let Some(why) = &self.shared.state.lock().failed {
+            return Err(why.clone());
+        }
         let written = self.slots.write(slot, checkpoint);
         written.map_err(|error| format!("cannot write to the file `checkpoint`: {error}"))
     }
