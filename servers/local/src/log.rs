@@ -114,7 +114,8 @@ const NEXT_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Log {
     shared: Arc<Shared>,
-    data: Arc<File>,
+    /// The engine's file, opened by itself: what was told to the thread of checkpoints is told here too (LOG9).
+    data: File,
     /// Size of a page of that.
     page_bytes: u64,
     /// Bytes that the engine writes, about, from one checkpoint to the next (LOG10). As many are pinned.
@@ -152,11 +153,12 @@ struct State {
 }
 
 impl Log {
-    /// Of a store that is opened, whose slots name what is pinned, and whose files are those of this run, with nothing in them.
+    /// Of a store that is opened, whose slots name what is pinned, and whose files are those of this run, with nothing in them. The engine's
+    /// file for the thread of checkpoints, and for the committer, neither of which is a duplicate of the other.
     pub(crate) fn new(
         files: Files,
         slots: Slots,
-        data: Arc<File>,
+        [checkpoints, data]: [File; 2],
         pin: ReadTxn<'static>,
         options: &LocalOptions,
     ) -> std::io::Result<Self> {
@@ -182,7 +184,7 @@ impl Log {
         let worker = Worker {
             shared: Arc::clone(&shared),
             slots,
-            data: Arc::clone(&data),
+            data: checkpoints,
         };
         let worker = std::thread::Builder::new()
             .name("pagewire-checkpoint".to_owned())

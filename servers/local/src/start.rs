@@ -7,7 +7,6 @@
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use heed::RoTxn;
@@ -38,7 +37,7 @@ const FILES: [&str; 4] = [ROWS_FILE, SLOTS_FILE, files::NAMES[0], files::NAMES[1
 struct Opening<'d> {
     directory: &'d Path,
     held: &'d File,
-    data: Arc<File>,
+    data: File,
     slots: Slots,
     options: &'d LocalOptions,
 }
@@ -117,7 +116,7 @@ impl<'d> Opening<'d> {
         Ok(Self {
             directory,
             held,
-            data: Arc::new(data),
+            data,
             slots: Slots {
                 file,
                 format: FORMAT,
@@ -209,7 +208,9 @@ impl<'d> Opening<'d> {
             file: self.slots.file.try_clone().map_err(|e| self.failed(e))?,
             format: FORMAT,
         };
-        let log = Log::new(files, slots, Arc::clone(&self.data), newer, self.options);
+        // Not duplicates, of which one is told what another missed (LOG9).
+        let open = || File::open(self.directory.join(ROWS_FILE)).map_err(|e| self.failed(e));
+        let log = Log::new(files, slots, [open()?, open()?], newer, self.options);
         let log = log.map_err(|error| self.failed(error))?;
         Ok((env, rows, log))
     }

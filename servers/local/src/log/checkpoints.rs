@@ -27,7 +27,8 @@ pub(super) struct Job {
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) slots: Slots,
-    pub(super) data: Arc<File>,
+    /// Of this thread alone (LOG9).
+    pub(super) data: File,
 }
 
 impl Worker {

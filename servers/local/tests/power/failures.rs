@@ -2,6 +2,7 @@
 //! ROOM4 in `src/room.rs`).
 
 use std::path::Path;
+use std::time::Duration;
 
 use pagewire_local::LocalStore;
 use pagewire_server::store::{CommitOutcome, PageStore, StoreError};
@@ -89,6 +90,45 @@ async fn log9_a_failed_sync_of_a_large_commit_loses_nothing_that_was_acknowledge
             drop(store);
             nothing_is_lost(&recording, &home.path().join("again"), head).await;
         }
+    }
+}
+
+/// LOG9. Bug: a checkpoint that was under way named as durable what was not. Cause: committer and thread of checkpoints had one open file, to
+/// which a write that failed in the background is told once, and the committer was told. Damage: both slots believe what the disk does not
+/// have. Fix: an open file for each, and a look at what the other was told before each slot.
+#[tokio::test]
+async fn log9_what_the_committer_was_told_ends_the_checkpoint_under_way() {
+    for is_told_to_both in [true, false] {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("store");
+        drop(open(&directory).unwrap());
+        let recording = Recording::begin(&directory);
+        let store = open_with(&directory, None, 1).unwrap();
+        let (a, b) = (database(&store, "a").await, database(&store, "other").await);
+        recording.hold(Some(DATA));
+        let mut head = 0;
+        while !recording.is_held() {
+            until(&store, a, head, head + 1, &recording).await;
+            head += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        until(&store, a, head, head + 3, &recording).await;
+        let slots = std::fs::read(directory.join(FILES[SLOTS])).unwrap();
+        match is_told_to_both {
+            true => recording.lose(DATA, Errno::IO),
+            // Whatever the one that is under way is told.
+            false => recording.fail(Failing::next(&[DATA], Call::Sync, Errno::IO)),
+        }
+        // It has all synced before its mark.
+        assert_eq!(attempt(&store, b, 0, 3000).await, Told::Unknown);
+        assert!(recording.is_held());
+        recording.hold(None);
+        // Waits for the thread.
+        drop(store);
+        recording.end();
+        let after = std::fs::read(directory.join(FILES[SLOTS])).unwrap();
+        assert!(slots == after, "a slot was written");
+        nothing_is_lost(&recording, &home.path().join("again"), head).await;
     }
 }
 

@@ -10,11 +10,12 @@
 
 #![allow(unsafe_code, reason = "takes the place of functions of the C library")]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 pub(crate) use rustix::io::Errno;
@@ -98,9 +99,11 @@ struct Live {
     directory: PathBuf,
     events: Vec<Event>,
     failing: Option<Failing>,
-    /// Of this file no sync ends.
+    /// What was written back to a file in vain, and which open files were told.
+    lost: Option<(usize, Errno, Vec<c_int>)>,
+    /// Of this file the first sync does not end, which is of this thread.
     held: Option<usize>,
-    is_held: bool,
+    holder: Option<ThreadId>,
 }
 
 /// Which call.
@@ -151,8 +154,9 @@ impl Recording {
             directory: directory.clone(),
             events: Vec::new(),
             failing: None,
+            lost: None,
             held: None,
-            is_held: false,
+            holder: None,
         });
         LIVE_COUNT.fetch_add(1, Ordering::SeqCst);
         Self {
@@ -192,14 +196,19 @@ impl Recording {
         self.live(|live| live.failing.map_or(0, |failing| failing.times))
     }
 
-    /// From now on no sync of a file ends; `None` for all do.
+    /// The operating system failed to write to a file in the background: the next sync of each open file answers that, once.
+    pub(crate) fn lose(&self, file: usize, error: Errno) {
+        self.live(|live| live.lost = Some((file, error, Vec::new())));
+    }
+
+    /// The next sync of a file does not end, nor does what the same thread syncs after it; `None` for all do.
     pub(crate) fn hold(&self, file: Option<usize>) {
-        self.live(|live| (live.held, live.is_held) = (file, false));
+        self.live(|live| (live.held, live.holder) = (file, None));
     }
 
     /// Whether a sync is held.
     pub(crate) fn is_held(&self) -> bool {
-        self.live(|live| live.is_held)
+        self.live(|live| live.holder.is_some())
     }
 
     /// How many events are over, while it goes on.
@@ -418,6 +427,14 @@ fn error_of(raw: c_int, call: Call, end: usize) -> Option<Errno> {
     let mut live = LIVE.lock();
     let mut all = live.iter_mut();
     let live = all.find(|live| path.starts_with(&live.directory))?;
+    if call == Call::Sync
+        && let Some((of, error, told)) = &mut live.lost
+        && *of == file
+        && !told.iter().any(|fd| is_duplicate(*fd, raw))
+    {
+        told.push(raw);
+        return Some(*error);
+    }
     let failing = live.failing.as_mut()?;
     let is_meant = (failing.files.is_empty() || failing.files.contains(&file))
         && failing.call.is_none_or(|of| of == call)
@@ -437,16 +454,14 @@ fn error_of(raw: c_int, call: Call, end: usize) -> Option<Errno> {
     }
 }
 
-/// Waits while syncs of this file are held.
+/// Waits while syncs of this file by this thread are held.
 fn wait_while_held(path: &Path, file: usize) {
+    let this = std::thread::current().id();
     let is_held = || {
         let mut live = LIVE.lock();
         let mut all = live.iter_mut();
         let live = all.find(|live| path.starts_with(&live.directory) && live.held == Some(file));
-        live.is_some_and(|live| {
-            live.is_held = true;
-            true
-        })
+        live.is_some_and(|live| *live.holder.get_or_insert(this) == this)
     };
     while is_held() {
         #[expect(clippy::disallowed_methods, reason = "its end is what is waited for")]
@@ -456,6 +471,19 @@ fn wait_while_held(path: &Path, file: usize) {
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
+    fn syscall(number: c_long, ...) -> c_long;
+}
+
+#[cfg(target_arch = "x86_64")]
+const KCMP: c_long = 312;
+#[cfg(not(target_arch = "x86_64"))]
+const KCMP: c_long = 272;
+
+/// Whether both are of one open file, which is told of an error once. Where the system does not say, only the same one is.
+fn is_duplicate(one: c_int, other: c_int) -> bool {
+    let this = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: `kcmp(pid, pid, KCMP_FILE, fd, fd)` looks at two numbers, and writes nothing.
+    one == other || unsafe { syscall(KCMP, this, this, 0, one, other) } == 0
 }
 
 /// As the C library says that a call failed.
@@ -493,20 +521,17 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
     );
 }
 
-/// Syncs, and says so: of what was written when it began.
+/// Syncs, and says so: of what was written when it began. Whether it failed is looked at in its end, as Linux does.
 fn synced(raw: c_int, sync: impl FnOnce()) -> c_int {
     let file = file_of(raw);
     let began = file.as_ref().map_or(0, |(path, _)| events_over(path));
+    sync();
+    let Some((path, file)) = file else { return 0 };
+    wait_while_held(&path, file);
     let error = error_of(raw, Call::Sync, 0);
-    if error.is_none() {
-        sync();
-    }
-    if let Some((path, file)) = file {
-        wait_while_held(&path, file);
-        match error {
-            None => record(&path, Event::Sync(file, began)),
-            Some(_) => record(&path, Event::Lost(file, began)),
-        }
+    match error {
+        None => record(&path, Event::Sync(file, began)),
+        Some(_) => record(&path, Event::Lost(file, began)),
     }
     error.map_or(0, failed)
 }
