@@ -23,7 +23,7 @@
 //!       |   S let go, its log file free                                               | slot 0 := T, synced
 //!       +-----------------------------------------------------------------------------+ slot 1 := T, synced
 //!
-//!   Opening: slots -> records after S -> roots of S put back -> engine opened, S pinned -> records done again -> checkpoint, closed
+//!   Opening: slots -> records after S -> roots of S put back, synced -> engine opened, S pinned -> records done again -> checkpoint, closed
 //!            -> a new run in the engine and in the log files -> checkpoint, serving
 //! ```
 //! A failed write or sync leads from any of them to Failed, where nothing is written, until the store is opened anew.
@@ -46,7 +46,8 @@
 //! * **LOG6** Opening is one path, after a stop, a kill and a loss of power. It can end anywhere and begin again: until its checkpoint is
 //!   in a slot it writes only roots, and pages that S does not reach. What it builds on it first makes durable: after a sync that failed the cache
 //!   of the operating system has what the disk may not have, so slots, roots and the last record are written again, as they are, and synced. So are
-//!   the names of the log files, before a slot needs them.
+//!   the names of the log files, before a slot needs them. And the disk may have what the cache has not, a root whose write failed: so roots are
+//!   synced before any page is written.
 //! * **LOG7** A transaction that does not fit a record (stagings, large groups) is announced by a *mark* in the log with its number T; then
 //!   the engine commits it with syncs of its own, data before root, and a checkpoint of T is made before anything else. If the mark is the last record and
 //!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark.

@@ -149,8 +149,10 @@ impl<'d> Opening<'d> {
             NotFound::Io(error) => self.failed(error),
             NotFound::Refused(error) => error,
         })?;
-        // Of a marked transaction they are what is there, and in the cache alone where the sync of it failed (LOG6).
+        // Of a marked transaction they are what is there, and in the cache alone where the sync of it failed. Of another the disk may have
+        // one that the cache has not, of a transaction that never was: it goes before a page of that is written (LOG6, LOG7).
         let put_back = found.base.roots.write(&self.data);
+        let put_back = put_back.and_then(|()| self.data.sync_data());
         put_back.map_err(|error| self.failed(error))?;
         Ok(found)
     }
