@@ -8,7 +8,7 @@
 //! * **GRP2** An operation looks at everything it needs before it writes anything: a refused one leaves no trace in the transaction of
 //!   the others, and damage that it meets is its own. Only a full disk and a failed medium concern a whole group, of which nothing
 //!   is applied then.
-//! * **GRP3** After a failure of the medium nothing is written any more (C17). After a full disk everything goes on (`room.rs`).
+//! * **GRP3** After a failure of the medium nothing is written any more (C17), nor answered from what the transaction that writes reads. After a full disk everything goes on (`room.rs`).
 //! * **GRP4** What is collected beside a group is bounded by [`MOST_BESIDE`], whatever the group wrote. The rest is owed: later groups pay
 //!   it, and where much is owed each group is followed by a step. As much is paid in a group as it can write rows of 4 KiB.
 //! * **GRP5** Collection by itself waits until nothing was written for `quiet`, so that a lone writer pays for no sync but its own; not
@@ -246,6 +246,12 @@ impl Committer {
     }
 
     fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
+        // A checkpoint may have failed since the last one, beside commits (LOG9).
+        if self.dead.is_none()
+            && let Err(error) = self.engine.log.check()
+        {
+            self.note(error);
+        }
         if let Some(why) = &self.dead {
             let error = dead(why);
             for command in group {
@@ -331,10 +337,10 @@ impl Committer {
         }
     }
 
-    /// Makes the transaction durable, if it has anything.
+    /// Makes the transaction durable, if it has anything. What it read is not answered where it may have been lost meanwhile.
     fn finish(&mut self, mut txn: WriteTxn<'_>) -> Result<(), WriteError> {
         if !self.dirty {
-            return Ok(());
+            return self.engine.log.check();
         }
         // A little in each transaction, so that the dead are buried under constant load too.
         self.collect_some(&mut txn)?;

@@ -75,11 +75,7 @@ impl Engine {
     pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
         loop {
             let txn = self.env.read_txn().map_err(read_failed)?;
-            if self.log.is_unreadable() {
-                return Err(StoreError::Internal(
-                    "the medium failed, and may have lost pages: open the store anew when it is repaired".to_owned(),
-                ));
-            }
+            self.check_readable()?;
             // Between the copy of the root and the look at who may have written it.
             fence(Ordering::SeqCst);
             if self.committing.load(Ordering::SeqCst) <= txn.id() + 1 {
@@ -88,10 +84,22 @@ impl Engine {
         }
     }
 
-    /// The one transaction that writes; waits for another.
+    /// Whether what is read is what was committed (LOG9).
+    fn check_readable(&self) -> Result<(), StoreError> {
+        match self.log.is_unreadable() {
+            true => Err(StoreError::Internal(
+                "the medium failed, and may have lost pages: open the store anew when it is repaired".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// The one transaction that writes; waits for another. It reads too, and is refused where reads are.
     pub(crate) fn write(&self) -> Result<WriteTxn<'_>, StoreError> {
+        let txn = self.env.write_txn().map_err(read_failed)?;
+        self.check_readable()?;
         Ok(WriteTxn {
-            txn: self.env.write_txn().map_err(read_failed)?,
+            txn,
             changes: Recorder::Whole(Changes::new()),
         })
     }

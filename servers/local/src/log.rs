@@ -205,6 +205,11 @@ impl Log {
         self.shared.is_unreadable.load(Ordering::Acquire)
     }
 
+    /// Whether anything may be written: whoever does not append is not told otherwise (LOG9).
+    pub(crate) fn check(&self) -> Result<(), WriteError> {
+        self.writable().map(drop)
+    }
+
     /// Bytes of the engine's file, about, that are free and cannot be used before the next checkpoint.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         let state = self.shared.state.lock();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use pagewire_local::faults::{Fault, Faults, Place};
 use pagewire_local::{LocalOptions, LocalStore};
-use pagewire_proto::{PageNumber, PageSize, StagingId, Version};
-use pagewire_server::store::{PageStore, PageWrite, StoreError};
+use pagewire_proto::{CommitId, PageNumber, PageSize, StagingId, Version};
+use pagewire_server::store::{Commit, PageStore, PageWrite, Resolution, Resolve, StoreError};
 
 use crate::bench::{SIZE, commit, commit_part, content, database, part, read, try_commit};
 
@@ -143,6 +143,38 @@ async fn log9_after_a_failed_sync_of_the_data_nothing_is_written_or_read() {
         assert_eq!(head(&store, db).await, base, "{place:?}");
         assert_eq!(read(&store, db, base, 200).await, content(SIZE, 200, base));
     }
+}
+
+/// LOG9. Bug: a commit that is durable was told to be none. Cause: the transaction that writes reads too, and was not refused after a checkpoint
+/// had failed in the background where it wrote nothing. Damage: pages that the cache lost are read as they were before, and the asker
+/// does its commit again. Fix: it is refused like reads, and each group looks first.
+#[tokio::test]
+async fn log9_after_a_checkpoint_failed_in_the_background_no_question_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let store = open(directory.path(), &faults).unwrap();
+    let db = database(&store, "a").await;
+    let part = part(db, SIZE, 0, 20, 1..=20);
+    let id = CommitId::random().unwrap();
+    let databases = vec![part];
+    store.commit(Commit { id, databases }).await.unwrap();
+    let resolve = Resolve {
+        id,
+        participants: vec![(db.0, Version::ZERO, db.1)],
+    };
+    let told = store.resolve(resolve.clone()).await.unwrap();
+    assert_eq!(told, Resolution::Committed(vec![Version::new(1)]));
+    // For its age, while nothing is asked.
+    faults.arm(Place::BeforeDataSync, Fault::Fail, 0);
+    let failed = async {
+        while store.head(db.0).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let failed = tokio::time::timeout(Duration::from_secs(30), failed).await;
+    assert!(failed.is_ok(), "no checkpoint was begun");
+    let told = store.resolve(resolve).await;
+    assert!(matches!(told, Err(StoreError::Internal(_))), "{told:?}");
 }
 
 /// LOG6: what fails in an opening is told, and the next one begins where that did.
