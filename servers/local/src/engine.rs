@@ -352,6 +352,15 @@ pub(crate) fn map(directory: &Path, map_bytes: usize) -> Result<Env, StoreError>
     env.map_err(|error| open_failed(directory, &error))
 }
 
+/// Maps the engine's file anew, with this largest size, or as it is where it is larger. Nobody may have a transaction.
+pub(crate) fn map_again(env: &Env, map_bytes: usize) -> heed::Result<()> {
+    // SAFETY: an opening calls it, which alone has the engine, between transactions.
+    #[expect(unsafe_code, reason = "how the largest size is changed")]
+    unsafe {
+        env.resize(map_bytes)
+    }
+}
+
 pub(crate) fn open_failed(directory: &Path, error: &heed::Error) -> StoreError {
     let why = format!("cannot open the store in {}: {error}", directory.display());
     match error {

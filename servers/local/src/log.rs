@@ -52,8 +52,11 @@
 //!   the engine commits it with syncs of its own, data before root, and a checkpoint of T is made before anything else. If the mark is the last record and
 //!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark.
 //! * **LOG8** What the engine refuses after it was logged (no room: `room.rs`) is taken back in the log, durably, before that is
-//!   answered; the next record takes its number and its place. So is a record that itself finds no room.
-//! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written. After a failed sync of `data.mdb` nothing
+//!   answered; the next record takes its number and its place. So is a record that itself finds no room. An opening may find it all the same,
+//!   and does it: for that the engine's file may be larger than its largest size, for as long as the opening takes.
+//! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written: no checkpoint follows one that failed, since
+//!   an error is told once to each open file, and the next sync of it succeeds. So committer and thread of checkpoints, which sync `data.mdb` at the same
+//!   time, have it open each by itself, and no slot is written after either was told. After a failed sync of `data.mdb` nothing
 //!   is read either: pages that were committed since the last checkpoint may have been lost from the cache, and older ones be read in their
 //!   place. A sync that the engine makes for a large transaction, and whose failure it does not tell from that of a write, is asked for once more.
 //! * **LOG10** A checkpoint begins when half of a log file is used, when as much was written as the store was opened with (16 MiB), or [`MOST_AGE`] after

@@ -9,16 +9,16 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
-use heed::RoTxn;
+use heed::{MdbError, RoTxn};
 use pagewire_proto::Incarnation;
 use pagewire_server::store::StoreError;
 
 use crate::LocalOptions;
-use crate::engine::{Engine, Env, FORMAT, Rows, check, map, open_failed, sums};
+use crate::engine::{Engine, Env, FORMAT, Rows, check, map, map_again, open_failed, sums};
 use crate::faults::Place;
 use crate::keys::Key;
 use crate::log::Log;
-use crate::log::files::{self, Files};
+use crate::log::files::{self, Files, is_no_room};
 use crate::log::opening::{self, Found, NotFound};
 use crate::log::record;
 use crate::log::slots::{Checkpoint, Slots};
@@ -32,6 +32,13 @@ const ROWS_FILE: &str = "data.mdb";
 const SLOTS_FILE: &str = "checkpoint";
 /// What a store has, the engine's file first.
 const FILES: [&str; 4] = [ROWS_FILE, SLOTS_FILE, files::NAMES[0], files::NAMES[1]];
+
+/// Bytes by which the file may be larger than its largest size while the log is done again: the last record may be of what found no room, and
+/// another order of free pages may need some more.
+const HEADROOM: usize = 64 << 20;
+
+/// Bytes free below which a disk is full.
+const FULL_BYTES: u64 = 4 << 20;
 
 /// What an opening works with.
 struct Opening<'d> {
@@ -139,10 +146,27 @@ impl<'d> Opening<'d> {
     }
 
     fn engine_failed(&self, error: heed::Error) -> StoreError {
-        open_failed(self.directory, &error)
+        let is_for_room = match &error {
+            heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull) => true,
+            // The engine says that the medium failed where a write was cut short by a full disk.
+            heed::Error::Io(error) => is_no_room(error.kind()) || self.is_disk_full(),
+            _ => false,
+        };
+        match is_for_room {
+            true => StoreError::Unavailable(format!(
+                "there is no room to open the store in {}: make room on the disk, or open it with a larger size; nothing is lost ({error})",
+                self.directory.display()
+            )),
+            false => open_failed(self.directory, &error),
+        }
     }
 
-    /// What there is, with its roots put back.
+    fn is_disk_full(&self) -> bool {
+        let disk = rustix::fs::fstatvfs(self.held);
+        disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL_BYTES)
+    }
+
+    /// What there is, with its roots put back, durably.
     fn find(&self) -> Result<Found, StoreError> {
         let found = opening::find(self.directory, &self.slots, &self.data);
         let found = found.map_err(|error| match error {
@@ -159,10 +183,14 @@ impl<'d> Opening<'d> {
 
     /// Opens the engine, does again what the log has, and begins the log of this run.
     fn finish(&self, found: Option<Found>) -> Result<(Env, Rows, Log), StoreError> {
-        let env = map(self.directory, self.options.map_bytes)?;
+        let map_bytes = self.options.map_bytes;
+        let env = map(self.directory, map_bytes.saturating_add(HEADROOM))?;
         let pin = || env.clone().static_read_txn();
         // Before the first transaction (LOG3).
         let mut pinned = pin().map_err(|error| self.engine_failed(error))?;
+        if let Some(found) = &found {
+            self.check_reached(&pinned, &found.base)?;
+        }
         let rows = {
             let mut txn = env.write_txn().map_err(|e| self.engine_failed(e))?;
             let rows = env.create_database(&mut txn, None);
@@ -204,8 +232,10 @@ impl<'d> Opening<'d> {
             lengths: files.lengths,
             roots: self.roots()?,
         })?;
-        let newer = pin().map_err(|error| self.engine_failed(error))?;
+        // Nothing is written in between.
         drop(pinned);
+        map_again(&env, map_bytes).map_err(|error| self.engine_failed(error))?;
+        let newer = pin().map_err(|error| self.engine_failed(error))?;
         let slots = Slots {
             file: self.slots.file.try_clone().map_err(|e| self.failed(e))?,
             format: FORMAT,
@@ -215,6 +245,17 @@ impl<'d> Opening<'d> {
         let log = Log::new(files, slots, [open()?, open()?], newer, self.options);
         let log = log.map_err(|error| self.failed(error))?;
         Ok((env, rows, log))
+    }
+
+    /// The engine takes the number of the last transaction from its lock file where that is in use: one of another time, with none of its roots.
+    fn check_reached(&self, txn: &RoTxn<'_>, base: &Checkpoint) -> Result<(), StoreError> {
+        match txn.id() as u64 == base.number {
+            true => Ok(()),
+            false => Err(StoreError::Unavailable(format!(
+                "another program has lock.mdb in {} open: stop it first",
+                self.directory.display()
+            ))),
+        }
     }
 
     /// LOG5.

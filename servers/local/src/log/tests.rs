@@ -1,12 +1,15 @@
 //! The log below the committer: places that the engine has not, and what is due.
 
+use std::io::BufRead;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_server::store::StoreError;
 
 use super::MOST_AGE;
+use super::record::Changes;
 use crate::LocalOptions;
 use crate::engine::{Engine, WriteError};
 use crate::faults::{Fault, Faults, Place};
@@ -148,4 +151,82 @@ async fn log10_age_counts_under_constant_load_too() {
     commit(&engine, 10).unwrap();
     let waited = engine.log.checkpoint(&engine.env);
     assert!(waited.is_ok() && faults.passed(Place::AfterSlots) == 1);
+}
+
+/// LOG8: what the engine found no room for, in a process that was killed before it took that back, is done again, and the store opens.
+#[test]
+fn log8_an_opening_does_again_what_the_engine_found_no_room_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let small = || LocalOptions {
+        map_bytes: 1 << 20,
+        ..LocalOptions::default()
+    };
+    let (engine, _) = open_with(directory.path(), small());
+    engine.end_making(directory.path()).unwrap();
+    commit(&engine, 10).unwrap();
+    let txn = engine.write().unwrap();
+    let (key, body) = (Key::Format.encode(), vec![7; 1_200_000]);
+    let mut changes = Changes::new();
+    let sums = crate::engine::sums(&key, crc32fast::hash(&body), body.len());
+    changes.put(&key, &sums, &body);
+    assert!(!changes.is_large());
+    let number = txn.id() as u64;
+    engine.log.append(&engine.env, number, changes).unwrap();
+    drop(txn);
+    let full = commit(&engine, body.len());
+    assert!(
+        matches!(&full, Err(WriteError::Refused(StoreError::Full(_)))),
+        "it has room: {full:?}"
+    );
+    let killed = put_together(directory.path(), directory.path());
+    for _ in 0..2 {
+        let (engine, _) = open_with(killed.path(), small());
+        assert_eq!(length_of_row(&engine), body.len());
+        // No more than it has.
+        let size = engine.env.info().map_size;
+        assert!(size < 2 << 20, "{size}");
+    }
+}
+
+/// LOG3: a program that only looks at the engine's file keeps its lock file, with the number of a root that an opening takes back.
+#[test]
+fn log3_an_engine_that_does_not_begin_with_the_root_that_was_put_back_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine, _) = open(directory.path());
+    engine.end_making(directory.path()).unwrap();
+    commit(&engine, 10).unwrap();
+    commit(&engine, 20).unwrap();
+    let killed = put_together(directory.path(), directory.path());
+    let mut other = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["log::tests::other_program", "--exact", "--ignored"])
+        .arg("--nocapture")
+        .env("PAGEWIRE_TEST_DIRECTORY", killed.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(other.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("it is open")));
+    let refused = Engine::open(killed.path(), &LocalOptions::default());
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("lock.mdb")),
+        "{refused:?}"
+    );
+    drop(other.stdin.take());
+    assert!(other.wait().unwrap().success());
+    let (engine, _) = open(killed.path());
+    assert_eq!(length_of_row(&engine), 20);
+}
+
+#[test]
+#[ignore = "the process of the test above"]
+fn other_program() {
+    #[expect(clippy::disallowed_methods, reason = "how the test says where")]
+    let directory = std::env::var("PAGEWIRE_TEST_DIRECTORY").unwrap();
+    let env = crate::engine::map(directory.as_ref(), 1 << 30).unwrap();
+    println!("it is open");
+    // Until the test has seen what it came for.
+    std::io::stdin().lines().for_each(drop);
+    drop(env);
 }

@@ -165,6 +165,38 @@ async fn log8_a_disk_without_room_for_a_record_refuses_one_commit() {
     }
 }
 
+/// LOG8, LOG6: an opening that finds no room for what the log has says what to do, and loses nothing.
+#[tokio::test]
+async fn log8_an_opening_without_room_says_so_and_the_next_one_has_all() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    drop(open(&directory).unwrap());
+    let recording = Recording::begin(&directory);
+    let store = open_with(&directory, None, 1 << 40).unwrap();
+    let a = database(&store, "a").await;
+    until(&store, a, 0, 5, &recording).await;
+    let moment = recording.moment();
+    recording.end();
+    drop(store);
+    let again = home.path().join("again");
+    recording.image(moment, Disk::Everything).write(&again);
+    let opening = Recording::begin(&again);
+    opening.fail(Failing {
+        // Not the roots.
+        from_offset: 8192,
+        ..Failing::next(&[DATA], Call::Write, Errno::NOSPC)
+    });
+    let refused = open(&again);
+    assert_eq!(opening.left_to_fail(), 0);
+    opening.end();
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("make room")),
+        "{refused:?}"
+    );
+    let store = open_keeping(&again, None).unwrap();
+    check(&store, &recording.acknowledged(moment)).await;
+}
+
 /// LOG10: a log file that cannot grow stays as it is, and commits go on.
 #[tokio::test]
 async fn log10_a_log_file_that_finds_no_room_to_grow_stays_as_long_as_it_is() {
