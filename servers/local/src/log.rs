@@ -356,13 +356,17 @@ impl Log {
                 tracing::warn!(%error, "the store is not closed cleanly");
             }
         }
+        self.end();
+    }
+
+    /// Waits for the thread, and lets go of the engine.
+    fn end(&mut self) {
         self.jobs = None;
         if let Some(worker) = self.worker.take()
             && worker.join().is_err()
         {
             tracing::error!("the thread of checkpoints panicked");
         }
-        // Lets go of the engine.
         self.shared.state.lock().pin = None;
     }
 
@@ -428,6 +432,13 @@ impl Log {
         state.since = None;
         state.work_before = std::mem::take(&mut state.work);
         Ok(true)
+    }
+}
+
+/// Where an opening fails after the log was begun: nothing holds the engine's file afterwards.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
