@@ -52,8 +52,8 @@
 //!   the engine commits it with syncs of its own, data before root, and a checkpoint of T is made before anything else. If the mark is the last record and
 //!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark.
 //! * **LOG8** What the engine refuses after it was logged (no room: `room.rs`) is taken back in the log, durably, before that is
-//!   answered; the next record takes its number and its place. So is a record that itself finds no room. An opening may find it all the same,
-//!   and does it: for that the engine's file may be larger than its largest size, for as long as the opening takes.
+//!   answered; the next record takes its number and its place. So is a record that itself finds no room. Where the process dies before that an
+//!   opening finds the record, and has to do it: so while it does again what the log has the engine's file may be larger than its largest size.
 //! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written: no checkpoint follows one that failed, since
 //!   an error is told once to each open file, and the next sync of it succeeds. So committer and thread of checkpoints, which sync `data.mdb` at the same
 //!   time, have it open each by itself, and no slot is written after either was told. After a failed sync of `data.mdb` nothing
@@ -76,7 +76,10 @@
 //!   with number n was written when record n was durable, or after the mark n.
 //! * *The free list.* It is a tree of the engine like the other, reached from its root: LOG3 is of it too. Its head in memory is of a
 //!   transaction, and is read anew by the next.
-//! * *Long readers* hold back the same pages as ever. *The engine's lock file* is made anew by the only process that has the directory.
+//! * *Long readers* hold back the same pages as ever. *The engine's lock file* is made anew by the only process that has the directory; where another
+//!   program keeps it open it has the number of a root that was taken back, and the opening is refused.
+//! * *A sync fails while others go on.* The thread of checkpoints is told: a commit may be in the log by then, and is answered; it begins no checkpoint.
+//!   The committer is told: the thread sees it before each slot, and is told by its own open file. What reads meanwhile is in README.md, "What is not".
 //! * *The log's last record rots before a restart.* Like a torn one: only the root of the engine tells (LOG5), if it was written back in time. It is exposed
 //!   for [`MOST_AGE`] at most: with a checkpoint after it the record is not needed.
 
