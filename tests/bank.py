@@ -1,7 +1,7 @@
 """A writer and eight readers in nine processes: each snapshot of each reader is what the bank was after some transfer, and a
 strict reader never misses one that was acknowledged (P3, P4).
 
-bank.py [--transfers N] [--store local|versioned-memory|fdb] [--spill-every K] [--seed S] [--keep DIR]
+bank.py [--transfers N] [--store local|versioned-memory|fdb | --server-command COMMAND] [--spill-every K] [--seed S] [--keep DIR]
 
 The writer moves money between 1,000 accounts, whose sum is constant; every K-th transaction is a spilled one, which is larger
 than SQLite's cache and is sent before its COMMIT, and some of those are rolled back. Four readers are strict, four bounded. See
@@ -14,7 +14,9 @@ bank_client.py for what each of them asserts:
     back one no call but those: what the readers do adds none;
  4. a reader never writes, and its BEGIN asks once at most.
 With --store fdb two page servers serve a FoundationDB cluster that is begun for it: the writer begins with one of them, every other
-reader with the other, and all know both.
+reader with the other, and all know both. --server-command takes another page server, as torture.py does: "target/debug/directory-store {store}
+{address} {lease_ttl_ms}" is the shadow-paging adapter over a directory of files. Its readers open with mode=rw: a store that keeps no old versions has
+no read-only connections.
 Versions are kept for no longer than somebody reads them, so a collection runs beside all of this. At the end the accounts are
 what the transfers make of them, and integrity_check says ok.
 """
@@ -70,8 +72,11 @@ class Bank:
         store = f"local:{scratch}/store" if options.store == "local" else options.store
         if self.cluster is not None:
             store = f"fdb:{self.cluster.file}"
+        command, arguments = options.server_command, ["--retention", "0"]
+        if command is not None:
+            store, arguments = f"{scratch}/store", []
         self.servers = [
-            Server(store, f"{scratch}/server{number or ''}.log", lease_ttl_ms=LEASE_TTL_MS, arguments=["--retention", "0"]).start()
+            Server(store, f"{scratch}/server{number or ''}.log", None, LEASE_TTL_MS, command, arguments).start()
             for number in range(1 if self.cluster is None else 2)
         ]
         endpoints = [server.endpoint for server in self.servers]
@@ -132,7 +137,8 @@ class Bank:
         for turn, (name, (kind, more)) in enumerate(zip(readers, READERS)):
             if kind != "strict":
                 more += f"&consistency=bounded&max_staleness_ms={kind}"
-            self.start(name, "read", f"{self.uris[turn % 2]}&mode=ro{more}", self.board_file, self.random.randrange(1 << 32), kind)
+            mode = "ro" if options.server_command is None else "rw"
+            self.start(name, "read", f"{self.uris[turn % 2]}&mode={mode}{more}", self.board_file, self.random.randrange(1 << 32), kind)
         seed = self.random.randrange(1 << 32)
         self.start("writer", "write", self.uri, self.board_file, options.transfers, options.spill_every, seed)
         begun = time.monotonic()
@@ -161,19 +167,23 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--store", choices=STORES, default="local")
+    parser.add_argument("--server-command", help="another page server; see above")
     parser.add_argument("--spill-every", type=int, default=25, help="every K-th transfer is a spilled one")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep", help="a folder that stays afterwards, with the store and the logs")
     options = parser.parse_args()
     if options.transfers < 1 or options.spill_every < 1:
         parser.error("--transfers and --spill-every are at least 1")
+    if options.server_command is not None and options.store != "local":
+        parser.error("--server-command is in place of --store")
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1 << 32)
     if options.store == "fdb" and not Cluster.is_possible():
         print("bank: NOT RUN: there is no fdbserver (on the path, or PAGEWIRE_FDBSERVER) or no fdbcli")
         print("bank: 0 passed, 0 failed")
         return 0
-    print(f"bank: --transfers {options.transfers} --store {options.store} --seed {options.seed}", flush=True)
+    store = options.server_command or options.store
+    print(f"bank: --transfers {options.transfers} --store {store} --seed {options.seed}", flush=True)
     scratch = options.keep or tempfile.mkdtemp(prefix="pagewire-bank-")
     pathlib.Path(scratch).mkdir(parents=True, exist_ok=True)
     # The clients and the server end with it, however it ends.

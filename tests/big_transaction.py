@@ -18,7 +18,8 @@ not begun or had failed without saying that its outcome is unknown. At last one 
 the store never shrinks, so the space of the dead is seen to be used again: it may not have grown by more than the versions
 that were kept, and the space of one transaction for what was under way and not yet dropped.
 --fdb takes two page servers on a FoundationDB cluster that is begun for it (the ssd engine): clients know both and begin with the first, which
-is the one that is killed. How much the files of the cluster take is the cluster's affair, and only printed.
+is the one that is killed. How much the files of the cluster take is the cluster's affair, and only printed. So is, at the end, how fast the same cluster takes
+bytes that no page server writes, in transactions of 1 MiB, four at a time: what the figures are to be seen beside.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import tempfile
 import threading
 import time
 
+from fdb_client import Fdb
 from harness import DEBIAN_PYTHON, LIBRARY, Cluster, Server, free_port, guest_environment
 
 MIB = 1 << 20
@@ -46,7 +48,9 @@ STAGE_BYTES = 64 * MIB
 # Bytes of the random part of a row: most fit into a page with others, every 256th takes a chain of overflow pages.
 ROW_BYTES = "iif(i % 256 = 0, 16000, 200 + i * 7919 % 1600)"
 ROW_BYTES_MEAN = 16000 / 256 + 999.5 * 255 / 256
-# Nothing takes so long, on a loaded machine either: a test that hangs ends.
+# Nothing takes so long, on a loaded machine either: a test that hangs ends. For each MiB of a transaction, and beside it: what a test with kills looks at
+# in the end is several of them.
+CLIENT_SECONDS_A_MIB = 4
 CLIENT_SECONDS = 1500
 # A kill that comes after the end of the transaction is tried again, so often.
 ATTEMPTS = 8
@@ -54,6 +58,8 @@ ATTEMPTS = 8
 CHECK_CACHE_BYTES = 8 << 30
 # It waits for a store that is busy with what the dead left, on a loaded machine.
 CHECK_TIMEOUT_MS = 120_000
+# Written to the cluster without a page server, at most.
+BESIDE_MIB = 128
 # The library's words, as in torture.py.
 OUTCOME_UNKNOWN = "not known whether the commit was applied"
 
@@ -117,13 +123,13 @@ def check(uri, library):
     """Everything, under the write lock: what the dead had under way cannot come afterwards."""
     connection, own = connect(uri, library)
     try:
-        return look(connection)
+        return look(connection, own)
     except sqlite3.Error as error:
         text = own.execute("SELECT pagewire_last_error()").fetchone()[0]
         sys.exit(f"{error}: {text}")
 
 
-def look(connection):
+def look(connection, own):
     connection.execute("BEGIN IMMEDIATE")
     # Every byte in the order of rows first: integrity_check goes through the pages backwards, each a call of its own where it
     # is not cached.
@@ -135,6 +141,8 @@ def look(connection):
         "integrity": [row[0] for row in connection.execute("PRAGMA integrity_check")],
     }
     connection.execute("COMMIT")
+    reads = "SELECT sum(count), sum(background), sum(bytes_received) FROM pagewire_rpc WHERE kind IN ('read', 'prefetch')"
+    found["reads"] = own.execute(reads).fetchone()
     json.dump(found, sys.stdout)
     return 0
 
@@ -181,6 +189,7 @@ class Client:
 
     def __init__(self, test, tag):
         self.tag = tag
+        self.patience = test.patience
         self.process = subprocess.Popen(
             [DEBIAN_PYTHON, __file__, "work", tag, str(test.mib), test.uri, LIBRARY],
             env=test.environment,
@@ -209,17 +218,18 @@ class Client:
     def wait_for(self, *steps):
         """Waits until it has said one of them, or has ended."""
         with self.changed:
-            if not self.changed.wait_for(lambda: {*steps, "end"} & self.said.keys(), CLIENT_SECONDS):
-                raise Broken(f"{self.tag} said {self.said} and then nothing for {CLIENT_SECONDS} s")
+            if not self.changed.wait_for(lambda: {*steps, "end"} & self.said.keys(), self.patience):
+                raise Broken(f"{self.tag} said {self.said} and then nothing for {self.patience} s")
 
     def end(self):
-        self.process.wait(CLIENT_SECONDS)
+        self.process.wait(self.patience)
         self.reader.join()
 
 
 class BigTransaction:
     def __init__(self, options, scratch):
         self.mib = options.mib
+        self.patience = CLIENT_SECONDS + CLIENT_SECONDS_A_MIB * self.mib
         self.random = random.Random(options.seed)
         self.scratch = pathlib.Path(scratch)
         self.log = open(self.scratch / "clients.log", "a")
@@ -247,7 +257,7 @@ class BigTransaction:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=CLIENT_SECONDS,
+            timeout=self.patience,
         )
         if done.returncode != 0:
             raise Broken(f"check failed:\n{done.stderr[-3000:]}")
@@ -262,7 +272,7 @@ class BigTransaction:
         lost = self.present - found["done"].keys()
         if lost:
             raise Broken(f"{lost} was there and is missing")
-        self.check_seconds = time.monotonic() - begun
+        self.check_seconds, self.check_reads = time.monotonic() - begun, found["reads"]
         return found["done"].keys()
 
     def whole(self, tag):
@@ -293,7 +303,7 @@ class BigTransaction:
             raise Broken(f"{tag} is not all there is: {self.present}")
         print(
             f"big transaction: {tag}: {self.mib} MiB; rows written in {self.body_seconds:.1f} s, COMMIT {self.commit_seconds:.1f} s"
-            f" in 1 commit call with {carried / MIB:.1f} MiB, {staged / MIB:.1f} MiB in {committed[2] - begin[2]} stage calls, looked at by another process in {self.check_seconds:.1f} s; memory: {figures};"
+            f" in 1 commit call with {carried / MIB:.1f} MiB, {staged / MIB:.1f} MiB in {committed[2] - begin[2]} stage calls, looked at by another process in {self.check_seconds:.1f} s (read calls waited for, behind it, bytes: {self.check_reads}); memory: {figures};"
             f" store {self.store_bytes() / MIB:.0f} MiB",
             flush=True,
         )
@@ -353,12 +363,24 @@ class BigTransaction:
             if not any(self.killed(number, attempt) for attempt in range(ATTEMPTS)):
                 raise Broken(f"the transaction was over {ATTEMPTS} times before the kill: this has shown nothing")
         self.whole("last")
+        if self.cluster is not None:
+            self.beside()
         most = one * (len(self.present) + 1)
         if self.cluster is None and self.store_bytes() > most:
             raise Broken(
                 f"{len(self.present)} transactions are there, one takes {one / MIB:.0f} MiB,"
                 f" and the store has {self.store_bytes() / MIB:.0f} MiB: the space of the dead is not used again"
             )
+
+    def beside(self):
+        """What the cluster does by itself."""
+        for server in self.servers:
+            server.kill()
+        fdb = Fdb(self.cluster.file)
+        mib = min(self.mib, BESIDE_MIB)
+        rate = fdb.bulk(mib)
+        fdb.stop()
+        print(f"big transaction: the cluster by itself: {mib} MiB at {rate:.1f} MiB/s", flush=True)
 
     def stop(self):
         for server in self.servers:

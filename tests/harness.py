@@ -29,6 +29,7 @@ VENV_PYTHON = TOP / ".test-tools" / "venv" / "bin" / "python"
 
 READY = re.compile(r"^(pagewire )?listening on (\S+):(\d+)")
 START_SECONDS = 30
+TAKEN = "Address already in use"
 
 
 def free_port():
@@ -103,6 +104,7 @@ class Server:
         self.store = store
         self.command = command
         self.log = log
+        self.may_move = port is None
         self.port = port or free_port()
         self.lease_ttl_ms = lease_ttl_ms
         self.arguments = arguments
@@ -113,6 +115,20 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self):
+        """On the port that was found free: if somebody else has taken it since, on another one, before anybody knows it."""
+        while True:
+            try:
+                self._start()
+            except RuntimeError:
+                if not self.may_move or TAKEN not in pathlib.Path(self.log).read_text(errors="replace"):
+                    raise
+                pathlib.Path(self.log).unlink()
+                self.port = free_port()
+                continue
+            self.may_move = False
+            return self
+
+    def _start(self):
         command = [COMMAND, "serve", "--store", self.store, "--listen", f"127.0.0.1:{self.port}"]
         if self.lease_ttl_ms is not None:
             command += ["--lease-ttl-ms", str(self.lease_ttl_ms)]
@@ -134,7 +150,6 @@ class Server:
         if not READY.match(line):
             self.kill()
             raise RuntimeError(f"the server did not come up (it said {line!r}), see {self.log}")
-        return self
 
     @staticmethod
     def _read(stream, lines):

@@ -11,6 +11,7 @@ Not run, and says so, where there is no fdbserver.
  5. The way to a server is cut, and the server lives: the writer goes to the other one with its lease. That one dies, and the writer comes back to
     the first, which never missed it: with its lease where nobody else had one, and with nothing where another session has written meanwhile,
     whose row it then sees.
+ 6. A database that is open at one server is not removed through the other, and is when it was closed.
 The lease TTL is so long that a lease which was lost with its server would be free again long after the test has failed.
 """
 
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 
-from harness import LIBRARY, Cluster, Server, free_port
+from harness import COMMAND, LIBRARY, Cluster, Server, free_port
 
 # Twice this passes before anybody else takes what a dead server had claimed.
 LEASE_TTL_MS = 30_000
@@ -286,6 +287,33 @@ class TwoServers:
         gate.cut()
         return f"{rows} rows"
 
+    def not_removed_while_open_elsewhere(self):
+        first, other = self.servers
+        uri = f"file:t/gone.db?vfs=pagewire&endpoint={first.endpoint}&timeout_ms=20000"
+        # A credential of its own: its session has nothing else open.
+        opened = sqlite3.connect(f"{uri}&token=opened", uri=True, isolation_level=None)
+        opened.execute("CREATE TABLE t(i)")
+
+        def remove():
+            command = [COMMAND, "db", "--endpoint", other.endpoint, "delete", "t/gone.db"]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            return done.returncode, done.stderr
+
+        status, said = remove()
+        if status == 0 or "open at 1 other page server" not in said:
+            raise Broken(f"it was removed while it was open: {status}: {said}")
+        opened.execute("INSERT INTO t VALUES(1)")
+        if opened.execute("SELECT count(*) FROM t").fetchone()[0] != 1:
+            raise Broken("its row is not there")
+        opened.close()
+        until = time.monotonic() + MOVES_WITHIN
+        # The server hears of the close, and says so, behind it.
+        while (answer := remove())[0] != 0:
+            if time.monotonic() > until:
+                raise Broken(f"it cannot be removed after it was closed: {answer}")
+            time.sleep(0.1)
+        return "refused, then removed"
+
     def stop(self):
         for server in self.servers:
             server.kill()
@@ -305,7 +333,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="pagewire-two-servers-") as scratch:
         servers = TwoServers(pathlib.Path(scratch), options.kills)
         try:
-            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.told_of_each_commit, servers.beside_another, servers.to_and_fro):
+            for test in (servers.in_the_middle_of_a_transaction, servers.many_times, servers.told_of_each_commit, servers.beside_another, servers.to_and_fro, servers.not_removed_while_open_elsewhere):
                 try:
                     print(f"two_servers: {test.__name__}: {test()}", flush=True)
                     passed += 1

@@ -120,6 +120,82 @@ fn a_later_transaction_is_rolled_back_after_its_commit_point() {
     }
 }
 
+/// Two thirds of its rows are gone, and what is left lies on pages up to its end.
+const SPARSE: &str = "CREATE TABLE t(v TEXT);
+    WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+      INSERT INTO t SELECT printf('%0600d', i) FROM n;
+    DELETE FROM t WHERE rowid % 3 > 0";
+const SUM: &str = "SELECT count(*), sum(v) FROM t";
+
+/// SQLite cuts the file after everything else, so its journal has nothing of what lies beyond the new size: in the version that the
+/// rollback made those pages were missing, "database disk image is malformed".
+#[test]
+fn what_a_commit_cut_off_is_there_again_after_its_rollback() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
+        for page_size in [4096, 1024, 16_384] {
+            let server = PageServer::memory();
+            let connection = connect(&server.endpoint());
+            rows(&connection, &format!("PRAGMA journal_mode={mode}")).expect("journal mode");
+            connection.execute_batch(SPARSE).expect("create");
+            let pages = rows(&connection, "PRAGMA page_count").expect("page count");
+            let vacuum = format!("PRAGMA page_size={page_size}; VACUUM");
+            fails(&connection, &vacuum, Failing::Sync);
+            for sql in [SUM, "PRAGMA page_count", "PRAGMA integrity_check"] {
+                let seen = rows(&connection, sql).expect(sql);
+                assert_eq!(elsewhere(&server, sql), seen, "{mode} {page_size} {sql}");
+            }
+            assert_eq!(elsewhere(&server, "PRAGMA page_count"), pages, "{mode}");
+            assert_eq!(elsewhere(&server, SUM), ["66|6633"], "{mode}");
+            connection.execute_batch(&vacuum).expect("it goes on");
+            assert_ne!(elsewhere(&server, "PRAGMA page_count"), pages, "{mode}");
+            assert_eq!(elsewhere(&server, SUM), ["66|6633"], "{mode}");
+            assert_sound(&connection);
+        }
+    }
+}
+
+/// Without a super-journal one database is committed after the other: here the first one becomes smaller, and the second one fails.
+#[test]
+fn what_the_first_of_two_databases_cut_off_is_there_again_when_the_second_one_fails() {
+    let server = PageServer::memory();
+    let proxy = Proxy::new(&server.endpoint());
+    let connection = connect(&proxy.endpoint());
+    rows(&connection, "PRAGMA auto_vacuum=FULL").expect("auto vacuum");
+    connection.execute_batch(SPARSE).expect("create");
+    let second = uri(&proxy.endpoint(), "second.db", &["timeout_ms=3000"])
+        .replace("vfs=pagewire", "vfs=failing");
+    connection
+        .execute("ATTACH ?1 AS second", [&second])
+        .expect("attach");
+    connection
+        .execute_batch("CREATE TABLE second.u(v TEXT)")
+        .expect("create");
+    rows(&connection, "PRAGMA journal_mode=MEMORY").expect("journal mode");
+    let pages = rows(&connection, "PRAGMA page_count").expect("page count");
+    proxy.arm(Call::Commit, Fault::Delay(std::time::Duration::ZERO));
+    proxy.arm(
+        Call::Commit,
+        Fault::Refused(pagewire_proto::status::Reason::StoreFull),
+    );
+    let sql = "BEGIN; DELETE FROM t WHERE rowid % 2; INSERT INTO u VALUES('x'); COMMIT";
+    connection.execute_batch(sql).expect_err("it was armed");
+    assert!(proxy.is_disarmed(), "the fault never struck");
+    if !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK").expect("rollback");
+    }
+    for sql in [SUM, "PRAGMA page_count", "PRAGMA integrity_check"] {
+        let seen = rows(&connection, sql).expect(sql);
+        assert_eq!(elsewhere(&server, sql), seen, "{sql}");
+    }
+    assert_eq!(elsewhere(&server, "PRAGMA page_count"), pages);
+    assert_eq!(elsewhere(&server, SUM), ["66|6633"]);
+    connection
+        .execute_batch(&sql.replace("BEGIN;", "BEGIN IMMEDIATE;"))
+        .expect("it goes on");
+    assert_eq!(elsewhere(&server, "SELECT count(*) FROM t"), ["33"]);
+    assert_sound(&connection);
+}
+
 /// The connection refuses, says so, and harms nothing; a new one goes on with what is there.
 fn assert_refuses(server: &PageServer, connection: Connection) {
     for sql in [

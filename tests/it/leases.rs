@@ -212,6 +212,35 @@ fn l3_the_first_statement_after_a_long_pause_succeeds() {
     assert_eq!(number(&connection, "SELECT count(*) FROM t"), 1);
 }
 
+/// SQLite's busy handler counts its pauses, twelve in 200 ms, and each try waited up to two seconds for a holder that does not answer (or one of
+/// another server): a lock waited for more than 20 seconds. What a try has waited is counted now. Told by calls, not by time: of
+/// the second try nobody is asked.
+#[test]
+fn a_holder_that_does_not_answer_is_not_waited_for_longer_than_the_busy_timeout_and_one_try() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "60000"]);
+    let (mut first, mut second) = two_processes(&server);
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    first.pause();
+    second.ok("main", "PRAGMA busy_timeout = 200");
+    let asked = "SELECT count FROM pagewire_rpc WHERE kind = 'acquire'";
+    let before = calls(&second.ok("main", asked));
+    let refused = second
+        .sql("main", "INSERT INTO t VALUES('second')")
+        .expect_err("the first one has the lease");
+    assert_eq!(refused.code & 0xff, BUSY, "{refused:?}");
+    assert_eq!(calls(&second.ok("main", asked)) - before, 2);
+    // With time for it the lock waits, be it for many tries.
+    second.ok("main", "PRAGMA busy_timeout = 600000");
+    second.begin_sql("main", "INSERT INTO t VALUES('second')");
+    first.resume();
+    second.answer().expect("its turn came");
+}
+
+fn calls(rows: &[String]) -> i64 {
+    rows.first()
+        .map_or(0, |row| row.parse().expect("a number of calls"))
+}
+
 #[test]
 fn an_exclusive_locking_mode_keeps_others_out_until_close_and_not_longer() {
     let server = PageServer::memory();

@@ -13,6 +13,8 @@ mod concurrency;
 mod contract;
 mod deltas;
 mod disk_cache;
+mod failed_transactions;
+mod first_transaction;
 mod history;
 mod hostile_memory;
 mod hot_list;

@@ -26,6 +26,11 @@ pub fn arm(failing: Failing) {
     ARMED.set(Some(failing));
 }
 
+/// Forgets what is armed and has not struck.
+pub fn disarm() {
+    ARMED.set(None);
+}
+
 /// Whether what was armed has struck.
 pub fn is_disarmed() -> bool {
     ARMED.get().is_none()

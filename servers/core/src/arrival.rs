@@ -16,7 +16,8 @@
 //! * **PEER6** (a take-over of which the session never hears) The guard stands before the store is asked and is lifted only by the answer that nothing
 //!   was moved, or when the session has the lease. So whatever becomes of the question, the stream, or this server's patience: from
 //!   the moment at which the claim is here commits of others wait until the client trusts nothing. A server that does not acknowledge, or drains, does not ask.
-//! * **PEER7** (to and fro) A Hello has a number that rises with each Hello of the session. The grant keeps the largest with which it was
+//! * **PEER7** (to and fro) A Hello has a number that rises with each Hello of the session that may have reached a server: one for which no connection came
+//!   about is none, and the next has its number. The grant keeps the largest with which it was
 //!   confirmed, and the store confirms only a larger one: what a Hello on a slow way would move to a server that was left is not moved. A server keeps
 //!   what it has of a session in memory without asking only where the number follows on that of the newest Hello that it has taken, and has
 //!   answered with a Welcome: then the client has said Hello to nobody in between, and what is here is what it was told. Otherwise each lease that the store does not confirm is taken from the session

@@ -24,7 +24,6 @@ use tonic::Status;
 
 use crate::database::Database;
 use crate::hot::HotLists;
-use crate::memory::Memory;
 use crate::process::Host;
 use crate::session::Session;
 use crate::settings::Settings;
@@ -60,8 +59,6 @@ pub(crate) struct Hub {
     pub(crate) stagings: Arc<Semaphore>,
     /// KiB of pages that are on their way into stagings of the store: see `staging.rs`.
     staging: Arc<Semaphore>,
-    /// What calls and their pages may take.
-    pub(crate) memory: Arc<Memory>,
     /// Commits that were read completely and are not answered yet.
     pub(crate) commits: watch::Sender<usize>,
 }
@@ -91,7 +88,6 @@ impl Hub {
         store: Arc<dyn PageStore>,
         settings: Settings,
         quarantine: Duration,
-        memory: Arc<Memory>,
     ) -> Arc<Self> {
         let most_stagings = settings.max_stagings_in_total;
         let hub = Arc::new(Self {
@@ -111,7 +107,6 @@ impl Hub {
             ended: watch::Sender::new(false),
             stagings: Arc::new(Semaphore::new(most_stagings.min(Semaphore::MAX_PERMITS))),
             staging: Arc::new(Semaphore::new(staging::MAX_KIB as usize)),
-            memory,
             commits: watch::Sender::new(0),
         });
         hub.spawn_sweeper();

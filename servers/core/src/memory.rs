@@ -84,6 +84,8 @@ pub(crate) struct Account {
     /// Calls and their messages.
     pub(crate) messages: Lane,
     answers: Lane,
+    /// Without a floor: what finds no room here has another way.
+    uploads: Lane,
     /// With a floor of its own; beyond it the part of the answers (M-4, M-6).
     news: Lane,
     _window: Option<OwnedSemaphorePermit>,
@@ -174,18 +176,12 @@ impl Memory {
             messages: self.lane(&self.messages, MESSAGE_FLOOR),
             news: answers.beside(NEWS_FLOOR),
             answers,
+            uploads: self.lane(&self.uploads, 0),
             _window: granted,
             window_bytes: window_bytes.max(MIN_WINDOW),
             unsent: Mutex::default(),
             answers_so_far: AtomicU64::new(0),
         })
-    }
-
-    /// Room for pages of an upload, if there is any.
-    pub(crate) fn try_keep_upload(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.uploads)
-            .try_acquire_many_owned(permits(bytes))
-            .ok()
     }
 
     fn lane(&self, pool: &Arc<Semaphore>, floor_bytes: usize) -> Lane {
@@ -289,6 +285,16 @@ impl Charge {
         self.permit.num_permits()
     }
 
+    /// Both of them as one; of the same connection and pool.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.permit.merge(other.permit);
+        match (&mut self.share, other.share) {
+            (Some(share), Some(other)) => share.merge(other),
+            (share @ None, other) => *share = other,
+            (Some(_), None) => {}
+        }
+    }
+
     /// Gives back what is above this.
     fn shrink_to(&mut self, bytes: usize) {
         let surplus = self.bytes().saturating_sub(bytes);
@@ -308,6 +314,11 @@ impl Account {
     /// The largest frame: it is collected before it is counted.
     pub(crate) fn frame_bytes(&self) -> usize {
         (self.window_bytes / 8).clamp(MIN_FRAME, MAX_FRAME)
+    }
+
+    /// Room for pages of an upload, if there is any.
+    pub(crate) fn try_keep_upload(&self, bytes: usize) -> Option<Charge> {
+        self.uploads.try_pool(bytes)
     }
 
     /// Memory for an answer: as much as is wanted, or less where there is little, but never less than `least`.

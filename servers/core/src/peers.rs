@@ -126,6 +126,11 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// the database is being claimed.
     async fn give_back(&self, database: DatabaseId) -> Result<(), StoreError>;
 
+    /// How many other servers have sessions that have a database open, as far as the store knows: of one that died it may be told for a while.
+    async fn open_elsewhere(&self, _database: DatabaseId) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
     /// Answers when the newest version of the database may be above this one, and after some seconds anyway.
     async fn moved_on(&self, _database: DatabaseId, _known: Version) -> Result<(), StoreError> {
         tokio::time::sleep(MOVED_ON).await;

@@ -96,7 +96,7 @@ impl ServerBuilder {
             .build_v1()?;
         let max_connections = self.settings.max_connections;
         let memory = Memory::new(self.settings.memory_bytes, max_connections);
-        let hub = Hub::new(self.store, self.settings, quarantine, Arc::clone(&memory));
+        let hub = Hub::new(self.store, self.settings, quarantine);
         let routes = Routes::new(Service::grpc(Arc::clone(&hub)))
             .add_service(health_service)
             .add_service(reflection);

@@ -7,9 +7,9 @@ use pagewire_server::store::StoreError;
 
 use crate::Inner;
 use crate::collect::body_len;
-use crate::engine::{Read, transact};
-use crate::keys::{Key, Sum, serial_of};
-use crate::values::{Database, Record, Segment};
+use crate::engine::{Fail, Read, Txn, transact};
+use crate::keys::{Key, OF_A_DATABASE, Sum, serial_of};
+use crate::values::{Database, Left, Record, Removed, Segment};
 
 impl Inner {
     /// A sentence for each thing that is wrong; nothing may be under way meanwhile.
@@ -54,7 +54,15 @@ impl Inner {
             let mut say = |what: &str| wrong.push(format!("removed database {database}: {what}"));
             let children = txn.space.children(database);
             let children = txn.keys(&children, usize::MAX, Read::Loose).await?;
-            if children.is_empty() {
+            let row = txn.row(&Key::Removed(database), Read::Loose, Removed::decode);
+            if row.await?.is_none_or(|row| row.left == Left::Nothing) {
+                for kind in OF_A_DATABASE {
+                    let range = txn.space.of(kind, database);
+                    if !txn.scan(&range, 1, false, Read::Loose).await?.is_empty() {
+                        say(&format!("rows ({kind}) of it are left"));
+                    }
+                }
+            } else if children.is_empty() {
                 say("nothing stands on it, and it is still there");
             }
             for key in children {
@@ -66,6 +74,11 @@ impl Inner {
                 {
                     say("what is to stand on it is gone");
                 }
+            }
+            for first in txn.unread_segments(database).await? {
+                say(&format!(
+                    "nothing reads its segment from version {first} on"
+                ));
             }
             let records = txn.space.records(database);
             if txn.first(&records, Read::Loose).await?.is_some() {
@@ -146,6 +159,9 @@ impl Inner {
                     }
                 }
             }
+            for first in txn.unread_segments(database).await? {
+                say(format!("nothing reads its segment from version {first} on"));
+            }
             let children = txn.space.children(database);
             for key in txn.keys(&children, usize::MAX, Read::Loose).await? {
                 if let Key::Child(_, _, child, first) = key
@@ -161,5 +177,23 @@ impl Inner {
             }
             Ok(wrong)
         })
+    }
+}
+
+impl Txn {
+    /// Segments that should have gone (SEG3).
+    async fn unread_segments(&self, database: DatabaseId) -> Result<Vec<Version>, Fail> {
+        let mut unread = Vec::new();
+        let segments = self.space.segments(database);
+        for key in self.keys(&segments, usize::MAX, Read::Loose).await? {
+            if let Key::Segment(_, first) = key {
+                let end = self.segment_end(database, first).await?;
+                let reader = self.newest_reader(database, end).await?;
+                if reader.is_none_or(|reader| reader.version < first) {
+                    unread.push(first);
+                }
+            }
+        }
+        Ok(unread)
     }
 }

@@ -32,30 +32,31 @@ use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Row, Txn, corrupt, transact};
-use crate::keys::{Key, OF_A_DATABASE, Range, ServerId, Sum, serial_of};
+use crate::engine::{Fail, Read, Row, Txn, corrupt, decode, transact};
+use crate::keys::{Key, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
-use crate::values::{Changed, Database, Due, Head, Past, Protection, Record, Segment, decode_u64};
+use crate::segments::{Links, Reader};
+use crate::values::{Changed, Database, Due, Past, Protection, Record};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
 /// Transactions that one step spends on a database.
-const STEP_TRANSACTIONS: usize = 16;
+pub(crate) const STEP_TRANSACTIONS: usize = 16;
 /// Versions that one transaction looks at.
-const STEP_VERSIONS: usize = 128;
+pub(crate) const STEP_VERSIONS: usize = 128;
 /// Pages that one transaction looks at because a version was dropped.
 const STEP_PAGES: usize = 512;
 /// Rows that one transaction of a sweep looks at: of the largest pages 4 MiB.
-const STEP_ROWS: usize = 64;
+pub(crate) const STEP_ROWS: usize = 64;
 /// Old records that one transaction drops.
-const STEP_PAST: usize = 512;
+pub(crate) const STEP_PAST: usize = 512;
 
 /// Time after which a step of several databases leaves the rest to the next one.
-const STEP_TIME: Duration = Duration::from_secs(2);
+pub(crate) const STEP_TIME: Duration = Duration::from_secs(2);
 /// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
 const STEP_FAILURES: usize = 3;
 /// How often steps are halved at most.
-const MOST_HALVINGS: u32 = 6;
+pub(crate) const MOST_HALVINGS: u32 = 6;
 
 /// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
 #[derive(Clone, Copy, Debug)]
@@ -64,22 +65,58 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    #[cfg(test)]
+    pub(crate) fn halved(halvings: u32) -> Self {
+        Self { halvings }
+    }
+
     /// At least 2: the last row of a sweep is not judged.
-    fn of(self, usual: usize) -> usize {
+    pub(crate) fn of(self, usual: usize) -> usize {
         (usual >> self.halvings).max(2)
     }
 }
-
-/// The end of all versions, where no segment begins.
-const NO_SEGMENT: Version = Version::new(i64::MAX as u64);
 
 /// How far a look at all databases has come.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
     /// The last key of a head that was looked at.
     after: Option<Vec<u8>>,
+    /// The last key of a removed database that was looked at, where there are more.
+    pub(crate) removed_after: Option<Vec<u8>>,
+    /// The last key of a version that has lost a reader that was looked at, where there are more.
+    pub(crate) unread_after: Option<Vec<u8>>,
+    /// The last key of a segment that is to be flattened and could not be, where there may be more.
+    pub(crate) flatten_after: Option<Vec<u8>>,
     /// Something was done since the first.
     did: bool,
+}
+
+/// What a step could not do. It has its turn again in a later one, and holds up nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(usize);
+
+impl Failures {
+    /// Whether anything was done. An error of one thing is told and left to a later step, and is one of the step only where the cluster
+    /// cannot do several: then it is the cluster that is the trouble.
+    pub(crate) fn or_later(
+        &mut self,
+        done: Result<bool, StoreError>,
+        what: impl std::fmt::Display,
+    ) -> Result<bool, StoreError> {
+        let error = match done {
+            Ok(did) => return Ok(did),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, %what, "cannot be collected now");
+        // Damage says nothing of the cluster.
+        if !matches!(error, StoreError::Corrupt(_)) {
+            self.0 += 1;
+            if self.0 >= STEP_FAILURES {
+                return Err(error);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// What keeps a version.
@@ -92,7 +129,7 @@ enum Keeps {
 }
 
 /// The newest versions before another that read anything: remembered for the rows of one transaction.
-type Readers = BTreeMap<Version, Option<(Version, Head)>>;
+type Readers = BTreeMap<Version, Option<Reader>>;
 
 impl Inner {
     /// One step, of one database or of some.
@@ -103,17 +140,33 @@ impl Inner {
     ) -> Result<Collected, StoreError> {
         let mut freed = Collected::default();
         let living = self.living().await?;
-        let dropped = self.drop_abandoned().await?;
+        let mut failures = Failures::default();
+        let dropped = self.drop_abandoned().await;
+        let dropped = failures.or_later(dropped, "what was written ahead")?;
         if let Some(database) = only {
-            transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
-            freed.more = self.collect_database(database, &living, &mut freed).await?;
+            let row = transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
+            freed.more = self
+                .collect_database(database, &row, &living, &mut freed)
+                .await?;
             return Ok(freed);
         }
         pass.did |= dropped;
         if pass.after.is_none() {
-            self.drop_post(&living).await?;
-            pass.did |= self.collect_removed(&living, &mut freed).await?;
+            let dropped = self.drop_post(&living).await.map(|()| false);
+            failures.or_later(dropped, "the post of servers that are gone")?;
         }
+        // In each step: they must not wait for a look at all databases, which may be many.
+        let ended = self.end_unread(pass, &mut failures).await;
+        pass.did |= failures.or_later(ended, "segments that nobody reads")?;
+        if pass.after.is_none() || pass.removed_after.is_some() {
+            let removed = self
+                .collect_removed(&living, pass, &mut freed, &mut failures)
+                .await;
+            pass.did |= failures.or_later(removed, "removed databases")?;
+        }
+        // After those that go, which need none.
+        let flattened = self.flatten_some(pass, &mut failures).await;
+        pass.did |= failures.or_later(flattened, "segments that are to be flattened")?;
         let mut range = self.engine.space.heads();
         if let Some(after) = &pass.after {
             range = range.after(after);
@@ -122,25 +175,23 @@ impl Inner {
             txn.scan(&range, STEP_DATABASES, false, Read::Loose).await
         })?;
         let begun = Instant::now();
-        let (mut failures, mut looked_at) = (0, None);
+        let mut looked_at = None;
         for (index, row) in rows.iter().enumerate() {
             if let Some(Key::Head(database)) = self.engine.space.decode(&row.key) {
-                match self.collect_database(database, &living, &mut freed).await {
-                    Ok(did) => pass.did |= did,
-                    // Damage among the dead of one must not keep the dead of the others.
-                    Err(error @ StoreError::Corrupt(_)) => {
-                        tracing::warn!(%error, %database, "cannot be collected");
+                let space = &self.engine.space;
+                let collected = match decode(space, row, Database::decode) {
+                    Ok(head) => {
+                        self.collect_database(database, &head, &living, &mut freed)
+                            .await
                     }
-                    // Nor must one that takes too long: it has its turn again, with smaller steps.
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
-                        failures += 1;
-                        if failures == STEP_FAILURES {
-                            return Err(error);
-                        }
-                        tracing::warn!(%error, %database, "its collection has to wait");
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) => Err(error),
+                };
+                let collected = failures.or_later(collected, database);
+                if collected.is_err() {
+                    // The next step goes on behind it: else as many as this one bears would hold up the others for ever.
+                    pass.after = Some(row.key.clone());
                 }
+                pass.did |= collected?;
             }
             looked_at = Some(index);
             if begun.elapsed() >= STEP_TIME {
@@ -152,7 +203,11 @@ impl Inner {
             Some(last) if rows.len() == STEP_DATABASES || !is_last => Some(last.key.clone()),
             _ => None,
         };
-        freed.more = pass.after.is_some() || std::mem::take(&mut pass.did);
+        let goes_on = pass.after.is_some()
+            || pass.removed_after.is_some()
+            || pass.unread_after.is_some()
+            || pass.flatten_after.is_some();
+        freed.more = goes_on || std::mem::take(&mut pass.did);
         Ok(freed)
     }
 
@@ -160,26 +215,21 @@ impl Inner {
     async fn collect_database(
         &self,
         database: DatabaseId,
+        row: &Database,
         living: &HashSet<ServerId>,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
+        if self.drop_unborn(database, row).await? {
+            return Ok(true);
+        }
         let begun = Instant::now();
         for _ in 0..STEP_TRANSACTIONS {
-            let did = match self.collect_some(database, freed).await {
-                Ok(did) => did,
-                Err(error) => {
-                    if matches!(error, StoreError::Unavailable(_) | StoreError::Internal(_)) {
-                        self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-                    }
-                    return Err(error);
-                }
-            };
+            let did = self.paced(self.collect_some(database, freed).await)?;
             any |= did;
             if !did {
                 break;
             }
-            self.change_steps(|halvings| halvings.saturating_sub(1));
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -199,12 +249,24 @@ impl Inner {
             || self.sweep_some(database, freed).await?)
     }
 
-    fn steps(&self) -> Steps {
+    pub(crate) fn steps(&self) -> Steps {
         let halvings = self.steps.load(Ordering::Relaxed);
         Steps { halvings }
     }
 
-    fn change_steps(&self, change: impl Fn(u32) -> u32) {
+    /// What came of a transaction: as it is, and as what it says of how much the next ones should look at.
+    pub(crate) fn paced(&self, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
+        match &done {
+            Ok(true) => self.change_steps(|halvings| halvings.saturating_sub(1)),
+            Err(StoreError::Unavailable(_) | StoreError::Internal(_)) => {
+                self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
+            }
+            Ok(false) | Err(_) => {}
+        }
+        done
+    }
+
+    pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
         // Another collection may do the same: it is a guess at what the cluster can do.
         let halvings = self.steps.load(Ordering::Relaxed);
         self.steps.store(change(halvings), Ordering::Relaxed);
@@ -353,7 +415,7 @@ impl Inner {
     }
 
     /// Looks at some rows of a database whether any version reads them.
-    async fn sweep_some(
+    pub(crate) async fn sweep_some(
         &self,
         database: DatabaseId,
         freed: &mut Collected,
@@ -362,32 +424,6 @@ impl Inner {
             txn.sweep_some(database, self.steps()).await
         })?;
         Ok(step.map(|step| add(freed, step)).is_some())
-    }
-
-    /// What is left of removed databases: all of it goes when nothing stands on it, and until then what no branch reads.
-    async fn collect_removed(
-        &self,
-        living: &HashSet<ServerId>,
-        freed: &mut Collected,
-    ) -> Result<bool, StoreError> {
-        let range = self.engine.space.removed();
-        let removed = transact!(self.engine, |txn| {
-            txn.keys(&range, usize::MAX, Read::Loose).await
-        })?;
-        let mut any = false;
-        for key in removed {
-            let Key::Removed(database) = key else {
-                continue;
-            };
-            any |= self.drop_of_the_dead(database, living).await?;
-            let did = transact!(self.engine, |txn| txn.clear_removed(database).await)?;
-            any |= did.is_some();
-            if let Some(step) = did {
-                add(freed, step);
-            }
-            any |= self.sweep_some(database, freed).await?;
-        }
-        Ok(any)
     }
 }
 
@@ -428,6 +464,7 @@ impl Txn {
             records.push(self.decode(row, Record::decode)?);
         }
         let (mut pages, mut protections) = (0, None);
+        let mut links = Links::of_a_transaction(steps);
         for (index, record) in records.iter().enumerate() {
             let version = record.head.snapshot.version;
             if version >= newest || pages >= steps.of(STEP_PAGES) {
@@ -459,7 +496,7 @@ impl Txn {
                 Keeps::Nothing => {
                     let next = next.as_ref();
                     pages += self
-                        .drop_version(database, record, next, now_ms, &mut step)
+                        .drop_version(database, record, next, now_ms, &mut step, &mut links)
                         .await?;
                     if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
                         return Ok((None, step));
@@ -510,6 +547,7 @@ impl Txn {
         next: Option<&Record>,
         now_ms: u64,
         step: &mut Collected,
+        links: &mut Links,
     ) -> Result<usize, Fail> {
         let version = record.head.snapshot.version;
         let key = Key::Record(database, version);
@@ -548,42 +586,8 @@ impl Txn {
             }
             Some(Changed::All) | None => self.sweep(database),
         }
-        self.reader_gone(database, version).await?;
+        self.reader_gone(database, version, links).await?;
         Ok(looked_at)
-    }
-
-    /// The newest version before another that is kept or stood on.
-    async fn newest_reader(
-        &self,
-        database: DatabaseId,
-        before: Version,
-    ) -> Result<Option<(Version, Head)>, Fail> {
-        let records = Range {
-            begin: self.space.records(database).begin,
-            end: self.space.encode(&Key::Record(database, before)),
-        };
-        let children = Range {
-            begin: self.space.children(database).begin,
-            end: self.space.children_of(database, before).begin,
-        };
-        let record = self.scan(&records, 1, true, Read::Loose);
-        let child = self.last(&children, Read::Loose);
-        let (record, child) = try_join(record, child).await?;
-        let mut newest = None;
-        if let Some(row) = record.first() {
-            let head = self.decode(row, Record::decode)?.head;
-            newest = Some((head.snapshot.version, head));
-        }
-        if let Some(Key::Child(_, version, child, first)) = child
-            && newest.as_ref().is_none_or(|(record, _)| *record < version)
-        {
-            let key = Key::Segment(child, first);
-            let segment = self.row(&key, Read::Loose, Segment::decode).await?;
-            if let Some(segment) = segment.flatten() {
-                newest = Some((version, segment.head));
-            }
-        }
-        Ok(newest)
     }
 
     /// Deletes the rows of pages that a dropped version read and no other: the next version has others.
@@ -596,7 +600,7 @@ impl Txn {
     ) -> Result<(), Fail> {
         let reader = self.newest_reader(database, dropped.next());
         let (reader, attempts) = try_join(reader, self.attempts(database, Read::Loose)).await?;
-        let from = reader.map_or(Version::ZERO, |(version, _)| version.next());
+        let from = reader.map_or(Version::ZERO, |reader| reader.version.next());
         let rows = pages.iter().map(|page| {
             let range = self.space.page(database, *page, from, dropped);
             async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
@@ -636,62 +640,6 @@ impl Txn {
         step.pages += 1;
         step.bytes += bytes;
         Ok(())
-    }
-
-    /// A version has lost a reader: its record, or what stood on it. Where it was the last one of its segment that goes too, and
-    /// with it what that stood on has lost a reader.
-    async fn reader_gone(&self, database: DatabaseId, version: Version) -> Result<(), Fail> {
-        let (mut database, mut version) = (database, version);
-        loop {
-            let until = Range {
-                begin: self.space.segments(database).begin,
-                end: self.space.encode(&Key::Segment(database, version.next())),
-            };
-            let Some(Key::Segment(_, first)) = self.last(&until, Read::Loose).await? else {
-                return Ok(());
-            };
-            let end = self.segment_end(database, first).await?;
-            let reader = self.newest_reader(database, end).await?;
-            if reader.is_some_and(|(reader, _)| reader >= first) {
-                return Ok(());
-            }
-            let Some(base) = self.end_segment(database, first).await? else {
-                return Ok(());
-            };
-            (database, version) = base;
-        }
-    }
-
-    /// Drops a segment that nobody reads; what it stood on.
-    async fn end_segment(
-        &self,
-        database: DatabaseId,
-        first: Version,
-    ) -> Result<Option<(DatabaseId, Version)>, Fail> {
-        let key = Key::Segment(database, first);
-        let segment = self.row(&key, Read::Firm, Segment::decode).await?;
-        self.delete(&key);
-        self.sweep(database);
-        let Some(base) = segment.flatten() else {
-            return Ok(None);
-        };
-        let stood_on = base.head.snapshot.version;
-        self.delete(&Key::Child(base.database, stood_on, database, first));
-        // Kept or dropped as any other from now on; if it has no record already its rows may be garbage.
-        self.sweep(base.database);
-        Ok(Some((base.database, stood_on)))
-    }
-
-    /// The first version of the segment after the one that begins with a version; the end of all versions where there is none.
-    async fn segment_end(&self, database: DatabaseId, first: Version) -> Result<Version, Fail> {
-        let after = Range {
-            begin: self.space.encode(&Key::Segment(database, first.next())),
-            end: self.space.segments(database).end,
-        };
-        match self.first(&after, Read::Loose).await? {
-            Some(Key::Segment(_, next)) => Ok(next),
-            _ => Ok(NO_SEGMENT),
-        }
     }
 
     /// Looks at some rows, from where the last look ended; `None` where none is demanded.
@@ -778,9 +726,10 @@ impl Txn {
                     reader
                 }
             };
-            let Some((version, head)) = reader.filter(|(version, _)| *version >= written) else {
+            let Some(reader) = reader.filter(|reader| reader.version >= written) else {
                 return Ok(false);
             };
+            let Reader { version, head, .. } = reader;
             if head.shows(page, written, layer) {
                 return Ok(true);
             }
@@ -789,71 +738,9 @@ impl Txn {
         }
         Ok(false)
     }
-
-    /// Drops what is left of a removed database; `None` where nothing is to be done now.
-    async fn clear_removed(&self, database: DatabaseId) -> Result<Option<Collected>, Fail> {
-        let mut step = Collected::default();
-        let key = Key::Removed(database);
-        // The segments before it were looked at since its versions went; nothing of that while those are there.
-        let decode = |body: &[u8]| match body.is_empty() {
-            true => Some(None),
-            false => decode_u64(body).map(|next| Some(Version::new(next))),
-        };
-        let Some(next) = self.row(&key, Read::Firm, decode).await? else {
-            return Ok(None);
-        };
-        // Firmly: see COL2.
-        let children = self.space.children(database);
-        let child = self.first(&children, Read::Firm).await?;
-        let mut segments = self.space.segments(database);
-        if child.is_none() {
-            let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
-            let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
-            for key in &segments {
-                if let Key::Segment(_, first) = key
-                    && let Some((base, version)) = self.end_segment(database, *first).await?
-                    && base != database
-                {
-                    self.reader_gone(base, version).await?;
-                }
-            }
-            if segments.len() < STEP_VERSIONS {
-                for kind in OF_A_DATABASE {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-                self.delete_range(&self.space.attempts(database));
-                self.delete(&key);
-                step.pages = u64::try_from(pages).unwrap_or(0);
-            }
-            return Ok(Some(step));
-        }
-        match next {
-            None => {
-                for kind in crate::keys::OF_ITS_VERSIONS {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-            }
-            // Those that are left are stood on. When that goes they go too, without another look at all of them.
-            Some(NO_SEGMENT) => return Ok(None),
-            Some(next) => segments.begin = self.space.encode(&Key::Segment(database, next)),
-        }
-        let segments = self.keys(&segments, STEP_VERSIONS, Read::Loose).await?;
-        let mut next = NO_SEGMENT;
-        for (index, key) in segments.iter().enumerate() {
-            if let Key::Segment(_, first) = key {
-                self.reader_gone(database, *first).await?;
-                if index + 1 == STEP_VERSIONS {
-                    next = first.next();
-                }
-            }
-        }
-        self.put(&key, &next.get().to_be_bytes());
-        self.sweep(database);
-        Ok(Some(step))
-    }
 }
 
-fn add(freed: &mut Collected, step: Collected) {
+pub(crate) fn add(freed: &mut Collected, step: Collected) {
     freed.versions += step.versions;
     freed.pages += step.pages;
     freed.bytes += step.bytes;
@@ -866,7 +753,7 @@ pub(crate) fn body_len(row: &Row) -> u64 {
 }
 
 /// Whether the record of a time need not be kept any more.
-fn is_over(time_ms: u64, now_ms: u64) -> bool {
+pub(crate) fn is_over(time_ms: u64, now_ms: u64) -> bool {
     let ttl = u64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(u64::MAX);
     time_ms.saturating_add(ttl) < now_ms
 }
@@ -877,7 +764,7 @@ mod tests {
 
     #[test]
     fn steps_get_smaller_and_never_too_small() {
-        let of = |halvings, usual| Steps { halvings }.of(usual);
+        let of = |halvings, usual| Steps::halved(halvings).of(usual);
         assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
         assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
         // A sweep that looks at one row judges none, and would never end.

@@ -6,7 +6,13 @@
 //!
 //! * **M1** C4, C5 and C6 are decided on rows that the same transaction read firmly. A round that is repeated decides anew; so a
 //!   commit whose answer was lost finds its own id in the record of its version.
-//! * **M2** A head changes only in a commit or in the making of a branch, each time by one version.
+//! * **M2** A head changes only in a commit, which writes the record of its version, and with its removal, which takes the epoch away; but for one
+//!   without any version (REM2).
+//! * **M3** Who made the newest version of a database some moments ago need not ask for it (`known.rs`): the transaction reads nothing. It has the
+//!   epoch and the record of the version that it makes in its conflict ranges, from before the version of the cluster that made the newest one: by M2
+//!   whoever has fenced, committed or removed since, through whatever server, makes it fail, and it is judged by M1 from its beginning. *From before*, since
+//!   transactions of one batch have one version of the cluster: a fence that came right behind that commit has the same. What is
+//!   known decides only that a version is made, never that none is.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -20,11 +26,12 @@ use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, StoreError};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Txn, transact};
+use crate::engine::{Fail, Read, Rounds, Txn, transact};
 use crate::keys::{Key, OWN, Sum, layer_of};
+use crate::known::Known;
 use crate::staging::{Ahead, Pages, Staging, encode, weight};
 use crate::values::{
-    CHANGES_CHUNK, Changed, Database, Head, INLINE_CHANGES, MAX_CUTS, Record, Segment, encode_pages,
+    CHANGES_CHUNK, Changed, Database, Head, INLINE_CHANGES, MAX_CUTS, Record, encode_pages,
 };
 
 /// Pages beyond a shrink of which it is asked whether they are there.
@@ -253,28 +260,78 @@ impl Inner {
 
     /// The transaction that makes the versions.
     async fn flip(&self, id: CommitId, parts: &[Part]) -> Result<CommitOutcome, StoreError> {
-        transact!(self.engine, |txn| {
-            let now_ms = self.options.clock.now_ms();
-            let (bases, outcome) = txn.judge(id, parts).await?;
-            if let Some(outcome) = outcome {
-                return Ok(outcome);
+        let mut known = self.known_of(parts);
+        let mut rounds = Rounds::new(&self.engine)?;
+        let (outcome, made) = loop {
+            // Only in the first round.
+            let done = self.flip_once(rounds.txn(), id, parts, known.take()).await;
+            if let Some(flipped) = rounds.settle(done).await {
+                break flipped?;
             }
-            for part in parts {
-                for layer in &part.layers {
-                    if !layer.is_open(txn, part.commit.database).await? {
-                        let gone = "what was written ahead counted as abandoned".to_owned();
-                        return Err(StoreError::Unavailable(gone).into());
-                    }
+        };
+        if let (Some((row, epoch)), Some(at)) = (made, rounds.committed())
+            && let [part] = parts
+        {
+            self.known.put(part.commit.database, at, row, epoch);
+        }
+        Ok(outcome)
+    }
+
+    /// What is known of the database of a commit that has to ask for nothing else (M3).
+    fn known_of(&self, parts: &[Part]) -> Option<Known> {
+        let [part] = parts else { return None };
+        let commit = &part.commit;
+        let known = self.known.take(commit.database)?;
+        let head = &known.row.head.snapshot;
+        let fits = head.version == commit.base && known.epoch == commit.epoch;
+        // What goes away with a shrink, and what was written ahead, may have to be asked for.
+        let asks_nothing = commit.page_count >= head.page_count && part.layers.is_empty();
+        (fits && asks_nothing && commit.restore.is_none()).then_some(known)
+    }
+
+    /// One round: the outcome, and, where it makes a version of one database, its row and epoch.
+    async fn flip_once(
+        &self,
+        txn: &Txn,
+        id: CommitId,
+        parts: &[Part],
+        known: Option<Known>,
+    ) -> Result<(CommitOutcome, Option<(Database, Epoch)>), Fail> {
+        let now_ms = self.options.clock.now_ms();
+        let bases = match (known, parts) {
+            (Some(known), [part]) => {
+                txn.claims_since(known.at - 1);
+                let (database, made) = (part.commit.database, part.commit.base.next());
+                for key in [Key::Epoch(database), Key::Record(database, made)] {
+                    txn.claim(&txn.space.encode(&key))?;
+                }
+                vec![known.row]
+            }
+            _ => {
+                let (bases, outcome) = txn.judge(id, parts).await?;
+                if let Some(outcome) = outcome {
+                    return Ok((outcome, None));
+                }
+                bases
+            }
+        };
+        for part in parts {
+            for layer in &part.layers {
+                if !layer.is_open(txn, part.commit.database).await? {
+                    let gone = "what was written ahead counted as abandoned".to_owned();
+                    return Err(StoreError::Unavailable(gone).into());
                 }
             }
-            for (part, base) in parts.iter().zip(bases) {
-                let restored = txn.restored(part).await?;
-                let gone = txn.gone(part, &base.head).await?;
-                txn.apply(id, now_ms, part, base, restored, gone)?;
-            }
-            let versions = parts.iter().map(|part| part.commit.base.next());
-            Ok(CommitOutcome::Committed(versions.collect()))
-        })
+        }
+        let mut made = None;
+        for (part, base) in parts.iter().zip(bases) {
+            let restored = txn.restored(part).await?;
+            let gone = txn.gone(part, &base.head).await?;
+            let row = txn.apply(id, now_ms, part, base, restored, gone).await?;
+            made = (parts.len() == 1).then_some((row, part.commit.epoch));
+        }
+        let versions = parts.iter().map(|part| part.commit.base.next());
+        Ok((CommitOutcome::Committed(versions.collect()), made))
     }
 }
 
@@ -394,8 +451,8 @@ impl Txn {
         Ok((there, many))
     }
 
-    /// Makes the next version of a database.
-    fn apply(
+    /// Makes the next version of a database: its row.
+    async fn apply(
         &self,
         id: CommitId,
         now_ms: u64,
@@ -403,7 +460,7 @@ impl Txn {
         base: Database,
         restored: Option<Head>,
         gone: (Vec<PageNumber>, usize),
-    ) -> Result<(), Fail> {
+    ) -> Result<Database, Fail> {
         let (database, page_count) = (part.commit.database, part.commit.page_count);
         let version = part.commit.base.next();
         let old = &base.head;
@@ -424,14 +481,9 @@ impl Txn {
             cuts: Vec::new(),
         };
         let beyond = self.write_pages(part, head.snapshot)?;
-        let stands_on = |on: Head, reach: PageCount| Segment {
-            database,
-            head: on,
-            reach,
-        };
         // What a segment that begins here stands on; `None` where none begins.
         let segment = match restored {
-            Some(from) => Some(Some(stands_on(from, page_count))),
+            Some(from) => Some(Some(self.standing_on(database, from, page_count).await?)),
             None if !same_size => Some(None),
             None => {
                 head.cuts = old.cuts.clone();
@@ -440,7 +492,10 @@ impl Txn {
                     head.cuts.push((version, page_count));
                 }
                 let reach = page_count.min(old.snapshot.page_count);
-                (head.cuts.len() > MAX_CUTS).then(|| Some(stands_on(old.clone(), reach)))
+                match head.cuts.len() > MAX_CUTS {
+                    true => Some(Some(self.standing_on(database, old.clone(), reach).await?)),
+                    false => None,
+                }
             }
         };
         match &segment {
@@ -492,7 +547,7 @@ impl Txn {
             name: base.name,
         };
         self.add_version(database, &row, &record);
-        Ok(())
+        Ok(row)
     }
 
     /// The rows of a new version.
@@ -502,21 +557,6 @@ impl Txn {
         self.put(&Key::Made(database, row.time_ms, version), &[]);
         self.put(&Key::Head(database), &row.encode());
         self.add(&Key::Sum(database, Sum::Versions), 1);
-    }
-
-    /// A version begins a segment.
-    pub(crate) fn begin_segment(
-        &self,
-        database: DatabaseId,
-        first: Version,
-        base: Option<&Segment>,
-    ) {
-        let body = base.map(Segment::encode).unwrap_or_default();
-        self.put(&Key::Segment(database, first), &body);
-        if let Some(base) = base {
-            let stood_on = base.head.snapshot.version;
-            self.put(&Key::Child(base.database, stood_on, database, first), &[]);
-        }
     }
 
     /// Writes the pages of a part and makes what was written ahead count; whether some of that is beyond the page count.

@@ -31,8 +31,17 @@ pub(crate) struct Engine {
     pub(crate) space: Arc<Space>,
     /// For how long a call is repeated.
     pub(crate) patience: Duration,
-    /// Transactions begun so far.
-    pub(crate) begun: Arc<AtomicU64>,
+    /// What was asked of it so far.
+    pub(crate) asked: Arc<Asked>,
+}
+
+/// How much was asked of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Transactions begun.
+    pub(crate) begun: AtomicU64,
+    /// Rows and ranges read.
+    pub(crate) reads: AtomicU64,
 }
 
 /// Why a round ended.
@@ -103,8 +112,8 @@ pub(crate) struct Rounds {
     txn: Option<Txn>,
     /// A round may have been applied although its answer was lost.
     maybe_applied: bool,
-    /// Those of the engine.
-    begun: Arc<AtomicU64>,
+    /// The version of the cluster that the last round has made.
+    committed: Option<i64>,
 }
 
 impl Rounds {
@@ -117,15 +126,11 @@ impl Rounds {
             Ok(transaction)
         };
         let transaction = begin().map_err(unavailable)?;
-        engine.begun.fetch_add(1, Ordering::Relaxed);
+        let (space, asked) = (Arc::clone(&engine.space), Arc::clone(&engine.asked));
         Ok(Self {
-            txn: Some(Txn {
-                transaction,
-                space: Arc::clone(&engine.space),
-                writes: AtomicBool::new(false),
-            }),
+            txn: Some(Txn::begin(transaction, space, asked)),
             maybe_applied: false,
-            begun: Arc::clone(&engine.begun),
+            committed: None,
         })
     }
 
@@ -137,18 +142,27 @@ impl Rounds {
         }
     }
 
+    /// The version of the cluster in which what the last round wrote is there; `None` where it wrote nothing, or failed.
+    pub(crate) fn committed(&self) -> Option<i64> {
+        self.committed
+    }
+
     /// Ends a round; `None` where there is another one.
     pub(crate) async fn settle<T>(
         &mut self,
         outcome: Result<T, Fail>,
     ) -> Option<Result<T, StoreError>> {
         let txn = self.txn.take()?;
-        let (space, wrote) = (txn.space, txn.writes.load(Ordering::Relaxed));
+        let wrote = txn.writes.load(Ordering::Relaxed);
+        let (space, asked) = (txn.space, txn.asked);
         let next = match outcome {
             Err(Fail::Answer(error)) => return Some(Err(error)),
             Ok(value) if !wrote => return Some(Ok(value)),
             Ok(value) => match txn.transaction.commit().await {
-                Ok(_) => return Some(Ok(value)),
+                Ok(committed) => {
+                    self.committed = committed.committed_version().ok();
+                    return Some(Ok(value));
+                }
                 Err(error) => {
                     let why = FdbError::from_code(error.code());
                     self.maybe_applied |= why.is_maybe_committed() || why.code() == TIMED_OUT;
@@ -163,12 +177,7 @@ impl Rounds {
         };
         match next {
             Ok(transaction) => {
-                self.begun.fetch_add(1, Ordering::Relaxed);
-                self.txn = Some(Txn {
-                    transaction,
-                    space,
-                    writes: AtomicBool::new(false),
-                });
+                self.txn = Some(Txn::begin(transaction, space, asked));
                 None
             }
             Err(error) if self.maybe_applied => Some(Err(StoreError::Internal(format!(
@@ -197,6 +206,7 @@ pub(crate) enum Read {
 pub(crate) struct Txn {
     transaction: Transaction,
     pub(crate) space: Arc<Space>,
+    asked: Arc<Asked>,
     writes: AtomicBool,
 }
 
@@ -208,6 +218,26 @@ pub(crate) struct Row {
 }
 
 impl Txn {
+    fn begin(transaction: Transaction, space: Arc<Space>, asked: Arc<Asked>) -> Self {
+        asked.begun.fetch_add(1, Ordering::Relaxed);
+        Self {
+            transaction,
+            space,
+            asked,
+            writes: AtomicBool::new(false),
+        }
+    }
+
+    /// Fails if what it claims was changed after a version of the cluster that this process knows of, instead of after the newest one, which would have
+    /// to be asked for. Such a transaction reads nothing: it would find what was there then.
+    pub(crate) fn claims_since(&self, version: i64) {
+        self.transaction.set_read_version(version);
+    }
+
+    fn reads_one_more(&self) {
+        self.asked.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The body of a row. Asked for at once.
     pub(crate) fn get<'t>(
         &'t self,
@@ -215,6 +245,7 @@ impl Txn {
         read: Read,
     ) -> impl Future<Output = Result<Option<Bytes>, Fail>> + Send + use<'t> {
         let encoded = self.space.encode(key);
+        self.reads_one_more();
         let got = self.transaction.get(&encoded, read == Read::Loose);
         async move {
             match got.await? {
@@ -253,6 +284,7 @@ impl Txn {
 
     /// A sum. See [`Txn::add`].
     pub(crate) async fn sum(&self, key: &Key) -> Result<i64, Fail> {
+        self.reads_one_more();
         let got = self.transaction.get(&self.space.encode(key), true).await?;
         match got.as_deref() {
             None => Ok(0),
@@ -295,6 +327,17 @@ impl Txn {
         self.transaction.set(key, stored);
     }
 
+    /// Flips a bit of a row, as a medium might; whether it has one.
+    pub(crate) fn damage(&self, row: &Row) -> bool {
+        let mut stored = row.stored.clone();
+        let Some(last) = stored.last_mut() else {
+            return false;
+        };
+        *last ^= 0x10;
+        self.put_as_it_is(&row.key, &stored);
+        true
+    }
+
     /// The transaction itself, for somebody who writes with it.
     pub(crate) fn raw(&self) -> &Transaction {
         self.writes.store(true, Ordering::Relaxed);
@@ -317,7 +360,7 @@ impl Txn {
         self.transaction.clear_range(&range.begin, &range.end);
     }
 
-    /// Fails if somebody changes this row before the commit.
+    /// Fails if somebody changes this row before the commit, or has changed it since the version that this transaction reads.
     pub(crate) fn claim(&self, key: &[u8]) -> Result<(), Fail> {
         let end = [key, &[0]].concat();
         let kind = ConflictRangeType::Read;
@@ -347,6 +390,7 @@ impl Txn {
         });
         let mut iteration = 1;
         while let Some(asked) = option.take() {
+            self.reads_one_more();
             let got = self
                 .transaction
                 .get_range(&asked, iteration, read == Read::Loose);
@@ -402,9 +446,7 @@ impl Txn {
         row: &Row,
         decode: impl FnOnce(&[u8]) -> Option<T>,
     ) -> Result<T, Fail> {
-        let decoded = decode(self.body(row)?);
-        let senseless = || corrupt(&self.space, &row.key, "not in the format of this store");
-        Ok(decoded.ok_or_else(senseless)?)
+        Ok(self::decode(&self.space, row, decode)?)
     }
 
     /// The rows of several ranges, asked for at once: of each the last.
@@ -438,6 +480,16 @@ pub(crate) fn check<'r>(
         return Ok(body);
     }
     Err(corrupt(space, key, "checksum differs"))
+}
+
+/// A row of a scan, decoded.
+pub(crate) fn decode<T>(
+    space: &Space,
+    row: &Row,
+    decode: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<T, StoreError> {
+    let decoded = decode(check(space, &row.key, &row.stored)?);
+    decoded.ok_or_else(|| corrupt(space, &row.key, "not in the format of this store"))
 }
 
 /// Says that the row of a key is damaged.

@@ -12,8 +12,9 @@ use pagewire_server::store::{Description, Parent, StoreError};
 
 use crate::Inner;
 use crate::engine::{Fail, Read, Target, Txn, transact};
-use crate::keys::{Key, Range, Sum};
-use crate::values::{Changed, Database, Head, Origin, Record, Segment, decode_u64};
+use crate::keys::{FROM_BELOW, Key, Range, Sum};
+use crate::read::Found;
+use crate::values::{Changed, Database, Head, Origin, Record, decode_u64};
 
 /// Versions whose lists of changed pages are put together for a difference: beyond, all pages are compared.
 const MAX_LISTS: u64 = 1024;
@@ -182,11 +183,13 @@ impl Inner {
                     txn.locate(database, head, &pages).await
                 };
                 let (one, two) = try_join(rows(from), rows(to)).await?;
-                let key =
-                    |found: &Option<crate::read::Found>| found.as_ref().map(|f| f.row.key.clone());
-                let both = one.iter().zip(&two).zip(&pages);
-                let differ = both.filter(|((one, two), _)| key(one) != key(two));
-                Ok(differ.map(|(_, page)| *page).collect::<Vec<_>>())
+                let mut differ = Vec::new();
+                for ((one, two), page) in one.iter().zip(&two).zip(&pages) {
+                    if !txn.is_same(one.as_ref(), two.as_ref())? {
+                        differ.push(*page);
+                    }
+                }
+                Ok(differ)
             })?;
             differing.extend(some);
         }
@@ -278,14 +281,15 @@ impl Inner {
             if named.is_some() {
                 return taken(format!("there is a database {name}"));
             }
-            // Its rows may still be there, and others may stand on them.
+            // Its rows may still be there, others may stand on them, and this may be the call that made it, come late (REM1).
             if txn.get(&Key::Removed(branch), Read::Firm).await?.is_some() {
                 return taken(format!("branch {name} was removed"));
             }
             let now_ms = self.options.clock.now_ms();
             // Firmly: see `set_tag`.
             let record = txn.find(source, moment, now_ms, Read::Firm).await?;
-            txn.make_branch(source, &record, branch, name, now_ms);
+            txn.make_branch(source, &record, branch, name, now_ms)
+                .await?;
             txn.entry(source, &record).await
         })
     }
@@ -331,15 +335,30 @@ impl Inner {
 }
 
 impl Txn {
+    /// Whether two versions have the same row for a page, or one of them a copy of that of the other.
+    fn is_same(&self, one: Option<&Found>, two: Option<&Found>) -> Result<bool, Fail> {
+        let (Some(one), Some(two)) = (one, two) else {
+            return Ok(one.is_none() && two.is_none());
+        };
+        let is_copy = |found: &Found| {
+            let key = self.key(&found.row)?;
+            Ok::<_, Fail>(matches!(key, Key::Page(.., FROM_BELOW)))
+        };
+        if one.row.key == two.row.key || !(is_copy(one)? || is_copy(two)?) {
+            return Ok(one.row.key == two.row.key);
+        }
+        Ok(self.body(&one.row)? == self.body(&two.row)?)
+    }
+
     /// A database that stands on a version of another.
-    fn make_branch(
+    async fn make_branch(
         &self,
         source: DatabaseId,
         from: &Record,
         branch: DatabaseId,
         name: &DatabaseName,
         now_ms: u64,
-    ) {
+    ) -> Result<(), Fail> {
         let first = Version::ZERO.next();
         let reach: PageCount = from.head.snapshot.page_count;
         let head = Head {
@@ -375,15 +394,12 @@ impl Txn {
             created_ms: now_ms,
             name: name.clone(),
         };
-        let base = Segment {
-            database: source,
-            head: from.head.clone(),
-            reach,
-        };
+        let base = self.standing_on(source, from.head.clone(), reach).await?;
         self.put(&Key::Name(name.clone()), branch.as_bytes());
         self.put(&Key::Origin(branch), &origin.encode());
         self.add_version(branch, &row, &record);
         self.begin_segment(branch, first, Some(&base));
+        Ok(())
     }
 }
 

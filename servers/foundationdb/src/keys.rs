@@ -17,7 +17,11 @@ pub fn layer_of(serial: u64) -> i64 {
     serial.min(MAX_SERIAL) as i64 - MAX_SERIAL as i64 - 1
 }
 
-/// The attempt that wrote a layer; `None` for the commit's own.
+/// The layer of the page rows that a segment has in place of those of the segments below it, at its first version: below whatever that version
+/// wrote itself.
+pub const FROM_BELOW: i64 = -(MAX_SERIAL as i64) - 2;
+
+/// The attempt that wrote a layer; `None` for those of a commit itself, and from below.
 pub fn serial_of(layer: i64) -> Option<u64> {
     u64::try_from(layer + MAX_SERIAL as i64 + 1)
         .ok()
@@ -80,13 +84,18 @@ pub enum Key {
     Serial(DatabaseId),
     /// A chunk of the pages that an attempt wrote: u32 each.
     Written(DatabaseId, u64, u32),
-    /// A removed database of which rows may be left.
+    /// A database that was removed: [`crate::values::Removed`].
     Removed(DatabaseId),
     /// A version was dropped, and rows that only it read may be left: [`crate::values::Due`].
     Due(DatabaseId),
     /// Page rows of this database may be left that no version reads: the key from which on they are still to be looked at. Whoever makes
     /// garbage writes an empty one without a look.
     Sweep(DatabaseId),
+    /// A version has lost a reader that may have been the last one of its segment: no body.
+    Unread(DatabaseId, Version),
+    /// A segment (database, first version) that stands on so many others is to get pages of its own: [`crate::values::Flattening`], or no
+    /// body. In the order of their depth, so that what is below comes first.
+    Flatten(u32, DatabaseId, Version),
 }
 
 /// What a page server tells another.
@@ -137,6 +146,8 @@ const WRITTEN: u16 = 42;
 const REMOVED: u16 = 50;
 const DUE: u16 = 51;
 const SWEEP: u16 = 52;
+const UNREAD: u16 = 53;
+const FLATTEN: u16 = 54;
 
 /// All kinds of rows of one database that only its own versions need: they go with its removal.
 pub const OF_A_DATABASE: [u16; 20] = [
@@ -224,6 +235,8 @@ impl Space {
             Key::Removed(d) => self.pack(&(REMOVED, id(d))),
             Key::Due(d) => self.pack(&(DUE, id(d))),
             Key::Sweep(d) => self.pack(&(SWEEP, id(d))),
+            Key::Unread(d, version) => self.pack(&(UNREAD, id(d), version.get())),
+            Key::Flatten(depth, d, first) => self.pack(&(FLATTEN, *depth, id(d), first.get())),
         }
     }
 
@@ -288,6 +301,8 @@ impl Space {
             REMOVED => Key::Removed(parts.database()?),
             DUE => Key::Due(parts.database()?),
             SWEEP => Key::Sweep(parts.database()?),
+            UNREAD => Key::Unread(parts.database()?, parts.version()?),
+            FLATTEN => Key::Flatten(parts.u32()?, parts.database()?, parts.version()?),
             _ => return None,
         };
         parts.0.next().is_none().then_some(key)
@@ -336,6 +351,16 @@ impl Space {
     /// All removed databases.
     pub fn removed(&self) -> Range {
         self.under(&(REMOVED,))
+    }
+
+    /// All versions that have lost a reader, and are to be looked at.
+    pub fn unread(&self) -> Range {
+        self.under(&(UNREAD,))
+    }
+
+    /// All segments that stand on too many others.
+    pub fn flatten(&self) -> Range {
+        self.under(&(FLATTEN,))
     }
 
     /// Rows of one kind of a database.
@@ -486,7 +511,12 @@ impl std::fmt::Display for Key {
             }
             Self::Serial(d) => write!(f, "the attempts on database {d}"),
             Self::Removed(d) => write!(f, "the removed database {d}"),
-            Self::Due(d) | Self::Sweep(d) => write!(f, "the garbage of database {d}"),
+            Self::Due(d) | Self::Sweep(d) | Self::Unread(d, _) => {
+                write!(f, "the garbage of database {d}")
+            }
+            Self::Flatten(_, d, first) => {
+                write!(f, "the depth of database {d} from version {first} on")
+            }
         }
     }
 }

@@ -11,17 +11,21 @@ mod audit;
 mod collect;
 mod commit;
 mod engine;
+mod flatten;
 mod history;
 pub mod keys;
+mod known;
 mod names;
 mod network;
 mod peers;
 mod read;
+mod removed;
+mod segments;
 mod servers;
 mod staging;
 pub mod values;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -43,7 +47,7 @@ use pagewire_server::store::{
 use parking_lot::Mutex;
 
 use engine::{Engine, Fail, Read, transact};
-use keys::{ServerId, Space};
+use keys::{Key, Range, ServerId, Space};
 use staging::Staging;
 
 /// How long versions are kept unless somebody says otherwise.
@@ -71,6 +75,8 @@ pub struct FoundationDbOptions {
     pub patience: Duration,
     /// A server that says nothing for so long is dead: what it wrote ahead and what its sessions read need not be kept.
     pub dead_after: Duration,
+    /// How long a name to which nobody commits is kept after it, or the lease of its database, was taken last.
+    pub unborn_after: Duration,
     /// How often this server looks for what is not kept any more.
     pub collect_every: Duration,
 }
@@ -86,6 +92,7 @@ impl Default for FoundationDbOptions {
             staging_buffer_bytes: 1 << 20,
             patience: Duration::from_secs(10),
             dead_after: Duration::from_secs(60),
+            unborn_after: Duration::from_secs(24 * 3600),
             collect_every: Duration::from_secs(15),
         }
     }
@@ -118,9 +125,12 @@ pub(crate) struct Inner {
     seen: Mutex<servers::Seen>,
     /// See [`collect::Steps`].
     steps: AtomicU32,
+    known: known::KnownHeads,
+    /// Segments that cannot be flattened because of damage (FLAT6).
+    unflattened: Mutex<HashSet<(DatabaseId, Version)>>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
-    said: tokio::sync::Mutex<servers::Said>,
+    said: Mutex<servers::Said>,
     collecting: tokio::sync::Mutex<collect::Pass>,
 }
 
@@ -168,7 +178,7 @@ impl FoundationDbStore {
             database,
             space: Arc::new(Space::new(&[])),
             patience: options.patience,
-            begun: Arc::default(),
+            asked: Arc::default(),
         };
         engine.space = Arc::new(space(&engine, &options.directory).await?);
         let incarnation = names::incarnation(&engine, &options.directory.join("/")).await?;
@@ -190,8 +200,10 @@ impl FoundationDbStore {
             ended: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
             steps: AtomicU32::default(),
+            known: known::KnownHeads::default(),
+            unflattened: Mutex::default(),
             peering: peers::Peering::default(),
-            said: tokio::sync::Mutex::default(),
+            said: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
             options,
         });
@@ -211,8 +223,26 @@ impl FoundationDbStore {
     /// Transactions of the cluster begun so far, repetitions included, and how many of them, about, said that this server lives. For tests.
     #[doc(hidden)]
     pub fn transactions(&self) -> (u64, u64) {
-        let begun = self.0.engine.begun.load(Ordering::Relaxed);
+        let begun = self.0.engine.asked.begun.load(Ordering::Relaxed);
         (begun, self.0.beats.load(Ordering::Relaxed))
+    }
+
+    /// Rows and ranges that were read in the cluster so far. For tests.
+    #[doc(hidden)]
+    pub fn reads(&self) -> u64 {
+        self.0.engine.asked.reads.load(Ordering::Relaxed)
+    }
+
+    /// In how many segments a page of the newest version is looked for at most. For tests.
+    #[doc(hidden)]
+    pub async fn depth(&self, database: DatabaseId) -> Result<usize, StoreError> {
+        self.0.depth(database).await
+    }
+
+    /// How many ends of segments, and how many segments to flatten, wait for a collection. For tests.
+    #[doc(hidden)]
+    pub async fn to_do(&self) -> Result<(usize, usize), StoreError> {
+        self.0.to_do().await
     }
 
     /// How many page servers have a row. For tests.
@@ -227,7 +257,7 @@ impl FoundationDbStore {
     /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
     #[doc(hidden)]
     pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
-        let alone = std::collections::HashSet::from([self.0.server]);
+        let alone = HashSet::from([self.0.server]);
         self.0.drop_of_the_dead(database, &alone).await
     }
 
@@ -242,16 +272,80 @@ impl FoundationDbStore {
         transact!(self.0.engine, |txn| {
             let range = txn.space.page(database, page, version, version);
             let rows = txn.scan(&range, 1, true, Read::Firm).await?;
-            let Some(row) = rows.into_iter().next() else {
-                return Ok(false);
-            };
-            let mut stored = row.stored;
-            if let Some(last) = stored.last_mut() {
-                *last ^= 0x10;
-            }
-            txn.put_as_it_is(&row.key, &stored);
-            Ok(true)
+            Ok(rows.first().is_some_and(|row| txn.damage(row)))
         })
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row that says how a version was made. For tests.
+    #[doc(hidden)]
+    pub async fn damage_record(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Record(database, version)).await
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row of a removed database. For tests.
+    #[doc(hidden)]
+    pub async fn damage_removed(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Removed(database)).await
+    }
+
+    async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let begin = txn.space.encode(key);
+            let end = [&begin[..], &[0]].concat();
+            let range = Range { begin, end };
+            let rows = txn.scan(&range, 1, false, Read::Firm).await?;
+            Ok(rows.first().is_some_and(|row| txn.damage(row)))
+        })
+    }
+
+    /// One step of flattening a database: to which of how many segments below it has come. For tests.
+    #[doc(hidden)]
+    pub async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        self.0.flatten_once(database).await
+    }
+
+    /// Ends two segments at once; whether the later one was repeated. For tests.
+    #[doc(hidden)]
+    pub async fn end_together(
+        &self,
+        segments: [(DatabaseId, Version); 2],
+    ) -> Result<bool, StoreError> {
+        self.0.end_together(segments).await
+    }
+
+    /// Forgets a removed database of which nothing is left, as who saw its row when it was removed at this time. For tests.
+    #[doc(hidden)]
+    pub async fn forget_as_seen(
+        &self,
+        database: DatabaseId,
+        time_ms: u64,
+    ) -> Result<bool, StoreError> {
+        let left = values::Left::Nothing;
+        let removed = values::Removed { time_ms, left };
+        self.0.forget_removed(database, removed).await
+    }
+
+    /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
+    #[doc(hidden)]
+    pub fn smallest_steps(&self) {
+        self.0.smallest_steps();
+    }
+
+    /// Has a version looked at as one that has lost a reader. For tests.
+    #[doc(hidden)]
+    pub async fn lose_reader(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        self.0.lose_reader(database, version).await
     }
 }
 

@@ -11,7 +11,7 @@ use crate::keys::Key;
 use crate::values::{Database, Head};
 
 /// The version of the format. Another one is another layout of keys or values.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 4;
 /// Names of a list that are looked at together.
 const LOOKS: usize = 64;
 
@@ -60,6 +60,24 @@ impl Txn {
         Ok(Epoch::new(epoch))
     }
 
+    /// Somebody means to commit to a database that has this row: a name without a commit is kept for a while from now on (REM2).
+    pub(crate) fn is_wanted_still(
+        &self,
+        database: DatabaseId,
+        row: Database,
+        now_ms: u64,
+    ) -> Result<(), Fail> {
+        if row.head.snapshot.version > Version::ZERO {
+            return Ok(());
+        }
+        let key = Key::Head(database);
+        self.claim(&self.space.encode(&key))?;
+        let created_ms = now_ms.max(row.created_ms);
+        let row = Database { created_ms, ..row };
+        self.put(&key, &row.encode());
+        Ok(())
+    }
+
     /// Advances an epoch that was read firmly.
     pub(crate) fn advance(&self, database: DatabaseId, epoch: Epoch) -> Epoch {
         let next = epoch.get() + 1;
@@ -85,7 +103,7 @@ impl Inner {
             let row = Database {
                 head: Head::EMPTY,
                 time_ms: 0,
-                created_ms: 0,
+                created_ms: self.options.clock.now_ms(),
                 name: name.clone(),
             };
             txn.put(&Key::Name(name.clone()), new.as_bytes());
@@ -140,10 +158,7 @@ impl Inner {
             let Some(id) = target.find(txn.named(name, Read::Firm).await?) else {
                 return Ok(target.first().ok_or(StoreError::DatabaseNotFound)?);
             };
-            txn.delete(&Key::Name(name.clone()));
-            txn.delete(&Key::Head(id));
-            txn.delete(&Key::Epoch(id));
-            txn.put(&Key::Removed(id), &[]);
+            txn.take_away(id, name, self.options.clock.now_ms());
             Ok(id)
         })?;
         self.forget(removed);
@@ -152,8 +167,11 @@ impl Inner {
 
     pub(crate) async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
         transact!(self.engine, |txn| {
-            let there = txn.database(database, Read::Firm);
-            let (_, epoch) = try_join(there, txn.epoch(database, Read::Firm)).await?;
+            // The head loosely: a writer that never pauses makes versions faster than this could be read and committed. A removal is
+            // noticed by the epoch, which goes with it.
+            let there = txn.database(database, Read::Loose);
+            let (row, epoch) = try_join(there, txn.epoch(database, Read::Firm)).await?;
+            txn.is_wanted_still(database, row, self.options.clock.now_ms())?;
             Ok(txn.advance(database, epoch))
         })
     }

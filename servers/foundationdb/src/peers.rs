@@ -294,12 +294,14 @@ impl Peers for Inner {
         guard: Duration,
     ) -> Result<Fence, StoreError> {
         let fenced = transact!(self.engine, |txn| {
-            let there = txn.database(database, Read::Firm);
+            // The head loosely: see `Inner::fence` in `names.rs`.
+            let there = txn.database(database, Read::Loose);
             let epoch = txn.epoch(database, Read::Firm);
-            let (_, epoch, claimant) = try_join3(there, epoch, txn.claimant(database)).await?;
+            let (row, epoch, claimant) = try_join3(there, epoch, txn.claimant(database)).await?;
             if claimant != Some(self.server) {
                 return Ok(Fence::Elsewhere);
             }
+            txn.is_wanted_still(database, row, self.options.clock.now_ms())?;
             let epoch = txn.advance(database, epoch);
             // A claim that was being given back when its call was given up may not go after the grant.
             txn.put(&Key::Claim(database), &self.server);
@@ -394,6 +396,23 @@ impl Peers for Inner {
                 }
             }
             Ok(())
+        })
+    }
+
+    async fn open_elsewhere(&self, database: DatabaseId) -> Result<usize, StoreError> {
+        transact!(self.engine, |txn| {
+            let range = txn.space.protections(database);
+            let mut open = 0;
+            for key in txn.keys(&range, usize::MAX, Read::Loose).await? {
+                if let Key::Protect(_, server) = key
+                    && server != self.server
+                    // What the dead protected goes with the collection.
+                    && txn.get(&Key::Server(server), Read::Loose).await?.is_some()
+                {
+                    open += 1;
+                }
+            }
+            Ok(open)
         })
     }
 

@@ -138,7 +138,8 @@ impl Txn {
             self.last_rows(&newest),
         )
         .await?;
-        let found = self.settle(database, head, pages, attempts, rows).await?;
+        let rows = (attempts, rows);
+        let found = self.settle(database, head, pages, rows, usize::MAX).await?;
         let content = |found: Option<Found>| match found {
             Some(found) => Ok(StoredPage {
                 content: self.content(&found.row)?,
@@ -159,10 +160,21 @@ impl Txn {
         head: Head,
         pages: &[PageNumber],
     ) -> Result<Vec<Option<Found>>, Fail> {
+        self.locate_within(database, head, pages, usize::MAX).await
+    }
+
+    /// Those of them that are in one of so many segments, from that of the version downwards.
+    pub(crate) async fn locate_within(
+        &self,
+        database: DatabaseId,
+        head: Head,
+        pages: &[PageNumber],
+        segments: usize,
+    ) -> Result<Vec<Option<Found>>, Fail> {
         let newest = self.newest(database, pages, head.snapshot.version);
         let attempts = self.attempts(database, Read::Loose);
-        let (attempts, rows) = try_join(attempts, self.last_rows(&newest)).await?;
-        self.settle(database, head, pages, attempts, rows).await
+        let rows = try_join(attempts, self.last_rows(&newest)).await?;
+        self.settle(database, head, pages, rows, segments).await
     }
 
     /// Goes down the segments until each page is found or known not to be.
@@ -171,13 +183,15 @@ impl Txn {
         mut database: DatabaseId,
         mut head: Head,
         pages: &[PageNumber],
-        mut attempts: Attempts,
-        mut rows: Vec<Option<Row>>,
+        (mut attempts, mut rows): (Attempts, Vec<Option<Row>>),
+        mut segments: usize,
     ) -> Result<Vec<Option<Found>>, Fail> {
         let mut found = vec![None; pages.len()];
         let mut open: Vec<_> = (0..pages.len()).collect();
         // What comes from below is answered as written by the first version of the segment (B1).
         let mut written_above = None;
+        // What the segment stands on, where it was asked for already.
+        let mut next: Option<Option<Segment>> = None;
         loop {
             let mut below = Vec::new();
             for (index, row) in open.into_iter().zip(rows) {
@@ -194,10 +208,15 @@ impl Txn {
                     None => {}
                 }
             }
-            if below.is_empty() {
+            segments = segments.saturating_sub(1);
+            if below.is_empty() || segments == 0 {
                 return Ok(found);
             }
-            let Some(segment) = self.segment(database, &head).await? else {
+            let segment = match next.take() {
+                Some(segment) => segment,
+                None => self.segment(database, &head).await?,
+            };
+            let Some(segment) = segment else {
                 return Ok(found);
             };
             below.retain(|index| segment.reach.has(pages[*index]));
@@ -205,8 +224,12 @@ impl Txn {
             (database, head, open) = (segment.database, segment.head, below);
             let asked: Vec<_> = open.iter().map(|index| pages[*index]).collect();
             let newest = self.newest(database, &asked, head.snapshot.version);
-            let next = self.attempts(database, Read::Loose);
-            (attempts, rows) = try_join(next, self.last_rows(&newest)).await?;
+            let under = self.attempts(database, Read::Loose);
+            // What is further below beside it: who had to go down once may have to again, and each segment is one round then.
+            let further = self.segment(database, &head);
+            let read = try_join3(under, self.last_rows(&newest), further).await?;
+            (attempts, rows) = (read.0, read.1);
+            next = Some(read.2);
         }
     }
 

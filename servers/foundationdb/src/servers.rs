@@ -4,12 +4,14 @@
 //! [`crate::FoundationDbOptions::dead_after`] by the observer's own clock. No wall clock of another machine decides anything.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use pagewire_proto::{DatabaseId, Version};
 use pagewire_server::store::StoreError;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
@@ -28,6 +30,38 @@ pub(crate) struct Said {
     words: HashMap<DatabaseId, Protection>,
     /// How often this server had been silent for too long when they were said.
     losses: u64,
+    /// For databases of which something is being said: one after another.
+    turns: HashMap<DatabaseId, Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// Something is said of a database, or waits to be.
+struct Turn<'a> {
+    said: &'a Mutex<Said>,
+    database: DatabaseId,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(said: &'a Mutex<Said>, database: DatabaseId) -> Self {
+        let turn = Arc::clone(said.lock().turns.entry(database).or_default());
+        Self {
+            said,
+            database,
+            turn,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut said = self.said.lock();
+        // Let go of under the lock, so that of two who end at the same time one is the last.
+        self.turn = Arc::default();
+        let turn = said.turns.get(&self.database);
+        if turn.is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            said.turns.remove(&self.database);
+        }
+    }
 }
 
 impl Said {
@@ -163,11 +197,16 @@ impl Inner {
             floor,
             pins: pins.to_vec(),
         };
-        // One after another: the last word is the one that stays.
-        let mut said = self.said.lock().await;
-        said.forget_losses(self.peering.losses());
-        // Until the cluster has taken this word it is not known which one it has.
-        let known = said.words.remove(&database);
+        // One after another for each database: the last word is the one that stays.
+        let turn = Turn::of(&self.said, database);
+        let _turn = turn.turn.lock().await;
+        let (losses, known) = {
+            let mut said = self.said.lock();
+            let losses = self.peering.losses();
+            said.forget_losses(losses);
+            // Until the cluster has taken this word it is not known which one it has.
+            (losses, said.words.remove(&database))
+        };
         transact!(self.engine, |txn| {
             txn.database(database, Read::Loose).await?;
             // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
@@ -185,7 +224,9 @@ impl Inner {
             }
             Ok(())
         })?;
-        if protection != Protection::default() {
+        let mut said = self.said.lock();
+        // What was said before a loss that another call has found meanwhile may be dropped by now.
+        if protection != Protection::default() && said.losses == losses {
             said.words.insert(database, protection);
         }
         Ok(())
@@ -194,8 +235,6 @@ impl Inner {
     /// Forgets what is known here of a database that was removed.
     pub(crate) fn forget(&self, database: DatabaseId) {
         self.drop_stagings(database);
-        if let Ok(mut said) = self.said.try_lock() {
-            said.words.remove(&database);
-        }
+        self.said.lock().words.remove(&database);
     }
 }

@@ -352,7 +352,8 @@ impl Inner {
             };
             any = true;
             if let Err(error) = self.drop_attempt(database, serial).await {
-                self.abandoned.lock().push((database, serial));
+                // Behind the others, which may go.
+                self.abandoned.lock().insert(0, (database, serial));
                 return Err(error);
             }
         }

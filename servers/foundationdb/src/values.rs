@@ -41,7 +41,7 @@ pub struct Database {
     pub head: Head,
     /// When it was made.
     pub time_ms: u64,
-    /// When version 1 was made.
+    /// When version 1 was made; before that, when the name or the lease was taken last.
     pub created_ms: u64,
     /// Its name.
     pub name: DatabaseName,
@@ -56,6 +56,8 @@ pub struct Segment {
     pub head: Head,
     /// Pages beyond it do not come from there.
     pub reach: PageCount,
+    /// Segments below, at most: this one and what it stands on in turn.
+    pub depth: u32,
 }
 
 /// What a branch was made from: kept with the branch, since the source may go.
@@ -108,6 +110,39 @@ pub struct Due {
     pub dropped: Version,
     /// The chunk of them from which on they were not looked at.
     pub chunk: u32,
+}
+
+/// A database that was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// When.
+    pub time_ms: u64,
+    /// What is left of it.
+    pub left: Left,
+}
+
+/// What is left of a removed database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Everything may be.
+    All,
+    /// No version is kept for itself. The segments before this version were looked at since.
+    Segments(Version),
+    /// Nothing but the memory of its id, which no branch gets meanwhile (V4).
+    Nothing,
+}
+
+/// How far a segment has got with pages of its own, in place of those of segments below (`flatten.rs`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flattening {
+    /// The segments that it gets the pages of, from the one that it stands on downwards; by database and first version.
+    pub links: Vec<(DatabaseId, Version)>,
+    /// What the last of them stood on.
+    pub below: Option<(DatabaseId, Version)>,
+    /// Which of their databases is gone through.
+    pub at: u32,
+    /// The last page of that which was looked at; 0 before the first.
+    pub after: u32,
 }
 
 /// Pages written ahead of the version that will have them.
@@ -205,6 +240,14 @@ impl Head {
         self.based && self.snapshot.page_count.has(page) && self.cut_of(page).is_none()
     }
 
+    /// Pages beyond it do not come from what the segment stands on.
+    pub fn lasting(&self) -> PageCount {
+        let first = self.cuts.first().map(|(_, count)| *count);
+        first.map_or(self.snapshot.page_count, |count| {
+            count.min(self.snapshot.page_count)
+        })
+    }
+
     /// The last cut that a page was beyond.
     pub fn cut_of(&self, page: PageNumber) -> Option<Version> {
         let mut cuts = self.cuts.iter().rev();
@@ -261,6 +304,7 @@ impl Segment {
         let mut out = self.database.as_bytes().to_vec();
         self.head.put(&mut out);
         out.extend(self.reach.get().to_be_bytes());
+        out.extend(self.depth.to_be_bytes());
         out
     }
 
@@ -274,6 +318,7 @@ impl Segment {
             database: fields.database()?,
             head: fields.head()?,
             reach: fields.page_count()?,
+            depth: fields.u32()?,
         };
         fields.end(Some(segment))
     }
@@ -336,6 +381,77 @@ impl Due {
         let dropped = Version::new(fields.u64()?);
         let chunk = fields.u32()?;
         fields.end(Self { dropped, chunk })
+    }
+}
+
+impl Removed {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.time_ms.to_be_bytes().to_vec();
+        match self.left {
+            Left::All => out.push(0),
+            Left::Segments(next) => {
+                out.push(1);
+                out.extend(next.get().to_be_bytes());
+            }
+            Left::Nothing => out.push(2),
+        }
+        out
+    }
+
+    /// What is removed with this body.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let mut fields = Fields(body);
+        let time_ms = fields.u64()?;
+        let left = match fields.take()? {
+            [0] => Left::All,
+            [1] => Left::Segments(Version::new(fields.u64()?)),
+            [2] => Left::Nothing,
+            _ => return None,
+        };
+        fields.end(Self { time_ms, left })
+    }
+}
+
+impl Flattening {
+    /// The body of the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(9 + 24 * (self.links.len() + 1));
+        out.extend(self.at.to_be_bytes());
+        out.extend(self.after.to_be_bytes());
+        out.push(u8::from(self.below.is_some()));
+        for (database, first) in self.below.iter().chain(&self.links) {
+            out.extend(database.as_bytes());
+            out.extend(first.get().to_be_bytes());
+        }
+        out
+    }
+
+    /// How far it has got with this body; `Some(None)` where it has not begun.
+    pub fn decode(body: &[u8]) -> Option<Option<Self>> {
+        if body.is_empty() {
+            return Some(None);
+        }
+        let mut fields = Fields(body);
+        let (at, after) = (fields.u32()?, fields.u32()?);
+        let [has_below @ 0..=1] = fields.take()? else {
+            return None;
+        };
+        let mut links = Vec::new();
+        while !fields.0.is_empty() {
+            links.push((fields.database()?, Version::new(fields.u64()?)));
+        }
+        let below = match has_below {
+            1 if links.is_empty() => return None,
+            1 => Some(links.remove(0)),
+            _ => None,
+        };
+        Some(Some(Self {
+            links,
+            below,
+            at,
+            after,
+        }))
     }
 }
 

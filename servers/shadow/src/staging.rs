@@ -18,6 +18,8 @@ pub(crate) const BUFFER_BYTES: usize = 4 << 20;
 /// * **STG1** What they have in memory together is within `most` bytes, apart from what is becoming segments at the moment, and within twice
 ///   as many with that: an upload that would make it more is refused. Who makes it more than `most` makes a segment of the largest first,
 ///   which has at least as many bytes as came.
+/// * **STG2** A staging has all that it acknowledged, or is unknown: one whose pages were dropped takes none any more and can't be committed, until
+///   it is discarded.
 #[derive(Debug)]
 pub(crate) struct Stagings {
     most: usize,
@@ -41,6 +43,8 @@ pub(crate) struct Staging {
     bytes: usize,
     /// They are becoming segments.
     spilling: bool,
+    /// What it had was dropped (STG2).
+    lost: bool,
 }
 
 /// Pages in memory that have to become segments.
@@ -74,7 +78,7 @@ impl Stagings {
         pages: Vec<(PageNumber, StoredBlob)>,
     ) -> Result<Option<Spill>, StoreError> {
         let known = self.by_id.get(&id);
-        if known.is_some_and(|known| (known.database, known.page_size) != (database, page_size)) {
+        if known.is_some_and(|known| !known.is_of(database, page_size)) {
             return Err(StoreError::StagingUnknown(id));
         }
         let added: usize = pages.iter().map(|(_, blob)| weight(blob)).sum();
@@ -90,6 +94,7 @@ impl Stagings {
             pages: BTreeMap::new(),
             bytes: 0,
             spilling: false,
+            lost: false,
         });
         self.change(id, |staging| {
             for (number, blob) in pages {
@@ -131,6 +136,9 @@ impl Stagings {
         spilled: &Blobs,
     ) {
         self.change(id, |staging| {
+            if staging.lost {
+                return;
+            }
             staging.pages.retain(|page, blob| {
                 let same = spilled
                     .get(page)
@@ -179,10 +187,9 @@ impl Stagings {
         let mut seen = HashSet::new();
         ids.iter()
             .map(|id| {
-                let found = self.by_id.get(id).filter(|staging| {
-                    (staging.database, staging.page_size) == (database, page_size)
-                        && seen.insert(*id)
-                });
+                let found = self.by_id.get(id);
+                let found =
+                    found.filter(|staging| staging.is_of(database, page_size) && seen.insert(*id));
                 found.cloned().ok_or(StoreError::StagingUnknown(*id))
             })
             .collect()
@@ -193,11 +200,35 @@ impl Stagings {
         self.take(id);
     }
 
-    /// Forgets the stagings of a database.
+    /// Forgets the stagings of a database that is removed: no staging is ever of its id again.
     pub(crate) fn drop_database(&mut self, database: DatabaseId) {
+        for id in self.of(database) {
+            self.forget(id);
+        }
+    }
+
+    fn of(&self, database: DatabaseId) -> Vec<StagingId> {
         let of = self.by_id.iter().filter(|(_, s)| s.database == database);
-        let ids: Vec<_> = of.map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.forget(id));
+        of.map(|(id, _)| *id).collect()
+    }
+
+    /// Drops what the stagings of a database have (STG2).
+    pub(crate) fn lose_database(&mut self, database: DatabaseId) {
+        for id in self.of(database) {
+            self.change(id, |staging| {
+                staging.segments.clear();
+                staging.pages.clear();
+                staging.bytes = 0;
+                staging.lost = true;
+            });
+        }
+    }
+}
+
+impl Staging {
+    /// Whether it may be added to and committed there.
+    fn is_of(&self, database: DatabaseId, page_size: PageSize) -> bool {
+        !self.lost && (self.database, self.page_size) == (database, page_size)
     }
 }
 

@@ -199,10 +199,10 @@ impl PageStore for ShadowStore {
         };
         let of = spill.database;
         match self.0.spill(spill).await {
-            // Another one, that was removed by another server, or whose root is damaged: what was staged for it can't be committed, and kept here as
-            // the largest it would be tried again by everybody, until there is room for nothing else.
+            // Another one, that was removed by another server, or whose root is damaged: kept here as the largest it would be tried again by
+            // everybody, until there is room for nothing else.
             Err(StoreError::DatabaseNotFound | StoreError::Corrupt(_)) if of != database => {
-                self.0.stagings.lock().drop_database(of);
+                self.0.stagings.lock().lose_database(of);
                 Ok(())
             }
             // What is wrong with another one is for those who stage and commit there: these pages are in memory.

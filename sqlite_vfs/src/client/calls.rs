@@ -16,7 +16,7 @@ use super::counters::{COUNTERS, CallKind};
 use crate::error::CallError;
 
 /// Largest pause between two attempts of a call.
-const MAX_BACKOFF: Duration = Duration::from_millis(250);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
 /// How an AcquireLease ended.
 pub enum Acquired {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pagewire_proto::limits::BATCH_BYTES;
 use pagewire_proto::{
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::time::Instant;
 
+use super::calls::MAX_BACKOFF;
 use super::counters::{COUNTERS, CallKind};
 use super::{Core, PageSource, valid};
 use crate::cache::PageCache;
@@ -234,14 +236,28 @@ impl Core {
             participants: participants.to_vec(),
         };
         let request = pb::ResolveCommitRequest::from(&resolve);
-        let answer = self
-            .repeat(
+        let mut backoff = Duration::from_millis(5);
+        let answer = loop {
+            // A server that the session comes back to knows it still, and would settle the commit beside its Hello: the one advances the epoch,
+            // the other lists the lease under the one before, and it would be lost with the transaction (PEER5).
+            if self.way.len() > 1 {
+                // However it ends, the call finds out.
+                let _ = self.session.welcome(deadline).await;
+            }
+            let asked = self.once(
                 CallKind::Resolve,
                 deadline,
-                request,
+                request.clone(),
                 |mut stub, request| async move { stub.resolve_commit(request).await },
-            )
-            .await?;
+            );
+            match asked.await {
+                Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                outcome => break outcome?,
+            }
+        };
         use pb::resolve_commit_response::Outcome;
         match answer.outcome {
             Some(Outcome::Committed(committed)) => Ok(Settled::Committed(valid(versions(

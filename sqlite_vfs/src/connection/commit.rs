@@ -242,8 +242,11 @@ impl Connection {
 
     /// `may_fail`: SQLite may still roll it back (K6). It does so once; what it restores is not rolled back again.
     fn commit_succeeded(&mut self, head: Snapshot, may_fail: bool) {
+        // T8: the connection may go on without a new xLock(SHARED), at the version that it has made.
+        let new_base = self.database.state.pin(head);
+        let new_overlay = self.overlay_on(&head);
         let State::Writing {
-            level,
+            base,
             overlay,
             progress,
             counter,
@@ -253,25 +256,21 @@ impl Connection {
             return;
         };
         overlay.stager.consumed();
-        let progress = match progress {
-            Progress::Open | Progress::Over if may_fail => Progress::Durable(head.version),
-            Progress::Open | Progress::Over | Progress::Durable(_) => Progress::Over,
-        };
         // A page that could be sent a moment ago can be read now; if not, comparing bytes finds the truth all the same.
         let page_1 = first_bytes(overlay).ok().flatten();
         let written = page_1
             .as_deref()
             .and_then(Header::of)
             .map(Header::change_counter);
-        let counter = written.unwrap_or(*counter);
-        // T8: the connection may go on without a new xLock(SHARED), at the version that it has made.
-        self.state = State::Writing {
-            level: *level,
-            base: self.database.state.pin(head),
-            overlay: self.overlay_on(&head),
-            progress,
-            counter,
+        *counter = written.unwrap_or(*counter);
+        // K8. It is an older one in exclusive locking mode, and where this was a rollback (K6): then SQLite reads anew in any case.
+        self.cache_is_stale |= *counter != head.version.get() as u32;
+        let before = std::mem::replace(base, new_base);
+        *progress = match progress {
+            Progress::Open | Progress::Over if may_fail => Progress::durable(&head, before),
+            Progress::Open | Progress::Over | Progress::Durable { .. } => Progress::Over,
         };
+        *overlay = new_overlay;
     }
 
     fn forget_writes(&mut self) {
@@ -290,7 +289,7 @@ impl Connection {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
             State::Writing {
                 level,
-                progress: Progress::Durable(version),
+                progress: Progress::Durable { version, .. },
                 ..
             } => State::Refusing {
                 level,
@@ -319,7 +318,7 @@ impl Connection {
         match &self.state {
             State::Writing {
                 level,
-                progress: Progress::Durable(version),
+                progress: Progress::Durable { version, .. },
                 ..
             } => {
                 self.state = State::Refusing {

@@ -24,8 +24,14 @@
 //!   that the transaction is there, since the application was told that it had failed.
 //! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
 //!   while the state is Idle, and nothing is written through a chosen one.
+//! * **K8** The counter by which SQLite recognises its cache is never that of a version which it has not read: that version would be taken for
+//!   what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one before with page 1, from the
+//!   journal. In the first transaction of a database there is no page 1 to restore: the counter of what was rolled back stays, and the
+//!   next commit counts on from there. And whatever it remembers, SQLite puts an empty page 1 into its cache when it looks at an empty
+//!   version. So whoever has looked at one finds another counter at his next look that finds pages.
 
 mod commit;
+mod cut_off;
 #[cfg(not(fuzzing))]
 mod header;
 #[cfg(fuzzing)]
@@ -41,7 +47,7 @@ mod view;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pagewire_proto::{Snapshot, Version};
+use pagewire_proto::{PageCount, Snapshot, Version};
 
 use crate::client::Owner;
 use crate::database::{Database, Looked, Pin, WriterId};
@@ -83,7 +89,7 @@ pub struct Connection {
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
-    /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it.
+    /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
     cache_is_stale: bool,
     /// The schema cookie of a version: what SQLite read last, or what the last commit wrote.
     schema: Option<(Version, u32)>,
@@ -146,12 +152,15 @@ enum State {
 }
 
 /// How far a write transaction is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// Before its commit point.
     Open,
     /// FCNTL_SYNC has made this version, and SQLite has not yet said that it is done.
-    Durable(Version),
+    Durable {
+        version: Version,
+        /// The version on which it was made, as long as its pages beyond the new size may be needed again (`cut_off.rs`).
+        before: Option<Pin>,
+    },
     /// SQLite has said so, or can't roll it back any more.
     Over,
 }
@@ -244,6 +253,7 @@ impl Connection {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
                 let base = self.begin_read()?;
+                self.cache_is_stale |= base.snapshot().page_count == PageCount::ZERO;
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -353,7 +363,7 @@ impl Connection {
                 level: wanted,
             },
             State::Writing {
-                progress: Progress::Durable(version),
+                progress: Progress::Durable { version, .. },
                 ..
             } => {
                 self.drop_journal();
@@ -428,7 +438,13 @@ impl Connection {
                     self.database.describe()
                 ),
             )),
-            State::Writing { base, overlay, .. } => {
+            State::Writing {
+                base,
+                overlay,
+                progress,
+                ..
+            } => {
+                progress.bring_back_cut_off(&self.database, overlay, self.settings.timeout)?;
                 read::write_through(
                     &self.database,
                     &base.snapshot(),
@@ -453,7 +469,10 @@ impl Connection {
     /// xTruncate. After a commit SQLite sets the size of the committed version, or of the one before if it rolls back.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         match &mut self.state {
-            State::Writing { overlay, .. } => {
+            State::Writing {
+                overlay, progress, ..
+            } => {
+                progress.file_is_cut(size);
                 if overlay.truncate(size) {
                     Stager::start_again(overlay);
                 }
@@ -467,7 +486,7 @@ impl Connection {
     /// FCNTL_COMMIT_PHASETWO: from here on SQLite does not roll the commit back.
     pub fn transaction_is_over(&mut self) {
         if let State::Writing { progress, .. } = &mut self.state
-            && matches!(progress, Progress::Durable(_))
+            && matches!(progress, Progress::Durable { .. })
         {
             *progress = Progress::Over;
         }
@@ -476,7 +495,9 @@ impl Connection {
     /// xFileSize.
     pub fn byte_size(&self) -> u64 {
         match &self.state {
-            State::Writing { overlay, .. } => overlay.size(),
+            State::Writing {
+                overlay, progress, ..
+            } => overlay.size().max(progress.size_before()),
             State::Reading { base } | State::Failed { base, .. } => base.snapshot().byte_size(),
             State::Idle => match self.view.pin() {
                 Some(pin) => pin.snapshot().byte_size(),

@@ -77,7 +77,8 @@ impl Connection {
                 if_applied: None,
             };
         }
-        if self.cache_is_stale && is_cache_check {
+        // Of an empty database SQLite takes none; what it has found out then says nothing of the next version (K8).
+        if self.cache_is_stale && is_cache_check && outcome == ReadOutcome::Full {
             // Any other counter makes SQLite drop its cache; the page itself it then reads with the true one.
             self.cache_is_stale = false;
             out[0] ^= 0xff;

@@ -37,7 +37,7 @@ pub use pins::Pin;
 pub use state::{Begin, DatabaseState};
 pub use subscription::News;
 
-/// Longest wait in one AcquireLease for a holder that does not answer.
+/// Longest wait in one xLock for a holder that does not answer: SQLite's busy handler is told of it (`ffi/busy.rs`).
 const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
 /// How long xLock waits for a push after the holder said that it is writing: transactions are short, the first sleep of
 /// SQLite's busy handler is not much shorter.
@@ -348,6 +348,7 @@ impl Database {
         timeout: Duration,
     ) -> Result<()> {
         let deadline = Instant::now() + timeout;
+        let patience = Instant::now() + ACQUIRE_WAIT;
         let session = &self.client.core.session;
         let mut may_wait = true;
         loop {
@@ -359,7 +360,7 @@ impl Database {
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
                 BeginWrite::Acquire(known, released) => {
                     let holds = transaction.number_of_holder();
-                    match self.acquire(known, released, holds, deadline)? {
+                    match self.acquire(known, released, holds, patience, deadline)? {
                         Acquired::Granted(grant) => {
                             self.state.begin_write_with(
                                 session,
@@ -402,6 +403,7 @@ impl Database {
         known: Version,
         released: pagewire_proto::Epoch,
         transaction: u64,
+        patience: Instant,
         deadline: Instant,
     ) -> Result<Acquired> {
         let core = &self.client.core;
@@ -413,7 +415,7 @@ impl Database {
                     self.state.id(),
                     known,
                     released,
-                    ACQUIRE_WAIT,
+                    patience.saturating_duration_since(Instant::now()),
                     transaction,
                     deadline,
                 )

@@ -9,9 +9,16 @@
 //! is called once: it decides itself how long it tries, and is refused each time. One of the application that pauses by sqlite3_sleep()
 //! can't be told from SQLite's own where this VFS is the default one, and may never give up: so there is a bound to the calls of one
 //! refusal. A handler that has not given up by then is called again by SQLite, with a real pause, and refused again.
+//!
+//! The other way round, xLock itself may wait, for a holder of the lease that does not answer or is another server's: up to a second in each try, of
+//! which SQLite's handler knows nothing, so that a busy timeout of 200 ms, which are twelve tries, would be one of twelve seconds. What xLock has
+//! waited in vain is *owed*. When SQLite tries again, the handler is called, its pauses passed over, until they make up for that; if it
+//! gives up the lock is refused without another look. So a lock waits for the busy timeout and one try.
+//! Nobody is called for a handler of the application: SQLite's own is told by the one pause by our xSleep between the two tries.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::time::Duration;
 
 /// `int (*)(void*)`, and its argument, as SQLITE_FCNTL_BUSYHANDLER gives them.
 #[derive(Clone, Copy, Debug)]
@@ -24,18 +31,65 @@ pub struct BusyHandler {
 /// takes a refusal, and a tenth of a second, for each five minutes.
 const MOST_CALLS: u32 = 3_000;
 
-thread_local! {
-    /// How often xSleep was passed over on this thread; `None` where it sleeps.
-    static PASSED_OVER: Cell<Option<u32>> = const { Cell::new(None) };
+/// What a try may take beside the pauses of the handler, without being owed: calls to the server, and a moment for a push.
+const FREE: Duration = Duration::from_millis(100);
+
+/// Pauses that were passed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Passed {
+    count: u32,
+    microseconds: u64,
 }
 
-/// xSleep, while a busy handler is made to give up: true where nobody is to sleep.
-pub fn passes_over_sleep() -> bool {
-    PASSED_OVER.with(|passed| {
-        let count = passed.get();
-        passed.set(count.map(|count| count.saturating_add(1)));
-        count.is_some()
-    })
+thread_local! {
+    /// What xSleep has passed over on this thread; `None` where it sleeps.
+    static PASSED_OVER: Cell<Option<Passed>> = const { Cell::new(None) };
+    /// How often it slept.
+    static SLEPT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// xSleep, while a busy handler is called here: true where nobody is to sleep.
+pub fn passes_over_sleep(microseconds: c_int) -> bool {
+    let passed = PASSED_OVER.get();
+    match passed {
+        Some(passed) => PASSED_OVER.set(Some(Passed {
+            count: passed.count.saturating_add(1),
+            microseconds: passed
+                .microseconds
+                .saturating_add(u64::try_from(microseconds).unwrap_or(0)),
+        })),
+        None => SLEPT.set(SLEPT.get().wrapping_add(1)),
+    }
+    passed.is_some()
+}
+
+/// What a lock has waited in vain, and when that was, by the pauses of its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owed {
+    waited: Duration,
+    thread: usize,
+    slept: u64,
+}
+
+impl Owed {
+    /// After a try that was refused.
+    pub fn after(waited: Duration) -> Option<Self> {
+        Some(Self {
+            waited: waited.checked_sub(FREE)?,
+            thread: this_thread(),
+            slept: SLEPT.get(),
+        })
+    }
+
+    /// Whether this is the next try, after one pause of SQLite's own handler. Another statement comes without a pause.
+    fn is_due(&self) -> bool {
+        self.thread == this_thread() && SLEPT.get() == self.slept.wrapping_add(1)
+    }
+}
+
+/// Where this thread has its own values: nothing that has to be made, and could be gone.
+fn this_thread() -> usize {
+    SLEPT.with(|place| std::ptr::from_ref(place).addr())
 }
 
 impl BusyHandler {
@@ -44,23 +98,47 @@ impl BusyHandler {
     /// # Safety
     /// SQLite is in xLock of the file to which it gave the handler.
     pub unsafe fn exhaust(self) {
+        // SAFETY: promised by the caller.
+        unsafe { self.pass_over(Duration::MAX) };
+    }
+
+    /// Lets the handler count what the lock has waited, if this is the next try. `false` where it gives up.
+    ///
+    /// # Safety
+    /// As for [`BusyHandler::exhaust`].
+    pub unsafe fn makes_up_for(self, owed: Owed) -> bool {
+        // SAFETY: promised by the caller.
+        !owed.is_due() || unsafe { self.pass_over(owed.waited) }
+    }
+
+    /// Calls the handler until it gives up (`false`), or its pauses have that length.
+    ///
+    /// # Safety
+    /// As for [`BusyHandler::exhaust`].
+    unsafe fn pass_over(self, length: Duration) -> bool {
         // A handler of an application may itself run into a refusal, on another connection.
-        let around = PASSED_OVER.replace(Some(0));
+        let around = PASSED_OVER.replace(Some(Passed::default()));
+        let mut goes_on = true;
         for calls in 1..=MOST_CALLS {
             // SAFETY: promised by the caller: the pager to which the handler belongs is there, and its connection's mutex is held.
-            let goes_on = unsafe { (self.call)(self.argument) } != 0;
-            let slept_here = PASSED_OVER.get().is_some_and(|passed| passed >= calls);
-            if !goes_on || !slept_here {
+            goes_on = unsafe { (self.call)(self.argument) } != 0;
+            let passed = PASSED_OVER.get().unwrap_or_default();
+            let is_enough = Duration::from_micros(passed.microseconds) >= length;
+            let slept_here = passed.count >= calls;
+            if !goes_on || !slept_here || is_enough {
                 break;
             }
         }
         PASSED_OVER.set(around);
+        goes_on
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PAUSE_US: c_int = 100_000;
 
     /// A handler that goes on so often, and pauses by our xSleep or not.
     struct Handler {
@@ -77,7 +155,7 @@ mod tests {
             return 0;
         }
         if handler.pauses {
-            assert!(passes_over_sleep());
+            assert!(passes_over_sleep(PAUSE_US));
         }
         1
     }
@@ -94,8 +172,52 @@ mod tests {
         };
         // SAFETY: `call` takes what it is given here.
         unsafe { busy.exhaust() };
-        assert!(!passes_over_sleep(), "it sleeps again");
+        assert!(!passes_over_sleep(0), "it sleeps again");
         handler.calls
+    }
+
+    /// What a handler that goes on so often says when a try has waited for so long, after so many pauses in between, and its calls.
+    fn makes_up(goes_on: u32, waited_ms: u64, pauses_between: u32) -> (bool, u32) {
+        let mut handler = Handler {
+            goes_on,
+            pauses: true,
+            calls: 0,
+        };
+        let busy = BusyHandler {
+            call,
+            argument: std::ptr::from_mut(&mut handler).cast(),
+        };
+        let owed = Owed::after(FREE + Duration::from_millis(waited_ms)).expect("more than is free");
+        for _ in 0..pauses_between {
+            assert!(!passes_over_sleep(PAUSE_US));
+        }
+        // SAFETY: `call` takes what it is given here.
+        let goes_on = unsafe { busy.makes_up_for(owed) };
+        (goes_on, handler.calls)
+    }
+
+    #[test]
+    fn a_handler_counts_what_the_lock_has_waited_and_gives_up_when_that_is_its_timeout() {
+        assert_eq!(makes_up(50, 1_000, 1), (true, 10));
+        assert_eq!(makes_up(50, 950, 1), (true, 10));
+        assert_eq!(makes_up(9, 1_000, 1), (false, 10));
+        assert_eq!(makes_up(0, 1_000, 1), (false, 1));
+    }
+
+    #[test]
+    fn nothing_is_owed_for_a_short_try_by_another_statement_or_by_a_handler_that_pauses_elsewhere()
+    {
+        assert_eq!(Owed::after(Duration::from_millis(99)), None);
+        // Another statement begins without a pause, and a handler of an application does not pause here.
+        assert_eq!(makes_up(50, 1_000, 0), (true, 0));
+        // Whoever pauses by himself in between does not try again at once.
+        assert_eq!(makes_up(50, 1_000, 2), (true, 0));
+        let owed = Owed::after(Duration::from_secs(1)).expect("more than is free");
+        let is_due = std::thread::spawn(move || {
+            assert!(!passes_over_sleep(PAUSE_US));
+            owed.is_due()
+        });
+        assert!(!is_due.join().expect("no panic"), "on another thread");
     }
 
     #[test]
@@ -112,7 +234,11 @@ mod tests {
 
     #[test]
     fn a_refusal_within_a_handler_leaves_the_outer_one_as_it_was() {
-        PASSED_OVER.set(Some(7));
+        let around = Passed {
+            count: 7,
+            microseconds: 70,
+        };
+        PASSED_OVER.set(Some(around));
         let mut handler = Handler {
             goes_on: 3,
             pauses: true,
@@ -124,6 +250,6 @@ mod tests {
         };
         // SAFETY: `call` takes what it is given here.
         unsafe { busy.exhaust() };
-        assert_eq!(PASSED_OVER.replace(None), Some(7));
+        assert_eq!(PASSED_OVER.replace(None), Some(around));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::busy::BusyHandler;
+use super::busy::{BusyHandler, Owed};
 use super::registration::Registration;
 use super::types::{File, IoMethods};
 use crate::connection::Connection;
@@ -28,6 +28,8 @@ pub struct Handle {
     pub registration: &'static Registration,
     /// As SQLite has told it.
     pub busy: Cell<Option<BusyHandler>>,
+    /// What the last try for the write lock has waited.
+    pub owed: Cell<Option<Owed>>,
     /// Set after a bug; the file refuses work until it is closed.
     pub broken: AtomicBool,
 }

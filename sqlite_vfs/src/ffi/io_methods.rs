@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::boundary::{Op, code_of, guarded};
-use super::busy::BusyHandler;
+use super::busy::{BusyHandler, Owed};
 use super::handle::{FileKind, Handle, PagewireFile};
 use super::types::{File, IoMethods, code, fcntl, iocap};
 use crate::client::Owner;
@@ -285,17 +286,44 @@ fn level(level: c_int) -> Result<LockLevel> {
     })
 }
 
+/// Whether SQLite's busy handler gives up once it has counted what the last try for the write lock has waited.
+///
+/// # Safety
+/// SQLite is in xLock of the file, which xOpen filled.
+unsafe fn gives_up(file: *mut File, wanted: c_int) -> bool {
+    // SAFETY: promised by the caller.
+    let handle = unsafe { Handle::of(file) };
+    // A try begins with the shared lock.
+    if wanted <= LockLevel::Shared as c_int || handle.check().is_err() {
+        return false;
+    }
+    match (handle.owed.take(), handle.busy.get()) {
+        // SAFETY: promised by the caller. No lock of ours is held.
+        (Some(owed), Some(busy)) => !unsafe { busy.makes_up_for(owed) },
+        _ => false,
+    }
+}
+
 unsafe extern "C" fn lock(file: *mut File, wanted: c_int) -> c_int {
     let mut busy = None;
     // SAFETY: SQLite passes a file that xOpen filled.
     let rc = unsafe {
+        let gives_up = gives_up(file, wanted);
         method(file, Op::Lock, |handle| {
             if let FileKind::Main(connection, _) = &handle.kind {
+                if gives_up {
+                    return Err(Error::busy(
+                        "the write lease was waited for as long as the busy timeout",
+                    ));
+                }
+                let begun = Instant::now();
                 let locked = connection.lock().lock(level(wanted)?);
-                if let Err(error) = &locked
-                    && error.kind == Kind::Deadlock
-                {
-                    busy = handle.busy.get();
+                match &locked {
+                    Err(error) if error.kind == Kind::Deadlock => busy = handle.busy.get(),
+                    Err(error) if error.kind == Kind::Busy => {
+                        handle.owed.set(Owed::after(begun.elapsed()));
+                    }
+                    _ => {}
                 }
                 locked?;
             }

@@ -10,6 +10,8 @@ mod io_methods;
 mod names;
 mod os;
 mod registration;
+#[cfg(test)]
+mod stand_in;
 mod table;
 mod tables;
 mod types;

@@ -24,6 +24,10 @@ pub fn boot_time_ns() -> u64 {
 /// Not for a child that shares the parent's memory (`vfork`), which must not use SQLite anyway.
 pub fn process_id() -> u32 {
     static PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
+    // Which has no such page, nor a fork.
+    if cfg!(miri) {
+        return std::process::id();
+    }
     let mut page = PAGE.load(Ordering::Acquire);
     if page.is_null() {
         let fresh = page_wiped_on_fork();

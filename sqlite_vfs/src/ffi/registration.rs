@@ -96,17 +96,18 @@ impl Registration {
                         "this SQLite has no VFS for temporary files",
                     ));
                 }
-                let registration = Box::leak(Box::new(Registration {
+                // SAFETY: `default` is a VFS of SQLite, which is never freed.
+                let vfs = Box::into_raw(Box::new(unsafe { vfs::object(default) }));
+                let registration: &'static Registration = Box::leak(Box::new(Registration {
                     api,
                     os_vfs: default,
                     number: all.len(),
-                    vfs: std::ptr::null_mut(),
+                    vfs,
                     last_error: Mutex::new(None),
                 }));
-                // SAFETY: `default` is a VFS of SQLite, which is never freed.
-                let vfs = unsafe { vfs::object(registration, default) };
-                registration.vfs = Box::into_raw(Box::new(vfs));
-                let registration: &'static Registration = registration;
+                // Nothing of the registration is written behind this: the pointer would not be good for it any more.
+                // SAFETY: the object was just made, and nobody has seen it.
+                unsafe { (*vfs).app_data = std::ptr::from_ref(registration).cast_mut().cast() };
                 all.push(registration);
                 registration
             }

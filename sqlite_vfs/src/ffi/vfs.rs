@@ -18,11 +18,11 @@ use crate::error::{Error, Kind, Result};
 use crate::process::Process;
 use crate::settings::ConnectionSettings;
 
-/// The VFS object of a registration.
+/// The VFS object of a registration, which is put into `app_data` by the caller.
 ///
 /// # Safety
 /// `os` is a VFS of the same SQLite library that lives for ever.
-pub unsafe fn object(registration: &Registration, os: *mut Vfs) -> Vfs {
+pub unsafe fn object(os: *mut Vfs) -> Vfs {
     // SAFETY: promised by the caller.
     let os = unsafe { &*os };
     // Files of the operating system's VFS are opened in the same memory (T12).
@@ -38,7 +38,7 @@ pub unsafe fn object(registration: &Registration, os: *mut Vfs) -> Vfs {
             .max(os.max_pathname),
         next: std::ptr::null_mut(),
         name: VFS_NAME.as_ptr(),
-        app_data: std::ptr::from_ref(registration).cast_mut().cast(),
+        app_data: std::ptr::null_mut(),
         open: Some(open),
         delete: Some(delete),
         access: Some(access),
@@ -145,6 +145,7 @@ unsafe extern "C" fn open(
                 process,
                 registration,
                 busy: Cell::default(),
+                owed: Cell::default(),
                 broken: AtomicBool::new(false),
             };
             // SAFETY: the file object is large enough, see `object`.
@@ -373,7 +374,7 @@ unsafe extern "C" fn full_pathname(
 
 /// xSleep: the operating system's, unless a busy handler is being made to give up.
 unsafe extern "C" fn sleep(vfs: *mut Vfs, microseconds: c_int) -> c_int {
-    if super::busy::passes_over_sleep() {
+    if super::busy::passes_over_sleep(microseconds) {
         return microseconds;
     }
     // SAFETY: SQLite passes the VFS that was registered.

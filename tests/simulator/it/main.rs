@@ -31,6 +31,28 @@ fn the_same_seed_gives_the_same_trace_in_other_processes_and_with_threads_that_r
 }
 
 #[test]
+fn the_same_seed_gives_the_same_trace_on_the_local_store_with_its_threads_and_its_files() {
+    let common = [
+        "--seeds",
+        "0..3",
+        "--steps",
+        "25",
+        "--verbose",
+        "--store",
+        "local",
+    ];
+    let (fine, first) = sim(&common);
+    assert!(fine, "{first}");
+    let (_, second) = sim(&[&common[..], &["--twice"]].concat());
+    let (_, threads) = sim(&[&common[..], &["--threads"]].concat());
+    assert_eq!(traces(&first).len(), 3, "{first}");
+    let mut twice = traces(&second);
+    twice.dedup();
+    assert_eq!(traces(&first), twice);
+    assert_eq!(traces(&first), traces(&threads));
+}
+
+#[test]
 fn other_seeds_give_other_traces() {
     let (_, text) = sim(&["--seeds", "0..3", "--steps", "5", "--verbose"]);
     let traces = traces(&text);

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use random::Random;
 
 /// What came of a seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Everything that is wrong; nothing, one hopes.
     pub problems: Vec<String>,
@@ -78,6 +78,14 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     pagewire::simulation::install(&Outside);
     defect::switch_off(plan.defect);
     let seed = plan.seed;
+    if plan.store == Store::Local
+        && let Err(error) = machine::disk::begin()
+    {
+        return Report {
+            problems: vec![format!("no disk: {error}")],
+            ..Report::default()
+        };
+    }
     plan::set(plan);
     let ended = machine::run(seed, tells, fibers, || {
         net::begin(random.fork());

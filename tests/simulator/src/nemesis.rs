@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use crate::client;
 use crate::machine::{self, ProcessId};
 use crate::net::{self, Break, Way};
-use crate::plan::{self, Phase, Store};
+use crate::plan::{self, Phase};
 use crate::random::Random;
 use crate::server;
 
@@ -112,13 +112,16 @@ fn one_fault(world: &mut World) {
                 });
             });
         }
-        72..74 if plan.store == Store::Shadow => {
+        72..74 if plan.store.is_durable() => {
             machine::trace(format_args!("p{} is asked to stop", world.servers[node]));
             server::ask_to_stop(world.servers[node], node, long);
         }
-        74..80 if plan.store == Store::Shadow => {
+        74..80 if plan.store.is_durable() => {
             let machine_too = random.percent(50);
             kill(world.servers[node], machine_too);
+            if machine_too {
+                server::lost_power();
+            }
             machine::at(machine::now() + long, move || {
                 with(|world| {
                     if plan::phase() == Phase::Faults && !machine::is_alive(world.servers[node]) {
@@ -214,7 +217,7 @@ fn calm() {
         world.calm_since = Some(machine::now());
         for node in 0..plan.servers {
             // Also one whose medium is unreliable.
-            if plan.store == Store::Shadow
+            if plan.store.is_durable()
                 && (plan.weather_percent > 0 || !machine::is_alive(world.servers[node]))
             {
                 kill(world.servers[node], false);

@@ -33,6 +33,26 @@ pub enum Store {
     Versioned,
     /// Durable: the adapter over a medium that survives, with several servers.
     Shadow,
+    /// Durable: files on a disk that survives, and may lose its power.
+    Local,
+}
+
+impl Store {
+    /// Whether it outlives its servers.
+    pub fn is_durable(self) -> bool {
+        match self {
+            Self::Shadow | Self::Local => true,
+            Self::Memory | Self::Versioned => false,
+        }
+    }
+
+    /// Whether it keeps old versions for those who ask for them.
+    pub fn keeps_versions(self) -> bool {
+        match self {
+            Self::Versioned | Self::Local => true,
+            Self::Memory | Self::Shadow => false,
+        }
+    }
 }
 
 /// Parts that can be switched off, to see whether the simulator finds it.
@@ -81,6 +101,8 @@ pub struct Plan {
     pub drift_ppm: u64,
     /// Of a hundred calls of the medium, those that go wrong in each way.
     pub weather_percent: u64,
+    /// How long the local store keeps versions that nobody uses; `None` for ever.
+    pub retention_ms: Option<u64>,
     /// Of a hundred servers that start, those of an older release, without the calls that are optional.
     pub older_percent: u64,
     /// What is switched off.
@@ -103,16 +125,22 @@ impl Plan {
             Store::Shadow,
             Store::Shadow,
         ]);
+        let is_given = store.is_some();
         let mut store = store.unwrap_or(drawn);
-        if workload == Workload::Versions {
+        if workload == Workload::Versions && !store.keeps_versions() {
             store = Store::Versioned;
         }
-        let servers = match store {
+        let mut servers = match store {
             Store::Shadow if random.percent(30) => 2,
-            Store::Shadow | Store::Memory | Store::Versioned => 1,
+            Store::Shadow | Store::Local | Store::Memory | Store::Versioned => 1,
         };
         // Drawn beside the others, so that these stay what they were.
         let mut later = Random::new(seed ^ 0x7d3e);
+        let mut latest = Random::new(seed ^ 0x10ca1);
+        if latest.percent(30) && !is_given {
+            store = Store::Local;
+            servers = 1;
+        }
         let ttl_ms = *random.one_of(&[300, 500, 1000, 2000]);
         Self {
             seed,
@@ -130,6 +158,7 @@ impl Plan {
             fault_every_ms: *random.one_of(&[0, 100, 300, 300, 1000, 1000, 3000]),
             drift_ppm: *random.one_of(&[0, 1_000, 30_000]),
             weather_percent: *random.one_of(&[0, 0, 1, 3]),
+            retention_ms: *latest.one_of(&[None, Some(0), Some(1_000), Some(10_000)]),
             defect,
         }
     }

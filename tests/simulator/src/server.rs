@@ -1,11 +1,16 @@
 //! Server processes over the store of the simulation, which may outlive them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
+use pagewire_local::faults::Faults;
+use pagewire_local::{LocalOptions, LocalStore};
 use pagewire_memory::MemoryStore;
 use pagewire_server::store::PageStore;
 use pagewire_server::{Server, Settings};
@@ -16,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::defect::Defective;
+use crate::machine::disk::{self, DiskWeather};
 use crate::machine::{self, ProcessId};
 use crate::nemesis;
 use crate::net;
@@ -24,6 +30,14 @@ use crate::plan::{self, Store};
 use crate::random::Random;
 
 static MEDIUM: Mutex<Option<Arc<Medium>>> = Mutex::new(None);
+
+/// Of a machine that was killed, and has not started again: what it had not synced may be gone.
+static POWER_WAS_LOST: AtomicBool = AtomicBool::new(false);
+
+/// Of the local store's files: what it asks the operating system about its room would be another answer every time.
+const FREE_BYTES: u64 = 1 << 40;
+/// How soon the operator starts a server again whose disk has failed.
+const REPAIR_NS: u64 = 2_000_000_000;
 
 /// Those that may be asked to stop, and what follows: the node, and how long until the next one starts.
 static STOPS: Mutex<BTreeMap<ProcessId, Arc<Stop>>> = Mutex::new(BTreeMap::new());
@@ -42,6 +56,11 @@ pub fn ask_to_stop(process: ProcessId, node: usize, pause: u64) {
     }
 }
 
+/// The machine of a server was killed, its disk with it.
+pub fn lost_power() {
+    POWER_WAS_LOST.store(true, Ordering::SeqCst);
+}
+
 /// What survives all processes.
 fn medium() -> Arc<Medium> {
     Arc::clone(MEDIUM.lock().get_or_insert_default())
@@ -58,15 +77,58 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
     machine::trace(format_args!(
         "server {node} starts as p{process}, older: {older}"
     ));
+    let folder = match plan.store {
+        Store::Local => folder(process, random, calm),
+        Store::Memory | Store::Versioned | Store::Shadow => None,
+    };
     let stop = Arc::new(Stop::default());
     STOPS.lock().insert(process, Arc::clone(&stop));
     machine::spawn(process, "server", move || {
-        serve(node, seed, calm, older, &stop)
+        let start = Start {
+            seed,
+            calm,
+            older,
+            folder,
+        };
+        serve(node, start, &stop)
     });
     process
 }
 
-fn serve(node: usize, seed: u64, calm: bool, older: bool, stop: &Arc<Stop>) {
+/// With what a server begins.
+struct Start {
+    seed: u64,
+    calm: bool,
+    older: bool,
+    /// Of the local store.
+    folder: Option<PathBuf>,
+}
+
+/// What the server before it has left on the disk, and how the disk will treat it.
+fn folder(process: ProcessId, random: &mut Random, calm: bool) -> Option<PathBuf> {
+    let power_was_lost = POWER_WAS_LOST.swap(false, Ordering::SeqCst);
+    let percent = if calm { 0 } else { plan::get().weather_percent };
+    let weather = DiskWeather {
+        random: random.fork(),
+        full_percent: percent,
+        failing_per_mille: percent,
+        failed: |process| {
+            machine::at(machine::now() + REPAIR_NS, move || {
+                nemesis::server_ended(process, 0, 0);
+            });
+        },
+    };
+    disk::set_weather(process, weather);
+    match disk::next_folder(random, power_was_lost) {
+        Ok(folder) => Some(folder),
+        Err(error) => {
+            machine::stop(Some(format!("the simulated disk: {error}")));
+            None
+        }
+    }
+}
+
+fn serve(node: usize, start: Start, stop: &Arc<Stop>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -75,13 +137,16 @@ fn serve(node: usize, seed: u64, calm: bool, older: bool, stop: &Arc<Stop>) {
         Err(error) => return machine::stop(Some(format!("no runtime: {error}"))),
     };
     runtime.block_on(async {
+        let mut start = start;
         let server = loop {
-            match build(seed, calm, older).await {
+            match build(&start).await {
                 Ok(server) => break server,
                 // The operator starts it again.
                 Err(error) => {
                     machine::trace(format_args!("server {node} can't start: {error}"));
                     tokio::time::sleep(Duration::from_secs(1)).await;
+                    // Other weather: the same again would be a medium that is full for ever.
+                    start.seed = Random::new(start.seed).next();
                 }
             }
         };
@@ -103,11 +168,31 @@ async fn stop_when_asked(server: Server, stop: Arc<Stop>) {
     nemesis::server_ended(machine::process(), node, pause);
 }
 
-async fn build(seed: u64, calm: bool, older: bool) -> anyhow::Result<Server> {
+async fn build(start: &Start) -> anyhow::Result<Server> {
     let plan = plan::get();
+    let Start {
+        seed,
+        calm,
+        older,
+        ref folder,
+    } = *start;
     let store: Arc<dyn PageStore> = match plan.store {
         Store::Memory => Arc::new(MemoryStore::new()?),
         Store::Versioned => Arc::new(VersionedMemoryStore::new()?),
+        Store::Local => {
+            let faults = Arc::new(Faults::default());
+            faults.set_free_bytes(Some(FREE_BYTES));
+            let options = LocalOptions {
+                map_bytes: 1 << 30,
+                // So that stagings are written before their commit.
+                staging_buffer_bytes: 64 << 10,
+                retention: plan.retention_ms.map(Duration::from_millis),
+                faults: Some(faults),
+                ..LocalOptions::default()
+            };
+            let folder = folder.as_ref().context("a store without a disk")?;
+            Arc::new(LocalStore::open_with(folder, options)?)
+        }
         Store::Shadow => {
             let percent = if calm { 0 } else { plan.weather_percent };
             let weather = Weather {

@@ -105,8 +105,7 @@ fn hub() -> Arc<Hub> {
         lease_ttl: Duration::from_secs(600),
         ..Settings::default()
     };
-    let memory = Memory::new(settings.memory_bytes, settings.max_connections);
-    Hub::new(Arc::new(Unreachable), settings, Duration::ZERO, memory)
+    Hub::new(Arc::new(Unreachable), settings, Duration::ZERO)
 }
 
 /// What the client of an open with this number is told: the lease under this epoch, from this version on.

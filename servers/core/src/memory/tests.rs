@@ -41,6 +41,21 @@ fn m4_no_connection_has_more_than_a_quarter_of_a_pool_and_each_has_its_floor() {
     assert!(late.messages.try_take(MESSAGE_FLOOR).is_ok());
 }
 
+#[test]
+fn m4_stalled_uploads_of_one_connection_leave_room_for_others() {
+    let memory = memory();
+    let (stalled, other) = (memory.open_account(), memory.open_account());
+    let held: Vec<_> = std::iter::from_fn(|| stalled.try_keep_upload(64 << 10)).collect();
+    assert_eq!(held.len(), 32, "a quarter of 8 MiB");
+    let mut kept = other.try_keep_upload(MIB).expect("room");
+    kept.merge(other.try_keep_upload(MIB).expect("room"));
+    assert!(other.try_keep_upload(1).is_none());
+    drop(kept);
+    assert!(other.try_keep_upload(2 * MIB).is_some());
+    drop(held);
+    assert!(stalled.try_keep_upload(2 * MIB).is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn m2_who_waits_is_served_in_order_or_told_to_try_again() {
     let memory = memory();

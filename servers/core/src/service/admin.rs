@@ -62,6 +62,14 @@ pub(super) async fn delete_database(
                 "the database is open in {sessions} session(s): close it there first"
             )));
         }
+        if let Some(peers) = hub.store.peers() {
+            let servers = hub.bounded(peers.open_elsewhere(id)).await?;
+            if servers > 0 {
+                return Err(Reason::Limit.status(format!(
+                    "the database is open at {servers} other page server(s): close it there first"
+                )));
+            }
+        }
         hub.store.remove(&name).await.map_err(status::of_store)
     });
     let database = match tokio::time::timeout(patience, task).await {

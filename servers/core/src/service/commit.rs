@@ -23,6 +23,7 @@ use super::read::MAX_PAGE_BESIDE;
 use super::upload::{Part, Upload, next};
 use crate::database::Database;
 use crate::hub::{Hub, spawn_detached};
+use crate::memory::Account;
 use crate::metered::AnswersSent;
 use crate::session::Session;
 use crate::status;
@@ -36,12 +37,13 @@ const STORE_COMMIT_WAIT: Duration = Duration::from_secs(120);
 /// Commit: its messages are the whole stream.
 pub(super) async fn commit(
     hub: &Arc<Hub>,
+    account: &Arc<Account>,
     mut inbound: Streaming<pb::CommitRequest>,
 ) -> Result<pb::CommitResponse, Status> {
     let mut first = next(hub, &mut inbound)
         .await?
         .ok_or_else(|| Invalid::missing("header"))?;
-    let mut accepted = accept(hub, &mut first)?;
+    let mut accepted = accept(hub, account, &mut first)?;
     accepted.upload.receive(first, &mut inbound).await?;
     carry_out(hub, accepted).await
 }
@@ -50,12 +52,14 @@ pub(super) async fn commit(
 /// stream, a commit fails, or the service ends.
 pub(super) fn commit_each(
     hub: Arc<Hub>,
+    account: Arc<Account>,
     sent: AnswersSent,
     inbound: Streaming<pb::CommitRequest>,
 ) -> impl Stream<Item = Result<pb::CommitResponse, Status>> {
     let commits = Commits {
         ended: hub.ended.subscribe(),
         hub,
+        account,
         sent,
         inbound,
         answered: 0,
@@ -69,6 +73,7 @@ pub(super) fn commit_each(
 /// A stream of CommitEach.
 struct Commits {
     hub: Arc<Hub>,
+    account: Arc<Account>,
     sent: AnswersSent,
     inbound: Streaming<pb::CommitRequest>,
     ended: watch::Receiver<bool>,
@@ -86,7 +91,7 @@ impl Commits {
         let Some(mut message) = message else {
             return Ok(None);
         };
-        let mut accepted = accept(&self.hub, &mut message)?;
+        let mut accepted = accept(&self.hub, &self.account, &mut message)?;
         accepted.upload.receive_whole(message).await?;
         let response = carry_out(&self.hub, accepted).await?;
         self.answered += 1;
@@ -102,7 +107,11 @@ struct Accepted {
 }
 
 /// By its first message.
-fn accept(hub: &Arc<Hub>, first: &mut pb::CommitRequest) -> Result<Accepted, Status> {
+fn accept(
+    hub: &Arc<Hub>,
+    account: &Arc<Account>,
+    first: &mut pb::CommitRequest,
+) -> Result<Accepted, Status> {
     let header = first
         .header
         .take()
@@ -122,7 +131,7 @@ fn accept(hub: &Arc<Hub>, first: &mut pb::CommitRequest) -> Result<Accepted, Sta
     Ok(Accepted {
         session,
         databases,
-        upload: Upload::new(Arc::clone(hub), header),
+        upload: Upload::new(Arc::clone(hub), Arc::clone(account), header),
     })
 }
 

@@ -22,6 +22,7 @@ use pagewire_proto::{
 use tonic::Status;
 
 use crate::hub::Hub;
+use crate::memory::{Account, Charge};
 use crate::store::PageWrite;
 
 /// Pages whose bases are read together: more than most commits have, and 1 MiB of the largest pages.
@@ -131,13 +132,14 @@ impl Cost {
 #[derive(Debug, Default)]
 pub(super) struct Bases {
     pages: HashMap<PageNumber, Bytes>,
-    _paid: Option<tokio::sync::OwnedSemaphorePermit>,
+    _paid: Option<Charge>,
 }
 
 impl Bases {
     /// Of as many pages as a portion has; `None` where the version is not kept (E-2).
     pub(super) async fn read(
         hub: &Hub,
+        account: &Account,
         database: DatabaseId,
         version: Version,
         portion: &[Received],
@@ -149,7 +151,7 @@ impl Bases {
         }
         // How large pages of that version are nobody knows before they are read.
         let most = numbers.len() * PageSize::MAX.bytes();
-        let paid = hub.memory.try_keep_upload(most).ok_or_else(refused)?;
+        let paid = account.try_keep_upload(most).ok_or_else(refused)?;
         let read = hub.store.read(database, version, &numbers);
         let stored = match hub.bounded(read).await {
             Ok(stored) => stored,

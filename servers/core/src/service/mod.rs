@@ -149,7 +149,8 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::StagePagesRequest>>,
     ) -> Result<Response<pb::StagePagesResponse>, Status> {
-        stage::stage_pages(&self.hub, request.into_inner())
+        let account = account(&request)?;
+        stage::stage_pages(&self.hub, &account, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -158,7 +159,8 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::CommitRequest>>,
     ) -> Result<Response<pb::CommitResponse>, Status> {
-        commit::commit(&self.hub, request.into_inner())
+        let account = account(&request)?;
+        commit::commit(&self.hub, &account, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -170,10 +172,12 @@ impl PageService for Service {
         &self,
         request: Request<Streaming<pb::CommitRequest>>,
     ) -> Result<Response<Self::CommitEachStream>, Status> {
+        let account = account(&request)?;
         let sent = request.extensions().get::<AnswersSent>().cloned();
         let sent =
             sent.ok_or_else(|| Reason::Internal.status("the call belongs to no connection"))?;
-        let answers = commit::commit_each(Arc::clone(&self.hub), sent, request.into_inner());
+        let answers =
+            commit::commit_each(Arc::clone(&self.hub), account, sent, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 

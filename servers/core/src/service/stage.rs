@@ -4,19 +4,20 @@ use std::sync::Arc;
 
 use pagewire_proto::status::Reason;
 use pagewire_proto::{Invalid, Page, PageSize, SessionId, StagingId, pb};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
 use super::encoded::{self, Bases, Cost, Received};
 use super::opened_for_writing;
 use super::upload::next;
 use crate::hub::Hub;
+use crate::memory::{Account, Charge};
 use crate::session::{Open, Session, Staging};
 use crate::status;
 use crate::store::PageWrite;
 
 pub(super) async fn stage_pages(
     hub: &Arc<Hub>,
+    account: &Account,
     mut inbound: Streaming<pb::StagePagesRequest>,
 ) -> Result<pb::StagePagesResponse, Status> {
     let mut message = next(hub, &mut inbound)
@@ -43,7 +44,7 @@ pub(super) async fn stage_pages(
     )?;
     let mut page_count = 0;
     loop {
-        let (pages, _paid) = checked(hub, std::mem::take(&mut message.pages), page_size)?;
+        let (pages, _paid) = checked(account, std::mem::take(&mut message.pages), page_size)?;
         if !pages.is_empty() {
             page_count += pages.len() as u64;
             let is_there = {
@@ -135,10 +136,10 @@ fn is_known(session: &Session, id: StagingId, staging: &Staging) -> bool {
 
 /// The pages of a message, and what was paid for those that were expanded: to be kept until the store has them.
 fn checked(
-    hub: &Hub,
+    account: &Account,
     pages: Vec<pb::PageContent>,
     page_size: PageSize,
-) -> Result<(Vec<PageWrite>, Option<OwnedSemaphorePermit>), Status> {
+) -> Result<(Vec<PageWrite>, Option<Charge>), Status> {
     if encoded::are_raw(&pages) {
         let raw = |wire| {
             Page::from_wire(wire, Some(page_size)).map(|page| PageWrite {
@@ -155,7 +156,7 @@ fn checked(
         cost.add(page, page_size);
     }
     // What came is gone when this is done, and nothing is waited for before that.
-    let paid = hub.memory.try_keep_upload(cost.expanded()?);
+    let paid = account.try_keep_upload(cost.expanded()?);
     let paid = paid.ok_or_else(encoded::refused)?;
     let no_bases = Bases::default();
     let pages = received.into_iter().map(|page| match page.is_delta() {

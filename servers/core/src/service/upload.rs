@@ -12,12 +12,12 @@ use pagewire_proto::{
     CommitChecksum, CommitDatabase, CommitHeader, Invalid, Page, PageCount, PageNumber, StagingId,
     pb,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
 use super::encoded::{self, Bases, Received};
 use crate::hub::{Hub, spawn_detached};
+use crate::memory::{Account, Charge};
 use crate::store::PageWrite;
 
 /// Bytes of pages that one upload keeps in memory: a commit of 1 GiB needs no more than this and a message.
@@ -40,12 +40,13 @@ pub(super) async fn next<T>(hub: &Hub, inbound: &mut Streaming<T>) -> Result<Opt
 /// The pages of a commit.
 pub(super) struct Upload {
     hub: Arc<Hub>,
+    account: Arc<Account>,
     header: CommitHeader,
     /// In the order of the databases of the header.
     parts: Vec<Part>,
     kept_bytes: usize,
     /// For them; without it they are staged at once.
-    kept: Option<OwnedSemaphorePermit>,
+    kept: Option<Charge>,
     /// A call to the store that outlives a client that goes away: what it stages is dropped after it.
     staging: Option<JoinHandle<Result<(), Status>>>,
     /// Nobody wants the stagings any more.
@@ -64,10 +65,11 @@ pub(super) struct Part {
 }
 
 impl Upload {
-    pub(super) fn new(hub: Arc<Hub>, header: CommitHeader) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, account: Arc<Account>, header: CommitHeader) -> Self {
         let parts = header.databases.iter().map(|_| Part::default()).collect();
         Self {
             hub,
+            account,
             header,
             parts,
             kept_bytes: 0,
@@ -120,7 +122,7 @@ impl Upload {
     }
 
     /// The parts, which the commit takes over, and what they were charged: to be kept until the store has them.
-    pub(super) fn take(mut self) -> (CommitHeader, Vec<Part>, Option<OwnedSemaphorePermit>) {
+    pub(super) fn take(mut self) -> (CommitHeader, Vec<Part>, Option<Charge>) {
         (
             self.header.clone(),
             std::mem::take(&mut self.parts),
@@ -141,7 +143,7 @@ impl Upload {
             added += self.add(batch)?;
         }
         self.kept_bytes += added;
-        let room = self.hub.memory.try_keep_upload(added);
+        let room = self.account.try_keep_upload(added);
         let has_room = room.is_some();
         self.keep(room);
         if self.kept_bytes > KEEP_BYTES || !has_room {
@@ -150,7 +152,7 @@ impl Upload {
         Ok(())
     }
 
-    fn keep(&mut self, room: Option<OwnedSemaphorePermit>) {
+    fn keep(&mut self, room: Option<Charge>) {
         match (&mut self.kept, room) {
             (Some(kept), Some(room)) => kept.merge(room),
             (none @ None, room) => *none = room,
@@ -175,16 +177,16 @@ impl Upload {
             }
         }
         // What came stays until it is expanded, and shares the memory of its message.
-        let came_is_kept = self.hub.memory.try_keep_upload(cost.as_it_came());
+        let came_is_kept = self.account.try_keep_upload(cost.as_it_came());
         let came_is_kept = came_is_kept.ok_or_else(encoded::refused)?;
         let room = cost.expanded()?;
         if self.kept_bytes + room > KEEP_BYTES {
             self.stage_all().await?;
         }
-        let mut kept = self.hub.memory.try_keep_upload(room);
+        let mut kept = self.account.try_keep_upload(room);
         if kept.is_none() && self.kept_bytes > 0 {
             self.stage_all().await?;
-            kept = self.hub.memory.try_keep_upload(room);
+            kept = self.account.try_keep_upload(room);
         }
         if kept.is_none() {
             return Err(encoded::refused());
@@ -209,7 +211,7 @@ impl Upload {
     async fn expand(&mut self, index: usize, portion: Vec<Received>) -> Result<(), Status> {
         let database = self.database(index)?;
         let (id, base, page_size) = (database.database, database.base, database.page_size);
-        let bases = match Bases::read(&self.hub, id, base, &portion).await? {
+        let bases = match Bases::read(&self.hub, &self.account, id, base, &portion).await? {
             Some(bases) => bases,
             None => {
                 self.parts[index].base_is_gone = true;

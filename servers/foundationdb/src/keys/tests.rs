@@ -18,7 +18,11 @@ fn page() -> impl Strategy<Value = PageNumber> {
 }
 
 fn layer() -> impl Strategy<Value = i64> {
-    prop_oneof![Just(OWN), (0..MAX_SERIAL).prop_map(layer_of)]
+    prop_oneof![
+        Just(OWN),
+        Just(FROM_BELOW),
+        (0..MAX_SERIAL).prop_map(layer_of)
+    ]
 }
 
 fn key() -> impl Strategy<Value = Key> {
@@ -59,6 +63,8 @@ fn key() -> impl Strategy<Value = Key> {
         database().prop_map(Key::Removed),
         database().prop_map(Key::Due),
         database().prop_map(Key::Sweep),
+        (database(), version()).prop_map(|(d, v)| Key::Unread(d, v)),
+        (any::<u32>(), database(), version()).prop_map(|(n, d, v)| Key::Flatten(n, d, v)),
     ]
 }
 

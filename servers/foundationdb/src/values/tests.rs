@@ -62,7 +62,8 @@ proptest! {
         prop_assert_eq!(Database::decode(&database.encode()), Some(database));
         let database = DatabaseId::from_bytes(id);
         let snapshot = head.snapshot;
-        let segment = Segment { database, head, reach };
+        let depth = numbers[0] as u32;
+        let segment = Segment { database, head, reach, depth };
         prop_assert_eq!(Segment::decode(&segment.encode()), Some(Some(segment)));
         let (pages_changed, restored_from) = (created_ms, Version::new(from));
         let origin = Origin { database, snapshot, time_ms, pages_changed, restored_from };
@@ -91,6 +92,15 @@ proptest! {
     ) {
         let due = Due { dropped: Version::new(one), chunk: two };
         prop_assert_eq!(Due::decode(&due.encode()), Some(due));
+        for left in [Left::All, Left::Segments(Version::new(one)), Left::Nothing] {
+            let removed = Removed { time_ms: one, left };
+            prop_assert_eq!(Removed::decode(&removed.encode()), Some(removed));
+        }
+        let links: Vec<_> = pins.iter().map(|pin| (DatabaseId::from_bytes(id), *pin)).collect();
+        for below in [None, Some((DatabaseId::from_bytes(id), Version::new(one)))] {
+            let work = Flattening { links: Vec::clone(&links), below, at: two, after: !two };
+            prop_assert_eq!(Flattening::decode(&work.encode()), Some(Some(work)));
+        }
         let attempt = Attempt { version: Version::new(one), server: id, number: one, doomed: two % 2 == 0 };
         prop_assert_eq!(Attempt::decode(&attempt.encode()), Some(attempt));
         let grant = Grant {
@@ -132,6 +142,7 @@ proptest! {
     fn other_bytes_are_refused_or_decoded_without_harm(body in any::<Vec<u8>>()) {
         let _ = (Database::decode(&body), Segment::decode(&body), Origin::decode(&body));
         let _ = (Past::decode(&body), Grant::decode(&body), Due::decode(&body), Attempt::decode(&body));
+        let _ = (Removed::decode(&body), Flattening::decode(&body));
         let _ = (Record::decode(&body), Server::decode(&body), Protection::decode(&body));
         if let Some(page) = PageBody::decode(&body) {
             let _ = page.content();
@@ -161,4 +172,5 @@ fn a_cut_hides_what_was_written_before_it_and_ahead_for_it() {
     assert!(!shows(21, 6, OWN) && shows(21, 7, OWN));
     assert!(!shows(101, 9, OWN), "beyond its page count");
     assert!(head.shows_below(page(10)) && !head.shows_below(page(11)));
+    assert_eq!(head.lasting(), count(10), "as far as `shows_below`");
 }

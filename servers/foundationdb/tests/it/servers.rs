@@ -8,6 +8,7 @@ use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, StagingId,
     Version,
 };
+use pagewire_server::clock::ManualClock;
 use pagewire_server::peers::{Claim, PeerNews, Peers};
 use pagewire_server::store::{
     Commit, CommitOutcome, DatabaseCommit, PageStore as _, PageWrite, StoreError,
@@ -450,8 +451,10 @@ fn what_a_server_left_that_is_not_listed_yet_is_not_collected() {
 
 #[test]
 fn a_removed_database_of_many_restores_is_collected_to_the_end() {
+    let clock = ManualClock::default();
+    let time = clock.clock();
     with_two(
-        |_| {},
+        |options| options.clock = time,
         |one, _two| async move {
             let (database, other) = (name("a"), name("b"));
             let database = one.lookup(&database, true).await.unwrap();
@@ -480,7 +483,9 @@ fn a_removed_database_of_many_restores_is_collected_to_the_end() {
                 }
             }
             assert_eq!(pages, 1);
-            // An id of a removed database is taken for as long as anything of it is there.
+            // An id of a removed database is taken for as long as anything of it is there, and for an hour (V4).
+            clock.advance(Duration::from_secs(2 * 3600));
+            while one.collect(None).await.unwrap().more {}
             let first = Moment::Version(Version::new(1));
             one.branch(other, &first, database, &name("a"))
                 .await

@@ -1,8 +1,8 @@
-//! What uploads take in memory, of all clients together (STG1 of `staging.rs`).
+//! What uploads take in memory, of all clients together (STG1 of `staging.rs`), and what is left of one that was dropped (STG2).
 
 use std::sync::Arc;
 
-use pagewire_proto::{DatabaseId, PageSize, StagingId, Version};
+use pagewire_proto::{DatabaseId, PageCount, PageSize, StagingId, Version};
 use pagewire_server::store::{CommitOutcome, DatabaseCommit, PageStore, StoreError};
 use pagewire_shadow::ShadowOptions;
 use pagewire_shadow::testing::{Kind, Medium};
@@ -121,4 +121,51 @@ async fn stg1_what_is_staged_for_a_removed_database_goes() {
 #[tokio::test]
 async fn stg1_what_is_staged_for_a_damaged_database_is_in_nobodys_way() {
     nobody_is_kept_by(async |medium, a| medium.damage(&format!("r/{a}"), 20)).await;
+}
+
+/// Nor is a part of it committed when the root can be read again.
+#[tokio::test]
+async fn stg2_what_was_dropped_in_part_is_not_committed_in_part() {
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, small()).await;
+    let (a, b) = (server.database("a").await, server.database("b").await);
+    let epoch = server.fence(a).await;
+    let id = StagingId::random().unwrap();
+    let stage = |database, id, pages| {
+        let pages = writes(PageSize::MIN, pages, 1);
+        server.store.stage(database, id, PageSize::MIN, pages)
+    };
+    stage(a, id, 1..=9 * PAGES).await.unwrap();
+    medium.damage(&format!("r/{a}"), 20);
+    server.store.drop_caches();
+    for _ in 0..5 {
+        let other = StagingId::random().unwrap();
+        stage(b, other, 1..=PAGES).await.unwrap();
+    }
+    // The same bit once more: as it was.
+    medium.damage(&format!("r/{a}"), 20);
+    server.store.drop_caches();
+    let second = stage(a, id, 9 * PAGES + 1..=10 * PAGES).await;
+    assert!(
+        matches!(second, Err(StoreError::StagingUnknown(_))),
+        "{second:?}"
+    );
+    let commit = || {
+        let commit = DatabaseCommit {
+            stagings: vec![id],
+            pages: Vec::new(),
+            page_count: PageCount::try_from(10 * PAGES).unwrap(),
+            ..part(a, 0, epoch)
+        };
+        server.commit(vec![commit])
+    };
+    let committed = commit().await;
+    assert!(
+        matches!(committed, Err(StoreError::StagingUnknown(_))),
+        "{committed:?}"
+    );
+    // From the beginning, under the same id.
+    server.store.discard(id).await.unwrap();
+    stage(a, id, 1..=10 * PAGES).await.unwrap();
+    commit().await.unwrap();
 }

@@ -77,7 +77,7 @@ pub struct Session {
     subscriptions: AtomicU64,
     /// Welcomes so far: a grant of a call that began under an earlier stream says nothing any more.
     streams: AtomicU64,
-    /// Hellos so far, answered or not.
+    /// Hellos so far that may have reached a server, answered or not.
     hellos: AtomicU64,
     /// Heartbeats sent so far.
     beats: AtomicU64,

@@ -99,7 +99,8 @@ fn phase_after(
 async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     let session = &core.session;
     let (sender, receiver) = mpsc::channel(OUTBOX);
-    // Rising whether it is answered or not: a server sees whether there was another in between.
+    // Rising whether it is answered or not: a server sees whether there was another in between that may have reached anybody (PEER7). One that
+    // never left this process has not.
     let number = session.hellos.fetch_add(1, Ordering::AcqRel) + 1;
     let hello = pb::SessionRequest {
         message: Some(Outgoing::Hello(hello(core, number))),
@@ -115,6 +116,11 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     };
     let mut stream = tokio::select! {
         response = stub.session(ReceiverStream::new(receiver)) => {
+            let response = response.inspect_err(|status| {
+                if was_never_sent(status) {
+                    session.hellos.fetch_sub(1, Ordering::AcqRel);
+                }
+            });
             response.map_err(|status| CallError::from_status(&status))?.into_inner()
         }
         // A proxy may take the stream and never answer.
@@ -148,6 +154,18 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     trust(session, sent_at, ttl);
     session.phase.send_replace(Phase::Up(welcome));
     up(core, stream, number, sender, ttl).await
+}
+
+/// Whether a call ended since there was no connection for it: no byte of it was sent to anybody.
+fn was_never_sent(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
@@ -395,6 +413,39 @@ mod tests {
     use pagewire_proto::status::Reason;
 
     use super::*;
+
+    /// Bug: while a server was restarted, or its way was cut, each connect that was refused raised the number of the Hello. When the client was back the
+    /// server took it for one that had been elsewhere, and leases that no Hello lists (of databases without a version, and beyond the most that it may
+    /// list) were lost.
+    #[tokio::test]
+    async fn peer7_a_hello_that_no_connection_took_is_none() {
+        let status = async |port: u16| {
+            let endpoint = format!("http://127.0.0.1:{port}");
+            let mut stub = crate::client::connect::stub(&endpoint, None).unwrap();
+            let (_sender, receiver) = mpsc::channel(1);
+            stub.session(ReceiverStream::new(receiver))
+                .await
+                .unwrap_err()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Taken, and then dropped: it may have been read.
+        let dropping = async {
+            loop {
+                let (mut taken, _) = listener.accept().await.unwrap();
+                let mut some = [0; 24];
+                let _ = tokio::io::AsyncReadExt::read_exact(&mut taken, &mut some).await;
+            }
+        };
+        let dropped = tokio::select! {
+            dropped = status(port) => dropped,
+            () = dropping => unreachable!("it accepts for ever"),
+        };
+        assert!(!was_never_sent(&dropped), "{dropped:?}");
+        drop(listener);
+        let refused = status(port).await;
+        assert!(was_never_sent(&refused), "{refused:?}");
+    }
 
     /// Bug: a session that had lapsed counted as refused until the next stream was up, and calls in between failed with an I/O
     /// error instead of waiting for it.

@@ -46,6 +46,7 @@ impl Child {
         let mut status: c_int = 0;
         // SAFETY: a child of this process, and a place for the answer.
         unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+        super::disk::remove_of(self.pid.cast_unsigned());
         if libc::WIFSIGNALED(status) {
             let signal = libc::WTERMSIG(status);
             let why = if signal == libc::SIGALRM {

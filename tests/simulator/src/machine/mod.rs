@@ -18,6 +18,7 @@
 //! * **M3** Time does not pass while somebody runs, but for a microsecond or two for each turn, so that nobody polls for ever.
 
 mod child;
+pub mod disk;
 mod fiber;
 mod real;
 mod symbols;
@@ -199,7 +200,7 @@ pub fn now() -> u64 {
 
 /// Adds to the hash of what happened, and tells it to those who want to read it.
 pub fn trace(what: std::fmt::Arguments<'_>) {
-    let text = what.to_string();
+    let text = disk::without_room(what.to_string());
     let process = process();
     with(|machine| {
         machine.mix(machine.now);

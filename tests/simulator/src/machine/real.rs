@@ -56,6 +56,11 @@ real! {
     c"syscall" syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long;
     c"pthread_create" pthread_create(thread: *mut pthread_t, attributes: *const pthread_attr_t, routine: Routine, argument: *mut c_void) -> c_int;
     c"pthread_join" pthread_join(thread: pthread_t, answer: *mut *mut c_void) -> c_int;
+    c"pwrite64" pwrite64(file: c_int, bytes: *const c_void, length: size_t, offset: i64) -> ssize_t;
+    c"writev" writev(file: c_int, parts: *const libc::iovec, count: c_int) -> ssize_t;
+    c"ftruncate64" ftruncate64(file: c_int, length: i64) -> c_int;
+    c"fdatasync" fdatasync(file: c_int) -> c_int;
+    c"fsync" fsync(file: c_int) -> c_int;
     c"usleep" usleep(microseconds: c_uint) -> c_int;
     c"nanosleep" nanosleep(wanted: *const timespec, left: *mut timespec) -> c_int;
     c"clock_nanosleep" clock_nanosleep(clock: clockid_t, flags: c_int, wanted: *const timespec, left: *mut timespec) -> c_int;

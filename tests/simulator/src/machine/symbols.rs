@@ -1,4 +1,5 @@
-//! The operating system, as far as Pagewire, tokio, the standard library and SQLite see it: time, randomness, waiting, threads.
+//! The operating system, as far as Pagewire, tokio, the standard library, SQLite and LMDB see it: time, randomness, waiting, threads, and what
+//! is written to the disk.
 //!
 //! A program that has this linked in calls these functions instead of those of the C library. Until a simulation begins they
 //! pass everything on.
@@ -8,7 +9,7 @@ use std::ffi::{c_int, c_long, c_uint, c_void};
 use libc::{clockid_t, epoll_event, pthread_attr_t, pthread_t, size_t, ssize_t, timespec};
 
 use super::real::{self, Routine};
-use super::{Clock, Waiting, is_active};
+use super::{Clock, Waiting, disk, is_active};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -238,4 +239,135 @@ unsafe extern "C" fn clock_nanosleep(
     }
     // SAFETY: the caller's arguments.
     unsafe { real::clock_nanosleep(clock, flags, wanted, left) }
+}
+
+/// What a call of the C library is to do with a file on the simulated disk.
+fn on_disk(file: c_int) -> Option<std::path::PathBuf> {
+    is_active().then(|| disk::path_of(file)).flatten()
+}
+
+fn is_synced(file: c_int) -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(file, libc::F_GETFL) & libc::O_DSYNC != 0 }
+}
+
+/// # Safety
+/// As for `pwrite`.
+unsafe fn write_at(file: c_int, bytes: *const c_void, length: size_t, offset: i64) -> ssize_t {
+    let path = on_disk(file);
+    let synced = path.is_some() && is_synced(file);
+    if path.is_some() && !synced && !disk::has_room() {
+        return fail(libc::ENOSPC) as ssize_t;
+    }
+    // SAFETY: the caller's arguments.
+    let done = unsafe { real::pwrite64(file, bytes, length, offset) };
+    if let (Some(path), Ok(count @ 1..), Ok(offset)) =
+        (path, usize::try_from(done), usize::try_from(offset))
+    {
+        // SAFETY: the caller passes so many bytes at least.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), count) };
+        let write = disk::written(&path, offset, bytes);
+        if synced {
+            disk::sync_write(&path, write, offset + count);
+        }
+    }
+    done
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite64(
+    file: c_int,
+    bytes: *const c_void,
+    length: size_t,
+    offset: i64,
+) -> ssize_t {
+    // SAFETY: the caller's arguments.
+    unsafe { write_at(file, bytes, length, offset) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pwrite(
+    file: c_int,
+    bytes: *const c_void,
+    length: size_t,
+    offset: i64,
+) -> ssize_t {
+    // SAFETY: the caller's arguments.
+    unsafe { write_at(file, bytes, length, offset) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn writev(file: c_int, parts: *const libc::iovec, count: c_int) -> ssize_t {
+    let path = on_disk(file);
+    if path.is_some() && !disk::has_room() {
+        return fail(libc::ENOSPC) as ssize_t;
+    }
+    // SAFETY: no pointers.
+    let offset = unsafe { libc::lseek(file, 0, libc::SEEK_CUR) };
+    // SAFETY: the caller's arguments.
+    let done = unsafe { real::writev(file, parts, count) };
+    if let (Some(path), Ok(mut left @ 1..), Ok(mut at)) =
+        (path, usize::try_from(done), usize::try_from(offset))
+    {
+        let synced = is_synced(file);
+        // SAFETY: the caller passes so many parts.
+        let parts =
+            unsafe { std::slice::from_raw_parts(parts, usize::try_from(count).unwrap_or(0)) };
+        for part in parts {
+            let length = part.iov_len.min(left);
+            if length == 0 {
+                continue;
+            }
+            // SAFETY: so many bytes of the part were written.
+            let bytes = unsafe { std::slice::from_raw_parts(part.iov_base.cast::<u8>(), length) };
+            let write = disk::written(&path, at, bytes);
+            at += length;
+            left -= length;
+            if synced {
+                disk::sync_write(&path, write, at);
+            }
+        }
+    }
+    done
+}
+
+fn truncate(file: c_int, length: i64) -> c_int {
+    // SAFETY: no pointers.
+    let done = unsafe { real::ftruncate64(file, length) };
+    if done == 0
+        && let (Some(path), Ok(length)) = (on_disk(file), usize::try_from(length))
+    {
+        disk::truncated(&path, length);
+    }
+    done
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate64(file: c_int, length: i64) -> c_int {
+    truncate(file, length)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate(file: c_int, length: i64) -> c_int {
+    truncate(file, length)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
+    match on_disk(file) {
+        Some(path) if disk::sync(&path) => 0,
+        Some(_) => fail(libc::EIO),
+        // SAFETY: the caller's arguments.
+        None => unsafe { real::fdatasync(file) },
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fsync(file: c_int) -> c_int {
+    match on_disk(file) {
+        Some(path) if disk::sync(&path) => 0,
+        Some(_) => fail(libc::EIO),
+        // SAFETY: the caller's arguments.
+        None => unsafe { real::fsync(file) },
+    }
 }

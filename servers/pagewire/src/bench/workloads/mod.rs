@@ -34,6 +34,8 @@ pub struct Sizes {
     pub point_rows: u64,
     /// Bytes of the tables that are scanned and loaded.
     pub table_bytes: u64,
+    /// Bytes of the table that is read again: it has to fit into the cache as it is set by default, or it is no warm one.
+    pub warm_bytes: u64,
     /// Records of the table of the YCSB mixes.
     pub records: u64,
     /// Commits of each tenant in a turn.
@@ -50,6 +52,7 @@ impl Sizes {
         long_rounds: 3,
         point_rows: 50_000,
         table_bytes: 8 << 20,
+        warm_bytes: 8 << 20,
         records: 10_000,
         tenant_commits: 4,
         speedtest_size: 5,
@@ -61,6 +64,7 @@ impl Sizes {
         long_rounds: 7,
         point_rows: 1_000_000,
         table_bytes: 100_000_000,
+        warm_bytes: 32 << 20,
         records: 100_000,
         tenant_commits: 16,
         speedtest_size: 100,

@@ -146,14 +146,15 @@ impl Scene<'_> {
         aims: &[(&str, f64)],
         contestant: impl Fn(Connection) -> Contestant,
     ) -> anyhow::Result<Row> {
-        self.fill_once("scan", self.sizes.table_rows())?;
+        let bytes = self.sizes.warm_bytes;
+        self.fill_once("warm", bytes / ROW_BYTES)?;
         let local = Local::WalNormal;
         let mut contestants = Vec::new();
         for (name, connection) in [
-            (self.ours(), self.remote.open("scan")?),
+            (self.ours(), self.remote.open("warm")?),
             (
                 local.name().to_owned(),
-                local.open(self.directory, &self.local_name("scan"))?,
+                local.open(self.directory, &self.local_name("warm"))?,
             ),
         ] {
             ask(&connection, "SELECT sum(length(v)) FROM t")?;
@@ -162,8 +163,12 @@ impl Scene<'_> {
             contestants.push(one);
         }
         let mut row = self.row(
-            self.of_table(operation),
-            self.throughput(),
+            format!(
+                "{operation}, {} MiB, {} store",
+                bytes >> 20,
+                self.remote.store
+            ),
+            Unit::Throughput { bytes },
             self.sizes.long(),
             contestants,
             aims,
