@@ -142,7 +142,7 @@ pub fn remove_of(pid: u32) {
 /// What is in the folder that was not learnt (DISK7).
 pub fn unseen() -> Option<String> {
     with(|disk| {
-        let folder = disk.root.join(disk.copies.to_string());
+        let folder = disk.folder();
         let checked = names_in(&folder).and_then(|there| disk.check(&folder, &there));
         checked.err().map(|error| error.to_string())
     })
@@ -164,9 +164,14 @@ pub fn next_folder(random: &mut Random, power_was_lost: bool) -> std::io::Result
     }
 }
 
+/// Where the disk is; `None` for who moves its files at this moment, which is nobody that is simulated (M1).
+fn root() -> Option<PathBuf> {
+    Some(DISK.try_lock()?.as_ref()?.root.clone())
+}
+
 /// Of an open file, if it is on the disk.
 pub fn path_of(fd: c_int) -> Option<PathBuf> {
-    let root = with(|disk| disk.root.clone())?;
+    let root = root()?;
     let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
     let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
     is_ours.then_some(path)
@@ -174,8 +179,9 @@ pub fn path_of(fd: c_int) -> Option<PathBuf> {
 
 /// What a path names, if it is on the disk.
 pub fn place_of(path: &Path) -> Option<PathBuf> {
-    let path = with(|disk| disk.root.join(path))?;
-    let is_ours = with(|disk| path.starts_with(&disk.root))? && path.file_name()? != LOCK_FILE;
+    let root = root()?;
+    let path = root.join(path);
+    let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
     is_ours.then_some(path)
 }
 
@@ -258,7 +264,9 @@ pub fn removed(path: &Path) {
 /// A sync of a file or of the folder. `false` where it fails, or one failed that this open file was not told of.
 pub fn sync(fd: c_int, path: &Path) -> bool {
     let until = with(|disk| disk.writes).unwrap_or(0);
-    let names = path.is_dir().then(|| names_in(path));
+    // That of the folder that it is in says nothing of names that are known.
+    let folder = with(|disk| disk.folder());
+    let names = (folder.as_deref() == Some(path)).then(|| names_in(path));
     pause();
     let process = super::process();
     let failed = with(|disk| {
@@ -290,7 +298,7 @@ pub fn sync(fd: c_int, path: &Path) -> bool {
             content.sync(|at| at <= until);
         }
         if let Some(Ok(names)) = names {
-            disk.sync_names(path, names, until);
+            disk.sync_names(names, until);
         }
     });
     pause();
@@ -310,24 +318,29 @@ fn names_in(folder: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
 }
 
 impl Disk {
-    fn sync_names(&mut self, folder: &Path, names: BTreeSet<PathBuf>, until: u64) {
-        self.names.retain(|name| name.parent() != Some(folder));
-        self.names.extend(names);
-        self.removed
-            .retain(|it| it.at > until || it.path.parent() != Some(folder));
+    /// The one that is in use.
+    fn folder(&self) -> PathBuf {
+        self.root.join(self.copies.to_string())
+    }
+
+    fn sync_names(&mut self, names: BTreeSet<PathBuf>, until: u64) {
+        self.names = names;
+        self.removed.retain(|it| it.at > until);
     }
 
     /// See [`next_folder`].
     fn next(&mut self, random: &mut Random, power_was_lost: bool) -> std::io::Result<PathBuf> {
-        let before = self.root.join(self.copies.to_string());
+        let before = self.folder();
         self.copies += 1;
-        let relative = PathBuf::from(self.copies.to_string());
-        let next = self.root.join(&relative);
+        let (relative, next) = (PathBuf::from(self.copies.to_string()), self.folder());
         std::fs::create_dir(&next)?;
         if self.copies == 1 {
             return Ok(relative);
         }
-        let moved = |path: &Path| path.file_name().map_or(next.clone(), |name| next.join(name));
+        let moved = |path: &Path| {
+            path.file_name()
+                .map_or(next.clone(), |name| next.join(name))
+        };
         let there = names_in(&before)?;
         self.check(&before, &there)?;
         let mut files = std::mem::take(&mut self.files);
@@ -655,7 +668,7 @@ mod tests {
         }
         disk.files.values_mut().for_each(|it| it.sync(|_| true));
         let names = names_in(&folder).unwrap();
-        disk.sync_names(&folder, names, 0);
+        disk.sync_names(names, 0);
         (home, disk, folder)
     }
 
@@ -729,7 +742,7 @@ mod tests {
             let until = disk.writes;
             let names = names_in(at).unwrap();
             remove(disk, &at.join("a"));
-            disk.sync_names(at, names, until);
+            disk.sync_names(names, until);
         };
         let third = ("c", &b"third"[..]);
         assert_eq!(
