@@ -231,13 +231,18 @@ impl Committer {
         })
     }
 
-    /// The one transaction that writes. Where room is short nothing is pinned but what it stands on (ROOM6).
+    /// The one transaction that writes, so many bytes of rows. Where room for it is short nothing is pinned but what it stands on (ROOM6).
     pub(crate) fn begin<'e>(
         engine: &'e Engine,
+        bytes: usize,
         faults: Option<&Faults>,
     ) -> Result<WriteTxn<'e>, WriteError> {
         let txn = engine.write()?;
-        if engine.log.pinned_bytes() == 0 || !engine.is_short_of_room(&txn, faults)? {
+        let has_room = |txn: &WriteTxn<'_>| {
+            let is_short = engine.is_short_of_room(txn, faults)?;
+            Ok::<_, StoreError>(!is_short && engine.check_room(txn, bytes as u64, faults).is_ok())
+        };
+        if engine.log.pinned_bytes() == 0 || has_room(&txn)? {
             return Ok(txn);
         }
         drop(txn);
@@ -245,7 +250,17 @@ impl Committer {
         Ok(engine.write()?)
     }
 
+    /// Does a group in one transaction, or in some more where an operation spoils one.
     fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
+        let (mut rest, mut bytes) = (group, bytes);
+        while !rest.is_empty() {
+            rest = self.do_in_one(rest, bytes);
+            bytes = rest.iter().map(Command::bytes).sum();
+        }
+    }
+
+    /// Answers what was not looked at: what comes after the operation that spoiled the transaction.
+    fn do_in_one(&mut self, group: Vec<Command>, bytes: usize) -> Vec<Command> {
         // A checkpoint may have failed since the last one, beside commits (LOG9).
         if self.dead.is_none()
             && let Err(error) = self.engine.log.check()
@@ -267,16 +282,16 @@ impl Committer {
                     command => command.refuse(error.clone()),
                 }
             }
-            return;
+            return Vec::new();
         }
         let engine = Arc::clone(&self.engine);
         let faults = self.options.faults.clone();
-        let mut txn = match Self::begin(&engine, faults.as_deref()) {
+        let mut txn = match Self::begin(&engine, bytes, faults.as_deref()) {
             Ok(txn) => txn,
             Err(error) => {
                 let error = self.note(error);
                 group.into_iter().for_each(|c| c.refuse(error.clone()));
-                return;
+                return Vec::new();
             }
         };
         let mut room = engine
@@ -314,13 +329,7 @@ impl Committer {
             if let Some(error) = broken {
                 drop(txn);
                 self.fail(error, answers);
-                // Nothing was looked at of these.
-                let rest: Vec<_> = rest.collect();
-                let bytes = rest.iter().map(Command::bytes).sum();
-                if !rest.is_empty() {
-                    self.do_group(rest, bytes);
-                }
-                return;
+                return rest.collect();
             }
         }
         if self.dirty {
@@ -335,6 +344,7 @@ impl Committer {
             }
             Err(error) => self.fail(error, answers),
         }
+        Vec::new()
     }
 
     /// Makes the transaction durable, if it has anything. What it read is not answered where it may have been lost meanwhile.
@@ -442,9 +452,10 @@ impl Committer {
     fn spill(&mut self) {
         let engine = Arc::clone(&self.engine);
         let spilled = (|| {
-            let mut txn = Self::begin(&engine, self.options.faults.as_deref())?;
-            let bytes = self.stagings.buffered_bytes() as u64;
-            engine.check_room(&txn, bytes, self.options.faults.as_deref())?;
+            let bytes = self.stagings.buffered_bytes();
+            let faults = self.options.faults.clone();
+            let mut txn = Self::begin(&engine, bytes, faults.as_deref())?;
+            engine.check_room(&txn, bytes as u64, faults.as_deref())?;
             self.write_buffered(&mut txn)?;
             self.commit_txn(txn, Place::BeforeSpill, Place::AfterSpill)
         })();

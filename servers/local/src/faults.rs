@@ -62,6 +62,8 @@ pub enum Fault {
     Die,
     /// The disk is full: what the engine answers when it finds no room before its root is written.
     NoRoom,
+    /// Reads have all places: what the log answers when no checkpoint can be begun.
+    Busy,
 }
 
 /// What tests want to happen, and what they want to know.
@@ -128,6 +130,9 @@ impl Faults {
                     Fault::Die => std::process::abort(),
                     Fault::NoRoom => Err(WriteError::Refused(StoreError::Full(format!(
                         "armed to find no room: {place:?}"
+                    )))),
+                    Fault::Busy => Err(WriteError::Refused(StoreError::Unavailable(format!(
+                        "armed to be busy: {place:?}"
                     )))),
                 }
             }

@@ -162,7 +162,7 @@ impl Committer {
         let rows = self.pay(ROWS_BY_ITSELF);
         let collected = (|| {
             let faults = self.options.faults.as_deref();
-            let mut txn = Self::begin(&engine, faults)?;
+            let mut txn = Self::begin(&engine, 0, faults)?;
             self.short_of_room = engine.is_short_of_room(&txn, faults)?;
             self.dirty = false;
             let (before, after) = match self.garbage.is_empty() {
@@ -217,11 +217,11 @@ impl Committer {
         }
     }
 
-    /// What a step met was no fault of the medium: a full disk is waited for (ROOM4), and of damage its database is left alone
-    /// until the store is opened anew (COL6).
+    /// What a step met was no fault of the medium: a full disk is waited for (ROOM4), and a place for a checkpoint (LOG10); of damage its database
+    /// is left alone until the store is opened anew (COL6).
     fn set_aside(&mut self, error: StoreError) {
         self.collector.reset();
-        if let StoreError::Full(_) = error {
+        if let StoreError::Full(_) | StoreError::Unavailable(_) = error {
             tracing::warn!(%error, "collection waits");
             self.collector.found_no_room(error);
             return;

@@ -8,6 +8,7 @@ mod apply;
 mod audit;
 mod collect;
 mod committer;
+mod directory;
 mod engine;
 pub mod faults;
 mod garbage;

@@ -46,15 +46,18 @@
 //! * **LOG6** Opening is one path, after a stop, a kill and a loss of power. It can end anywhere and begin again: until its checkpoint is
 //!   in a slot it writes only roots, and pages that S does not reach. What it builds on it first makes durable: after a sync that failed the cache
 //!   of the operating system has what the disk may not have, so slots, roots and the last record are written again, as they are, and synced. So are
-//!   the names of the log files, before a slot needs them. And the disk may have what the cache has not, a root whose write failed: so roots are
+//!   the names of the log files, before a slot needs them. What is written again in place has the same bytes, so that a sector may be the old or the
+//!   new one. And the disk may have what the cache has not, a root whose write failed: so roots are
 //!   synced before any page is written.
 //! * **LOG7** A transaction that does not fit a record (stagings, large groups) is announced by a *mark* in the log with its number T; then
 //!   the engine commits it with syncs of its own, data before root, and a checkpoint of T is made before anything else. If the mark is the last record and
-//!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark.
+//!   the file has the root T, T is whole and is the base; if it has not, T never was. What the log alone has is synced before the mark. Where
+//!   reads have all places (LOG10) it is answered before that checkpoint, and until then mark and root are all that tells of it.
 //! * **LOG8** What the engine refuses after it was logged (no room: `room.rs`) is taken back in the log, durably, before that is
 //!   answered; the next record takes its number and its place. So is a record that itself finds no room. Where the process dies before that an
 //!   opening finds the record, and has to do it: so while it does again what the log has the engine's file may be larger than its largest size.
-//! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written: no checkpoint follows one that failed, since
+//! * **LOG9** After a failed sync, and a failed write that was not for want of room, nothing is written, nor where a slot finds no room
+//!   (LOG4 has to have both): no checkpoint follows one that failed, since
 //!   an error is told once to each open file, and the next sync of it succeeds. So committer and thread of checkpoints, which sync `data.mdb` at the same
 //!   time, have it open each by itself, and no slot is written after either was told. After a failed sync of `data.mdb` nothing
 //!   is read either: pages that were committed since the last checkpoint may have been lost from the cache, and older ones be read in their
@@ -81,7 +84,7 @@
 //! * *A sync fails while others go on.* The thread of checkpoints is told: a commit may be in the log by then, and is answered; it begins no checkpoint.
 //!   The committer is told: the thread sees it before each slot, and is told by its own open file. What reads meanwhile is in README.md, "What is not".
 //! * *The log's last record rots before a restart.* Like a torn one: only the root of the engine tells (LOG5), if it was written back in time. It is exposed
-//!   for [`MOST_AGE`] at most: with a checkpoint after it the record is not needed.
+//!   until the checkpoint has ended that begins [`MOST_AGE`] after it, or after the one that is under way then: with that the record is not needed.
 
 mod checkpoints;
 pub(crate) mod files;

@@ -17,8 +17,8 @@
 //!   which of both it was, so its file is synced once more.
 //! * **ROOM5** Where room is short collection goes first: nothing is dropped beside commits, whose transaction might be the
 //!   one that finds no room, and a step of its own follows each group.
-//! * **ROOM6** What was freed since the last checkpoint is no room (LOG3). Where room is short a checkpoint is made before a transaction, so that
-//!   there is no less of it than the engine has by itself.
+//! * **ROOM6** What was freed since the last checkpoint is no room (LOG3). Where room is short, or short for what a transaction brings, a checkpoint is
+//!   made before it, so that there is no less of it than the engine has by itself.
 
 use std::sync::atomic::{Ordering, fence};
 

@@ -1,10 +1,6 @@
-//! Opening a directory: the lock, the mark of a making, what the last process left, and the log of this run (LOG6).
-//!
-//! * **DIR1** While the file `NEW` is in the directory nothing was ever acknowledged: what lies there is of a store whose making was cut
-//!   off, and it is made anew. It is durable before the first file is made, and gone, durably, before the store is open.
-//! * **DIR2** A file that was cut short, or is missing, is refused, never mapped (`truncation.rs`, `log/opening.rs`).
+//! Opening a directory that is held (`directory.rs`): what the last process left, and the log of this run (LOG6).
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
@@ -14,6 +10,9 @@ use pagewire_proto::Incarnation;
 use pagewire_server::store::StoreError;
 
 use crate::LocalOptions;
+use crate::directory::{
+    ROWS_FILE, SLOTS_FILE, begin_making, hold, lock, missing, other_program, refuse_other_program,
+};
 use crate::engine::{Engine, Env, FORMAT, Rows, check, map, map_again, open_failed, sums};
 use crate::faults::Place;
 use crate::keys::Key;
@@ -24,14 +23,6 @@ use crate::log::record;
 use crate::log::slots::{Checkpoint, Slots};
 use crate::roots::{self, Roots};
 use crate::truncation;
-
-/// There while a store is made.
-const MAKING_FILE: &str = "NEW";
-/// The engine's file.
-const ROWS_FILE: &str = "data.mdb";
-const SLOTS_FILE: &str = "checkpoint";
-/// What a store has, the engine's file first.
-const FILES: [&str; 4] = [ROWS_FILE, SLOTS_FILE, files::NAMES[0], files::NAMES[1]];
 
 /// Bytes by which the file may be larger than its largest size while the log is done again: the last record may be of what found no room, and
 /// another order of free pages may need some more.
@@ -61,7 +52,9 @@ impl Engine {
         let lock = lock(directory)?;
         let held = File::open(directory).map_err(failed("cannot open"))?;
         let is_new = begin_making(directory, &held)?;
-        let (env, rows, log) = Opening::new(directory, &held, is_new, options)?.open(is_new)?;
+        let opening = Opening::new(directory, &held, is_new, options)?;
+        let (env, rows, log) = opening.open(is_new)?;
+        let data = opening.data;
         // The names of the files have to be as durable as what is in them.
         held.sync_all().map_err(failed("cannot sync"))?;
         if let Some(parent) = directory
@@ -81,17 +74,8 @@ impl Engine {
             faults: options.faults.clone(),
             directory: held,
             committing: AtomicUsize::new(0),
-            _lock: lock,
+            _locks: [data, lock],
         })
-    }
-
-    /// The store is made: everything that it has to have from the beginning is durable (DIR1).
-    pub(crate) fn end_making(&self, directory: &Path) -> std::io::Result<()> {
-        match std::fs::remove_file(directory.join(MAKING_FILE)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => self.directory.sync_all(),
-        }
     }
 }
 
@@ -114,6 +98,8 @@ impl<'d> Opening<'d> {
             }
         };
         let data = open(ROWS_FILE)?;
+        hold(directory, &data)?;
+        refuse_other_program(directory)?;
         let file = match open(SLOTS_FILE) {
             Err(missing @ StoreError::Corrupt(_)) => {
                 return Err(older(directory, &data, options).unwrap_or(missing));
@@ -251,10 +237,7 @@ impl<'d> Opening<'d> {
     fn check_reached(&self, txn: &RoTxn<'_>, base: &Checkpoint) -> Result<(), StoreError> {
         match txn.id() as u64 == base.number {
             true => Ok(()),
-            false => Err(StoreError::Unavailable(format!(
-                "another program has lock.mdb in {} open: stop it first",
-                self.directory.display()
-            ))),
+            false => Err(other_program(self.directory)),
         }
     }
 
@@ -348,55 +331,6 @@ fn random() -> Result<u64, StoreError> {
     Ok(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
 }
 
-fn lock(directory: &Path) -> Result<File, StoreError> {
-    let unavailable = |what: &str, error: std::io::Error| {
-        StoreError::Unavailable(format!("{what} {}: {error}", directory.display()))
-    };
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join("LOCK"))
-        .map_err(|error| unavailable("cannot write to the directory", error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Unavailable(format!(
-            "{} is open in another process: stop that one, or name another directory",
-            directory.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(unavailable("cannot lock", error)),
-    }
-}
-
-/// Takes away what a making left that was cut off, and says that one begins where there is no store (DIR1). Answers whether one begins.
-fn begin_making(directory: &Path, held: &File) -> Result<bool, StoreError> {
-    let failed = |error: std::io::Error| {
-        let directory = directory.display();
-        StoreError::Unavailable(format!("cannot make files in {directory}: {error}"))
-    };
-    let is_there = |name: &str| directory.join(name).try_exists().map_err(failed);
-    let is_making = is_there(MAKING_FILE)?;
-    let mut there = Vec::new();
-    for name in FILES {
-        if is_there(name)? {
-            there.push(name);
-        }
-    }
-    if is_making {
-        for name in there {
-            std::fs::remove_file(directory.join(name)).map_err(failed)?;
-        }
-    } else if there.first() == Some(&ROWS_FILE) {
-        return Ok(false);
-    } else if there.is_empty() {
-        File::create(directory.join(MAKING_FILE)).map_err(failed)?;
-    } else {
-        return Err(missing(directory, ROWS_FILE));
-    }
-    held.sync_all().map_err(failed)?;
-    Ok(true)
-}
-
 /// What a store is refused with that has no log because it was made before there was one. Nothing of it is written.
 fn older(directory: &Path, data: &File, options: &LocalOptions) -> Option<StoreError> {
     let has_log = |name: &&str| directory.join(name).exists();
@@ -428,16 +362,10 @@ pub(crate) fn other_format(directory: &Path, format: u32) -> StoreError {
     ))
 }
 
-fn missing(directory: &Path, name: &str) -> StoreError {
-    StoreError::Corrupt(format!(
-        "{}: it is missing, and other files of a store are there; put back a copy of the whole directory",
-        directory.join(name).display()
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::{FILES, MAKING_FILE};
 
     /// The roots of an empty file, whose pages have another size than those of the machine.
     fn made_elsewhere(page_bytes: usize) -> Vec<u8> {
@@ -513,7 +441,25 @@ mod tests {
         }
     }
 
-    /// The same: a file of other pages is another file, into which nothing is put.
+    /// DIR3: what is made by one that goes on is not taken away by another, though the file that tells of it is gone.
+    #[test]
+    fn dir3_what_is_being_made_is_not_made_anew_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let engine = Engine::open(path, &LocalOptions::default()).unwrap();
+        std::fs::remove_file(path.join("LOCK")).unwrap();
+        let refused = Engine::open(path, &LocalOptions::default());
+        assert!(
+            matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("another process")),
+            "{refused:?}"
+        );
+        assert!(FILES.iter().all(|name| path.join(name).exists()));
+        engine.end_making(path).unwrap();
+        drop(engine);
+        drop(Engine::open(path, &LocalOptions::default()).unwrap());
+    }
+
+    /// LOG3: a file of other pages is another file, into which nothing is put.
     #[test]
     fn log3_a_file_of_other_pages_is_refused_before_anything_is_written() {
         let directory = tempfile::tempdir().unwrap();

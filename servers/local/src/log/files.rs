@@ -127,6 +127,11 @@ pub(crate) fn is_no_room(kind: ErrorKind) -> bool {
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
 }
 
+/// Whether that is what a disk says of a sector that it cannot read.
+pub(crate) fn is_unreadable(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Makes a record none, durably.
 fn blank(file: &File, at: u64) -> std::io::Result<()> {
     file.write_all_at(&[0; BLOCK as usize], at)?;

@@ -53,6 +53,11 @@ impl From<std::io::Error> for NotFound {
     }
 }
 
+/// Says which file it was.
+fn of<'n>(name: &'n str) -> impl Fn(std::io::Error) -> std::io::Error + 'n {
+    move |error| std::io::Error::new(error.kind(), format!("{name}: {error}"))
+}
+
 fn damaged(what: &str) -> NotFound {
     NotFound::Refused(StoreError::Corrupt(format!(
         "{what}; put back a copy of the whole directory"
@@ -127,7 +132,7 @@ fn roots_in_file(directory: &Path, data: &File, roots: &Roots) -> Result<Roots, 
         let path = directory.join("checkpoint");
         damaged(&format!("{}: it has no roots", path.display()))
     })?;
-    let in_file = Roots::read(data, page_bytes)?;
+    let in_file = Roots::read(data, page_bytes).map_err(of("data.mdb"))?;
     if let Some(other) = in_file.page_bytes().filter(|other| *other != page_bytes) {
         return Err(damaged(&format!(
             "{}: it has pages of {other} bytes, and those of the file `checkpoint` beside it have {page_bytes}: it is damaged, or they are not of the same copy",
@@ -151,7 +156,8 @@ fn refuse_short(directory: &Path, data: &File, roots: &Roots) -> Result<(), NotF
 /// The newest whole slot (LOG4).
 fn choose(directory: &Path, slots: &Slots) -> Result<(usize, Checkpoint), NotFound> {
     let mut newest: Option<(usize, Checkpoint)> = None;
-    for (index, slot) in slots.read()?.into_iter().enumerate() {
+    let read = slots.read().map_err(of("checkpoint"))?;
+    for (index, slot) in read.into_iter().enumerate() {
         match slot {
             Slot::Whole(checkpoint) => {
                 let order = |c: &Checkpoint| (c.number, c.is_closed);
@@ -201,7 +207,7 @@ fn open_files(directory: &Path, checkpoint: &Checkpoint) -> Result<Vec<File>, No
                 checkpoint.lengths[index]
             ));
         }
-        if !files::is_of(&file, index, checkpoint.run)? {
+        if !files::is_of(&file, index, checkpoint.run).map_err(of(name))? {
             return refuse(
                 "it is damaged, or of another copy than the file `checkpoint` beside it",
             );
@@ -223,7 +229,7 @@ fn refuse_newer_log(directory: &Path, checkpoint: &Checkpoint) -> Result<(), Not
             continue;
         }
         // The first one of a run is there, and each lap begins there.
-        let Some(first) = files::header_at(&file, BLOCK)? else {
+        let Some(first) = files::header_at(&file, BLOCK).map_err(of(name))? else {
             continue;
         };
         // Of the run that is closed nothing was acknowledged after it: what is there is torn, or a mark of what never was.
@@ -255,7 +261,8 @@ impl End {
             return Ok(());
         };
         let mut bytes = vec![0; span as usize];
-        files[file].read_exact_at(&mut bytes, at)?;
+        let read = files[file].read_exact_at(&mut bytes, at);
+        read.map_err(of(NAMES[file]))?;
         files[file].write_all_at(&bytes, at)?;
         files[file].sync_data()
     }
@@ -276,7 +283,7 @@ fn read(found: &mut Found) -> std::io::Result<End> {
         let (file, mut at) = (&found.files[index], BLOCK);
         let length = file.metadata()?.len();
         while end.mark.is_none() && at + BLOCK <= length {
-            let Some(header) = files::header_at(file, at)? else {
+            let Some(header) = files::header_at(file, at).map_err(of(NAMES[index]))? else {
                 break;
             };
             let follows = header.run == base.run
@@ -289,7 +296,7 @@ fn read(found: &mut Found) -> std::io::Result<End> {
                 at: at + HEADER as u64,
                 length: header.body_bytes,
             };
-            if !follows || !header.is_of(&bytes_of(file, &body)?) {
+            if !follows || !header.is_of(&bytes_of(file, &body).map_err(of(NAMES[index]))?) {
                 break;
             }
             match header.kind {
@@ -318,19 +325,19 @@ fn bytes_of(file: &File, body: &Body) -> std::io::Result<Vec<u8>> {
 impl Found {
     /// The body of a record.
     pub(crate) fn body(&self, body: &Body) -> std::io::Result<Vec<u8>> {
-        bytes_of(&self.files[body.file], body)
+        bytes_of(&self.files[body.file], body).map_err(of(NAMES[body.file]))
     }
 }
 
 /// The number of a record behind the one that comes next, wherever one begins (LOG2): that one alone can be torn.
 fn later_record(files: &[File], run: u64, next: u64) -> std::io::Result<Option<u64>> {
     let mut bytes = vec![0; PIECE];
-    for file in files {
+    for (file, name) in files.iter().zip(NAMES) {
         let length = file.metadata()?.len() / BLOCK * BLOCK;
         let mut at = 0;
         while at < length {
             let piece = &mut bytes[..(length - at).min(PIECE as u64) as usize];
-            file.read_exact_at(piece, at)?;
+            read_readable(file, at, piece).map_err(of(name))?;
             for block in piece.chunks(BLOCK as usize) {
                 let header = super::record::Header::parse(block);
                 if let Some(header) = header.filter(|h| h.run == run && h.number > next) {
@@ -341,4 +348,21 @@ fn later_record(files: &[File], run: u64, next: u64) -> std::io::Result<Option<u
         }
     }
     Ok(None)
+}
+
+/// Reads blocks; zeros where one cannot be read. None is needed from here: of what is, the disk's error is answered (`read`), and a
+/// record behind an unreadable one shows by its own block, or by the root of the engine (LOG5).
+fn read_readable(file: &File, at: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    match file.read_exact_at(bytes, at) {
+        Err(error) if files::is_unreadable(&error) => {}
+        read => return read,
+    }
+    let places = (at..).step_by(BLOCK as usize);
+    for (place, block) in places.zip(bytes.chunks_mut(BLOCK as usize)) {
+        match file.read_exact_at(block, place) {
+            Err(error) if files::is_unreadable(&error) => block.fill(0),
+            read => read?,
+        }
+    }
+    Ok(())
 }

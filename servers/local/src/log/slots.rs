@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::files::is_unreadable;
 use super::record::part;
 use crate::roots::{ROOT_BYTES, Roots};
 
@@ -52,15 +53,20 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Both; what is beyond the end of the file is not there.
+    /// Both; what is beyond the end of the file is not there, nor what the disk cannot read: a write that was cut off may leave that.
     pub(crate) fn read(&self) -> std::io::Result<[Slot; 2]> {
         let mut slots = [Slot::Not, Slot::Not];
         let length = self.file.metadata()?.len();
         for (at, slot) in (0..).step_by(STRIDE as usize).zip(&mut slots) {
             let mut bytes = [0; SLOT_BYTES];
             if at + SLOT_BYTES as u64 <= length {
-                self.file.read_exact_at(&mut bytes, at)?;
-                *slot = self.parse(&bytes);
+                match self.file.read_exact_at(&mut bytes, at) {
+                    Err(error) if is_unreadable(&error) => {}
+                    read => {
+                        read?;
+                        *slot = self.parse(&bytes);
+                    }
+                }
             }
         }
         Ok(slots)

@@ -188,7 +188,8 @@ fn log8_an_opening_does_again_what_the_engine_found_no_room_for() {
     }
 }
 
-/// LOG3: a program that only looks at the engine's file keeps its lock file, with the number of a root that an opening takes back.
+/// LOG3, DIR3: a program that only looks at the engine's file keeps its lock file, with the number of a root that an opening takes back. What
+/// it looks at stays as it is.
 #[test]
 fn log3_an_engine_that_does_not_begin_with_the_root_that_was_put_back_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -208,11 +209,17 @@ fn log3_an_engine_that_does_not_begin_with_the_root_that_was_put_back_is_refused
     let lines = std::io::BufReader::new(other.stdout.take().unwrap()).lines();
     let mut lines = lines.map(Result::unwrap);
     assert!(lines.any(|line| line.contains("it is open")));
+    let bytes = || {
+        let files = ["data.mdb", "checkpoint", "log.0", "log.1"];
+        files.map(|name| std::fs::read(killed.path().join(name)).unwrap())
+    };
+    let before = bytes();
     let refused = Engine::open(killed.path(), &LocalOptions::default());
     assert!(
         matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("lock.mdb")),
         "{refused:?}"
     );
+    assert!(before == bytes(), "it was written to");
     drop(other.stdin.take());
     assert!(other.wait().unwrap().success());
     let (engine, _) = open(killed.path());

@@ -38,6 +38,43 @@ fn as_killed(directory: &Path) -> (tempfile::TempDir, LocalStore) {
     (copy, store)
 }
 
+fn bytes(directory: &Path) -> [Vec<u8>; 4] {
+    FILES.map(|name| std::fs::read(directory.join(name)).unwrap())
+}
+
+/// DIR3. Bug: a second process that got the lock, since the file `LOCK` had been removed, put roots back and wrote slots and a record into the
+/// files of the store that was open, before it was refused for the engine's lock. Damage: the first went on from an old root. Fix: what is
+/// open is locked by itself, before anything is written.
+#[tokio::test]
+async fn dir3_what_is_open_is_not_written_to_by_an_opening_that_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let store = open(directory.path(), &faults).unwrap();
+    let db = database(&store, "a").await;
+    // Nothing else writes meanwhile.
+    faults.hold(Some(Place::BeforeDataSync));
+    for base in 0..5 {
+        commit(&store, db, base, 20, 1..=20).await;
+    }
+    for _ in 0..2 {
+        std::fs::remove_file(directory.path().join("LOCK")).unwrap();
+        let before = bytes(directory.path());
+        let refused = open(directory.path(), &Arc::default());
+        assert!(
+            matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("another process")),
+            "{refused:?}"
+        );
+        assert!(before == bytes(directory.path()), "it was written to");
+        let base = head(&store, db).await;
+        commit(&store, db, base, 20, 1..=20).await;
+    }
+    faults.hold(None);
+    drop(store);
+    let store = open(directory.path(), &Arc::default()).unwrap();
+    assert_eq!(head(&store, db).await, 7);
+    assert_eq!(read(&store, db, 7, 3).await, content(SIZE, 3, 7));
+}
+
 async fn head(store: &LocalStore, db: crate::bench::Db) -> u64 {
     store.head(db.0).await.unwrap().version.get()
 }

@@ -1,14 +1,18 @@
 //! The log: what a commit costs, what damage to its files comes to, and an opening that is cut off (`src/log.rs`).
 
 use std::path::Path;
+use std::sync::Arc;
 
-use pagewire_local::LocalStore;
+use pagewire_local::faults::{Faults, Place};
+use pagewire_local::{LocalOptions, LocalStore};
 use pagewire_proto::{PageNumber, Version};
 use pagewire_server::store::{PageStore, StoreError};
 
 use crate::bench::{self, Db, SIZE, commit_part, database, part};
-use crate::recorder::{DATA, Disk, FILES, Image, LOGS, Recording, SLOTS};
-use crate::{PAGES, at_each_moment, check, is_long, open, open_keeping, open_with, random};
+use crate::recorder::{Call, DATA, Disk, Errno, FILES, Failing, Image, LOGS, Recording, SLOTS};
+use crate::{
+    PAGES, at_each_moment, check, is_long, open, open_keeping, open_with, options, random,
+};
 
 /// Commits until the database has this version; says what was acknowledged.
 pub(crate) async fn until(store: &LocalStore, db: Db, from: u64, to: u64, recording: &Recording) {
@@ -70,6 +74,98 @@ async fn log1_a_commit_costs_one_write_and_one_sync_of_the_log() {
     // For its age, in the background.
     assert!(told.syncs[DATA] <= seconds / 2, "{told:?}");
     assert!(told.syncs[SLOTS] <= 2 * (seconds / 2), "{told:?}");
+}
+
+/// Q-4 in `src/queue.rs`: what many write at the same time goes through the log, though together it has no room in a record.
+#[tokio::test]
+async fn log1_a_group_of_commits_that_would_fit_no_record_costs_no_syncs_of_the_engine() {
+    const COMMITS: usize = 20;
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    let faults = Arc::new(Faults::default());
+    let options = LocalOptions {
+        faults: Some(Arc::clone(&faults)),
+        ..options(None, 1 << 40)
+    };
+    let store = Arc::new(LocalStore::open_with(&directory, options).unwrap());
+    let size = pagewire_proto::PageSize::try_from(4096).unwrap();
+    let mut databases = Vec::new();
+    for number in 0..COMMITS {
+        databases.push(database(&store, &format!("d{number}")).await);
+    }
+    let recording = Recording::begin(&directory);
+    // The first one waits, the others behind it: 180 KiB each.
+    faults.hold(Some(Place::BeforeCommit));
+    let mut commits = tokio::task::JoinSet::new();
+    for db in databases {
+        let store = Arc::clone(&store);
+        commits.spawn(async move { commit_part(&store, part(db, size, 0, 45, 1..=45)).await });
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    faults.hold(None);
+    commits.join_all().await;
+    recording.end();
+    let told = recording.told();
+    println!("{told:?}");
+    assert_eq!(told.synced_writes, [0; 4], "the engine synced by itself");
+    let of_log: usize = LOGS.iter().map(|log| told.syncs[*log]).sum();
+    assert!(
+        (2..COMMITS).contains(&of_log),
+        "they were no group: {told:?}"
+    );
+}
+
+/// LOG6: what the disk cannot read is no harm where the other slot has it, or nothing is needed from there; else it is refused, by name, and nothing
+/// is lost.
+#[tokio::test]
+async fn log6_what_cannot_be_read_is_not_needed_or_refused_by_its_name() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    drop(open(&directory).unwrap());
+    let recording = commits(&directory, 12).await;
+    let image = recording.image(last_acknowledged(&recording), Disk::Everything);
+    let path = home.path().join("unreadable");
+    let mut opened = [0; FILES.len()];
+    let mut refused = [0; FILES.len()];
+    for (file, files) in [
+        (SLOTS, &[SLOTS][..]),
+        (LOGS[0], &[LOGS[0]]),
+        (LOGS[1], &[LOGS[1]]),
+    ] {
+        for after in 0.. {
+            image.write(&path);
+            let opening = Recording::begin(&path);
+            opening.fail(Failing {
+                after,
+                ..Failing::next(files, Call::Read, Errno::IO)
+            });
+            let store = open_keeping(&path, None);
+            let is_over = opening.left_to_fail() > 0;
+            opening.end();
+            match store {
+                Ok(store) => {
+                    check(&store, &[("a", 12)]).await;
+                    opened[file] += usize::from(!is_over);
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    assert!(why.contains(FILES[file]), "{why}");
+                    refused[file] += 1;
+                    let store = open_keeping(&path, None).unwrap();
+                    check(&store, &[("a", 12)]).await;
+                }
+            }
+            std::fs::remove_dir_all(&path).unwrap();
+            if is_over {
+                break;
+            }
+        }
+    }
+    println!("{opened:?} opened, {refused:?} refused");
+    assert_eq!((opened[SLOTS], refused[SLOTS]), (2, 0));
+    // Records are needed; of what is behind them it is looked for, and missed.
+    assert!(LOGS.iter().all(|log| opened[*log] > 0), "{opened:?}");
+    assert!(LOGS.iter().any(|log| refused[*log] > 12), "{refused:?}");
 }
 
 /// LOG2, LOG5: a record that is damaged is refused; the very last one can be told from one that was cut off by the engine's root alone.
@@ -144,6 +240,45 @@ async fn log4_one_damaged_slot_is_no_harm_and_two_are_refused() {
         error.to_string().contains("neither of its slots"),
         "{error}"
     );
+}
+
+/// LOG4: the engine's roots have no checksum, the slots' copies of them have one. What a root says is put back, or the number in it is told to be
+/// another one; nothing is read through it.
+#[tokio::test]
+async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
+    const ROOT_BYTES: usize = 144;
+    const NUMBER_AT: usize = 136;
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("store");
+    drop(open(&directory).unwrap());
+    let recording = commits(&directory, 5).await;
+    let killed = recording.image(last_acknowledged(&recording), Disk::Everything);
+    let closed = Image::read(&directory);
+    let path = home.path().join("flipped");
+    let mut random = random();
+    for (what, image) in [("killed", killed), ("closed", closed)] {
+        let (mut put_back, mut refused) = (0, 0);
+        for turn in 0..if is_long() { 2000 } else { 30 } {
+            let at = random.next() as usize % ROOT_BYTES;
+            let mut flipped = image.clone();
+            let root = 4096 * (turn % 2);
+            flipped.0[DATA].as_mut().unwrap()[root + at] ^= 1 << (random.next() % 8);
+            println!("{what}: root {}, byte {at}", turn % 2);
+            match right_or_refused(&flipped, &path, 5).await {
+                Ok(()) => put_back += 1,
+                Err(error) => {
+                    // Its number, its magic, and the size of pages say whether the files belong together.
+                    let tells = (16..20).contains(&at) || (40..44).contains(&at) || at >= NUMBER_AT;
+                    assert!(tells, "byte {at}: {error}");
+                    let why = error.to_string();
+                    assert!(why.contains("data.mdb") || why.contains("log."), "{why}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("{what}: {put_back} put back, {refused} refused");
+        assert!(put_back > 10);
+    }
 }
 
 /// LOG5: a file that is missing, cut short, or of another copy or store is refused, or is one that nothing needs.

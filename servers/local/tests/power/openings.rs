@@ -125,7 +125,9 @@ async fn log6_openings_that_are_cut_off_again_and_again_lose_nothing() {
     let mut random = random();
     let mut below = |most: usize| random.next() as usize % most;
     let path = home.path().join("again");
-    for turn in 0..if is_long() { 600 } else { 12 } {
+    // Five openings each, some with a commit of 1.5 MiB.
+    for turn in 0..if is_long() { 200 } else { 12 } {
+        println!("turn {turn}");
         let states = |seed| {
             [
                 Disk::Everything,

@@ -109,6 +109,8 @@ struct Live {
 /// Which call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
+    /// Of what is named only.
+    Read,
     Write,
     Sync,
 }
@@ -437,7 +439,7 @@ fn error_of(raw: c_int, call: Call, end: usize) -> Option<Errno> {
     }
     let failing = live.failing.as_mut()?;
     let is_meant = (failing.files.is_empty() || failing.files.contains(&file))
-        && failing.call.is_none_or(|of| of == call)
+        && failing.call.map_or(call != Call::Read, |of| of == call)
         && (call == Call::Sync || end > failing.from_offset);
     if !is_meant || failing.times == 0 {
         return None;
@@ -564,6 +566,25 @@ unsafe extern "C" fn pwrite(fd: c_int, bytes: *const c_void, length: usize, offs
     let count = done(rustix::io::pwrite(file, bytes, offset as u64), "pwrite");
     written(file, fd, offset as usize, &bytes[..count]);
     error.map_or(count as isize, |error| failed(error) as isize)
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pread64(fd: c_int, bytes: *mut c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller holds the file open and the bytes writable for the time of the call, and reads no more of them than are read.
+    let (file, bytes) = unsafe {
+        std::ptr::write_bytes(bytes.cast::<u8>(), 0, length);
+        let bytes = std::slice::from_raw_parts_mut(bytes.cast::<u8>(), length);
+        (BorrowedFd::borrow_raw(fd), bytes)
+    };
+    match error_of(fd, Call::Read, offset as usize + length) {
+        Some(error) => failed(error) as isize,
+        None => match rustix::io::pread(file, bytes, offset as u64) {
+            Ok(count) => count as isize,
+            Err(error) => failed(error) as isize,
+        },
+    }
 }
 
 /// # Safety
