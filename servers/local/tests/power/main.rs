@@ -242,7 +242,8 @@ async fn c07_after_a_loss_of_power_every_acknowledged_commit_is_there_and_nothin
     assert!(told.writes[DATA] > 100, "{told:?}");
     // Records in both log files, and checkpoints of them.
     assert!(LOGS.iter().all(|log| told.syncs[*log] > 10), "{told:?}");
-    assert!(told.syncs[DATA] > 10 && told.syncs[SLOTS] > 20, "{told:?}");
+    // Opening and closing have 3 and 6 of them; how many checkpoints there are besides is a matter of the machine's load.
+    assert!(told.syncs[DATA] > 5 && told.syncs[SLOTS] > 10, "{told:?}");
     let mut random = random();
     let step = if is_long() {
         1
