@@ -29,6 +29,12 @@ pub(crate) fn of_store(error: StoreError) -> Status {
     if matches!(reason, Reason::Corrupt | Reason::StoreFull) {
         tracing::error!(%error, "the store refused");
     }
+    if reason == Reason::StoreFull {
+        // How large the disk is, and how much of it is free, is the operator's matter.
+        return reason.status(
+            "the store is full, nothing was applied: remove databases, branches or tags, or have its operator make room (the log of the server says where)",
+        );
+    }
     if let StoreError::TagNotFound(tag) = &error
         && let Some(meant) = tag.meant()
     {
@@ -67,5 +73,12 @@ mod tests {
         let status = of_store(StoreError::Internal("write to /secret/path failed".into()));
         assert_eq!(Reason::of(&status), Reason::Internal);
         assert!(!status.message().contains("secret"));
+    }
+
+    #[test]
+    fn how_much_room_a_full_disk_has_stays_in_the_log() {
+        let status = of_store(StoreError::Full("4711 bytes are free on the disk".into()));
+        assert_eq!(Reason::of(&status), Reason::StoreFull);
+        assert!(status.message().contains("full") && !status.message().contains("4711"));
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use heed::RwTxn;
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{Changes, CommitId, DatabaseId, PageCount, PageNumber, Snapshot, Version};
 use pagewire_server::store::{CommitOutcome, DatabaseCommit, StoreError};
@@ -16,6 +15,7 @@ use crate::keys::Key;
 use crate::operations::checked;
 use crate::segments::Begun;
 use crate::stagings::{EncodedPage, Pages};
+use crate::transaction::WriteTxn;
 use crate::values::{
     Base, CHANGES_CHUNK, Changed, Database, GONE, Head, INLINE_CHANGES, Record, Usage,
     encode_pages, encode_staged,
@@ -54,7 +54,7 @@ struct Plan {
 impl Committer {
     pub(crate) fn commit(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         commit: EncodedCommit,
     ) -> Done<CommitOutcome> {
         let parts = || commit.databases.iter().map(|(part, _)| part);
@@ -121,7 +121,7 @@ impl Committer {
     }
 
     /// Whether every version that it would make was made by it (C6).
-    fn was_applied(&self, txn: &RwTxn<'_>, commit: &EncodedCommit) -> Result<bool, StoreError> {
+    fn was_applied(&self, txn: &WriteTxn<'_>, commit: &EncodedCommit) -> Result<bool, StoreError> {
         for (part, _) in &commit.databases {
             let past = self.engine.past(txn, part.database, part.base.next())?;
             if past.is_none_or(|past| past.commit != commit.id) {
@@ -134,7 +134,7 @@ impl Committer {
     /// A restore is of a version that is kept, and of nothing else.
     fn check_restore(
         &self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         part: &DatabaseCommit,
         own: &Pages,
     ) -> Result<(), StoreError> {
@@ -157,7 +157,7 @@ impl Committer {
 
     fn plan(
         &mut self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         part: DatabaseCommit,
         own: Pages,
         base: Database,
@@ -220,7 +220,7 @@ impl Committer {
 
     fn plan_restore(
         &mut self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         part: DatabaseCommit,
         from: Version,
         base: Database,
@@ -272,7 +272,7 @@ impl Committer {
     /// A segment that has the pages of a version of its database.
     fn restored(
         &self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         database: DatabaseId,
         head: Head,
     ) -> Result<Begun, StoreError> {
@@ -287,7 +287,7 @@ impl Committer {
 
     fn apply(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         id: CommitId,
         now_ms: u64,
         plan: Plan,

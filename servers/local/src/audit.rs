@@ -123,7 +123,12 @@ impl Everything {
             Key::Removed(_) | Key::Due(_) | Key::Sweep(_) | Key::Flatten(..) => {
                 self.work.push(known.to_string());
             }
-            Key::Format | Key::Incarnation | Key::Generation | Key::Service | Key::Name(_) => {}
+            Key::Format
+            | Key::Incarnation
+            | Key::Generation
+            | Key::Run
+            | Key::Service
+            | Key::Name(_) => {}
         }
         Ok(())
     }

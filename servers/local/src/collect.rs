@@ -32,7 +32,6 @@ mod schedule;
 
 use std::ops::Bound;
 
-use heed::RwTxn;
 use pagewire_proto::DatabaseId;
 use pagewire_server::store::{Collected, StoreError};
 
@@ -40,6 +39,7 @@ use crate::committer::Committer;
 use crate::engine::WriteError;
 use crate::keys::Key;
 use crate::segments::STEP_BYTES;
+use crate::transaction::WriteTxn;
 use schedule::Sweep;
 pub(crate) use schedule::{Collector, Protected};
 
@@ -56,7 +56,7 @@ impl Committer {
     /// Demands that all rows of pages of a database are looked at.
     pub(crate) fn sweep(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
     ) -> Result<(), WriteError> {
         self.engine.put(txn, &Key::Sweep(database), &[])?;
@@ -73,7 +73,7 @@ impl Committer {
     }
 
     /// Asks the rows what is to be done (COL5).
-    fn remember(&mut self, txn: &RwTxn<'_>) -> Result<(), StoreError> {
+    fn remember(&mut self, txn: &WriteTxn<'_>) -> Result<(), StoreError> {
         if !std::mem::take(&mut self.collector.forgotten) {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Committer {
     /// One step, of one database or of whatever comes first, within a transaction of something else (COL6).
     pub(crate) fn collect_step(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         only: Option<DatabaseId>,
         rows: usize,
     ) -> Result<(Did, Collected), WriteError> {
@@ -122,7 +122,7 @@ impl Committer {
 
     fn step(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         only: Option<DatabaseId>,
         rows: usize,
     ) -> Result<(Did, Collected), WriteError> {

@@ -8,7 +8,7 @@
 //! * **GRP2** An operation looks at everything it needs before it writes anything: a refused one leaves no trace in the transaction of
 //!   the others, and damage that it meets is its own. Only a full disk and a failed medium concern a whole group, of which nothing
 //!   is applied then.
-//! * **GRP3** After a failure of the medium nothing is written any more (C17). After a full disk everything goes on (`room.rs`).
+//! * **GRP3** After a failure of the medium nothing is written any more (C17), nor answered from what the transaction that writes reads. After a full disk everything goes on (`room.rs`).
 //! * **GRP4** What is collected beside a group is bounded by [`MOST_BESIDE`], whatever the group wrote. The rest is owed: later groups pay
 //!   it, and where much is owed each group is followed by a step. As much is paid in a group as it can write rows of 4 KiB.
 //! * **GRP5** Collection by itself waits until nothing was written for `quiet`, so that a lone writer pays for no sync but its own; not
@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
-use heed::RwTxn;
 use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageSize, StagingId, TagName, Version,
     VersionEntry,
@@ -33,10 +32,11 @@ use tokio::time::Instant;
 use crate::LocalOptions;
 use crate::collect::Collector;
 use crate::engine::{Engine, WriteError};
-use crate::faults::Place;
+use crate::faults::{Faults, Place};
 use crate::garbage::Garbage;
 use crate::queue::{Queue, Waits};
 use crate::stagings::{Pages, Staging, Stagings, bytes_of};
+use crate::transaction::WriteTxn;
 
 /// Rows that are looked at in one transaction beside something else.
 pub(crate) const MOST_BESIDE: usize = 4096;
@@ -116,6 +116,20 @@ pub(crate) struct Committer {
     pub(crate) dead: Option<String>,
 }
 
+/// What there is to do.
+enum Woken {
+    Command(Box<Command>),
+    Collect,
+    Checkpoint,
+    End,
+}
+
+impl Woken {
+    fn command(command: Command) -> Self {
+        Self::Command(Box::new(command))
+    }
+}
+
 /// An answer that waits for the transaction: sent as it is, or replaced by the error.
 type Held = Box<dyn FnOnce(Option<StoreError>)>;
 
@@ -136,13 +150,19 @@ impl Committer {
                     return;
                 }
                 match self.wait(commands) {
-                    Ok(command) => queue.push(command),
-                    Err(RecvTimeoutError::Timeout) => {
+                    Woken::Command(command) => queue.push(*command),
+                    Woken::Collect => {
                         if self.work_in_ms() == Some(0) {
                             self.collect_by_itself();
                         }
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Woken::Checkpoint => {
+                        let begun = self.engine.log.begin_if_old(&self.engine.env);
+                        if let Err(error) = begun {
+                            self.note(error);
+                        }
+                    }
+                    Woken::End => return,
                 }
                 continue;
             }
@@ -170,11 +190,31 @@ impl Committer {
         }
     }
 
-    /// Waits for a command, or until there may be something to collect and it is quiet.
-    fn wait(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        let Some(work_ms) = self.work_in_ms() else {
-            return commands.recv().map_err(|_| RecvTimeoutError::Disconnected);
+    /// Waits for a command, until there may be something to collect and it is quiet, or until a checkpoint is due.
+    fn wait(&self, commands: &Receiver<Command>) -> Woken {
+        let collection = self.collection_in();
+        let checkpoint = match self.dead {
+            Some(_) => None,
+            None => self.engine.log.due_in(),
         };
+        let wait = match (collection, checkpoint) {
+            (None, None) => {
+                return commands.recv().map_or(Woken::End, Woken::command);
+            }
+            (Some(wait), None) | (None, Some(wait)) => wait,
+            (Some(one), Some(other)) => one.min(other),
+        };
+        match commands.recv_timeout(wait) {
+            Ok(command) => Woken::command(command),
+            Err(RecvTimeoutError::Disconnected) => Woken::End,
+            Err(RecvTimeoutError::Timeout) if checkpoint == Some(wait) => Woken::Checkpoint,
+            Err(RecvTimeoutError::Timeout) => Woken::Collect,
+        }
+    }
+
+    /// How long until there may be something to collect and it is quiet; `None` for ever.
+    fn collection_in(&self) -> Option<Duration> {
+        let work_ms = self.work_in_ms()?;
         let quiet = match self.is_pressed() {
             true => Duration::ZERO,
             false => {
@@ -182,17 +222,51 @@ impl Committer {
                 quiet.saturating_sub(self.busy_at.elapsed())
             }
         };
-        let wait = match work_ms {
+        Some(match work_ms {
             0 => quiet,
             // The clock may be set while this waits.
             later => Duration::from_millis(later)
                 .clamp(SHORTEST_WAIT, LONGEST_WAIT)
                 .max(quiet),
-        };
-        commands.recv_timeout(wait)
+        })
     }
 
+    /// The one transaction that writes, so many bytes of rows. Where room for it is short nothing is pinned but what it stands on (ROOM6).
+    pub(crate) fn begin<'e>(
+        engine: &'e Engine,
+        bytes: usize,
+        faults: Option<&Faults>,
+    ) -> Result<WriteTxn<'e>, WriteError> {
+        let txn = engine.write()?;
+        let has_room = |txn: &WriteTxn<'_>| {
+            let is_short = engine.is_short_of_room(txn, faults)?;
+            Ok::<_, StoreError>(!is_short && engine.check_room(txn, bytes as u64, faults).is_ok())
+        };
+        if engine.log.pinned_bytes() == 0 || has_room(&txn)? {
+            return Ok(txn);
+        }
+        drop(txn);
+        engine.log.checkpoint(&engine.env)?;
+        Ok(engine.write()?)
+    }
+
+    /// Does a group in one transaction, or in some more where an operation spoils one.
     fn do_group(&mut self, group: Vec<Command>, bytes: usize) {
+        let (mut rest, mut bytes) = (group, bytes);
+        while !rest.is_empty() {
+            rest = self.do_in_one(rest, bytes);
+            bytes = rest.iter().map(Command::bytes).sum();
+        }
+    }
+
+    /// Answers what was not looked at: what comes after the operation that spoiled the transaction.
+    fn do_in_one(&mut self, group: Vec<Command>, bytes: usize) -> Vec<Command> {
+        // A checkpoint may have failed since the last one, beside commits (LOG9).
+        if self.dead.is_none()
+            && let Err(error) = self.engine.log.check()
+        {
+            self.note(error);
+        }
         if let Some(why) = &self.dead {
             let error = dead(why);
             for command in group {
@@ -208,17 +282,18 @@ impl Committer {
                     command => command.refuse(error.clone()),
                 }
             }
-            return;
+            return Vec::new();
         }
         let engine = Arc::clone(&self.engine);
-        let mut txn = match engine.write() {
+        let faults = self.options.faults.clone();
+        let mut txn = match Self::begin(&engine, bytes, faults.as_deref()) {
             Ok(txn) => txn,
             Err(error) => {
+                let error = self.note(error);
                 group.into_iter().for_each(|c| c.refuse(error.clone()));
-                return;
+                return Vec::new();
             }
         };
-        let faults = self.options.faults.clone();
         let mut room = engine
             .check_room(&txn, bytes as u64, faults.as_deref())
             .err();
@@ -254,13 +329,7 @@ impl Committer {
             if let Some(error) = broken {
                 drop(txn);
                 self.fail(error, answers);
-                // Nothing was looked at of these.
-                let rest: Vec<_> = rest.collect();
-                let bytes = rest.iter().map(Command::bytes).sum();
-                if !rest.is_empty() {
-                    self.do_group(rest, bytes);
-                }
-                return;
+                return rest.collect();
             }
         }
         if self.dirty {
@@ -275,12 +344,13 @@ impl Committer {
             }
             Err(error) => self.fail(error, answers),
         }
+        Vec::new()
     }
 
-    /// Makes the transaction durable, if it has anything.
-    fn finish(&mut self, mut txn: RwTxn<'_>) -> Result<(), WriteError> {
+    /// Makes the transaction durable, if it has anything. What it read is not answered where it may have been lost meanwhile.
+    fn finish(&mut self, mut txn: WriteTxn<'_>) -> Result<(), WriteError> {
         if !self.dirty {
-            return Ok(());
+            return self.engine.log.check();
         }
         // A little in each transaction, so that the dead are buried under constant load too.
         self.collect_some(&mut txn)?;
@@ -290,7 +360,7 @@ impl Committer {
     /// The only place where a transaction of the committer becomes durable.
     pub(crate) fn commit_txn(
         &self,
-        txn: RwTxn<'_>,
+        txn: WriteTxn<'_>,
         before: Place,
         after: Place,
     ) -> Result<(), WriteError> {
@@ -346,7 +416,7 @@ impl Committer {
     }
 
     /// Does one operation in the transaction. An error beside the answer means that the transaction cannot be used.
-    fn execute(&mut self, txn: &mut RwTxn<'_>, command: Command) -> (Held, Option<WriteError>) {
+    fn execute(&mut self, txn: &mut WriteTxn<'_>, command: Command) -> (Held, Option<WriteError>) {
         match command {
             Command::Create(name, reply) => held(reply, self.create(txn, name)),
             Command::Remove(name, reply) => held(reply, self.remove(txn, name)),
@@ -382,9 +452,10 @@ impl Committer {
     fn spill(&mut self) {
         let engine = Arc::clone(&self.engine);
         let spilled = (|| {
-            let mut txn = engine.write()?;
-            let bytes = self.stagings.buffered_bytes() as u64;
-            engine.check_room(&txn, bytes, self.options.faults.as_deref())?;
+            let bytes = self.stagings.buffered_bytes();
+            let faults = self.options.faults.clone();
+            let mut txn = Self::begin(&engine, bytes, faults.as_deref())?;
+            engine.check_room(&txn, bytes as u64, faults.as_deref())?;
             self.write_buffered(&mut txn)?;
             self.commit_txn(txn, Place::BeforeSpill, Place::AfterSpill)
         })();

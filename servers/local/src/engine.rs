@@ -1,4 +1,4 @@
-//! The engine: LMDB through `heed`, rows with checksums, and the directory that only one process may have open.
+//! The engine: LMDB through `heed`, and rows with checksums.
 //!
 //! The only file of the store that opens the engine (unsafe, because it maps a file into memory). A row is crc32 (4 bytes,
 //! big-endian) over the body and then the key, crc32 of the key alone, and the body: a row that was moved to another key differs too (C16).
@@ -8,56 +8,60 @@
 //!   and in their order. Damage to the pages above keys is found where it leads to a place out of order, and not where it leads
 //!   to another tree.
 //!
-//! * **DIR1** While the file `NEW` is in the directory nothing was ever acknowledged: what lies there is of a store whose making was cut
-//!   off, and it is made anew. It is durable before the engine's file is made, and gone, durably, before the store is open.
-//! * **DIR2** A file that was cut short is refused, never mapped (`truncation.rs`).
-//!
-//! Every write transaction ends in two syncs of LMDB (data, then its root), in that order; a reader sees a transaction
-//! only after both.
-//!
 //! * **READ1** What a reader sees is durable, and whoever begins later sees no less. LMDB alone does not keep this: its readers load the
 //!   number of the last transaction, T, and then one of two roots, by whether T is odd. Where a reader is held up between the two
-//!   while T + 1 ends and T + 2 writes its root, over that of T, it has a root that is not durable yet, or half of one, and
-//!   the next reader is given T + 1. So a commit says its number before it begins, and a reader that finds more
-//!   than T + 1 begins again.
+//!   while T + 1 ends and T + 2 writes its root, over that of T, it has a root of which the next reader is not told yet: that one
+//!   is given T + 1. It may have half of one, and where T + 2 is large, one that is not durable (LOG7; of the others the log
+//!   has the record, LOG1). So a commit says its number before the engine writes anything of it, and a reader that finds more than
+//!   T + 1 begins again.
+//!
+//! The engine syncs nothing: `log.rs` says what makes a transaction durable, and that a reader sees it only then.
 
-use std::fs::{File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::Write;
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use heed::types::Bytes as Raw;
-use heed::{EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use heed::{EnvFlags, EnvOpenOptions, FlagSetMode, MdbError, RoTxn, WithoutTls};
 use pagewire_server::store::StoreError;
 
+use crate::faults::{Faults, Place};
 use crate::keys::Key;
-use crate::truncation;
+use crate::log::Log;
+use crate::log::record::Changes;
+use crate::transaction::{Recorder, WriteTxn};
 
 /// The format that this program writes. It reads this one only.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 /// Length of the checksums of a row.
 pub(crate) const SUM_LEN: usize = 8;
 /// Read transactions at the same time: more than there are threads that read.
 const MAX_READERS: u32 = 2048;
 
-/// The engine's file.
-const ROWS_FILE: &str = "data.mdb";
-/// There while a store is made.
-const MAKING_FILE: &str = "NEW";
-
-type Rows = heed::Database<Raw, Raw>;
+pub(crate) type Rows = heed::Database<Raw, Raw>;
+pub(crate) type Env = heed::Env<WithoutTls>;
 
 /// The open engine. Dropped last of all that uses it, since it holds the directory.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) env: heed::Env<WithoutTls>,
+    pub(crate) log: Log,
+    pub(crate) env: Env,
     pub(crate) rows: Rows,
+    pub(crate) faults: Option<Arc<Faults>>,
     pub(crate) directory: File,
     /// The number of the last transaction whose commit began (READ1).
     pub(crate) committing: AtomicUsize,
-    /// Held to the end of the process or of the engine; declared last, so that it is given back after the engine closed.
-    _lock: File,
+    /// Held to the end of the process or of the engine (DIR3); declared last, so that they are given back after the engine closed.
+    pub(crate) _locks: [File; 2],
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.log.close(&self.env);
+    }
 }
 
 /// A key and its row, checksum and all.
@@ -67,86 +71,11 @@ pub(crate) type Row<'t> = (&'t [u8], &'t [u8]);
 pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
 
 impl Engine {
-    /// Opens the engine in a directory, which is made where it does not exist.
-    pub(crate) fn open(directory: &Path, map_bytes: usize) -> Result<Self, StoreError> {
-        let failed = |what: &'static str| {
-            move |error: std::io::Error| {
-                StoreError::Unavailable(format!("{what} {}: {error}", directory.display()))
-            }
-        };
-        std::fs::create_dir_all(directory).map_err(failed("cannot make the directory"))?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join("LOCK"))
-            .map_err(failed("cannot write to the directory"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Unavailable(format!(
-                    "{} is open in another process: stop that one, or name another directory",
-                    directory.display()
-                )));
-            }
-            Err(TryLockError::Error(error)) => return Err(failed("cannot lock")(error)),
-        }
-        let held = File::open(directory).map_err(failed("cannot open"))?;
-        begin_making(directory, &held).map_err(failed("cannot make files in"))?;
-        if let Ok(file) = File::open(directory.join(ROWS_FILE))
-            && let Some(why) = truncation::find(&file).map_err(failed("cannot read"))?
-        {
-            return Err(StoreError::Corrupt(format!(
-                "{}: {why}; put back a copy of the directory",
-                directory.join(ROWS_FILE).display()
-            )));
-        }
-        let mut options = EnvOpenOptions::new().read_txn_without_tls();
-        options.map_size(map_bytes).max_readers(MAX_READERS);
-        // SAFETY: the files are changed by nobody else while they are mapped: the lock above is exclusive among processes of
-        // this program, heed refuses a second opening in this one, and the directory belongs to the store.
-        #[expect(unsafe_code, reason = "the one place where the engine maps its file")]
-        let env =
-            unsafe { options.open(directory) }.map_err(|error| open_failed(directory, &error))?;
-        let mut txn = env.write_txn().map_err(|e| open_failed(directory, &e))?;
-        let rows = env
-            .create_database(&mut txn, None)
-            .map_err(|e| open_failed(directory, &e))?;
-        txn.commit().map_err(|e| open_failed(directory, &e))?;
-        // The names of the files have to be as durable as what is in them.
-        held.sync_all().map_err(failed("cannot sync"))?;
-        if let Some(parent) = directory
-            .canonicalize()
-            .ok()
-            .as_deref()
-            .and_then(Path::parent)
-        {
-            File::open(parent)
-                .and_then(|parent| parent.sync_all())
-                .map_err(failed("cannot sync the parent of"))?;
-        }
-        Ok(Self {
-            env,
-            rows,
-            directory: held,
-            committing: AtomicUsize::new(0),
-            _lock: lock,
-        })
-    }
-
-    /// The store is made: everything that it has to have from the beginning is durable (DIR1).
-    pub(crate) fn end_making(&self, directory: &Path) -> std::io::Result<()> {
-        match std::fs::remove_file(directory.join(MAKING_FILE)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => self.directory.sync_all(),
-        }
-    }
-
-    /// A transaction that sees what is durable now. Short: it holds back the space of everything replaced meanwhile.
+    /// A transaction that sees what is durable now (READ1). Short: it holds back the space of everything replaced meanwhile.
     pub(crate) fn read(&self) -> Result<ReadTxn<'_>, StoreError> {
         loop {
             let txn = self.env.read_txn().map_err(read_failed)?;
+            self.check_readable()?;
             // Between the copy of the root and the look at who may have written it.
             fence(Ordering::SeqCst);
             if self.committing.load(Ordering::SeqCst) <= txn.id() + 1 {
@@ -155,14 +84,97 @@ impl Engine {
         }
     }
 
-    /// The one transaction that writes; waits for another.
-    pub(crate) fn write(&self) -> Result<RwTxn<'_>, StoreError> {
-        self.env.write_txn().map_err(read_failed)
+    /// Whether what is read is what was committed (LOG9).
+    fn check_readable(&self) -> Result<(), StoreError> {
+        match self.log.is_unreadable() {
+            true => Err(StoreError::Internal(
+                "the medium failed, and may have lost pages: open the store anew when it is repaired".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// The one transaction that writes; waits for another. It reads too, and is refused where reads are.
+    pub(crate) fn write(&self) -> Result<WriteTxn<'_>, StoreError> {
+        let txn = self.env.write_txn().map_err(read_failed)?;
+        self.check_readable()?;
+        Ok(WriteTxn {
+            txn,
+            changes: Recorder::Whole(Changes::new()),
+        })
     }
 
     /// A transaction within one: its end without a commit undoes it alone.
-    pub(crate) fn nested<'t>(&'t self, txn: &'t mut RwTxn<'_>) -> Result<RwTxn<'t>, StoreError> {
-        self.env.nested_write_txn(txn).map_err(read_failed)
+    pub(crate) fn nested<'t>(
+        &'t self,
+        txn: &'t mut WriteTxn<'_>,
+    ) -> Result<WriteTxn<'t>, StoreError> {
+        Ok(WriteTxn {
+            txn: self
+                .env
+                .nested_write_txn(&mut txn.txn)
+                .map_err(read_failed)?,
+            changes: Recorder::part(&mut txn.changes),
+        })
+    }
+
+    /// Makes a transaction durable, then visible; of one within another, a part of that.
+    pub(crate) fn commit(&self, txn: WriteTxn<'_>) -> Result<(), WriteError> {
+        let WriteTxn { txn, changes } = txn;
+        let changes = match changes {
+            Recorder::Whole(changes) => changes,
+            Recorder::Part(part) => {
+                txn.commit().map_err(|error| self.write_failed(error))?;
+                part.keep();
+                return Ok(());
+            }
+        };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (number, is_large) = (txn.id() as u64, changes.is_large());
+        self.log.append(&self.env, number, changes)?;
+        let passed = match (&self.faults, is_large) {
+            (None, _) => Ok(()),
+            (Some(faults), false) => faults.pass(Place::AfterLog),
+            (Some(faults), true) => faults.pass(Place::AfterMark),
+        };
+        match passed.and_then(|()| self.commit_to_tree(txn, is_large)) {
+            Ok(()) => {}
+            Err(WriteError::Refused(error)) => {
+                self.log.take_back(is_large)?;
+                return Err(WriteError::Refused(error));
+            }
+            Err(WriteError::Medium(why)) if is_large => return Err(self.log.lose(why)),
+            Err(WriteError::Medium(why)) => return Err(self.log.fail(why)),
+        }
+        let reached = self.env.info().last_txn_id as u64;
+        if reached != number {
+            let why = format!("the log is at {number}, the engine at {reached}");
+            return Err(self.log.fail(why));
+        }
+        self.log.committed(&self.env, number, is_large)?;
+        match is_large {
+            // The root is in the file alone until then (LOG7).
+            true => match self.log.checkpoint(&self.env) {
+                // Then it is made before the next one.
+                Err(WriteError::Refused(_)) => Ok(()),
+                made => made,
+            },
+            false => Ok(()),
+        }
+    }
+
+    /// Lets the engine sync a commit by itself, data before root, or not at all.
+    pub(crate) fn set_syncs(&self, syncs: bool) -> Result<(), WriteError> {
+        let mode = match syncs {
+            true => FlagSetMode::Disable,
+            false => FlagSetMode::Enable,
+        };
+        // SAFETY: only the committer's thread comes here, between commits; what a lack of syncs may lose is in the log.
+        #[expect(unsafe_code, reason = "how the engine's syncs are turned on")]
+        let set = unsafe { self.env.set_flags(EnvFlags::NO_SYNC, mode) };
+        set.map_err(|error| WriteError::Medium(error.to_string()))
     }
 
     /// The body of a row, if there is one.
@@ -228,7 +240,7 @@ impl Engine {
     /// Writes a row.
     pub(crate) fn put(
         &self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         key: &Key,
         body: &[u8],
     ) -> Result<(), WriteError> {
@@ -238,44 +250,33 @@ impl Engine {
     /// Writes a row whose crc32, of the body alone, is known.
     pub(crate) fn put_summed(
         &self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         key: &Key,
         body: &[u8],
         body_crc: u32,
     ) -> Result<(), WriteError> {
         let key = key.encode();
-        let sum = sum(&key, body_crc, body.len());
+        let sums = sums(&key, body_crc, body.len());
         let put = self
             .rows
-            .put_reserved(txn, &key, body.len() + SUM_LEN, |row| {
-                row.write_all(&sum.to_be_bytes())?;
-                row.write_all(&crc32fast::hash(&key).to_be_bytes())?;
+            .put_reserved(&mut txn.txn, &key, body.len() + SUM_LEN, |row| {
+                row.write_all(&sums)?;
                 row.write_all(body)
             });
-        put.map_err(|error| self.write_failed(error))
+        put.map_err(|error| self.write_failed(error))?;
+        txn.changes.changes().put(&key, &sums, body);
+        Ok(())
     }
 
     /// Drops a row, if it is there.
-    pub(crate) fn delete(&self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), WriteError> {
-        let deleted = self.rows.delete(txn, key);
-        deleted.map_err(|error| self.write_failed(error))?;
+    pub(crate) fn delete(&self, txn: &mut WriteTxn<'_>, key: &[u8]) -> Result<(), WriteError> {
+        let deleted = self.rows.delete(&mut txn.txn, key);
+        // One that changes nothing has no number in the engine, and must have none in the log.
+        if deleted.map_err(|error| self.write_failed(error))? {
+            txn.changes.changes().delete(key);
+        }
         Ok(())
     }
-}
-
-/// Takes away what a making left that was cut off, and says that one begins where there is no store (DIR1).
-fn begin_making(directory: &Path, held: &File) -> std::io::Result<()> {
-    let (making, rows) = (directory.join(MAKING_FILE), directory.join(ROWS_FILE));
-    if making.try_exists()? {
-        if rows.try_exists()? {
-            std::fs::remove_file(&rows)?;
-        }
-    } else if rows.try_exists()? {
-        return Ok(());
-    } else {
-        File::create(&making)?;
-    }
-    held.sync_all()
 }
 
 /// Why a write was not done.
@@ -324,13 +325,43 @@ pub(crate) fn senseless(key: &Key) -> StoreError {
     StoreError::Corrupt(format!("{key}: not in the format of this store"))
 }
 
+/// What a row begins with.
+pub(crate) fn sums(key: &[u8], body_crc: u32, body_len: usize) -> [u8; SUM_LEN] {
+    let [of_row, of_key] = [sum(key, body_crc, body_len), crc32fast::hash(key)];
+    let mut sums = [0; SUM_LEN];
+    sums[..4].copy_from_slice(&of_row.to_be_bytes());
+    sums[4..].copy_from_slice(&of_key.to_be_bytes());
+    sums
+}
+
 fn sum(key: &[u8], body_crc: u32, body_len: usize) -> u32 {
     let mut sum = crc32fast::Hasher::new_with_initial_len(body_crc, body_len as u64);
     sum.update(key);
     sum.finalize()
 }
 
-fn open_failed(directory: &Path, error: &heed::Error) -> StoreError {
+/// Maps the engine's file, and syncs nothing (`log.rs`).
+pub(crate) fn map(directory: &Path, map_bytes: usize) -> Result<Env, StoreError> {
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.map_size(map_bytes).max_readers(MAX_READERS);
+    // SAFETY: the files are changed by nobody else while they are mapped: the directory's lock is exclusive among processes of
+    // this program, heed refuses a second opening in this one, and the directory belongs to the store. What is not synced is in the
+    // log, and the tree is opened from a root below which everything was.
+    #[expect(unsafe_code, reason = "the one place where the engine maps its file")]
+    let env = unsafe { options.flags(EnvFlags::NO_SYNC).open(directory) };
+    env.map_err(|error| open_failed(directory, &error))
+}
+
+/// Maps the engine's file anew, with this largest size, or as it is where it is larger. Nobody may have a transaction.
+pub(crate) fn map_again(env: &Env, map_bytes: usize) -> heed::Result<()> {
+    // SAFETY: an opening calls it, which alone has the engine, between transactions.
+    #[expect(unsafe_code, reason = "how the largest size is changed")]
+    unsafe {
+        env.resize(map_bytes)
+    }
+}
+
+pub(crate) fn open_failed(directory: &Path, error: &heed::Error) -> StoreError {
     let why = format!("cannot open the store in {}: {error}", directory.display());
     match error {
         heed::Error::Mdb(MdbError::Invalid | MdbError::VersionMismatch | MdbError::Corrupted) => {
@@ -359,22 +390,51 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{Engine, Key};
+    use crate::LocalOptions;
 
-    /// Where a sync costs nothing, so that many commits pass while a reader is held up.
+    /// Where a sync costs nothing, so that many commits pass while a reader is held up; a container may have 64 MiB of that.
     fn fast_directory() -> PathBuf {
-        let shared_memory = Path::new("/dev/shm");
-        if shared_memory.is_dir() {
-            shared_memory.to_owned()
-        } else {
-            std::env::temp_dir()
+        let memory = Path::new("/dev/shm");
+        match rustix::fs::statvfs(memory) {
+            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) >= 1 << 30 => memory.to_owned(),
+            _ => std::env::temp_dir(),
         }
+    }
+
+    /// What the other test meets by chance: a reader of T, while T + 2 may have written the root that it copied.
+    #[test]
+    fn read1_a_reader_that_a_commit_may_have_overtaken_twice_begins_again() {
+        let directory = tempfile::tempdir_in(fast_directory()).expect("a directory");
+        let engine = Engine::open(directory.path(), &LocalOptions::default()).expect("an engine");
+        let mut txn = engine.write().expect("a transaction");
+        let number = txn.txn.id();
+        let written = engine.put(&mut txn, &Key::Format, &[1]);
+        assert!(written.is_ok() && engine.committing.load(Ordering::SeqCst) < number);
+        assert!(engine.commit(txn).is_ok());
+        assert_eq!(engine.committing.load(Ordering::SeqCst), number);
+        engine.committing.store(number + 2, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| engine.read().expect("a transaction").id());
+            #[expect(clippy::disallowed_methods, reason = "nothing tells that it goes on")]
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(
+                !reader.is_finished(),
+                "it was given what may be half a root"
+            );
+            engine.committing.store(number + 1, Ordering::SeqCst);
+            assert_eq!(reader.join().expect("a number"), number);
+        });
     }
 
     /// More threads than processors, so that readers are held up between any two instructions.
     #[test]
     fn read1_whoever_begins_later_sees_no_less() {
         let directory = tempfile::tempdir_in(fast_directory()).expect("a directory");
-        let engine = Engine::open(directory.path(), 1 << 30).expect("an engine");
+        let options = LocalOptions {
+            map_bytes: 1 << 30,
+            ..LocalOptions::default()
+        };
+        let engine = Engine::open(directory.path(), &options).expect("an engine");
         let key = Key::Format;
         let greatest = AtomicUsize::new(0);
         let end = Instant::now() + Duration::from_secs(4);
@@ -401,7 +461,6 @@ mod tests {
                 let committed = engine.commit(txn);
                 assert!(committed.is_ok(), "{committed:?}");
                 if Instant::now() > end {
-                    println!("{number} commits");
                     break;
                 }
             }

@@ -4,7 +4,7 @@
 //! An unarmed place costs nothing but the look at an option that is not set.
 
 use pagewire_server::store::StoreError;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::engine::WriteError;
 
@@ -13,6 +13,22 @@ use crate::engine::WriteError;
 pub enum Place {
     /// Commits are in the transaction, which is not committed.
     BeforeCommit,
+    /// The log has a transaction, the engine does not.
+    AfterLog,
+    /// The log has the mark of a large transaction, the engine does not have that.
+    AfterMark,
+    /// A checkpoint was begun.
+    BeforeDataSync,
+    /// Everything before a checkpoint is synced, and no slot says so.
+    BeforeSlots,
+    /// One slot names a checkpoint, the other one that before it.
+    BetweenSlots,
+    /// Both slots name a checkpoint, the one before it still has its pages and its log.
+    AfterSlots,
+    /// At an opening: the engine has what the log had, no slot says so.
+    AfterReplay,
+    /// At an opening: the engine has the row of the new run, the slots say that the log is closed.
+    AfterRun,
     /// Commits are durable, nobody was told.
     AfterCommit,
     /// Staged pages are in a transaction, which is not committed.
@@ -46,49 +62,66 @@ pub enum Fault {
     Die,
     /// The disk is full: what the engine answers when it finds no room before its root is written.
     NoRoom,
+    /// Reads have all places: what the log answers when no checkpoint can be begun.
+    Busy,
 }
 
 /// What tests want to happen, and what they want to know.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<State>);
+pub struct Faults {
+    state: Mutex<State>,
+    /// Another place is held, or none.
+    released: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct State {
     /// Strikes once.
     armed: Option<(Place, Fault, u32)>,
     passed: Vec<Place>,
+    /// Nobody gets past it.
+    held: Option<Place>,
     free_bytes: Option<u64>,
 }
 
 impl Faults {
     /// The fault strikes when the place was passed as often as `after`.
     pub fn arm(&self, place: Place, fault: Fault, after: u32) {
-        self.0.lock().armed = Some((place, fault, after));
+        self.state.lock().armed = Some((place, fault, after));
+    }
+
+    /// Whoever comes to this place waits there, before anything that is armed strikes; `None` lets all go on.
+    pub fn hold(&self, place: Option<Place>) {
+        self.state.lock().held = place;
+        self.released.notify_all();
     }
 
     /// The disk says to have as many bytes free; `None` for what it has.
     pub fn set_free_bytes(&self, bytes: Option<u64>) {
-        self.0.lock().free_bytes = bytes;
+        self.state.lock().free_bytes = bytes;
     }
 
     /// How often a place was passed.
     pub fn passed(&self, place: Place) -> usize {
-        let passed = &self.0.lock().passed;
+        let passed = &self.state.lock().passed;
         passed.iter().filter(|at| **at == place).count()
     }
 
     /// How many transactions became durable: each costs the same syncs.
     pub fn durable(&self) -> usize {
-        let passed = &self.0.lock().passed;
+        let passed = &self.state.lock().passed;
         passed.iter().filter(|at| at.is_after()).count()
     }
 
     pub(crate) fn free_bytes(&self) -> Option<u64> {
-        self.0.lock().free_bytes
+        self.state.lock().free_bytes
     }
 
     pub(crate) fn pass(&self, place: Place) -> Result<(), WriteError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
+        while state.held == Some(place) {
+            self.released.wait(&mut state);
+        }
         match state.armed {
             Some((at, fault, 0)) if at == place => {
                 state.armed = None;
@@ -97,6 +130,9 @@ impl Faults {
                     Fault::Die => std::process::abort(),
                     Fault::NoRoom => Err(WriteError::Refused(StoreError::Full(format!(
                         "armed to find no room: {place:?}"
+                    )))),
+                    Fault::Busy => Err(WriteError::Refused(StoreError::Unavailable(format!(
+                        "armed to be busy: {place:?}"
                     )))),
                 }
             }

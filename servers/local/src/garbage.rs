@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use heed::{RoTxn, RwTxn};
+use heed::RoTxn;
 use pagewire_proto::{DatabaseId, Version};
 use pagewire_server::store::{Collected, StoreError};
 
@@ -18,6 +18,7 @@ use crate::engine::{Engine, WriteError};
 use crate::faults::Place;
 use crate::keys::Key;
 use crate::operations::checked;
+use crate::transaction::WriteTxn;
 
 /// Rows that a transaction of something else looks at beside, at least.
 const ROWS_BESIDE: usize = 64;
@@ -95,7 +96,7 @@ impl Committer {
     }
 
     /// Drops a few rows in a transaction that is made anyway: more where more was written (GRP4).
-    pub(crate) fn collect_some(&mut self, txn: &mut RwTxn<'_>) -> Result<(), WriteError> {
+    pub(crate) fn collect_some(&mut self, txn: &mut WriteTxn<'_>) -> Result<(), WriteError> {
         if self.short_of_room || self.collector.is_kept_apart() {
             return Ok(());
         }
@@ -126,7 +127,7 @@ impl Committer {
     /// A step that somebody asked for, of everything or of a database.
     pub(crate) fn collect(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: Option<DatabaseId>,
     ) -> Done<Collected> {
         let rows = self.collector.fitting(ROWS_BY_ITSELF);
@@ -160,8 +161,8 @@ impl Committer {
         let engine = Arc::clone(&self.engine);
         let rows = self.pay(ROWS_BY_ITSELF);
         let collected = (|| {
-            let mut txn = engine.write()?;
             let faults = self.options.faults.as_deref();
+            let mut txn = Self::begin(&engine, 0, faults)?;
             self.short_of_room = engine.is_short_of_room(&txn, faults)?;
             self.dirty = false;
             let (before, after) = match self.garbage.is_empty() {
@@ -197,8 +198,8 @@ impl Committer {
     /// Does a step in a transaction of its own within one of something else, so that an error concerns nobody else.
     pub(crate) fn guarded<T>(
         &mut self,
-        txn: &mut RwTxn<'_>,
-        step: impl FnOnce(&mut Self, &mut RwTxn<'_>) -> Result<T, WriteError>,
+        txn: &mut WriteTxn<'_>,
+        step: impl FnOnce(&mut Self, &mut WriteTxn<'_>) -> Result<T, WriteError>,
     ) -> Result<Option<T>, WriteError> {
         let engine = Arc::clone(&self.engine);
         let mut nested = engine.nested(txn)?;
@@ -216,11 +217,11 @@ impl Committer {
         }
     }
 
-    /// What a step met was no fault of the medium: a full disk is waited for (ROOM4), and of damage its database is left alone
-    /// until the store is opened anew (COL6).
+    /// What a step met was no fault of the medium: a full disk is waited for (ROOM4), and a place for a checkpoint (LOG10); of damage its database
+    /// is left alone until the store is opened anew (COL6).
     fn set_aside(&mut self, error: StoreError) {
         self.collector.reset();
-        if let StoreError::Full(_) = error {
+        if let StoreError::Full(_) | StoreError::Unavailable(_) = error {
             tracing::warn!(%error, "collection waits");
             self.collector.found_no_room(error);
             return;
@@ -242,7 +243,7 @@ impl Committer {
     }
 
     /// Drops some rows of what is dead.
-    fn bury(&mut self, txn: &mut RwTxn<'_>, rows: usize) -> Result<(), WriteError> {
+    fn bury(&mut self, txn: &mut WriteTxn<'_>, rows: usize) -> Result<(), WriteError> {
         let buried = self.guarded(txn, |this, txn| this.bury_some(txn, rows))?;
         self.dirty |= buried.is_some();
         // Not before that is durable: what is not durably gone is still to be dropped.
@@ -261,7 +262,7 @@ impl Committer {
     }
 
     /// Whether that was all of it.
-    fn bury_some(&mut self, txn: &mut RwTxn<'_>, limit: usize) -> Result<bool, WriteError> {
+    fn bury_some(&mut self, txn: &mut WriteTxn<'_>, limit: usize) -> Result<bool, WriteError> {
         let Some(garbage) = self.garbage.front().copied() else {
             return Ok(false);
         };
@@ -288,7 +289,7 @@ impl Committer {
     /// Lets go of the segments of a removed database, newest first, since they may stand on older ones.
     fn free_segments(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
     ) -> Result<(), WriteError> {
         let prefix = Key::segments_of(database);
@@ -348,7 +349,7 @@ mod tests {
 
     /// Asks until nothing is left but what every store has.
     async fn until_clean(store: &LocalStore) {
-        let mine = [Key::Format, Key::Incarnation, Key::Generation];
+        let mine = [Key::Format, Key::Incarnation, Key::Generation, Key::Run];
         let clean = async {
             while keys(store) != mine {
                 let nobody = StagingId::random().unwrap();
@@ -358,7 +359,7 @@ mod tests {
         };
         let limit = std::time::Duration::from_secs(20);
         let cleaned = tokio::time::timeout(limit, clean).await;
-        assert!(cleaned.is_ok(), "left: {:?}", &keys(store)[3..]);
+        assert!(cleaned.is_ok(), "left: {:?}", &keys(store)[4..]);
     }
 
     #[tokio::test]

@@ -14,6 +14,8 @@ pub enum Key {
     Incarnation,
     /// How often the store was opened, the upper half of every epoch: u32.
     Generation,
+    /// Which log goes with the rows: u64 (`log.rs`).
+    Run,
     /// The lease time that was begun and not ended, in milliseconds: u64; 0 after a clean end.
     Service,
     /// A name: the id of its database.
@@ -63,6 +65,7 @@ impl Key {
             Self::Format => out.push(0x01),
             Self::Incarnation => out.push(0x02),
             Self::Generation => out.push(0x03),
+            Self::Run => out.push(0x05),
             Self::Service => out.push(0x04),
             Self::Name(name) => {
                 out.push(0x10);
@@ -164,6 +167,7 @@ impl Key {
             0x01 => Self::Format,
             0x02 => Self::Incarnation,
             0x03 => Self::Generation,
+            0x05 => Self::Run,
             0x04 => Self::Service,
             0x10 => {
                 let name = std::str::from_utf8(parts.rest()).ok()?;
@@ -287,6 +291,7 @@ impl std::fmt::Display for Key {
             Self::Format => f.write_str("the format of the store"),
             Self::Incarnation => f.write_str("the incarnation of the store"),
             Self::Generation => f.write_str("the generation of the store"),
+            Self::Run => f.write_str("the run of the log"),
             Self::Service => f.write_str("the lease time of the store"),
             Self::Name(name) => write!(f, "the name {name}"),
             Self::Head(database) => write!(f, "the head of database {database}"),
@@ -402,6 +407,7 @@ mod tests {
             Just(Key::Format),
             Just(Key::Incarnation),
             Just(Key::Generation),
+            Just(Key::Run),
             Just(Key::Service),
             name().prop_map(Key::Name),
             database().prop_map(Key::Head),

@@ -8,18 +8,23 @@ mod apply;
 mod audit;
 mod collect;
 mod committer;
+mod directory;
 mod engine;
 pub mod faults;
 mod garbage;
 mod history;
 pub mod keys;
+mod log;
 mod marks;
 mod operations;
 mod queue;
 mod room;
+mod roots;
 mod rows;
 mod segments;
 mod stagings;
+mod start;
+mod transaction;
 mod truncation;
 pub mod values;
 
@@ -50,6 +55,7 @@ use faults::Faults;
 use garbage::Garbage;
 use keys::Key;
 use stagings::{Stagings, encode};
+use start::other_format;
 
 /// Bytes from which on work with pages leaves the thread of the caller: below, going elsewhere costs more than the work.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -68,6 +74,9 @@ pub const DEFAULT_QUIET: Duration = Duration::from_millis(20);
 pub struct LocalOptions {
     /// Largest size of the file. Address space, not memory; the file grows as it is used.
     pub map_bytes: usize,
+    /// Bytes that are written, about, from one sync of the whole file to the next: in the background, beside the log of commits. As many
+    /// cannot be used again before it, by which the file is larger.
+    pub checkpoint_bytes: u64,
     /// Staged pages kept in memory before they are written to the disk.
     pub staging_buffer_bytes: usize,
     /// How long a version is kept after the next one was made; `None` for ever.
@@ -84,6 +93,7 @@ impl Default for LocalOptions {
     fn default() -> Self {
         Self {
             map_bytes: 1 << 40,
+            checkpoint_bytes: 16 << 20,
             staging_buffer_bytes: 8 << 20,
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),
@@ -111,7 +121,7 @@ impl LocalStore {
 
     /// As [`LocalStore::open`], with other options.
     pub fn open_with(directory: &Path, options: LocalOptions) -> Result<Self, StoreError> {
-        let engine = Arc::new(Engine::open(directory, options.map_bytes)?);
+        let engine = Arc::new(Engine::open(directory, &options)?);
         let (incarnation, generation) = begin(&engine, directory)?;
         let garbage = Garbage::find(&engine, &*engine.read()?)?;
         let retention = options.retention;
@@ -426,12 +436,7 @@ fn begin(engine: &Engine, directory: &Path) -> Result<(Incarnation, u32), StoreE
     };
     match number(Key::Format)? {
         None | Some(FORMAT) => {}
-        Some(format) => {
-            return Err(StoreError::Unavailable(format!(
-                "{} has format {format}, this program reads format {FORMAT}: use the program that wrote it",
-                directory.display()
-            )));
-        }
+        Some(format) => return Err(other_format(directory, format)),
     }
     let incarnation = match engine.get(&*engine.read()?, &Key::Incarnation)? {
         Some(body) => Incarnation::try_from(body).map_err(|_| senseless(&Key::Incarnation))?,

@@ -1,7 +1,7 @@
 //! What keeps versions: tags, branches, and what sessions read. All of it passes through the committer, in one order with
 //! what the collector drops (K1, G1).
 
-use heed::{RoTxn, RwTxn};
+use heed::RoTxn;
 use pagewire_proto::limits::MAX_TAGS;
 use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Moment, PageCount, Snapshot, TagName, Version, VersionEntry,
@@ -13,12 +13,13 @@ use crate::committer::{Committer, Done};
 use crate::keys::Key;
 use crate::operations::checked;
 use crate::segments::Begun;
+use crate::transaction::WriteTxn;
 use crate::values::{Base, Changed, Database, Head, Origin, Record};
 
 impl Committer {
     pub(crate) fn set_tag(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         tag: &TagName,
         moment: &Moment,
@@ -54,7 +55,7 @@ impl Committer {
         Ok(self.engine.entry(txn, database, &record))
     }
 
-    fn has_all_tags(&self, txn: &RwTxn<'_>, database: DatabaseId) -> Result<bool, StoreError> {
+    fn has_all_tags(&self, txn: &WriteTxn<'_>, database: DatabaseId) -> Result<bool, StoreError> {
         let prefix = Key::tags_of(database);
         let mut tags = 0;
         self.engine
@@ -67,7 +68,7 @@ impl Committer {
 
     pub(crate) fn delete_tag(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         tag: &TagName,
     ) -> Done<bool> {
@@ -86,7 +87,7 @@ impl Committer {
 
     pub(crate) fn branch(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         source: DatabaseId,
         moment: &Moment,
         branch: DatabaseId,

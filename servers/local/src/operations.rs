@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use heed::RwTxn;
 use pagewire_proto::{DatabaseId, DatabaseName, Epoch, PageSize, StagingId, Version};
 use pagewire_server::store::{Resolution, Resolve, StoreError};
 use tokio::time::Instant;
@@ -12,6 +11,7 @@ use crate::engine::{WriteError, senseless};
 use crate::garbage::Garbage;
 use crate::keys::Key;
 use crate::stagings::Pages;
+use crate::transaction::WriteTxn;
 use crate::values::{Database, Head};
 
 /// Continues with the value, or answers the error: it left no trace.
@@ -26,7 +26,11 @@ macro_rules! checked {
 pub(crate) use checked;
 
 impl Committer {
-    pub(crate) fn create(&mut self, txn: &mut RwTxn<'_>, name: DatabaseName) -> Done<DatabaseId> {
+    pub(crate) fn create(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        name: DatabaseName,
+    ) -> Done<DatabaseId> {
         if let Some(id) = checked!(self.engine.named(txn, &name)) {
             return Ok(Ok(id));
         }
@@ -45,7 +49,11 @@ impl Committer {
         Ok(Ok(id))
     }
 
-    pub(crate) fn remove(&mut self, txn: &mut RwTxn<'_>, name: DatabaseName) -> Done<DatabaseId> {
+    pub(crate) fn remove(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        name: DatabaseName,
+    ) -> Done<DatabaseId> {
         let found = checked!(self.engine.named(txn, &name));
         let id = checked!(found.ok_or(StoreError::DatabaseNotFound));
         self.dirty = true;
@@ -69,7 +77,7 @@ impl Committer {
     }
 
     /// Needs no sync: epochs of this opening are above all earlier ones by the generation, which is durable (C12).
-    pub(crate) fn fence(&mut self, txn: &RwTxn<'_>, database: DatabaseId) -> Done<Epoch> {
+    pub(crate) fn fence(&mut self, txn: &WriteTxn<'_>, database: DatabaseId) -> Done<Epoch> {
         checked!(self.engine.head(txn, database));
         let count = self.fences.entry(database).or_default();
         let next = count.checked_add(1);
@@ -78,7 +86,7 @@ impl Committer {
         Ok(Ok(self.epoch(database)))
     }
 
-    pub(crate) fn resolve(&mut self, txn: &RwTxn<'_>, resolve: &Resolve) -> Done<Resolution> {
+    pub(crate) fn resolve(&mut self, txn: &WriteTxn<'_>, resolve: &Resolve) -> Done<Resolution> {
         let Some((first, base, epoch)) = resolve.participants.first().copied() else {
             let error = StoreError::Limit("a commit names no database".to_owned());
             return Ok(Err(error));
@@ -106,7 +114,7 @@ impl Committer {
 
     pub(crate) fn stage(
         &mut self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         database: DatabaseId,
         id: StagingId,
         page_size: PageSize,
@@ -137,7 +145,7 @@ impl Committer {
     }
 
     /// Rows of everything that is buffered.
-    pub(crate) fn write_buffered(&self, txn: &mut RwTxn<'_>) -> Result<(), WriteError> {
+    pub(crate) fn write_buffered(&self, txn: &mut WriteTxn<'_>) -> Result<(), WriteError> {
         for staging in self.stagings.buffered() {
             if !staging.spilled {
                 let key = Key::Staging(staging.serial);
@@ -151,7 +159,11 @@ impl Committer {
         Ok(())
     }
 
-    pub(crate) fn begin_service(&mut self, txn: &mut RwTxn<'_>, ttl: Duration) -> Done<Duration> {
+    pub(crate) fn begin_service(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        ttl: Duration,
+    ) -> Done<Duration> {
         let ended = match checked!(self.engine.get(txn, &Key::Service)) {
             None => 0,
             Some(body) => {
@@ -169,7 +181,7 @@ impl Committer {
         Ok(Ok(wait))
     }
 
-    pub(crate) fn end_service(&mut self, txn: &mut RwTxn<'_>) -> Done<()> {
+    pub(crate) fn end_service(&mut self, txn: &mut WriteTxn<'_>) -> Done<()> {
         match self.service.take() {
             Some((began, wait)) if began.elapsed() >= wait => {
                 self.dirty = true;

@@ -3,15 +3,18 @@
 //! Two lines: *bulk* (pages by the megabyte, and what has to stay in order with them), and everything else. Commands that wait at the same
 //! time have no order that their senders could count on; each line keeps its own all the same.
 //!
-//! * **Q-1** What is not bulk is in the next group, unless as many as a group takes wait before it: of all the bulk that waits it pays for
-//!   what is being written already, and no more.
+//! * **Q-1** What is not bulk is in the next group, unless as many wait before it as a group takes, or as many bytes: of all the bulk that waits
+//!   it pays for what is being written already, and no more.
 //! * **Q-2** Where bulk waits each group has some of it: it is never put off.
 //! * **Q-3** A group takes no more bulk once it has [`MAX_GROUP_BYTES`], and never more than [`MAX_GROUP`] commands.
+//! * **Q-4** Without bulk a group goes through the log, with one sync: of small ones it has no more than a record has room for.
 
 use std::collections::VecDeque;
 
 /// Commands in one transaction.
 pub(crate) const MAX_GROUP: usize = 1024;
+/// Bytes of pages at which a transaction takes no more small ones: what is left of a record is for the keys, and for what is collected beside.
+const MAX_SMALL_BYTES: usize = 1 << 20;
 /// Bytes of pages at which a transaction takes no more bulk.
 const MAX_GROUP_BYTES: usize = 16 << 20;
 /// What writes more is bulk: about the pages of a transaction that somebody waits for at a terminal.
@@ -60,8 +63,14 @@ impl<C: Waits> Queue<C> {
     /// What goes into the next transaction, and how many bytes of pages that is.
     pub(crate) fn next_group(&mut self) -> (Vec<C>, usize) {
         let room = MAX_GROUP - usize::from(!self.bulk.is_empty());
-        let mut group: Vec<_> = self.small.drain(..room.min(self.small.len())).collect();
-        let mut bytes = group.iter().map(Waits::bytes).sum();
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while group.len() < room
+            && let Some(next) = self.small.front()
+            && (group.is_empty() || bytes + next.bytes() <= MAX_SMALL_BYTES)
+        {
+            bytes += next.bytes();
+            group.extend(self.small.pop_front());
+        }
         let mut has_bulk = false;
         while group.len() < MAX_GROUP && (!has_bulk || bytes < MAX_GROUP_BYTES) {
             let Some(next) = self.bulk.pop_front() else {
@@ -126,10 +135,35 @@ mod tests {
     #[test]
     fn q2_bulk_is_never_put_off_by_however_many_small_ones() {
         let small = (0..10 * MAX_GROUP).map(|name| Command(20_000, name));
-        let mut queue = queue([Command(MIB, 77_777)].into_iter().chain(small));
-        let (group, _) = queue.next_group();
+        let mut queue = queue_of_bulk_and(small);
+        let (group, bytes) = queue.next_group();
+        assert_eq!(group.len(), 1 + MAX_SMALL_BYTES / 20_000);
+        assert_eq!(group.last(), Some(&Command(MIB, 77_777)));
+        assert!(bytes <= MAX_SMALL_BYTES + MIB);
+        let small = (0..10 * MAX_GROUP).map(|name| Command(20, name));
+        let (group, _) = queue_of_bulk_and(small).next_group();
         assert_eq!(group.len(), MAX_GROUP);
         assert_eq!(group.last(), Some(&Command(MIB, 77_777)));
+    }
+
+    fn queue_of_bulk_and(small: impl Iterator<Item = Command>) -> Queue<Command> {
+        queue([Command(MIB, 77_777)].into_iter().chain(small))
+    }
+
+    #[test]
+    fn q4_a_group_of_small_ones_fits_a_record_and_keeps_their_order() {
+        let mut queue = queue((0..40).map(|name| Command(BULK_BYTES, name)));
+        let mut next = 0;
+        while !queue.is_empty() {
+            let (group, bytes) = queue.next_group();
+            assert!(bytes <= MAX_SMALL_BYTES && group.len() == MAX_SMALL_BYTES / BULK_BYTES);
+            for command in group {
+                assert_eq!(command.1, next);
+                next += 1;
+            }
+        }
+        assert_eq!(next, 40);
+        assert!(MAX_SMALL_BYTES + MAX_SMALL_BYTES / 4 < crate::log::record::MAX_RECORD);
     }
 
     #[test]

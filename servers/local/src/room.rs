@@ -10,13 +10,16 @@
 //! * **ROOM3** Flattening takes room before it gives any: it waits until there is more than the reserve, and keeps nobody waiting.
 //! * **ROOM4** Where the engine finds no room in mid-work its transaction is given up with nothing applied. That is neither damage nor a failed
 //!   medium: the next one may succeed, without the store being opened anew. Collection tries again with fewer rows, then after a while.
-//!   It is sound for as long as the root was not being written: what the transaction wrote were free pages, all others were synced by
-//!   those before it, and the engine writes the root only after that. A write that failed at the root leaves the engine refusing, by which it
-//!   is told apart.
+//!   It is sound for as long as the root was not being written: what the transaction wrote were free pages, all others are in the log or were
+//!   synced before, and the engine writes the root only after that. A write that failed at the root leaves the engine refusing, by which it
+//!   is told apart. It may be in the log by then, and is taken back there (LOG8).
+//!   What a *sync* answers is no such thing, whatever it says: after one that failed nothing is written, nor read (LOG9). Of the engine it does not show
+//!   which of both it was, so its file is synced once more.
 //! * **ROOM5** Where room is short collection goes first: nothing is dropped beside commits, whose transaction might be the
 //!   one that finds no room, and a step of its own follows each group.
+//! * **ROOM6** What was freed since the last checkpoint is no room (LOG3). Where room is short, or short for what a transaction brings, a checkpoint is
+//!   made before it, so that there is no less of it than the engine has by itself.
 
-use std::io::ErrorKind;
 use std::sync::atomic::{Ordering, fence};
 
 use heed::{MdbError, RoTxn, RwTxn};
@@ -24,6 +27,7 @@ use pagewire_server::store::StoreError;
 
 use crate::engine::{Engine, WriteError};
 use crate::faults::Faults;
+use crate::log::files::is_no_room;
 
 /// Bytes that are left for what makes room: some hundred rows of a collection and the pages above them, copied.
 const RESERVE_BYTES: u64 = 32 << 20;
@@ -43,6 +47,7 @@ impl Engine {
         // Overflow pages and copies of inner pages: at most twice.
         let needed = bytes.saturating_mul(2).saturating_add(self.reserve());
         let (in_file, to_limit) = self.file_room(txn)?;
+        let in_file = in_file.saturating_sub(self.log.pinned_bytes());
         let disk = self.disk_room(faults);
         if in_file.saturating_add(to_limit) < needed {
             return Err(self.file_full());
@@ -117,11 +122,18 @@ impl Engine {
         }
     }
 
-    /// Makes a transaction durable (READ1).
-    pub(crate) fn commit(&self, txn: RwTxn<'_>) -> Result<(), WriteError> {
+    /// Makes a transaction of the tree visible, which the log has (READ1); a large one, which it has not, durable (LOG7).
+    pub(crate) fn commit_to_tree(&self, txn: RwTxn<'_>, is_large: bool) -> Result<(), WriteError> {
         self.committing.store(txn.id(), Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        let Err(error) = txn.commit() else {
+        if is_large {
+            self.set_syncs(true)?;
+        }
+        let committed = txn.commit();
+        if is_large {
+            self.set_syncs(false)?;
+        }
+        let Err(error) = committed else {
             return Ok(());
         };
         let why = error.to_string();
@@ -134,7 +146,7 @@ impl Engine {
 
     fn is_for_room(&self, error: &std::io::Error) -> bool {
         match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => true,
+            kind if is_no_room(kind) => true,
             // The engine says that the medium failed where a write was cut short by a full disk.
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
                 let disk = self.disk_room(None);

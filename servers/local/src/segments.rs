@@ -22,13 +22,13 @@
 
 use std::ops::Bound;
 
-use heed::RwTxn;
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
 
 use crate::committer::Committer;
 use crate::engine::{Engine, SUM_LEN, WriteError, corrupt};
 use crate::keys::Key;
+use crate::transaction::WriteTxn;
 use crate::values::{Base, Segment, Usage};
 
 /// Segments that a page is looked for in, at most, once flattening has caught up.
@@ -181,7 +181,7 @@ impl Engine {
     /// Rows of pages of a segment came to be, beside what it had.
     pub(crate) fn use_more(
         &self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         (database, first): (DatabaseId, Version),
         had: Usage,
         more: Usage,
@@ -199,7 +199,7 @@ impl Engine {
     /// A row of a page that a version wrote is gone.
     pub(crate) fn use_less(
         &self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         written: Version,
         bytes: u64,
@@ -224,7 +224,7 @@ impl Committer {
     /// The version that is made begins a segment, which reads nothing: see GRP2.
     pub(crate) fn begin_segment(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         first: Version,
         begun: Begun,
@@ -247,7 +247,7 @@ impl Committer {
     /// (SEG3), and with it what that stood on has lost a reader.
     pub(crate) fn reader_gone(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         version: Version,
     ) -> Result<(), WriteError> {
@@ -278,7 +278,7 @@ impl Committer {
     /// Nothing stands on a version any more, or less than before.
     fn child_gone(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         version: Version,
     ) -> Result<(), WriteError> {
@@ -293,7 +293,7 @@ impl Committer {
     /// A step of a flattening; whether it is at its end.
     pub(crate) fn flatten_step(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         work: &mut Flattening,
         rows: usize,
     ) -> Result<bool, WriteError> {
@@ -344,7 +344,7 @@ impl Committer {
     }
 
     /// How many links, from the top, are copied (SEG5).
-    fn worth_merging(&self, txn: &RwTxn<'_>, chain: &[Base]) -> Result<usize, WriteError> {
+    fn worth_merging(&self, txn: &WriteTxn<'_>, chain: &[Base]) -> Result<usize, WriteError> {
         let mut above = 0;
         for (index, link) in chain.iter().enumerate() {
             let rows = self.engine.usage(txn, link.database, link.head.since)?;
@@ -361,7 +361,7 @@ impl Committer {
     /// Copies pages of the merged links into the segment; whether there are more.
     fn copy_some(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         work: &mut Flattening,
         rows: usize,
     ) -> Result<bool, WriteError> {

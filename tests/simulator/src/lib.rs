@@ -77,8 +77,8 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     machine::set_environment("PAGEWIRE_OVERLAY_BYTES", "65536");
     pagewire::simulation::install(&Outside);
     defect::switch_off(plan.defect);
-    let seed = plan.seed;
-    if plan.store == Store::Local
+    let (seed, store) = (plan.seed, plan.store);
+    if store == Store::Local
         && let Err(error) = machine::disk::begin()
     {
         return Report {
@@ -98,6 +98,9 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     });
     let mut problems = std::mem::take(&mut *PROBLEMS.lock());
     problems.extend(ended.problem);
+    if store == Store::Local {
+        problems.extend(machine::disk::unseen());
+    }
     let (transactions, committed, unknown) = *COUNTS.lock();
     Report {
         problems,

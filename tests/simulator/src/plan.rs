@@ -103,6 +103,8 @@ pub struct Plan {
     pub weather_percent: u64,
     /// How long the local store keeps versions that nobody uses; `None` for ever.
     pub retention_ms: Option<u64>,
+    /// Whether the disk of the local store writes nothing in place.
+    pub copies_on_write: bool,
     /// Of a hundred servers that start, those of an older release, without the calls that are optional.
     pub older_percent: u64,
     /// What is switched off.
@@ -159,6 +161,7 @@ impl Plan {
             drift_ppm: *random.one_of(&[0, 1_000, 30_000]),
             weather_percent: *random.one_of(&[0, 0, 1, 3]),
             retention_ms: *latest.one_of(&[None, Some(0), Some(1_000), Some(10_000)]),
+            copies_on_write: latest.percent(30),
             defect,
         }
     }

@@ -111,6 +111,7 @@ fn folder(process: ProcessId, random: &mut Random, calm: bool) -> Option<PathBuf
     let weather = DiskWeather {
         random: random.fork(),
         full_percent: percent,
+        copies_on_write: plan::get().copies_on_write,
         failing_per_mille: percent,
         failed: |process| {
             machine::at(machine::now() + REPAIR_NS, move || {

@@ -2,20 +2,20 @@
 
 use std::ops::Bound;
 
-use heed::RwTxn;
 use pagewire_proto::{DatabaseId, Version};
 use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
 
 use crate::committer::Committer;
 use crate::engine::{Engine, WriteError, check, corrupt};
 use crate::keys::Key;
+use crate::transaction::WriteTxn;
 use crate::values::{Changed, Database, Due, Past, Record};
 
 impl Committer {
     /// Drops versions of a database that nothing keeps, oldest first.
     pub(super) fn drop_some(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         now_ms: u64,
         mut rows: usize,
@@ -79,7 +79,7 @@ impl Committer {
     /// What keeps a version that is not the head (V2).
     fn is_kept(
         &self,
-        txn: &RwTxn<'_>,
+        txn: &WriteTxn<'_>,
         database: DatabaseId,
         version: Version,
         now_ms: u64,
@@ -120,7 +120,7 @@ impl Committer {
     /// Makes a version unreadable, and looks at the rows that it read (COL1, COL3). Answers how many.
     fn drop_version(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         version: Version,
         now_ms: u64,
@@ -177,7 +177,7 @@ impl Committer {
     /// Some pages of a list that is too long for one step.
     fn look_at_due(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         due: Due,
         rows: usize,
@@ -202,7 +202,7 @@ impl Committer {
     /// Drops what is left of records when it need not be known any more (C14). Answers when there is more.
     fn drop_past(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         now_ms: u64,
         rows: usize,

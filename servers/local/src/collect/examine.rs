@@ -2,7 +2,6 @@
 
 use std::ops::Bound;
 
-use heed::RwTxn;
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::{Collected, StoreError};
 
@@ -11,13 +10,14 @@ use crate::engine::{Engine, WriteError, check, corrupt};
 use crate::keys::Key;
 use crate::rows::KIND_AT;
 use crate::segments::body_len;
+use crate::transaction::WriteTxn;
 use crate::values::PageBody;
 
 impl Committer {
     /// Looks at the row that a version reads of a page.
     pub(super) fn examine_at(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         number: PageNumber,
         version: Version,
@@ -38,7 +38,7 @@ impl Committer {
     /// Drops the row of a page if nobody reads it: the only place that does (COL2).
     fn examine(
         &self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         database: DatabaseId,
         number: PageNumber,
         written: Version,
@@ -86,7 +86,7 @@ impl Committer {
     /// Looks at some rows of a database.
     pub(super) fn sweep_some(
         &mut self,
-        txn: &mut RwTxn<'_>,
+        txn: &mut WriteTxn<'_>,
         index: usize,
         rows: usize,
         freed: &mut Collected,

@@ -1,5 +1,5 @@
 //! A process that commits is killed in the midst of it, again and again, on one directory: every acknowledged commit is
-//! there, and none in part. What a kill cannot show is a loss of power: for that the store trusts the engine's syncs.
+//! there, and none in part. What a kill cannot show is a loss of power: `tests/power` does.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,13 +13,18 @@ use crate::scene::{WRITERS, check, commit, database, open};
 
 /// Kills in the short form that every run of the tests has.
 const KILLS: usize = 6;
-const PLACES: [Place; 6] = [
+const PLACES: [Place; 11] = [
     Place::BeforeCommit,
     Place::AfterCommit,
     Place::BeforeSpill,
     Place::AfterSpill,
     Place::BeforeCollect,
     Place::AfterCollect,
+    Place::AfterLog,
+    Place::BeforeDataSync,
+    Place::BeforeSlots,
+    Place::BetweenSlots,
+    Place::AfterSlots,
 ];
 
 /// Runs a child, which commits until it dies, or until it is killed after so many acknowledgements. Answers the largest
@@ -91,6 +96,8 @@ async fn a_process_that_dies_at_a_named_place_loses_nothing() {
         // Rows are collected in a transaction of their own only when nobody commits, which is rare here.
         let after = match place {
             Place::BeforeCollect | Place::AfterCollect => 0,
+            Place::BeforeDataSync | Place::BeforeSlots => 2,
+            Place::BetweenSlots | Place::AfterSlots => 2,
             _ => 7,
         };
         let acknowledged = run(directory.path(), None, Some((index, after)));

@@ -35,6 +35,7 @@ const MANY: u32 = 300;
 fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
     let options = LocalOptions {
         retention: Some(Duration::ZERO),
+        checkpoint_bytes: 256 << 10,
         staging_buffer_bytes: 4096,
         // So that collection takes transactions of its own between commits.
         collect_after_quiet: Duration::ZERO,

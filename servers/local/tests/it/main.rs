@@ -5,6 +5,7 @@ mod conformance;
 mod crash;
 mod crash_collect;
 mod damage;
+mod log;
 mod measure;
 mod opening;
 mod places;

@@ -49,12 +49,35 @@ fn child() {
 fn a_store_of_a_newer_format_is_refused_with_a_sentence() {
     let directory = tempfile::tempdir().unwrap();
     drop(LocalStore::open(directory.path()).unwrap());
-    rewrite_row(directory.path(), &Key::Format, &4_u32.to_be_bytes());
+    rewrite_row(directory.path(), &Key::Format, &5_u32.to_be_bytes());
     let error = LocalStore::open(directory.path()).unwrap_err().to_string();
     assert!(
-        error.contains("has format 4, this program reads format 3: use the program that wrote it"),
+        error.contains("has format 5, this program reads format 4: use the program that wrote it"),
         "{error}"
     );
+}
+
+/// One of before there was a log has none of its files, and is no store that lost them.
+#[test]
+fn a_store_of_an_older_format_is_refused_with_a_sentence_and_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(LocalStore::open(directory.path()).unwrap());
+    let remove = |name: &str| std::fs::remove_file(directory.path().join(name)).unwrap();
+    remove("checkpoint");
+    let error = LocalStore::open(directory.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt(_)), "{error:?}");
+    assert!(error.to_string().contains("it is missing"), "{error}");
+    ["log.0", "log.1"].into_iter().for_each(remove);
+    rewrite_row(directory.path(), &Key::Format, &3_u32.to_be_bytes());
+    let before = std::fs::read(directory.path().join("data.mdb")).unwrap();
+    let error = LocalStore::open(directory.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let told = error.to_string();
+    assert!(
+        told.contains("has format 3, this program reads format 4: use the program that wrote it"),
+        "{told}"
+    );
+    assert!(std::fs::read(directory.path().join("data.mdb")).unwrap() == before);
 }
 
 #[test]

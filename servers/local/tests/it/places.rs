@@ -15,6 +15,10 @@ async fn after_a_failure_at_any_place_the_store_is_whole_and_refuses_until_opene
         Place::AfterCommit,
         Place::BeforeSpill,
         Place::AfterSpill,
+        Place::AfterLog,
+        Place::BeforeSlots,
+        Place::BetweenSlots,
+        Place::AfterSlots,
     ] {
         let directory = tempfile::tempdir().unwrap();
         let faults = Arc::new(Faults::default());

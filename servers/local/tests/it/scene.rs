@@ -24,6 +24,8 @@ pub(crate) const STAGED: usize = 3;
 
 pub(crate) fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
     let options = LocalOptions {
+        // Many checkpoints.
+        checkpoint_bytes: 256 << 10,
         staging_buffer_bytes: 4096,
         // So that collection takes transactions of its own between commits.
         collect_after_quiet: Duration::ZERO,

@@ -43,8 +43,8 @@ async fn v6_endless_overwriting_does_not_let_the_file_grow() {
     }
     let late = file_bytes(directory.path());
     println!("{early} bytes after 200 commits, {late} after 2000");
-    // The records of an hour stay, some 100 bytes each; the pages would be 90 MiB.
-    assert!(late < early + (2 << 20), "{early} bytes became {late}");
+    // The records of an hour stay, some 100 bytes each, and what a checkpoint pins that takes long (LOG10); the pages would be 90 MiB.
+    assert!(late < early + (30 << 20), "{early} bytes became {late}");
     collect(&store).await;
     let described = store.describe(db.0).await.unwrap();
     assert_eq!((described.versions, described.pages), (1, 100));

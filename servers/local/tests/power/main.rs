@@ -7,6 +7,9 @@
 
 #[path = "../it/bench.rs"]
 mod bench;
+mod failures;
+mod log;
+mod openings;
 mod recorder;
 
 use std::path::Path;
@@ -17,7 +20,7 @@ use pagewire_proto::{Moment, PageNumber, StagingId, TagName, Version};
 use pagewire_server::store::{PageStore, StoreError};
 
 use bench::{SIZE, branch, collect, commit, commit_part, database, name, part, read, restore};
-use recorder::{Disk, Random, Recording};
+use recorder::{DATA, Disk, Image, LOGS, Random, Recording, SLOTS};
 
 /// Every version of a database with this many pages writes all of them.
 const PAGES: u32 = 12;
@@ -28,15 +31,28 @@ fn open(directory: &Path) -> Result<LocalStore, StoreError> {
 }
 
 fn open_keeping(directory: &Path, retention: Option<Duration>) -> Result<LocalStore, StoreError> {
-    let options = LocalOptions {
+    // As frequent as checkpoints can be, or nearly so.
+    open_with(directory, retention, 300 << 10)
+}
+
+fn open_with(
+    directory: &Path,
+    retention: Option<Duration>,
+    checkpoint_bytes: u64,
+) -> Result<LocalStore, StoreError> {
+    LocalStore::open_with(directory, options(retention, checkpoint_bytes))
+}
+
+fn options(retention: Option<Duration>, checkpoint_bytes: u64) -> LocalOptions {
+    LocalOptions {
         map_bytes: 64 << 20,
         retention,
         // Stagings have rows, and collection its own transactions.
+        checkpoint_bytes,
         staging_buffer_bytes: 2048,
         collect_after_quiet: Duration::ZERO,
         ..LocalOptions::default()
-    };
-    LocalStore::open_with(directory, options)
+    }
 }
 
 fn is_long() -> bool {
@@ -121,15 +137,15 @@ async fn check(store: &LocalStore, acknowledged: &[(&'static str, u64)]) {
     let numbers: Vec<_> = (1..=PAGES)
         .map(|n| PageNumber::try_from(n).unwrap())
         .collect();
-    let mut heads = [0; 3];
-    for (label, found) in LABELS.iter().zip(&mut heads) {
+    let (mut heads, mut there) = ([0; 3], [false; 3]);
+    for (index, label) in LABELS.iter().enumerate() {
         let id = match store.lookup(&name(label), false).await {
             Ok(id) => id,
             Err(StoreError::DatabaseNotFound) => continue,
             Err(error) => panic!("{label}: {error}"),
         };
         let head = store.head(id).await.unwrap();
-        *found = head.version.get();
+        (heads[index], there[index]) = (head.version.get(), true);
         let mut versions = vec![head.version];
         let listed = store.versions(id, None, false, 1000).await.unwrap();
         versions.extend(listed.iter().map(|entry| entry.snapshot.version));
@@ -154,9 +170,10 @@ async fn check(store: &LocalStore, acknowledged: &[(&'static str, u64)]) {
     let [a, b, of_branch] = heads;
     assert!(a >= newest("a"), "{a} of {}", newest("a"));
     assert!(of_branch >= newest("a/branch"), "{of_branch}");
-    if a < 10 {
+    if a < 10 && (there[1] || newest("b") > 0) {
         assert_eq!(a, b, "a commit of two databases is torn");
     }
+    log::check_large(store, newest("large") == 1).await;
     if newest("again") == 1 {
         assert_eq!(b, 10);
     }
@@ -188,10 +205,7 @@ async fn at_each_moment(
                 continue;
             }
             let path = directory.join(format!("{tried}"));
-            std::fs::create_dir(&path).unwrap();
-            if let Some(image) = &image {
-                std::fs::write(path.join("data.mdb"), image).unwrap();
-            }
+            image.write(&path);
             prepare(&path);
             before.push(image);
             println!("moment {moment} of {}, {state:?}", recording.len());
@@ -225,10 +239,11 @@ async fn c07_after_a_loss_of_power_every_acknowledged_commit_is_there_and_nothin
     let told = recording.told();
     println!("{told:?}");
     // Without syncs, or without anything to lose, this would show nothing.
-    assert!(
-        told.writes > 100 && told.syncs > 30 && told.synced_writes > 30,
-        "{told:?}"
-    );
+    assert!(told.writes[DATA] > 100, "{told:?}");
+    // Records in both log files, and checkpoints of them.
+    assert!(LOGS.iter().all(|log| told.syncs[*log] > 10), "{told:?}");
+    // Opening and closing have 3 and 6 of them; how many checkpoints there are besides is a matter of the machine's load.
+    assert!(told.syncs[DATA] > 5 && told.syncs[SLOTS] > 10, "{told:?}");
     let mut random = random();
     let step = if is_long() {
         1
@@ -263,7 +278,7 @@ async fn dir1_a_store_whose_making_is_cut_off_is_made_anew() {
     at_each_moment(&recording, home.path(), last..=last, &mut random, |_| {}).await;
 }
 
-/// Without the sync before the root the same states are found to be broken: the test can fail.
+/// Without the sync of the log the same states are found to be broken: the test can fail.
 #[tokio::test]
 async fn a_disk_that_does_not_sync_is_noticed() {
     let home = tempfile::tempdir().unwrap();
@@ -281,8 +296,7 @@ async fn a_disk_that_does_not_sync_is_noticed() {
     let lying = recording.without_syncs();
     let image = lying.image(lying.len(), Disk::Nothing);
     let path = home.path().join("lost");
-    std::fs::create_dir(&path).unwrap();
-    std::fs::write(path.join("data.mdb"), image.unwrap()).unwrap();
+    image.write(&path);
     let store = open(&path).unwrap();
     let found = store.lookup(&name("a"), false).await;
     let lost = match found {
@@ -309,7 +323,8 @@ async fn dir2_a_file_cut_short_anywhere_is_refused_with_a_sentence_or_whole() {
     assert_eq!(read(&store, restored, 2, 2).await.len(), SIZE.bytes());
     collect(&store).await;
     drop(store);
-    let whole = std::fs::read(directory.join("data.mdb")).unwrap();
+    let image = Image::read(&directory);
+    let whole = image.0[DATA].clone().unwrap();
     let (mut refused, mut opened) = (0, 0);
     let step = if is_long() { 512 } else { 4096 - 512 };
     for length in (0..=whole.len())
@@ -317,8 +332,9 @@ async fn dir2_a_file_cut_short_anywhere_is_refused_with_a_sentence_or_whole() {
         .chain([whole.len() - 1, whole.len()])
     {
         let path = home.path().join(format!("{length}"));
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("data.mdb"), &whole[..length]).unwrap();
+        let mut cut = image.clone();
+        cut.0[DATA] = Some(whole[..length].to_vec());
+        cut.write(&path);
         match open(&path) {
             Ok(store) => {
                 opened += 1;
@@ -432,7 +448,8 @@ async fn c16_a_flipped_bit_in_what_was_stored_is_refused_and_never_returned() {
         bench::commit(&store, db, base, PAGES, 1..=PAGES).await;
     }
     drop(store);
-    let whole = std::fs::read(directory.join("data.mdb")).unwrap();
+    let image = Image::read(&directory);
+    let whole = image.0[DATA].clone().unwrap();
     // Content cannot be compressed, and is in the file as it is.
     let mut bodies = Vec::new();
     for (number, version) in (1..=PAGES).flat_map(|n| (1..=3).map(move |v| (n, v))) {
@@ -458,8 +475,9 @@ async fn c16_a_flipped_bit_in_what_was_stored_is_refused_and_never_returned() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (random.next() % 8);
         let path = home.path().join("flipped");
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("data.mdb"), bytes).unwrap();
+        let mut flipped = image.clone();
+        flipped.0[DATA] = Some(bytes);
+        flipped.write(&path);
         let made = reads(&path);
         std::fs::remove_dir_all(&path).unwrap();
         let in_body = bodies.iter().any(|body| body.contains(&at));

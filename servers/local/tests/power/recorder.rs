@@ -1,22 +1,32 @@
 //! What the process writes and syncs under a directory, call by call, and the disk as it may be when the power goes in the midst of it.
 //!
-//! * A write that was synced after it, in its file, is on the disk; one to a file that was opened to sync each write is when it returns.
-//! * Any other write is there, or not, sector by sector, whatever came before or after it.
-//! * The file has what was written to it before the recording began.
+//! * A write that had returned when a sync of its file began, which has ended, is on the disk; one to a file that was opened to sync each write is
+//!   when it returns.
+//! * Any other write is there, or not, sector by sector, whatever came before or after it, in this file or another.
+//! * Files have what was written to them before the recording began.
+//! * Where a sync failed, what it was for is in the cache, and on the disk only if it is written again ([`Recording::fail`]).
 //!
 //! The calls of the C library are taken over at linking: the engine's code is linked into this binary, and finds these first.
 
 #![allow(unsafe_code, reason = "takes the place of functions of the C library")]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
+pub(crate) use rustix::io::Errno;
 
 const SECTOR: usize = 512;
+
+/// The files of a store.
+pub(crate) const FILES: [&str; 4] = ["data.mdb", "checkpoint", "log.0", "log.1"];
+pub(crate) const DATA: usize = 0;
+pub(crate) const SLOTS: usize = 1;
+pub(crate) const LOGS: [usize; 2] = [2, 3];
 
 /// How much of what is not synced is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +42,15 @@ pub(crate) enum Disk {
 #[derive(Clone, Debug)]
 enum Event {
     Write {
+        file: usize,
         offset: usize,
         bytes: Vec<u8>,
         synced: bool,
     },
-    Sync,
+    /// Of a file; how many events were over when it began.
+    Sync(usize, usize),
+    /// The same of one that failed: the operating system takes for written what was not.
+    Lost(usize, usize),
     Acknowledged(&'static str, u64),
 }
 
@@ -44,21 +58,89 @@ enum Event {
 #[derive(Debug)]
 pub(crate) struct Recording {
     directory: PathBuf,
-    before: Option<Vec<u8>>,
+    before: Image,
     events: Mutex<Vec<Event>>,
 }
 
-/// What was recorded.
+/// What was recorded, by file.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    pub(crate) writes: usize,
-    pub(crate) synced_writes: usize,
-    pub(crate) syncs: usize,
+    pub(crate) writes: [usize; 4],
+    pub(crate) synced_writes: [usize; 4],
+    pub(crate) syncs: [usize; 4],
+}
+
+/// What the files are; `None` where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Image(pub(crate) [Option<Vec<u8>>; 4]);
+
+impl Image {
+    /// As they are in a directory.
+    pub(crate) fn read(directory: &Path) -> Self {
+        Self(FILES.map(|name| std::fs::read(directory.join(name)).ok()))
+    }
+
+    /// Makes a directory with them.
+    pub(crate) fn write(&self, directory: &Path) {
+        std::fs::create_dir(directory).unwrap();
+        for (name, bytes) in FILES.iter().zip(&self.0) {
+            let Some(bytes) = bytes else { continue };
+            let used = bytes.iter().rposition(|byte| *byte != 0);
+            std::fs::write(directory.join(name), &bytes[..used.map_or(0, |at| at + 1)]).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(directory.join(name));
+            file.unwrap().set_len(bytes.len() as u64).unwrap();
+        }
+    }
 }
 
 struct Live {
     directory: PathBuf,
     events: Vec<Event>,
+    failing: Option<Failing>,
+    /// What was written back to a file in vain, and which open files were told.
+    lost: Option<(usize, Errno, Vec<c_int>)>,
+    /// Of this file the first sync does not end, which is of this thread.
+    held: Option<usize>,
+    holder: Option<ThreadId>,
+}
+
+/// Which call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Of what is named only.
+    Read,
+    Write,
+    Sync,
+}
+
+/// Calls that fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failing {
+    /// Of these files; of all where there are none.
+    pub(crate) files: &'static [usize],
+    pub(crate) call: Option<Call>,
+    /// Writes of what is before are done.
+    pub(crate) from_offset: usize,
+    /// So many are done, then so many fail.
+    pub(crate) after: usize,
+    pub(crate) times: usize,
+    pub(crate) error: Errno,
+}
+
+impl Failing {
+    /// The next call.
+    pub(crate) fn next(files: &'static [usize], call: Call, error: Errno) -> Self {
+        Self {
+            files,
+            call: Some(call),
+            from_offset: 0,
+            after: 0,
+            times: 1,
+            error,
+        }
+    }
 }
 
 /// All that are under way: tests run beside each other.
@@ -73,10 +155,14 @@ impl Recording {
         LIVE.lock().push(Live {
             directory: directory.clone(),
             events: Vec::new(),
+            failing: None,
+            lost: None,
+            held: None,
+            holder: None,
         });
         LIVE_COUNT.fetch_add(1, Ordering::SeqCst);
         Self {
-            before: std::fs::read(directory.join("data.mdb")).ok(),
+            before: Image::read(&directory),
             directory,
             events: Mutex::default(),
         }
@@ -96,6 +182,67 @@ impl Recording {
         record(&self.directory, Event::Acknowledged(what, number));
     }
 
+    fn live<T>(&self, of: impl FnOnce(&mut Live) -> T) -> T {
+        let mut live = LIVE.lock();
+        let mut all = live.iter_mut();
+        of(all.find(|live| live.directory == self.directory).unwrap())
+    }
+
+    /// From now on calls fail.
+    pub(crate) fn fail(&self, failing: Failing) {
+        self.live(|live| live.failing = Some(failing));
+    }
+
+    /// How many calls that were to fail have not.
+    pub(crate) fn left_to_fail(&self) -> usize {
+        self.live(|live| live.failing.map_or(0, |failing| failing.times))
+    }
+
+    /// The operating system failed to write to a file in the background: the next sync of each open file answers that, once.
+    pub(crate) fn lose(&self, file: usize, error: Errno) {
+        self.live(|live| live.lost = Some((file, error, Vec::new())));
+    }
+
+    /// The next sync of a file does not end, nor does what the same thread syncs after it; `None` for all do.
+    pub(crate) fn hold(&self, file: Option<usize>) {
+        self.live(|live| (live.held, live.holder) = (file, None));
+    }
+
+    /// Whether a sync is held.
+    pub(crate) fn is_held(&self) -> bool {
+        self.live(|live| live.holder.is_some())
+    }
+
+    /// How many events are over, while it goes on.
+    pub(crate) fn moment(&self) -> usize {
+        self.live(|live| live.events.len())
+    }
+
+    /// The disk had something else than the files showed when the recording began: a sync had failed, and what it was for is in the
+    /// cache of the operating system alone, which takes it for written.
+    pub(crate) fn began_with(self, before: Image) -> Self {
+        Self { before, ..self }
+    }
+
+    /// The moments in which a write to a file is over, and its sync is next.
+    pub(crate) fn unsynced(&self, file: usize) -> Vec<usize> {
+        let events = self.events.lock();
+        let moments = (1..events.len()).filter(|moment| {
+            matches!(&events[moment - 1], Event::Write { file: of, .. } if *of == file)
+                && matches!(&events[*moment], Event::Sync(of, _) if *of == file)
+        });
+        moments.collect()
+    }
+
+    /// The moments in which a write that syncs is under way.
+    pub(crate) fn synced_writes(&self, file: usize) -> Vec<usize> {
+        let events = self.events.lock();
+        let moments = (0..events.len()).filter(|moment| {
+            matches!(&events[*moment], Event::Write { file: of, synced: true, .. } if *of == file)
+        });
+        moments.collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.events.lock().len()
     }
@@ -104,10 +251,12 @@ impl Recording {
         let mut told = Told::default();
         for event in &*self.events.lock() {
             match event {
-                Event::Write { synced: true, .. } => told.synced_writes += 1,
-                Event::Write { .. } => told.writes += 1,
-                Event::Sync => told.syncs += 1,
-                Event::Acknowledged(..) => {}
+                Event::Write {
+                    file, synced: true, ..
+                } => told.synced_writes[*file] += 1,
+                Event::Write { file, .. } => told.writes[*file] += 1,
+                Event::Sync(file, _) => told.syncs[*file] += 1,
+                Event::Lost(..) | Event::Acknowledged(..) => {}
             }
         }
         told
@@ -117,9 +266,15 @@ impl Recording {
     pub(crate) fn without_syncs(&self) -> Self {
         let events = self.events.lock().clone().into_iter();
         let lied = events
-            .filter(|event| !matches!(event, Event::Sync))
+            .filter(|event| !matches!(event, Event::Sync(..)))
             .map(|event| match event {
-                Event::Write { offset, bytes, .. } => Event::Write {
+                Event::Write {
+                    file,
+                    offset,
+                    bytes,
+                    ..
+                } => Event::Write {
+                    file,
                     offset,
                     bytes,
                     synced: false,
@@ -143,53 +298,75 @@ impl Recording {
         acknowledged.collect()
     }
 
-    /// The file when so many events were over, the next one under way; `None` where there is none.
-    pub(crate) fn image(&self, moment: usize, disk: Disk) -> Option<Vec<u8>> {
+    /// The files when so many events were over, the next one under way.
+    pub(crate) fn image(&self, moment: usize, disk: Disk) -> Image {
         let events = self.events.lock();
         let over = &events[..moment];
-        let synced_to = over
-            .iter()
-            .rposition(|event| matches!(event, Event::Sync))
-            .unwrap_or(0);
+        // Of each write: whether a sync says that it is on the disk, or one that failed says that it is not.
+        let mut ends = vec![None; over.len()];
+        let mut pending: [Vec<usize>; 4] = Default::default();
+        for (index, event) in over.iter().enumerate() {
+            let (file, began, is_durable) = match event {
+                Event::Write { file, .. } => {
+                    pending[*file].push(index);
+                    continue;
+                }
+                Event::Sync(file, began) => (*file, *began, true),
+                Event::Lost(file, began) => (*file, *began, false),
+                Event::Acknowledged(..) => continue,
+            };
+            let of_it = pending[file].partition_point(|index| *index < began);
+            for index in pending[file].drain(..of_it) {
+                ends[index] = Some(is_durable);
+            }
+        }
         let mut image = self.before.clone();
         // Durable by the last sync, or by itself: in the order of the calls.
-        let mut loose: Vec<(usize, &[u8])> = Vec::new();
-        for (index, event) in over.iter().enumerate() {
+        let mut loose: Vec<(usize, usize, &[u8])> = Vec::new();
+        for (end, event) in ends.iter().zip(over) {
             if let Event::Write {
+                file,
                 offset,
                 bytes,
                 synced,
             } = event
             {
-                if index < synced_to || *synced {
-                    put(&mut image, *offset, bytes);
-                } else {
-                    loose.push((*offset, bytes));
+                // What shows in the files is not held back from them.
+                if *end == Some(true) || *synced || disk == Disk::Everything {
+                    put(&mut image, *file, *offset, bytes);
+                } else if end.is_none() {
+                    loose.push((*file, *offset, bytes));
                 }
             }
         }
         // A write that has not returned may be there in part, be it one that is synced.
-        if let Some(Event::Write { offset, bytes, .. }) = events.get(moment) {
-            loose.push((*offset, bytes));
+        if let Some(Event::Write {
+            file,
+            offset,
+            bytes,
+            ..
+        }) = events.get(moment)
+        {
+            loose.push((*file, *offset, bytes));
         }
         match disk {
             Disk::Nothing => {}
             Disk::Everything => loose
                 .iter()
-                .for_each(|(at, bytes)| put(&mut image, *at, bytes)),
+                .for_each(|(file, at, bytes)| put(&mut image, *file, *at, bytes)),
             Disk::OnlyTheLast => {
-                if let Some((at, bytes)) = loose.last() {
-                    put(&mut image, *at, bytes);
+                if let Some((file, at, bytes)) = loose.last() {
+                    put(&mut image, *file, *at, bytes);
                 }
             }
             Disk::Sectors(seed) => {
                 let mut random = Random::new(seed);
-                for (at, bytes) in loose {
+                for (file, at, bytes) in loose {
                     let (mut from, end) = (at, at + bytes.len());
                     while from < end {
                         let to = end.min((from / SECTOR + 1) * SECTOR);
                         if random.next() & 1 == 0 {
-                            put(&mut image, from, &bytes[from - at..to - at]);
+                            put(&mut image, file, from, &bytes[from - at..to - at]);
                         }
                         from = to;
                     }
@@ -200,8 +377,8 @@ impl Recording {
     }
 }
 
-fn put(image: &mut Option<Vec<u8>>, offset: usize, bytes: &[u8]) {
-    let image = image.get_or_insert_default();
+fn put(image: &mut Image, file: usize, offset: usize, bytes: &[u8]) {
+    let image = image.0[file].get_or_insert_default();
     image.resize(image.len().max(offset + bytes.len()), 0);
     image[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
@@ -239,16 +416,97 @@ fn record(path: &Path, event: Event) {
     }
 }
 
-/// The path of an open file, while anything is recorded.
-fn path_of(fd: c_int) -> Option<PathBuf> {
+/// How many events are over of the recording that a path is of.
+fn events_over(path: &Path) -> usize {
+    let live = LIVE.lock();
+    let live = live.iter().find(|live| path.starts_with(&live.directory));
+    live.map_or(0, |live| live.events.len())
+}
+
+/// The error that a call is to answer.
+fn error_of(raw: c_int, call: Call, end: usize) -> Option<Errno> {
+    let (path, file) = file_of(raw)?;
+    let mut live = LIVE.lock();
+    let mut all = live.iter_mut();
+    let live = all.find(|live| path.starts_with(&live.directory))?;
+    if call == Call::Sync
+        && let Some((of, error, told)) = &mut live.lost
+        && *of == file
+        && !told.iter().any(|fd| is_duplicate(*fd, raw))
+    {
+        told.push(raw);
+        return Some(*error);
+    }
+    let failing = live.failing.as_mut()?;
+    let is_meant = (failing.files.is_empty() || failing.files.contains(&file))
+        && failing.call.map_or(call != Call::Read, |of| of == call)
+        && (call == Call::Sync || end > failing.from_offset);
+    if !is_meant || failing.times == 0 {
+        return None;
+    }
+    match failing.after {
+        0 => {
+            failing.times -= 1;
+            Some(failing.error)
+        }
+        _ => {
+            failing.after -= 1;
+            None
+        }
+    }
+}
+
+/// Waits while syncs of this file by this thread are held.
+fn wait_while_held(path: &Path, file: usize) {
+    let this = std::thread::current().id();
+    let is_held = || {
+        let mut live = LIVE.lock();
+        let mut all = live.iter_mut();
+        let live = all.find(|live| path.starts_with(&live.directory) && live.held == Some(file));
+        live.is_some_and(|live| *live.holder.get_or_insert(this) == this)
+    };
+    while is_held() {
+        #[expect(clippy::disallowed_methods, reason = "its end is what is waited for")]
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+unsafe extern "C" {
+    fn __errno_location() -> *mut c_int;
+    fn syscall(number: c_long, ...) -> c_long;
+}
+
+#[cfg(target_arch = "x86_64")]
+const KCMP: c_long = 312;
+#[cfg(not(target_arch = "x86_64"))]
+const KCMP: c_long = 272;
+
+/// Whether both are of one open file, which is told of an error once. Where the system does not say, only the same one is.
+fn is_duplicate(one: c_int, other: c_int) -> bool {
+    let this = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: `kcmp(pid, pid, KCMP_FILE, fd, fd)` looks at two numbers, and writes nothing.
+    one == other || unsafe { syscall(KCMP, this, this, 0, one, other) } == 0
+}
+
+/// As the C library says that a call failed.
+fn failed(error: Errno) -> c_int {
+    // SAFETY: the C library gives each thread a place of its own, for its whole life.
+    unsafe { *__errno_location() = error.raw_os_error() };
+    -1
+}
+
+/// The path of an open file of a store, and which one it is, while anything is recorded.
+fn file_of(fd: c_int) -> Option<(PathBuf, usize)> {
     if LIVE_COUNT.load(Ordering::SeqCst) == 0 {
         return None;
     }
-    std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
+    let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let file = FILES.iter().position(|name| path.ends_with(name))?;
+    Some((path, file))
 }
 
 fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
-    let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) else {
+    let Some((path, file)) = file_of(raw) else {
         return;
     };
     let flags = rustix::fs::fcntl_getfl(fd).unwrap();
@@ -257,6 +515,7 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
     record(
         &path,
         Event::Write {
+            file,
             offset,
             bytes,
             synced,
@@ -264,10 +523,19 @@ fn written(fd: BorrowedFd<'_>, raw: c_int, offset: usize, bytes: &[u8]) {
     );
 }
 
-fn synced(raw: c_int) {
-    if let Some(path) = path_of(raw).filter(|path| path.ends_with("data.mdb")) {
-        record(&path, Event::Sync);
+/// Syncs, and says so: of what was written when it began. Whether it failed is looked at in its end, as Linux does.
+fn synced(raw: c_int, sync: impl FnOnce()) -> c_int {
+    let file = file_of(raw);
+    let began = file.as_ref().map_or(0, |(path, _)| events_over(path));
+    sync();
+    let Some((path, file)) = file else { return 0 };
+    wait_while_held(&path, file);
+    let error = error_of(raw, Call::Sync, 0);
+    match error {
+        None => record(&path, Event::Sync(file, began)),
+        Some(_) => record(&path, Event::Lost(file, began)),
     }
+    error.map_or(0, failed)
 }
 
 /// No error of the medium is expected in a test: it ends there.
@@ -289,9 +557,34 @@ unsafe extern "C" fn pwrite(fd: c_int, bytes: *const c_void, length: usize, offs
             std::slice::from_raw_parts(bytes.cast::<u8>(), length),
         )
     };
+    let error = error_of(fd, Call::Write, offset as usize + length);
+    let bytes = match error {
+        None => bytes,
+        // Some of it is there.
+        Some(_) => &bytes[..length / 2 / SECTOR * SECTOR],
+    };
     let count = done(rustix::io::pwrite(file, bytes, offset as u64), "pwrite");
     written(file, fd, offset as usize, &bytes[..count]);
-    count as isize
+    error.map_or(count as isize, |error| failed(error) as isize)
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pread64(fd: c_int, bytes: *mut c_void, length: usize, offset: i64) -> isize {
+    // SAFETY: the caller holds the file open and the bytes writable for the time of the call, and reads no more of them than are read.
+    let (file, bytes) = unsafe {
+        std::ptr::write_bytes(bytes.cast::<u8>(), 0, length);
+        let bytes = std::slice::from_raw_parts_mut(bytes.cast::<u8>(), length);
+        (BorrowedFd::borrow_raw(fd), bytes)
+    };
+    match error_of(fd, Call::Read, offset as usize + length) {
+        Some(error) => failed(error) as isize,
+        None => match rustix::io::pread(file, bytes, offset as u64) {
+            Ok(count) => count as isize,
+            Err(error) => failed(error) as isize,
+        },
+    }
 }
 
 /// # Safety
@@ -316,11 +609,14 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
         let parts = std::slice::from_raw_parts(parts.cast::<IoSlice<'_>>(), count as usize);
         (BorrowedFd::borrow_raw(fd), parts)
     };
-    let is_recorded = path_of(fd).is_some_and(|path| path.ends_with("data.mdb"));
+    let is_recorded = file_of(fd).is_some();
     let offset = match is_recorded {
         true => done(rustix::fs::tell(file), "lseek") as usize,
         false => 0,
     };
+    if let Some(error) = error_of(fd, Call::Write, usize::MAX) {
+        return failed(error) as isize;
+    }
     let length = done(rustix::io::writev(file, parts), "writev");
     if is_recorded {
         let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
@@ -335,9 +631,7 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const c_void, count: c_int) -> is
 unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    done(rustix::fs::fdatasync(file), "fdatasync");
-    synced(fd);
-    0
+    synced(fd, || done(rustix::fs::fdatasync(file), "fdatasync"))
 }
 
 /// # Safety
@@ -346,7 +640,5 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    done(rustix::fs::fsync(file), "fsync");
-    synced(fd);
-    0
+    synced(fd, || done(rustix::fs::fsync(file), "fsync"))
 }

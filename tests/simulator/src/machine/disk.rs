@@ -5,13 +5,19 @@
 //!   since: sectors are whole, and each is by itself. So has the length.
 //! * **DISK2** A sync covers what was written before it began. A write to a file that was opened to sync each write covers itself when it
 //!   returns.
-//! * **DISK3** What a sync that failed should have covered is covered by no later one, unless it is written again, and can be read all the same.
+//! * **DISK3** What a sync that failed should have covered is covered by no later one, unless it is written again, and can be read all the same. Each
+//!   open file is told of it once, as on Linux: one that was opened later is not.
 //! * **DISK4** Without a loss of power all that was written is there, and no more of it durable than before.
-//! * **DISK5** The names of files are durable at once, and the engine's lock file (`lock.mdb`), which is written through a map, is not known.
+//! * **DISK5** A name that was made, or taken away, since its folder was last synced is there or not after a loss of power, whatever was done to
+//!   what it names. The engine's lock file (`lock.mdb`), which is written through a map, is not known.
+//! * **DISK6** What makes a file longer may find no room; what is written again does too where the disk writes nothing in place (btrfs, ZFS).
+//! * **DISK7** What changes a file or a name in a way that is not learnt, by another function or by none, is noticed when the next process starts,
+//!   and at the end.
 //!
 //! A process that was killed has its files open for ever: the next one gets a copy of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -27,11 +33,13 @@ const LOCK_FILE: &str = "lock.mdb";
 pub struct DiskWeather {
     /// For everything below, and for how long it takes.
     pub random: Random,
-    /// Of a hundred writes that are not synced by themselves, those that find no room.
+    /// Of a hundred writes that need room, those that find none.
     pub full_percent: u64,
+    /// Nothing is written in place (DISK6).
+    pub copies_on_write: bool,
     /// Of a thousand syncs, those that fail.
     pub failing_per_mille: u64,
-    /// What then happens.
+    /// What happens where one fails, or where what is written again finds no room.
     pub failed: fn(ProcessId),
 }
 
@@ -54,6 +62,16 @@ struct Content {
     /// Since they were durable, oldest first.
     sectors: BTreeMap<usize, Vec<Was<Vec<u8>>>>,
     lengths: Vec<Was<usize>>,
+    /// Syncs of it that failed.
+    failures: u64,
+}
+
+/// A file that was taken away.
+#[derive(Debug)]
+struct Removed {
+    at: u64,
+    path: PathBuf,
+    content: Content,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +80,12 @@ struct Disk {
     /// Which copy is in use.
     copies: u64,
     files: BTreeMap<PathBuf, Content>,
+    /// What was in the folder when it was last synced.
+    names: BTreeSet<PathBuf>,
+    /// Since then, oldest first.
+    removed: Vec<Removed>,
+    /// Of open files: how many failures of its syncs each knows (DISK3).
+    known_failures: BTreeMap<c_int, (PathBuf, u64)>,
     weather: BTreeMap<ProcessId, DiskWeather>,
     /// Writes so far.
     writes: u64,
@@ -73,21 +97,31 @@ fn with<T>(body: impl FnOnce(&mut Disk) -> T) -> Option<T> {
     DISK.lock().as_mut().map(body)
 }
 
+/// Bytes that have to be free in memory for a disk to be there: a container may have 64 MiB of it.
+const ENOUGH_BYTES: u64 = 1 << 30;
+
+/// Where the folders of operating-system processes may be: in memory, or where there is little of it, on a disk.
+fn parents() -> [PathBuf; 2] {
+    [PathBuf::from("/dev/shm"), std::env::temp_dir()]
+}
+
+fn has_enough(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder)
+        .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= ENOUGH_BYTES)
+}
+
 /// The folder of an operating-system process. As long for each of them, and those inside never see it: the working directory is what
 /// differs between two runs of a seed.
-fn folder_of(pid: u32) -> PathBuf {
-    let memory = Path::new("/dev/shm");
-    let parent = match memory.is_dir() {
-        true => memory.to_owned(),
-        false => std::env::temp_dir(),
-    };
+fn folder_of(parent: &Path, pid: u32) -> PathBuf {
     parent.join(format!("pagewire-simulator-{pid:010}"))
 }
 
 /// This process has a disk from now on.
 pub fn begin() -> std::io::Result<()> {
     remove_of(std::process::id());
-    let root = folder_of(std::process::id());
+    let [memory, disk] = parents();
+    let parent = if has_enough(&memory) { memory } else { disk };
+    let root = folder_of(&parent, std::process::id());
     std::fs::create_dir(&root)?;
     let root = root.canonicalize()?;
     std::env::set_current_dir(&root)?;
@@ -100,7 +134,19 @@ pub fn begin() -> std::io::Result<()> {
 
 /// Takes away what a process that has ended has left.
 pub fn remove_of(pid: u32) {
-    let _ = std::fs::remove_dir_all(folder_of(pid));
+    for parent in parents() {
+        let _ = std::fs::remove_dir_all(folder_of(&parent, pid));
+    }
+}
+
+/// What is in the folder that was not learnt (DISK7).
+pub fn unseen() -> Option<String> {
+    with(|disk| {
+        let folder = disk.folder();
+        let checked = names_in(&folder).and_then(|there| disk.check(&folder, &there));
+        checked.err().map(|error| error.to_string())
+    })
+    .flatten()
 }
 
 /// How the disk treats a process.
@@ -112,67 +158,60 @@ pub fn set_weather(process: ProcessId, weather: DiskWeather) {
 /// directory.
 pub fn next_folder(random: &mut Random, power_was_lost: bool) -> std::io::Result<PathBuf> {
     let mut disk = DISK.lock();
-    let Some(disk) = disk.as_mut() else {
-        return Err(std::io::Error::other("there is no disk"));
-    };
-    let before = disk.root.join(disk.copies.to_string());
-    disk.copies += 1;
-    let relative = PathBuf::from(disk.copies.to_string());
-    let next = disk.root.join(&relative);
-    std::fs::create_dir(&next)?;
-    if disk.copies == 1 {
-        return Ok(relative);
+    match disk.as_mut() {
+        Some(disk) => disk.next(random, power_was_lost),
+        None => Err(std::io::Error::other("there is no disk")),
     }
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&before)? {
-        names.push(entry?.file_name());
-    }
-    names.sort();
-    for name in names {
-        let (old, new) = (before.join(&name), next.join(&name));
-        let there = std::fs::read(&old)?;
-        if name == LOCK_FILE {
-            if !power_was_lost {
-                std::fs::write(new, there)?;
-            }
-            continue;
-        }
-        let mut content = disk.files.remove(&old).unwrap_or_default();
-        if content.now != there {
-            return Err(std::io::Error::other(format!(
-                "{} was written in a way that is not seen",
-                old.display()
-            )));
-        }
-        if power_was_lost {
-            content.lose_power(random);
-        }
-        std::fs::write(&new, &content.now)?;
-        disk.files.insert(new, content);
-    }
-    disk.files.retain(|path, _| !path.starts_with(&before));
-    std::fs::remove_dir_all(before)?;
-    Ok(relative)
+}
+
+/// Where the disk is; `None` for who moves its files at this moment, which is nobody that is simulated (M1).
+fn root() -> Option<PathBuf> {
+    Some(DISK.try_lock()?.as_ref()?.root.clone())
 }
 
 /// Of an open file, if it is on the disk.
-pub fn path_of(fd: i32) -> Option<PathBuf> {
-    let root = with(|disk| disk.root.clone())?;
+pub fn path_of(fd: c_int) -> Option<PathBuf> {
+    let root = root()?;
     let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
     let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
     is_ours.then_some(path)
 }
 
-/// Whether a write or a change of the length finds room.
-pub fn has_room() -> bool {
-    let process = super::process();
+/// What a path names, if it is on the disk.
+pub fn place_of(path: &Path) -> Option<PathBuf> {
+    let root = root()?;
+    let path = root.join(path);
+    let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
+    is_ours.then_some(path)
+}
+
+/// A file was opened.
+pub fn opened(fd: c_int, path: &Path) {
     with(|disk| {
-        let Some(weather) = disk.weather.get_mut(&process) else {
-            return true;
-        };
-        !weather.random.percent(weather.full_percent)
-    })
-    .unwrap_or(true)
+        let known = disk.files.get(path).map_or(0, |content| content.failures);
+        disk.known_failures.insert(fd, (path.to_owned(), known));
+    });
+}
+
+/// Whether a write up to there finds room.
+pub fn has_room(path: &Path, end: usize) -> bool {
+    let process = super::process();
+    let refused = with(|disk| {
+        let grows = disk.files.get(path).is_none_or(|it| it.now.len() < end);
+        let weather = disk.weather.get_mut(&process)?;
+        let needs_room = grows || weather.copies_on_write;
+        let is_full = needs_room && weather.random.percent(weather.full_percent);
+        is_full.then_some((grows, weather.failed))
+    });
+    match refused.flatten() {
+        None => true,
+        Some((true, _)) => false,
+        Some((false, failed)) => {
+            super::trace(format_args!("what is written again finds no room"));
+            failed(process);
+            false
+        }
+    }
 }
 
 /// Something was written, which is not durable yet. Answers its number.
@@ -210,25 +249,47 @@ pub fn sync_write(path: &Path, write: u64, end: usize) {
     pause();
 }
 
-/// A sync. `false` where it fails.
-pub fn sync(path: &Path) -> bool {
+/// A file was taken away.
+pub fn removed(path: &Path) {
+    with(|disk| {
+        disk.writes += 1;
+        disk.removed.push(Removed {
+            at: disk.writes,
+            path: path.to_owned(),
+            content: disk.files.remove(path).unwrap_or_default(),
+        });
+    });
+}
+
+/// A sync of a file or of the folder. `false` where it fails, or one failed that this open file was not told of.
+pub fn sync(fd: c_int, path: &Path) -> bool {
     let until = with(|disk| disk.writes).unwrap_or(0);
+    // That of the folder that it is in says nothing of names that are known.
+    let folder = with(|disk| disk.folder());
+    let names = (folder.as_deref() == Some(path)).then(|| names_in(path));
     pause();
     let process = super::process();
     let failed = with(|disk| {
         let weather = disk.weather.get_mut(&process)?;
-        if weather.random.below(1000) >= weather.failing_per_mille {
-            return None;
-        }
-        Some(weather.failed)
+        let fails = weather.random.below(1000) < weather.failing_per_mille;
+        let failed = weather.failed;
+        let is_told = match disk.files.get_mut(path) {
+            None => fails,
+            Some(content) => {
+                if fails {
+                    content.lose(until);
+                }
+                let now = content.failures;
+                let (of, known) = disk.known_failures.entry(fd).or_default();
+                let is_told = fails || of == path && *known < now;
+                (*of, *known) = (path.to_owned(), now);
+                is_told
+            }
+        };
+        is_told.then_some(failed)
     });
     if let Some(failed) = failed.flatten() {
         super::trace(format_args!("a sync fails"));
-        with(|disk| {
-            if let Some(content) = disk.files.get_mut(path) {
-                content.lose(until);
-            }
-        });
         failed(process);
         return false;
     }
@@ -236,9 +297,147 @@ pub fn sync(path: &Path) -> bool {
         if let Some(content) = disk.files.get_mut(path) {
             content.sync(|at| at <= until);
         }
+        if let Some(Ok(names)) = names {
+            disk.sync_names(names, until);
+        }
     });
     pause();
     true
+}
+
+/// In their order; without the file that is not known.
+fn names_in(folder: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() != LOCK_FILE {
+            names.insert(entry.path());
+        }
+    }
+    Ok(names)
+}
+
+impl Disk {
+    /// The one that is in use.
+    fn folder(&self) -> PathBuf {
+        self.root.join(self.copies.to_string())
+    }
+
+    fn sync_names(&mut self, names: BTreeSet<PathBuf>, until: u64) {
+        self.names = names;
+        self.removed.retain(|it| it.at > until);
+    }
+
+    /// See [`next_folder`].
+    fn next(&mut self, random: &mut Random, power_was_lost: bool) -> std::io::Result<PathBuf> {
+        let before = self.folder();
+        self.copies += 1;
+        let (relative, next) = (PathBuf::from(self.copies.to_string()), self.folder());
+        std::fs::create_dir(&next)?;
+        if self.copies == 1 {
+            return Ok(relative);
+        }
+        let moved = |path: &Path| {
+            path.file_name()
+                .map_or(next.clone(), |name| next.join(name))
+        };
+        let there = names_in(&before)?;
+        self.check(&before, &there)?;
+        let mut files = std::mem::take(&mut self.files);
+        let mut kept: BTreeMap<PathBuf, Content> = there
+            .iter()
+            .map(|path| (path.clone(), files.remove(path).unwrap_or_default()))
+            .collect();
+        let removed = std::mem::take(&mut self.removed);
+        let names = std::mem::take(&mut self.names);
+        if power_was_lost {
+            kept = lose_names(kept, removed, &names, random);
+            for content in kept.values_mut() {
+                content.lose_power(random);
+            }
+            self.names = kept.keys().map(|path| moved(path)).collect();
+        } else {
+            let lock = before.join(LOCK_FILE);
+            if lock.exists() {
+                std::fs::copy(lock, next.join(LOCK_FILE))?;
+            }
+            self.names = names.iter().map(|path| moved(path)).collect();
+            let removed = removed.into_iter();
+            self.removed = removed
+                .map(|it| Removed {
+                    path: moved(&it.path),
+                    ..it
+                })
+                .collect();
+        }
+        for (path, content) in kept {
+            let path = moved(&path);
+            std::fs::write(&path, &content.now)?;
+            self.files.insert(path, content);
+        }
+        std::fs::remove_dir_all(before)?;
+        Ok(relative)
+    }
+
+    /// DISK7.
+    fn check(&self, folder: &Path, there: &BTreeSet<PathBuf>) -> std::io::Result<()> {
+        let unseen = |path: &Path, how: &str| {
+            let path = path.display();
+            Err(std::io::Error::other(format!(
+                "{path} was {how} in a way that is not seen"
+            )))
+        };
+        for path in there {
+            let is_known = match self.files.get(path) {
+                Some(content) => content.now == std::fs::read(path)?,
+                // Whoever makes a file need not write to it.
+                None => std::fs::metadata(path)?.len() == 0,
+            };
+            if !is_known {
+                return unseen(path, "written");
+            }
+        }
+        let known = self.files.keys().chain(&self.names);
+        for path in known.filter(|path| path.starts_with(folder) && !there.contains(*path)) {
+            let is_known = self.removed.iter().any(|it| it.path == *path);
+            if !is_known || self.files.contains_key(path) {
+                return unseen(path, "taken away");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// DISK5: what is there after a loss of power, of what is there before it, of what was taken away, and of what was there at the last sync.
+fn lose_names(
+    there: BTreeMap<PathBuf, Content>,
+    removed: Vec<Removed>,
+    durable: &BTreeSet<PathBuf>,
+    random: &mut Random,
+) -> BTreeMap<PathBuf, Content> {
+    let mut states: BTreeMap<PathBuf, Vec<Option<Content>>> = BTreeMap::new();
+    for it in removed {
+        let states = states.entry(it.path).or_default();
+        states.extend([Some(it.content), None]);
+    }
+    for (path, content) in there {
+        let states = states.entry(path.clone()).or_default();
+        if states.is_empty() && !durable.contains(&path) {
+            states.push(None);
+        }
+        states.push(Some(content));
+    }
+    let mut kept = BTreeMap::new();
+    for (path, mut states) in states {
+        let chosen = match states.len() {
+            1 => 0,
+            count => usize::try_from(random.below(count as u64)).unwrap_or(0),
+        };
+        if let Some(content) = states.swap_remove(chosen) {
+            kept.insert(path, content);
+        }
+    }
+    kept
 }
 
 /// A text without how much room the file system really has, which is other every time: the store tells it where a write found none.
@@ -340,6 +539,7 @@ impl Content {
 
     /// DISK3.
     fn lose(&mut self, until: u64) {
+        self.failures += 1;
         for was in self.sectors.values_mut().flatten() {
             was.lost |= was.at <= until;
         }
@@ -452,6 +652,148 @@ mod tests {
             content
         };
         assert_eq!(images(again), [vec![2]].into());
+    }
+
+    /// The folder of the first process, with two files in it that are durable, their names too.
+    fn begun() -> (tempfile::TempDir, Disk, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let mut disk = Disk {
+            root: home.path().to_owned(),
+            ..Disk::default()
+        };
+        let folder = disk.next(&mut Random::new(1), false).unwrap();
+        let folder = disk.root.join(folder);
+        for name in ["a", "b"] {
+            make(&mut disk, &folder.join(name), b"first");
+        }
+        disk.files.values_mut().for_each(|it| it.sync(|_| true));
+        let names = names_in(&folder).unwrap();
+        disk.sync_names(names, 0);
+        (home, disk, folder)
+    }
+
+    fn make(disk: &mut Disk, path: &Path, bytes: &[u8]) {
+        std::fs::write(path, bytes).unwrap();
+        disk.writes += 1;
+        let content = disk.files.entry(path.to_owned()).or_default();
+        content.write(disk.writes, 0, bytes);
+    }
+
+    fn remove(disk: &mut Disk, path: &Path) {
+        std::fs::remove_file(path).unwrap();
+        disk.writes += 1;
+        let (at, content) = (disk.writes, disk.files.remove(path).unwrap());
+        let path = path.to_owned();
+        disk.removed.push(Removed { at, path, content });
+    }
+
+    /// What may be there after a loss of power, by name.
+    fn folders(change: impl Fn(&mut Disk, &Path)) -> BTreeSet<Vec<(String, Vec<u8>)>> {
+        (0..200)
+            .map(|seed| {
+                let (_home, mut disk, folder) = begun();
+                change(&mut disk, &folder);
+                let next = disk.next(&mut Random::new(seed), true).unwrap();
+                let names = names_in(&disk.root.join(next)).unwrap();
+                assert_eq!(names, disk.names);
+                let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+                let there = names.iter();
+                there
+                    .map(|path| (name(path), std::fs::read(path).unwrap()))
+                    .collect()
+            })
+            .collect()
+    }
+
+    fn folder(names: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
+        let names = names.iter();
+        names
+            .map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn disk5_a_name_is_there_or_not_until_its_folder_is_synced() {
+        let [a, b]: [(&str, &[u8]); 2] = [("a", b"first"), ("b", b"first")];
+        let made = |disk: &mut Disk, at: &Path| {
+            make(disk, &at.join("c"), b"third");
+            disk.files.values_mut().for_each(|it| it.sync(|_| true));
+        };
+        let found = folders(made);
+        assert_eq!(
+            found,
+            [folder(&[a, b]), folder(&[a, b, ("c", b"third")])].into()
+        );
+        let removed = |disk: &mut Disk, at: &Path| remove(disk, &at.join("b"));
+        assert_eq!(folders(removed), [folder(&[a]), folder(&[a, b])].into());
+        let made_again = |disk: &mut Disk, at: &Path| {
+            removed(disk, at);
+            make(disk, &at.join("b"), b"later");
+            disk.files.values_mut().for_each(|it| it.sync(|_| true));
+        };
+        let later = ("b", &b"later"[..]);
+        assert_eq!(
+            folders(made_again),
+            [folder(&[a]), folder(&[a, b]), folder(&[a, later])].into()
+        );
+        let synced = |disk: &mut Disk, at: &Path| {
+            made(disk, at);
+            removed(disk, at);
+            let until = disk.writes;
+            let names = names_in(at).unwrap();
+            remove(disk, &at.join("a"));
+            disk.sync_names(names, until);
+        };
+        let third = ("c", &b"third"[..]);
+        assert_eq!(
+            folders(synced),
+            [folder(&[third]), folder(&[a, third])].into()
+        );
+    }
+
+    #[test]
+    fn disk7_what_is_done_behind_its_back_is_noticed_by_the_next_process() {
+        use rustix::fs::{Mode, OFlags};
+        let open = |path: &Path| rustix::fs::open(path, OFlags::RDWR, Mode::empty()).unwrap();
+        let second = |path: &Path| path.with_file_name("b");
+        type Way<'w> = (&'w str, &'w dyn Fn(&Path));
+        let ways: [Way<'_>; 9] = [
+            ("pwrite", &|path| {
+                rustix::io::pwrite(open(path), b"x", 2).unwrap();
+            }),
+            ("pwritev", &|path| {
+                let parts = [std::io::IoSlice::new(b"x")];
+                rustix::io::pwritev(open(path), &parts, 2).unwrap();
+            }),
+            ("write", &|path| std::fs::write(path, b"other").unwrap()),
+            ("fallocate", &|path| {
+                rustix::fs::fallocate(open(path), rustix::fs::FallocateFlags::empty(), 0, 64)
+                    .unwrap();
+            }),
+            ("ftruncate", &|path| {
+                rustix::fs::ftruncate(open(path), 2).unwrap();
+            }),
+            ("rename", &|path| {
+                std::fs::write(path, b"other").unwrap();
+                std::fs::rename(path, second(path)).unwrap();
+            }),
+            ("rename to a new name", &|path| {
+                std::fs::rename(path, path.with_file_name("new")).unwrap();
+            }),
+            ("unlink", &|path| std::fs::remove_file(path).unwrap()),
+            ("link", &|path| {
+                std::fs::hard_link(path, path.with_file_name("new")).unwrap();
+            }),
+        ];
+        for (way, done) in ways {
+            let (_home, mut disk, folder) = begun();
+            done(&folder.join("a"));
+            let next = disk.next(&mut Random::new(1), false);
+            let told = next.is_err_and(|error| error.to_string().contains("is not seen"));
+            assert!(told, "{way} is not noticed");
+        }
+        let (_home, mut disk, _) = begun();
+        disk.next(&mut Random::new(1), false).unwrap();
     }
 
     #[test]

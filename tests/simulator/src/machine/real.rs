@@ -1,6 +1,6 @@
 //! The functions of the C library behind those of [`super::symbols`].
 
-use std::ffi::{CStr, c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use libc::{clockid_t, epoll_event, pthread_attr_t, pthread_t, size_t, ssize_t, timespec};
@@ -56,6 +56,9 @@ real! {
     c"syscall" syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long;
     c"pthread_create" pthread_create(thread: *mut pthread_t, attributes: *const pthread_attr_t, routine: Routine, argument: *mut c_void) -> c_int;
     c"pthread_join" pthread_join(thread: pthread_t, answer: *mut *mut c_void) -> c_int;
+    c"open" open(path: *const c_char, flags: c_int, mode: c_uint) -> c_int;
+    c"open64" open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int;
+    c"unlink" unlink(path: *const c_char) -> c_int;
     c"pwrite64" pwrite64(file: c_int, bytes: *const c_void, length: size_t, offset: i64) -> ssize_t;
     c"writev" writev(file: c_int, parts: *const libc::iovec, count: c_int) -> ssize_t;
     c"ftruncate64" ftruncate64(file: c_int, length: i64) -> c_int;

@@ -4,7 +4,9 @@
 //! A program that has this linked in calls these functions instead of those of the C library. Until a simulation begins they
 //! pass everything on.
 
-use std::ffi::{c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint, c_void};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use libc::{clockid_t, epoll_event, pthread_attr_t, pthread_t, size_t, ssize_t, timespec};
 
@@ -242,8 +244,53 @@ unsafe extern "C" fn clock_nanosleep(
 }
 
 /// What a call of the C library is to do with a file on the simulated disk.
-fn on_disk(file: c_int) -> Option<std::path::PathBuf> {
+fn on_disk(file: c_int) -> Option<PathBuf> {
     is_active().then(|| disk::path_of(file)).flatten()
+}
+
+/// The same of a path.
+///
+/// # Safety
+/// A C string.
+unsafe fn named_on_disk(path: *const c_char) -> Option<PathBuf> {
+    if !is_active() {
+        return None;
+    }
+    // SAFETY: promised by the caller.
+    let path = unsafe { CStr::from_ptr(path) };
+    disk::place_of(Path::new(OsStr::from_bytes(path.to_bytes())))
+}
+
+fn opened(file: c_int) -> c_int {
+    if file >= 0
+        && let Some(path) = on_disk(file)
+    {
+        disk::opened(file, &path);
+    }
+    file
+}
+
+// The mode, which is passed on only where there is one, lies where it would lie for a function with so many arguments.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+    // SAFETY: the caller's arguments.
+    opened(unsafe { real::open(path, flags, mode) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+    // SAFETY: the caller's arguments.
+    opened(unsafe { real::open64(path, flags, mode) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: the caller passes a C string.
+    let (done, place) = unsafe { (real::unlink(path), named_on_disk(path)) };
+    if let (0, Some(place)) = (done, place) {
+        disk::removed(&place);
+    }
+    done
 }
 
 fn is_synced(file: c_int) -> bool {
@@ -256,7 +303,11 @@ fn is_synced(file: c_int) -> bool {
 unsafe fn write_at(file: c_int, bytes: *const c_void, length: size_t, offset: i64) -> ssize_t {
     let path = on_disk(file);
     let synced = path.is_some() && is_synced(file);
-    if path.is_some() && !synced && !disk::has_room() {
+    let end = usize::try_from(offset).unwrap_or(0) + length;
+    if let Some(path) = &path
+        && !synced
+        && !disk::has_room(path, end)
+    {
         return fail(libc::ENOSPC) as ssize_t;
     }
     // SAFETY: the caller's arguments.
@@ -299,11 +350,17 @@ unsafe extern "C" fn pwrite(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn writev(file: c_int, parts: *const libc::iovec, count: c_int) -> ssize_t {
     let path = on_disk(file);
-    if path.is_some() && !disk::has_room() {
-        return fail(libc::ENOSPC) as ssize_t;
-    }
     // SAFETY: no pointers.
     let offset = unsafe { libc::lseek(file, 0, libc::SEEK_CUR) };
+    if let (Some(path), Ok(offset)) = (&path, usize::try_from(offset)) {
+        // SAFETY: the caller passes so many parts.
+        let parts =
+            unsafe { std::slice::from_raw_parts(parts, usize::try_from(count).unwrap_or(0)) };
+        let length: usize = parts.iter().map(|part| part.iov_len).sum();
+        if !disk::has_room(path, offset + length) {
+            return fail(libc::ENOSPC) as ssize_t;
+        }
+    }
     // SAFETY: the caller's arguments.
     let done = unsafe { real::writev(file, parts, count) };
     if let (Some(path), Ok(mut left @ 1..), Ok(mut at)) =
@@ -355,7 +412,7 @@ unsafe extern "C" fn ftruncate(file: c_int, length: i64) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
     match on_disk(file) {
-        Some(path) if disk::sync(&path) => 0,
+        Some(path) if disk::sync(file, &path) => 0,
         Some(_) => fail(libc::EIO),
         // SAFETY: the caller's arguments.
         None => unsafe { real::fdatasync(file) },
@@ -365,7 +422,7 @@ unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fsync(file: c_int) -> c_int {
     match on_disk(file) {
-        Some(path) if disk::sync(&path) => 0,
+        Some(path) if disk::sync(file, &path) => 0,
         Some(_) => fail(libc::EIO),
         // SAFETY: the caller's arguments.
         None => unsafe { real::fsync(file) },

@@ -1,0 +1,108 @@
+//! The roots of the engine's tree, as they lie in the first two pages of its file.
+//!
+//! Layout of such a page: a header of 16 bytes, then magic (4 bytes), version (4), address (8), largest size (8), two trees (48 each, the last 8 bytes
+//! the page of its root; the first 4 of the first one the size of a page), last page (8), number of the transaction (8). All in the order of the
+//! machine, which the engine requires to be the same; the size of a page is that of the machine on which the file was made. From the
+//! largest size on it is written with each commit, within one sector.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+
+/// What a root takes at the beginning of its page, with some room.
+pub(crate) const ROOT_BYTES: usize = 160;
+
+const MAGIC: u32 = 0xBEEF_C0DE;
+const META_AT: usize = 16;
+const TREE_AT: usize = META_AT + 24;
+const TREE_BYTES: usize = 48;
+const LAST_PAGE_AT: usize = TREE_AT + 2 * TREE_BYTES;
+
+/// Size of a page of an engine's file.
+pub(crate) fn page_bytes(file: &File) -> std::io::Result<u64> {
+    let mut root = [0; ROOT_BYTES];
+    file.read_exact_at(&mut root, 0)?;
+    let no_root = || std::io::Error::new(ErrorKind::InvalidData, "it does not begin with a root");
+    page_bytes_of(&root).ok_or_else(no_root)
+}
+
+/// As a root says; `None` where it is none.
+fn page_bytes_of(root: &[u8; ROOT_BYTES]) -> Option<u64> {
+    let bytes = u32_at(root, TREE_AT);
+    let is_root = u32_at(root, META_AT) == MAGIC;
+    // LMDB, `MAX_PAGESIZE`.
+    let has_size = bytes.is_power_of_two() && (512..=32 << 10).contains(&bytes);
+    (is_root && has_size).then(|| u64::from(bytes))
+}
+
+/// Both, as they are in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roots(pub(crate) [[u8; ROOT_BYTES]; 2]);
+
+/// What one says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Root {
+    /// Of the transaction that wrote it.
+    pub(crate) number: u64,
+    pub(crate) last_page: u64,
+    /// Pages of the trees; all ones for an empty one.
+    pub(crate) trees: [u64; 2],
+}
+
+impl Roots {
+    /// Of a file that has both pages, of this size.
+    pub(crate) fn read(file: &File, page_bytes: u64) -> std::io::Result<Self> {
+        let mut roots = [[0; ROOT_BYTES]; 2];
+        for (place, root) in (0..).zip(&mut roots) {
+            file.read_exact_at(root, place * page_bytes)?;
+        }
+        Ok(Self(roots))
+    }
+
+    /// Into their places, in a file whose pages have the size that they say.
+    pub(crate) fn write(&self, file: &File) -> std::io::Result<()> {
+        let no_root = || std::io::Error::new(ErrorKind::InvalidData, "there are no roots");
+        let page_bytes = self.page_bytes().ok_or_else(no_root)?;
+        for (place, root) in (0..).zip(&self.0) {
+            file.write_all_at(root, place * page_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Size of a page; `None` where neither is one.
+    pub(crate) fn page_bytes(&self) -> Option<u64> {
+        self.0.iter().find_map(page_bytes_of)
+    }
+
+    /// `None` where neither is one.
+    pub(crate) fn newest(&self) -> Option<Root> {
+        let whole = self
+            .0
+            .iter()
+            .filter(|bytes| u32_at(*bytes, META_AT) == MAGIC);
+        let roots = whole.map(|bytes| Root {
+            number: u64_at(bytes, LAST_PAGE_AT + 8),
+            last_page: u64_at(bytes, LAST_PAGE_AT),
+            trees: [0, 1].map(|tree| u64_at(bytes, TREE_AT + tree * TREE_BYTES + 40)),
+        });
+        roots.max_by_key(|root| root.number)
+    }
+}
+
+/// Numbers in a page; what would lie beyond it is 0.
+fn at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let part = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    part.copied().unwrap_or([0; N])
+}
+
+pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    u16::from_ne_bytes(at(bytes, offset))
+}
+
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_ne_bytes(at(bytes, offset))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_ne_bytes(at(bytes, offset))
+}
