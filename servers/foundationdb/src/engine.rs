@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foundationdb::future::{FdbKeyValue, FdbValues};
 use foundationdb::options::{ConflictRangeType, MutationType, StreamingMode, TransactionOption};
 use foundationdb::{Database, FdbError, FdbResult, KeySelector, RangeOption, Transaction};
-use futures_util::future::try_join_all;
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
 
@@ -42,6 +42,8 @@ pub(crate) struct Asked {
     pub(crate) begun: AtomicU64,
     /// Rows and ranges read.
     pub(crate) reads: AtomicU64,
+    /// Rows that the ranges had.
+    pub(crate) rows: AtomicU64,
 }
 
 /// Why a round ended.
@@ -217,6 +219,15 @@ pub(crate) struct Row {
     pub(crate) stored: Vec<u8>,
 }
 
+impl Row {
+    pub(crate) fn of(row: &FdbKeyValue) -> Self {
+        Self {
+            key: row.key().to_vec(),
+            stored: row.value().to_vec(),
+        }
+    }
+}
+
 impl Txn {
     fn begin(transaction: Transaction, space: Arc<Space>, asked: Arc<Asked>) -> Self {
         asked.begun.fetch_add(1, Ordering::Relaxed);
@@ -236,6 +247,10 @@ impl Txn {
 
     fn reads_one_more(&self) {
         self.asked.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn rows_came(&self, rows: usize) {
+        self.asked.rows.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
     /// The body of a row. Asked for at once.
@@ -395,10 +410,8 @@ impl Txn {
                 .transaction
                 .get_range(&asked, iteration, read == Read::Loose);
             let got = got.await?;
-            rows.extend(got.iter().map(|row| Row {
-                key: row.key().to_vec(),
-                stored: row.value().to_vec(),
-            }));
+            self.rows_came(got.len());
+            rows.extend(got.iter().map(Row::of));
             if rows.len() < limit {
                 option = asked.next_range(&got);
             }
@@ -449,13 +462,21 @@ impl Txn {
         Ok(self::decode(&self.space, row, decode)?)
     }
 
-    /// The rows of several ranges, asked for at once: of each the last.
-    pub(crate) async fn last_rows(&self, ranges: &[Range]) -> Result<Vec<Option<Row>>, Fail> {
-        let each = ranges.iter().map(|range| async move {
-            let rows = self.scan(range, 1, true, Read::Loose).await?;
-            Ok::<_, Fail>(rows.into_iter().next())
-        });
-        try_join_all(each).await
+    /// The last rows of a range, at most as many, backwards from its end by one range read. Loosely.
+    pub(crate) async fn last_rows(&self, range: &Range, limit: usize) -> Result<FdbValues, Fail> {
+        let option = RangeOption {
+            begin: KeySelector::first_greater_or_equal(range.begin.as_slice()),
+            end: KeySelector::first_greater_or_equal(range.end.as_slice()),
+            limit: Some(limit),
+            // As many as that, of any size: the other modes end at 80 kB at the latest, and more would be another round.
+            mode: StreamingMode::Exact,
+            reverse: true,
+            ..RangeOption::default()
+        };
+        self.reads_one_more();
+        let rows = self.transaction.get_range(&option, 1, true).await?;
+        self.rows_came(rows.len());
+        Ok(rows)
     }
 
     /// Tells when a row changes: the answer comes after this transaction is committed.

@@ -2,7 +2,7 @@
 //!
 //! docs/foundationdb.md says which transaction does what. In one sentence each: everything of an installation lies under one directory
 //! of the cluster (`keys.rs`, `values.rs`); a commit is one transaction (`commit.rs`), and what is too large for it is written ahead
-//! (`staging.rs`); a read is one range read for each page (`read.rs`); collections never disturb a commit (`collect.rs`); page servers
+//! (`staging.rs`); a read is a range read for each run of pages (`read.rs`, `runs.rs`); collections never disturb a commit (`collect.rs`); page servers
 //! know of each other by a row each (`servers.rs`).
 //!
 //! Needs the client library at run time and nothing to be built: without it [`FoundationDbStore::open`] says what is missing.
@@ -20,6 +20,7 @@ mod network;
 mod peers;
 mod read;
 mod removed;
+mod runs;
 mod segments;
 mod servers;
 mod staging;
@@ -231,6 +232,12 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub fn reads(&self) -> u64 {
         self.0.engine.asked.reads.load(Ordering::Relaxed)
+    }
+
+    /// Rows that the ranges of [`FoundationDbStore::reads`] had. For tests.
+    #[doc(hidden)]
+    pub fn rows_read(&self) -> u64 {
+        self.0.engine.asked.rows.load(Ordering::Relaxed)
     }
 
     /// In how many segments a page of the newest version is looked for at most. For tests.
@@ -485,18 +492,20 @@ impl PageStore for FoundationDbStore {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
-        // What a call may ask for at most is one transaction, and far from its 5 s.
+        // What a call may ask for at most is one transaction, and far from its 5 s; a cluster that did not do as many within them is asked for fewer.
+        let mut most = 2 * MAX_READ_PAGES;
         let mut answer = Vec::with_capacity(pages.len());
-        let mut rest = pages;
         loop {
-            let (group, later) = rest.split_at(rest.len().min(MAX_READ_PAGES));
+            let rest = &pages[answer.len()..];
             answer.extend(transact!(self.0.engine, |txn| {
-                txn.pages(database, version, group).await
+                most = most.div_ceil(2);
+                txn.pages(database, version, &rest[..rest.len().min(most)])
+                    .await
             })?);
-            rest = later;
-            if rest.is_empty() {
+            if answer.len() >= pages.len() {
                 return Ok(answer);
             }
+            most *= 2;
         }
     }
 
