@@ -7,7 +7,7 @@
 //! ```text
 //!                    nothing keeps it              rows that it read looked at
 //!   kept (Record) ------------------> past (Past) ---------------------------> past, its rows gone
-//!                                        |                                       | COMMIT_RECORD_TTL
+//!                                        |                                       | an hour (C14, `age.rs`)
 //!                                        +--------------------------------------> nothing
 //! ```
 //! * **COL1** A version is readable if and only if it has a row `Record` (or is 0); that goes in the transaction in which the first of its
@@ -28,10 +28,11 @@ use std::time::Duration;
 
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
-use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
+use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
+use crate::age::Now;
 use crate::engine::{Fail, Read, Row, Txn, corrupt, decode, transact};
 use crate::keys::{Key, Range, ServerId, Sum, serial_of};
 use crate::read::Attempts;
@@ -344,10 +345,9 @@ impl Inner {
         let mut range = self.engine.space.records(database);
         // Past those that are kept for themselves.
         loop {
-            let now_ms = self.options.clock.now_ms();
             let (last, step) = transact!(self.engine, |txn| {
-                let steps = self.steps();
-                txn.drop_some(database, &range, steps, now_ms, retention_ms)
+                let (steps, now) = (self.steps(), txn.now(&self.options).await?);
+                txn.drop_some(database, &range, steps, now, retention_ms)
                     .await
             })?;
             if step.versions > 0 {
@@ -393,15 +393,15 @@ impl Inner {
 
     /// Drops what is left of records when it need not be known any more (C14).
     async fn drop_past(&self, database: DatabaseId) -> Result<bool, StoreError> {
-        let now_ms = self.options.clock.now_ms();
         transact!(self.engine, |txn| {
             let range = txn.space.past(database);
             let most = self.steps().of(STEP_PAST);
-            let rows = txn.scan(&range, most, false, Read::Loose).await?;
+            let rows = txn.scan(&range, most, false, Read::Loose);
+            let (rows, now) = try_join(rows, txn.now(&self.options)).await?;
             let mut any = false;
             for row in rows {
                 let past = txn.decode(&row, Past::decode)?;
-                if !is_over(past.time_ms, now_ms) {
+                if !now.is_long_after(past.time_ms, past.dropped) {
                     break;
                 }
                 if let Key::Past(_, version) = txn.key(&row)? {
@@ -444,7 +444,7 @@ impl Txn {
         database: DatabaseId,
         range: &Range,
         steps: Steps,
-        now_ms: u64,
+        now: Now,
         retention_ms: u64,
     ) -> Result<(Option<Vec<u8>>, Collected), Fail> {
         let mut step = Collected::default();
@@ -458,7 +458,7 @@ impl Txn {
             return Ok((None, step));
         };
         let newest = head.head.snapshot.version;
-        let now_ms = now_ms.max(head.time_ms);
+        let now_ms = now.time_ms.max(head.time_ms);
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
             records.push(self.decode(row, Record::decode)?);
@@ -496,7 +496,7 @@ impl Txn {
                 Keeps::Nothing => {
                     let next = next.as_ref();
                     pages += self
-                        .drop_version(database, record, next, now_ms, &mut step, &mut links)
+                        .drop_version(database, record, next, now, &mut step, &mut links)
                         .await?;
                     if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
                         return Ok((None, step));
@@ -545,7 +545,7 @@ impl Txn {
         database: DatabaseId,
         record: &Record,
         next: Option<&Record>,
-        now_ms: u64,
+        now: Now,
         step: &mut Collected,
         links: &mut Links,
     ) -> Result<usize, Fail> {
@@ -554,16 +554,13 @@ impl Txn {
         self.claim(&self.space.encode(&key))?;
         self.delete(&key);
         self.delete_range(&self.space.changed(database, version));
-        match is_over(record.time_ms, now_ms) {
-            true => self.delete(&Key::Made(database, record.time_ms, version)),
-            false => {
-                let past = Past {
-                    commit: record.commit,
-                    time_ms: record.time_ms,
-                };
-                self.put(&Key::Past(database, version), &past.encode());
-            }
-        }
+        // When it was made is known by a wall clock only, which may have been behind.
+        let past = Past {
+            commit: record.commit,
+            time_ms: record.time_ms,
+            dropped: now.cluster,
+        };
+        self.put(&Key::Past(database, version), &past.encode());
         let before = Version::new(version.get() - 1);
         if let Some(mut before_it) = self.record(database, before, Read::Firm).await? {
             before_it.ended_ms = record.time_ms;
@@ -750,12 +747,6 @@ pub(crate) fn add(freed: &mut Collected, step: Collected) {
 pub(crate) fn body_len(row: &Row) -> u64 {
     // After its checksum.
     row.stored.len().saturating_sub(4) as u64
-}
-
-/// Whether the record of a time need not be kept any more.
-pub(crate) fn is_over(time_ms: u64, now_ms: u64) -> bool {
-    let ttl = u64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(u64::MAX);
-    time_ms.saturating_add(ttl) < now_ms
 }
 
 #[cfg(test)]

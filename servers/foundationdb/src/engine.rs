@@ -239,6 +239,12 @@ impl Txn {
         }
     }
 
+    /// The version of the cluster that this transaction reads. Asked for once.
+    pub(crate) async fn cluster_version(&self) -> Result<u64, Fail> {
+        let version = self.transaction.get_read_version().await?;
+        Ok(u64::try_from(version).unwrap_or(0))
+    }
+
     /// Fails if what it claims was changed after a version of the cluster that this process knows of, instead of after the newest one, which would have
     /// to be asked for. Such a transaction reads nothing: it would find what was there then.
     pub(crate) fn claims_since(&self, version: i64) {

@@ -11,7 +11,7 @@ use crate::keys::Key;
 use crate::values::{Database, Head};
 
 /// The version of the format. Another one is another layout of keys or values.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// Names of a list that are looked at together.
 const LOOKS: usize = 64;
 
@@ -158,7 +158,7 @@ impl Inner {
             let Some(id) = target.find(txn.named(name, Read::Firm).await?) else {
                 return Ok(target.first().ok_or(StoreError::DatabaseNotFound)?);
             };
-            txn.take_away(id, name, self.options.clock.now_ms());
+            txn.take_away(id, name, txn.now(&self.options).await?);
             Ok(id)
         })?;
         self.forget(removed);

@@ -69,6 +69,7 @@ impl Txn {
             Some(record) => Some(Past {
                 commit: record.commit,
                 time_ms: record.time_ms,
+                dropped: 0,
             }),
             None => past,
         })

@@ -1,7 +1,7 @@
 //! Databases that go: what is left of removed ones, and names to which nobody ever committed.
 //!
 //! ```text
-//!                remove, or unborn for long                  nothing stands on it               COMMIT_RECORD_TTL since the removal
+//!                remove, or unborn for long                  nothing stands on it               an hour since the removal
 //!   there (Head) ----------------------------> Removed: rows ------------------> Removed: Nothing -----------------------------------> nothing
 //! ```
 //! * **REM1** A removed database without anything that stands on it has no rows but `Removed`, which keeps its id from being given to a
@@ -12,12 +12,14 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::try_join;
 use pagewire_proto::{DatabaseId, DatabaseName, Version};
 use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add, is_over};
+use crate::age::Now;
+use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add};
 use crate::engine::{Fail, Read, Txn, decode, transact};
 use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, Range, ServerId, Sum};
 use crate::segments::{LINKS, Links, NO_SEGMENT};
@@ -43,15 +45,19 @@ impl Inner {
             if let Some(after) = &pass.removed_after {
                 range = range.after(after);
             }
-            let rows = transact!(self.engine, |txn| {
-                txn.scan(&range, LOOK, false, Read::Loose).await
+            let (rows, now) = transact!(self.engine, |txn| {
+                let rows = txn.scan(&range, LOOK, false, Read::Loose);
+                try_join(rows, txn.now(&self.options)).await
             })?;
             for (index, row) in rows.iter().enumerate() {
                 let space = &self.engine.space;
                 if let Some(Key::Removed(database)) = space.decode(&row.key) {
                     let done = match decode(space, row, Removed::decode) {
                         Ok(removed) if removed.left == Left::Nothing => {
-                            self.forget_removed(database, removed).await
+                            match now.is_long_after(removed.time_ms, removed.cluster) {
+                                true => self.forget_removed(database, removed).await,
+                                false => Ok(false),
+                            }
                         }
                         Ok(_) => self.collect_one_removed(database, living, freed).await,
                         Err(error) => Err(error),
@@ -92,18 +98,17 @@ impl Inner {
         database: DatabaseId,
         removed: Removed,
     ) -> Result<bool, StoreError> {
-        if !is_over(removed.time_ms, self.options.clock.now_ms()) {
-            return Ok(false);
-        }
         transact!(self.engine, |txn| {
             let key = Key::Removed(database);
+            let found = txn.row(&key, Read::Firm, Removed::decode);
+            let (found, now) = try_join(found, txn.now(&self.options)).await?;
             // It may have been forgotten, made and removed again since it was seen.
-            let found = txn.row(&key, Read::Firm, Removed::decode).await?;
-            let same = found == Some(removed);
-            if same {
+            let goes =
+                found == Some(removed) && now.is_long_after(removed.time_ms, removed.cluster);
+            if goes {
                 txn.delete(&key);
             }
-            Ok(same)
+            Ok(goes)
         })
     }
 
@@ -130,7 +135,8 @@ impl Inner {
             if open || txn.named(&row.name, Read::Firm).await? != Some(database) {
                 return Ok(false);
             }
-            txn.take_away(database, &row.name, now_ms);
+            let now = txn.now(&self.options).await?;
+            txn.take_away(database, &row.name, now);
             Ok(true)
         })?;
         if dropped {
@@ -148,12 +154,13 @@ impl Inner {
 
 impl Txn {
     /// Removes a database of which name and head were read firmly. Its rows go with the collection.
-    pub(crate) fn take_away(&self, database: DatabaseId, name: &DatabaseName, now_ms: u64) {
+    pub(crate) fn take_away(&self, database: DatabaseId, name: &DatabaseName, now: Now) {
         self.delete(&Key::Name(name.clone()));
         self.delete(&Key::Head(database));
         self.delete(&Key::Epoch(database));
         let removed = Removed {
-            time_ms: now_ms,
+            time_ms: now.time_ms,
+            cluster: now.cluster,
             left: Left::All,
         };
         self.put(&Key::Removed(database), &removed.encode());

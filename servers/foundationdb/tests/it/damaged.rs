@@ -44,6 +44,7 @@ fn damage_below_what_goes_holds_up_nothing_else() {
         |options| {
             options.clock = handle;
             options.collect_every = HOUR;
+            options.remembered = Duration::ZERO;
             options.retention = Some(HOUR);
         },
         |one, two| async move {
