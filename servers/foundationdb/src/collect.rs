@@ -434,7 +434,7 @@ impl Txn {
         if living.contains(&server) {
             return Ok(false);
         }
-        let row = self.get(&Key::Server(server), Read::Firm).await?;
+        let row = self.server(server, Read::Firm).await?;
         Ok(row.is_none())
     }
 

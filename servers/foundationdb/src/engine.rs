@@ -279,6 +279,17 @@ impl Txn {
         }
     }
 
+    /// A row as it is stored, whether or not it is damaged.
+    pub(crate) async fn stored(&self, key: &Key, read: Read) -> Result<Option<Row>, Fail> {
+        let key = self.space.encode(key);
+        self.reads_one_more();
+        let got = self.transaction.get(&key, read == Read::Loose).await?;
+        Ok(got.map(|stored| Row {
+            key,
+            stored: stored.to_vec(),
+        }))
+    }
+
     /// A row, decoded. Asked for at once.
     pub(crate) fn row<'t, T, D>(
         &'t self,

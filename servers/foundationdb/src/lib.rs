@@ -49,7 +49,7 @@ use pagewire_server::store::{
 use parking_lot::Mutex;
 
 use engine::{Engine, Fail, Read, transact};
-use keys::{Key, Range, ServerId, Space};
+use keys::{Key, ServerId, Space};
 use staging::Staging;
 
 /// How long versions are kept unless somebody says otherwise.
@@ -266,6 +266,12 @@ impl FoundationDbStore {
         })
     }
 
+    /// How many of those rows are damaged. For tests.
+    #[doc(hidden)]
+    pub async fn damaged_servers(&self) -> Result<usize, StoreError> {
+        self.0.damaged_servers().await
+    }
+
     /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
     #[doc(hidden)]
     pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
@@ -304,13 +310,22 @@ impl FoundationDbStore {
         self.damage_row(&Key::Removed(database)).await
     }
 
+    /// As [`FoundationDbStore::damage`], of the rows of all other page servers. For tests.
+    #[doc(hidden)]
+    pub async fn damage_servers(&self) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let own = txn.space.encode(&Key::Server(self.0.server));
+            let servers = txn.space.servers();
+            let rows = txn.scan(&servers, usize::MAX, false, Read::Firm).await?;
+            let others = rows.iter().filter(|row| row.key != own);
+            Ok(others.fold(false, |any, row| any | txn.damage(row)))
+        })
+    }
+
     async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
         transact!(self.0.engine, |txn| {
-            let begin = txn.space.encode(key);
-            let end = [&begin[..], &[0]].concat();
-            let range = Range { begin, end };
-            let rows = txn.scan(&range, 1, false, Read::Firm).await?;
-            Ok(rows.first().is_some_and(|row| txn.damage(row)))
+            let row = txn.stored(key, Read::Firm).await?;
+            Ok(row.is_some_and(|row| txn.damage(&row)))
         })
     }
 

@@ -60,6 +60,14 @@ impl Txn {
         Ok(Epoch::new(epoch))
     }
 
+    /// A database that is not removed before this transaction is committed either: whoever writes a row of it may not come behind its removal. Commits do
+    /// not conflict with this: they leave the epoch as it is, and a removal takes it away.
+    pub(crate) async fn lasting(&self, database: DatabaseId) -> Result<Database, Fail> {
+        let there = self.database(database, Read::Loose);
+        let (there, _) = try_join(there, self.epoch(database, Read::Firm)).await?;
+        Ok(there)
+    }
+
     /// Somebody means to commit to a database that has this row: a name without a commit is kept for a while from now on (REM2).
     pub(crate) fn is_wanted_still(
         &self,

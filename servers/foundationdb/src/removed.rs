@@ -107,6 +107,7 @@ impl Inner {
                 found == Some(removed) && now.is_long_after(removed.time_ms, removed.cluster);
             if goes {
                 txn.delete(&key);
+                txn.clear_rows(database);
             }
             Ok(goes)
         })
@@ -166,6 +167,14 @@ impl Txn {
         self.put(&Key::Removed(database), &removed.encode());
     }
 
+    /// Drops all rows of a database that nothing stands on.
+    fn clear_rows(&self, database: DatabaseId) {
+        for kind in OF_A_DATABASE {
+            self.delete_range(&self.space.of(kind, database));
+        }
+        self.delete_range(&self.space.attempts(database));
+    }
+
     /// Drops what is left of a removed database; `None` where nothing is to be done now.
     async fn clear_removed(
         &self,
@@ -175,7 +184,8 @@ impl Txn {
         let most = steps.of(STEP_VERSIONS);
         let mut step = Collected::default();
         let key = Key::Removed(database);
-        let Some(removed) = self.row(&key, Read::Firm, Removed::decode).await? else {
+        let removed = self.row(&key, Read::Firm, Removed::decode).await?;
+        let Some(removed) = removed.filter(|removed| removed.left != Left::Nothing) else {
             return Ok(None);
         };
         let mut links = Links::of_a_transaction(steps);
@@ -183,9 +193,6 @@ impl Txn {
         let children = self.space.children(database);
         let child = self.first(&children, Read::Firm).await?;
         let mut segments = self.space.segments(database);
-        if removed.left == Left::Nothing {
-            return Ok(None);
-        }
         if child.is_none() {
             let segments = self.segments_of(&segments, most).await?;
             let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
@@ -193,10 +200,7 @@ impl Txn {
             bases.retain(|(base, _)| *base != database);
             self.readers_gone(bases, &mut links).await?;
             if segments.len() < most {
-                for kind in OF_A_DATABASE {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-                self.delete_range(&self.space.attempts(database));
+                self.clear_rows(database);
                 let left = Left::Nothing;
                 self.put(&key, &Removed { left, ..removed }.encode());
                 step.pages = u64::try_from(pages).unwrap_or(0);
@@ -204,17 +208,16 @@ impl Txn {
             return Ok(Some(step));
         }
         match removed.left {
-            Left::Nothing => return Ok(None),
-            Left::All => {
-                for kind in OF_ITS_VERSIONS {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-            }
             // Those that are left are stood on. When that goes they go too, without another look at all of them.
             Left::Segments(NO_SEGMENT) => return Ok(None),
             // The segments before it were looked at since its versions went; nothing of that while those are there.
             Left::Segments(next) => {
                 segments.begin = self.space.encode(&Key::Segment(database, next));
+            }
+            Left::All | Left::Nothing => {
+                for kind in OF_ITS_VERSIONS {
+                    self.delete_range(&self.space.of(kind, database));
+                }
             }
         }
         // Each is looked at by itself.
