@@ -7,7 +7,7 @@ use pagewire_proto::{DatabaseId, Moment, Version};
 use pagewire_server::clock::ManualClock;
 use pagewire_server::store::{DatabaseCommit, PageStore as _, StoreError};
 
-use crate::servers::{commit, name, part, stamp, with_two};
+use crate::servers::{begun, commit, name, part, stamp, with_two};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -30,9 +30,7 @@ fn by_hand(clock: &ManualClock) -> impl FnOnce(&mut FoundationDbOptions) + use<>
 fn v4_the_id_of_a_removed_branch_is_given_to_nobody_for_an_hour() {
     let clock = ManualClock::default();
     with_two(by_hand(&clock), |one, two| async move {
-        let main = one.lookup(&name("main"), true).await.unwrap();
-        let epoch = one.fence(main).await.unwrap();
-        commit(&one, part(main, 0, epoch, &[(1, 1)])).await;
+        let (main, _) = begun(&one, &[(1, 1)]).await;
         let (id, label) = (DatabaseId::random().unwrap(), name("branch"));
         let now = Moment::Age(0);
         one.branch(main, &now, id, &label).await.unwrap();
@@ -61,9 +59,7 @@ fn v4_the_id_of_a_removed_branch_is_given_to_nobody_for_an_hour() {
 fn rem1_a_removal_is_forgotten_only_as_it_was_seen() {
     let clock = ManualClock::default();
     with_two(by_hand(&clock), |one, two| async move {
-        let main = one.lookup(&name("main"), true).await.unwrap();
-        let epoch = one.fence(main).await.unwrap();
-        commit(&one, part(main, 0, epoch, &[(1, 1)])).await;
+        let (main, _) = begun(&one, &[(1, 1)]).await;
         let (id, label) = (DatabaseId::random().unwrap(), name("branch"));
         let now = Moment::Age(0);
         one.branch(main, &now, id, &label).await.unwrap();
@@ -130,9 +126,7 @@ fn seg5_the_last_two_readers_of_a_segment_may_go_at_once() {
 fn rem1_nobody_claims_or_protects_what_was_removed() {
     let clock = ManualClock::default();
     with_two(by_hand(&clock), |one, two| async move {
-        let id = one.lookup(&name("a"), true).await.unwrap();
-        let epoch = one.fence(id).await.unwrap();
-        commit(&one, part(id, 0, epoch, &[(1, 1)])).await;
+        let (id, _) = begun(&one, &[(1, 1)]).await;
         one.remove(&name("a")).await.unwrap();
         collect_all(&one).await;
         for store in [&one, &two] {

@@ -74,6 +74,15 @@ pub async fn commit(store: &FoundationDbStore, part: DatabaseCommit) -> CommitOu
     store.commit(commit).await.unwrap()
 }
 
+/// A database with a first version of these pages, and its epoch.
+pub async fn begun(store: &FoundationDbStore, pages: &[(u32, u8)]) -> (DatabaseId, Epoch) {
+    let database = store.lookup(&name("a"), true).await.unwrap();
+    let epoch = store.fence(database).await.unwrap();
+    let made = commit(store, part(database, 0, epoch, pages)).await;
+    assert_eq!(made, CommitOutcome::Committed(vec![Version::new(1)]));
+    (database, epoch)
+}
+
 pub async fn stamp(store: &FoundationDbStore, database: DatabaseId, version: u64, page: u32) -> u8 {
     let pages = [number(page)];
     let read = store.read(database, Version::new(version), &pages).await;

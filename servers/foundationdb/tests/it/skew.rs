@@ -10,7 +10,7 @@ use pagewire_server::peers::{Claim, Fence};
 use pagewire_server::store::{CommitOutcome, PageStore as _, Resolution, Resolve, StoreError};
 
 use crate::cluster::Cluster;
-use crate::servers::{commit, name, part, stamp};
+use crate::servers::{begun, commit, name, part, stamp};
 
 /// A loaded machine keeps a living server silent for less.
 const TTL: Duration = Duration::from_secs(2);
@@ -137,9 +137,7 @@ fn c13_a_commit_is_settled_by_a_server_whose_clock_is_far_ahead() {
 #[test]
 fn v4_a_clock_that_is_ahead_gives_away_no_id_of_a_removed_branch() {
     with_skew(48, 24 * HOUR, |one, two, [right, _]| async move {
-        let main = one.lookup(&name("main"), true).await.unwrap();
-        let epoch = one.fence(main).await.unwrap();
-        commit(&one, part(main, 0, epoch, &[(1, 1)])).await;
+        let (main, _) = begun(&one, &[(1, 1)]).await;
         let (id, label) = (DatabaseId::random().unwrap(), name("branch"));
         let now = Moment::Age(0);
         one.branch(main, &now, id, &label).await.unwrap();
