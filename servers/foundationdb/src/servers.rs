@@ -4,8 +4,8 @@
 //! [`crate::FoundationDbOptions::dead_after`] by the observer's own clock. No wall clock of another machine decides anything.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -20,6 +20,9 @@ use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::peers::{Peering, silence};
 use crate::values::{Protection, Server};
+
+/// How often a server says that it lives.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// When the row of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (Vec<u8>, Instant)>;
@@ -89,6 +92,24 @@ impl Said {
     fn forget_losses(&mut self, losses: u64) {
         if std::mem::replace(&mut self.losses, losses) != losses {
             self.words.clear();
+        }
+    }
+}
+
+/// Says that the server lives, for as long as it does.
+pub(crate) async fn live(store: Weak<Inner>) {
+    loop {
+        let Some(ttl) = store.upgrade().map(|store| store.lease_ttl()) else {
+            return;
+        };
+        let often = match ttl.is_zero() {
+            true => BEAT,
+            false => BEAT.min(ttl / 4),
+        };
+        tokio::time::sleep(often).await;
+        let Some(store) = store.upgrade() else { return };
+        if let Err(error) = store.beat().await {
+            tracing::warn!(%error, "the cluster does not hear that this server lives");
         }
     }
 }
