@@ -28,7 +28,7 @@ pub struct Process {
 }
 
 /// Endpoint and credential.
-type ClientKey = (Endpoint, Option<String>);
+pub type ClientKey = (Endpoint, Option<String>);
 
 static CURRENT: ForkLocal<Process> = ForkLocal::new();
 

@@ -267,6 +267,11 @@ pub struct ConnectionSettings {
 }
 
 impl ConnectionSettings {
+    /// Which client of the process it is a connection of.
+    pub fn client(&self) -> (Endpoint, Option<String>) {
+        (self.endpoint.clone(), self.token.clone())
+    }
+
     /// The settings of the process, overridden by the parameters of the URI.
     pub fn new(
         process: &ProcessSettings,

@@ -383,3 +383,29 @@ fn k8_the_other_database_of_a_transaction_that_found_no_room_is_as_it_was() {
         assert_eq!(guest.ok("main", COUNT), [ROWS.to_string()]);
     }
 }
+
+/// Of the connection's own commits nothing is to be told (SQLite, `PRAGMA data_version`): found by SQLite's pragma3.test.
+#[test]
+fn k8_one_that_succeeds_leaves_the_cache_as_it_is() {
+    for mode in MODES {
+        let server = PageServer::versioned();
+        register();
+        let connection = open_uri(&uri(&server.endpoint(), "t.db", &[])).expect("open");
+        let asked = |sql: &str| rows(&connection, sql).expect("rows");
+        asked(&format!("PRAGMA journal_mode={mode}"));
+        let before = asked("PRAGMA data_version");
+        connection.execute_batch(&first(7)).expect("commit");
+        assert_eq!(asked("PRAGMA data_version"), before, "{mode}");
+        asked("INSERT INTO t(v) VALUES('8')");
+        assert_eq!(asked("PRAGMA data_version"), before, "{mode}");
+        // What another connection commits is told as ever.
+        made_larger_elsewhere(&server);
+        assert_ne!(asked("PRAGMA data_version"), before, "{mode}");
+        assert_eq!(asked(COUNT), [(ROWS + 2).to_string()], "{mode}");
+    }
+}
+
+fn made_larger_elsewhere(server: &PageServer) {
+    let other = open_uri(&uri(&server.endpoint(), "t.db", &["token=other"])).expect("open");
+    rows(&other, "INSERT INTO t(v) VALUES('9')").expect("insert");
+}

@@ -30,4 +30,5 @@ mod set_back;
 mod several_servers;
 mod silent_wrong_data;
 mod staging;
+mod tenants;
 mod versions;

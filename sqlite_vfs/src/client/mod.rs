@@ -171,14 +171,19 @@ impl Client {
 
     /// Removes a database and all of its versions; `false` if there is none. Refused while anybody has it open.
     pub fn delete_database(&self, name: &DatabaseName, timeout: Duration) -> Result<bool> {
+        let begun = Instant::now();
         let slot = self.slots.lock().get(name).cloned();
-        if slot.is_some_and(|slot| slot.lock().strong_count() > 0) {
+        // One that is being opened is locked for as long as that takes.
+        let is_open = slot.is_some_and(|slot| {
+            slot.try_lock_for(timeout)
+                .is_none_or(|open| open.strong_count() > 0)
+        });
+        if is_open {
             return Err(Error::io(format!(
                 "{name} at {}: a connection of this process has it open; close it before deleting",
                 self.core.endpoint
             )));
         }
-        let begun = Instant::now();
         self.wait(self.core.delete_database(name, begun, begun + timeout))
             .map_err(|error| Error::from(error).within(name.as_str()))
     }

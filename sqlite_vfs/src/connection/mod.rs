@@ -28,7 +28,8 @@
 //!   what is in the cache. SQLite remembers the counter that it writes, and its rollback restores the one before with page 1, from the
 //!   journal. In the first transaction of a database there is no page 1 to restore: the counter of what was rolled back stays, and the
 //!   next commit counts on from there. And whatever it remembers, SQLite puts an empty page 1 into its cache when it looks at an empty
-//!   version. So whoever has looked at one finds another counter at his next look that finds pages.
+//!   version. So whoever has looked at one finds another counter at his next look that finds pages, unless he has made these pages by a
+//!   commit that SQLite does not roll back any more: then they are what is in his cache.
 
 mod commit;
 mod cut_off;
@@ -91,6 +92,8 @@ pub struct Connection {
     ahead: ReadAhead,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
     cache_is_stale: bool,
+    /// The same, since SQLite has looked at an empty version (K8), unless it has committed what it has in its cache since.
+    has_seen_empty: bool,
     /// The schema cookie of a version: what SQLite read last, or what the last commit wrote.
     schema: Option<(Version, u32)>,
     /// The schema cookie in SQLite's own copy of page 1.
@@ -186,6 +189,7 @@ impl Connection {
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead,
             cache_is_stale: false,
+            has_seen_empty: false,
             schema: None,
             own_cookie: OwnCookie::default(),
             batch_began_clean: false,
@@ -253,7 +257,7 @@ impl Connection {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
                 let base = self.begin_read()?;
-                self.cache_is_stale |= base.snapshot().page_count == PageCount::ZERO;
+                self.has_seen_empty |= base.snapshot().page_count == PageCount::ZERO;
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -489,6 +493,7 @@ impl Connection {
             && matches!(progress, Progress::Durable { .. })
         {
             *progress = Progress::Over;
+            self.has_seen_empty = false;
         }
     }
 

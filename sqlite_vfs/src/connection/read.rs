@@ -78,9 +78,11 @@ impl Connection {
             };
         }
         // Of an empty database SQLite takes none; what it has found out then says nothing of the next version (K8).
-        if self.cache_is_stale && is_cache_check && outcome == ReadOutcome::Full {
+        let is_stale = self.cache_is_stale || self.has_seen_empty;
+        if is_stale && is_cache_check && outcome == ReadOutcome::Full {
             // Any other counter makes SQLite drop its cache; the page itself it then reads with the true one.
             self.cache_is_stale = false;
+            self.has_seen_empty = false;
             out[0] ^= 0xff;
         }
         Ok(outcome)

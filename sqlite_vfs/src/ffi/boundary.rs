@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::registration::Registration;
 use super::types::code;
 use crate::error::{Error, Kind, Result};
+use crate::process::ClientKey;
 
 /// Which callback; decides which of SQLite's I/O error codes is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +68,11 @@ pub fn code_of(op: Op, kind: Kind) -> c_int {
     }
 }
 
-/// Runs a callback. `failed` is told of the error before it becomes a number.
+/// Runs a callback. `failed` is told of the error before it becomes a number, and says whose it is.
 pub fn guarded(
     registration: &Registration,
     op: Op,
-    failed: impl FnOnce(&Error),
+    failed: impl FnOnce(&Error) -> Option<ClientKey>,
     callback: impl FnOnce() -> Result<c_int>,
 ) -> c_int {
     let outcome = catch_unwind(AssertUnwindSafe(callback)).unwrap_or_else(|panic| {
@@ -91,9 +92,9 @@ pub fn guarded(
             let rc = code_of(op, error.kind);
             // The error path must not be able to panic out either.
             let _ = catch_unwind(AssertUnwindSafe(|| {
-                failed(&error);
+                let client = failed(&error);
                 if !is_waiting(op, error.kind) {
-                    registration.log(rc, &error.message);
+                    registration.log(rc, &error.message, client);
                 }
             }));
             rc

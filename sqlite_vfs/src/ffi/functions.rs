@@ -13,6 +13,7 @@
 //! Those that have effects can't be used in triggers, views and the like (SQLITE_DIRECTONLY). Errors: SQLITE_READONLY for tags and
 //! restores on a read-only connection, SQLITE_BUSY where another writes for too long, SQLITE_ERROR with the reason otherwise.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use super::types::{
 use crate::client::IfTaken;
 use crate::connection::Connection;
 use crate::error::{Error, Kind, Result};
+use crate::process::ClientKey;
 
 /// SQLite libraries in one process that can have the functions.
 const NUMBERS: usize = 8;
@@ -263,9 +265,12 @@ unsafe extern "C" fn last_error<const NUMBER: usize>(
     // SAFETY: SQLite calls the function that was registered.
     unsafe {
         with_connection::<NUMBER>(context, |registration, connection| {
-            let own = connection
-                .and_then(|connection| Some(connection.try_lock()?.last_error()?.message.clone()));
-            own.or_else(|| registration.last_error())
+            let Some(connection) = connection else {
+                return registration.last_error(None);
+            };
+            let connection = connection.try_lock()?;
+            let own = connection.last_error().map(|own| own.message.clone());
+            own.or_else(|| registration.last_error(Some(&connection.settings().client())))
         });
     }
 }
@@ -315,6 +320,7 @@ unsafe fn run<const NUMBER: usize>(
     let Some(registration) = Registration::numbered(NUMBER) else {
         return;
     };
+    let client = Cell::new(None);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         // SAFETY: the context and the values belong to the library of the registration; SQLite passes `count` values.
         let (db, autocommit, arguments) = unsafe {
@@ -330,6 +336,7 @@ unsafe fn run<const NUMBER: usize>(
         // SAFETY: as above; SQLite holds the mutex of the connection while a function runs.
         let connection = unsafe { connection_of(registration, db, schema) }?;
         let mut connection = connection.lock();
+        client.set(Some(connection.settings().client()));
         let outcome = body(&mut connection, &arguments, autocommit);
         if let Err(error) = &outcome {
             connection.note_error(error);
@@ -349,16 +356,21 @@ unsafe fn run<const NUMBER: usize>(
                     result(context, number);
                 }
             }
-            Err(error) => result_error(registration, context, &error),
+            Err(error) => result_error(registration, context, &error, client.take()),
         }
     }
 }
 
 /// # Safety
 /// `context` is that of a running function of the registration's library.
-unsafe fn result_error(registration: &Registration, context: *mut Context, error: &Error) {
+unsafe fn result_error(
+    registration: &Registration,
+    context: *mut Context,
+    error: &Error,
+    client: Option<ClientKey>,
+) {
     let rc = code_of(Op::Own, error.kind);
-    registration.log(rc, &error.message);
+    registration.log(rc, &error.message, client);
     let api = registration.api();
     let (Some(message), Some(set_code), Ok(length)) = (
         api.result_error,

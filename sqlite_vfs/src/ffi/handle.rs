@@ -12,7 +12,7 @@ use super::types::{File, IoMethods};
 use crate::connection::Connection;
 use crate::error::{Error, Kind, Result};
 use crate::file::journal::SuperJournal;
-use crate::process::Process;
+use crate::process::{ClientKey, Process};
 
 /// The file object: SQLite's part first, then a pointer to ours.
 #[repr(C)]
@@ -78,15 +78,18 @@ impl Handle {
         self.process.check_not_forked()
     }
 
-    /// Remembers an error at the connection.
-    pub fn note(&self, error: &Error) {
+    /// Remembers an error at the connection, and answers whose it is.
+    pub fn note(&self, error: &Error) -> Option<ClientKey> {
         if error.kind == Kind::Bug {
             self.broken.store(true, Ordering::Relaxed);
         }
-        if let FileKind::Main(connection, _) = &self.kind
-            && let Some(mut connection) = connection.try_lock()
-        {
+        let (FileKind::Main(connection, _) | FileKind::Journal(connection)) = &self.kind else {
+            return None;
+        };
+        let mut connection = connection.try_lock()?;
+        if matches!(self.kind, FileKind::Main(..)) {
             connection.note_error(error);
         }
+        Some(connection.settings().client())
     }
 }

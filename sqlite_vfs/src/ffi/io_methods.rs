@@ -60,7 +60,7 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
     guarded(
         registration,
         Op::Close,
-        |_| (),
+        |_| None,
         move || {
             if handle.process.check_not_forked().is_err() {
                 // The parent's threads, sockets and locks are not ours to touch (T16).
@@ -523,8 +523,8 @@ unsafe fn pragma(
         Ok(Some(answer)) => (code::OK, answer),
         Err(error) => {
             let rc = code_of(Op::Own, error.kind);
-            connection.lock().note_error(&error);
-            handle.registration.log(rc, &error.message);
+            let client = handle.note(&error);
+            handle.registration.log(rc, &error.message, client);
             (rc, error.message)
         }
     };

@@ -3,6 +3,7 @@
 //! The table belongs to the registration, never to the process: two SQLite libraries can live side by side (H10).
 
 use std::ffi::{CStr, c_char, c_int};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 
@@ -10,6 +11,7 @@ use super::api::ApiRoutines;
 use super::types::{Vfs, code};
 use super::vfs;
 use crate::error::{Error, Kind, Result};
+use crate::process::ClientKey;
 use crate::settings::ProcessSettings;
 
 /// The name of the VFS.
@@ -25,7 +27,16 @@ pub struct Registration {
     /// Its place in the list of registrations.
     pub number: usize,
     vfs: *mut Vfs,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<LastError>>,
+}
+
+/// The newest error. A process may serve many tenants, each with a credential of his own, and an error has names in it: it is for
+/// connections of the same endpoint and credential.
+struct LastError {
+    message: String,
+    /// Unknown where it came before its settings were read, or is nobody's.
+    client: Option<ClientKey>,
+    thread: ThreadId,
 }
 
 /// Who wants the VFS to be registered.
@@ -134,10 +145,14 @@ impl Registration {
         Ok(registration)
     }
 
-    /// Logs an error by `sqlite3_log` and keeps it for `pagewire_last_error()`.
-    pub fn log(&self, rc: c_int, message: &str) {
+    /// Logs an error of a client's by `sqlite3_log` and keeps it for `pagewire_last_error()`.
+    pub fn log(&self, rc: c_int, message: &str, client: Option<ClientKey>) {
         self.say(rc, message);
-        *self.last_error.lock() = Some(message.to_owned());
+        *self.last_error.lock() = Some(LastError {
+            message: message.to_owned(),
+            client,
+            thread: std::thread::current().id(),
+        });
     }
 
     /// Logs what is no error: nothing has failed.
@@ -154,9 +169,17 @@ impl Registration {
         }
     }
 
-    /// The newest error of any connection.
-    pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
+    /// The newest error of the process, if it is one that a connection of this client may see: its own, or one that is nobody's and came up
+    /// in this thread. The host's connections elsewhere (`None`) see any.
+    pub fn last_error(&self, client: Option<&ClientKey>) -> Option<String> {
+        let last = self.last_error.lock();
+        let last = last.as_ref()?;
+        let may_see = match (client, &last.client) {
+            (None, _) => true,
+            (Some(client), Some(of)) => client == of,
+            (Some(_), None) => last.thread == std::thread::current().id(),
+        };
+        may_see.then(|| last.message.clone())
     }
 
     /// A copy of a text in SQLite's own memory, or null.

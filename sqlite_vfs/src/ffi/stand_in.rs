@@ -370,7 +370,7 @@ fn t18_a_file_that_was_not_opened_has_no_methods() {
         // SAFETY: xOpen sets the methods in any case.
         assert!(unsafe { (*memory.as_ptr().cast::<File>()).methods.is_null() });
     }
-    let said = vfs().0.last_error().expect("an error was told");
+    let said = vfs().0.last_error(None).expect("an error was told");
     assert!(said.contains("x.db"), "{said}");
 }
 

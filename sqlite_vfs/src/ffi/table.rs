@@ -6,7 +6,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::boundary::{Op, code_of};
-use super::functions::{result_text, text_of};
+use super::functions::{main_connection, result_text, text_of};
 use super::registration::Registration;
 use super::tables::TABLES;
 use super::types::{
@@ -298,8 +298,11 @@ unsafe fn guarded<T>(
         let rc = code_of(Op::Own, error.kind);
         // SAFETY: promised by the caller. A message that SQLite has not taken yet is its own to free.
         unsafe {
-            let registration = (*(*table.cast::<OurTable>()).source).registration;
-            registration.log(rc, &error.message);
+            let ours = &*table.cast::<OurTable>();
+            let registration = (*ours.source).registration;
+            let client = main_connection(registration, ours.db)
+                .and_then(|connection| Some(connection.try_lock()?.settings().client()));
+            registration.log(rc, &error.message, client);
             if let (Some(free), false) = (registration.api().free, (*table).error_message.is_null())
             {
                 free((*table).error_message.cast());

@@ -106,14 +106,21 @@ unsafe fn status_rows(
     )];
     // SAFETY: promised by the caller.
     let connection = unsafe { main_connection(registration, db) };
-    match &connection {
-        Some(connection) => rows.extend(connection.lock().status()),
-        None => rows.push((
-            "database",
-            "the main database is not on Pagewire".to_owned(),
-        )),
-    }
-    if let Some(error) = registration.last_error() {
+    let client = match &connection {
+        Some(connection) => {
+            let connection = connection.lock();
+            rows.extend(connection.status());
+            Some(connection.settings().client())
+        }
+        None => {
+            rows.push((
+                "database",
+                "the main database is not on Pagewire".to_owned(),
+            ));
+            None
+        }
+    };
+    if let Some(error) = registration.last_error(client.as_ref()) {
         rows.push(("last_error", error));
     }
     Ok(pairs(rows))

@@ -15,7 +15,7 @@ use super::registration::{Registration, VFS_NAME};
 use super::types::{File, Vfs, code, open_flag};
 use crate::connection::commit_group;
 use crate::error::{Error, Kind, Result};
-use crate::process::Process;
+use crate::process::{ClientKey, Process};
 use crate::settings::ConnectionSettings;
 
 /// The VFS object of a registration, which is put into `app_data` by the caller.
@@ -94,17 +94,18 @@ unsafe extern "C" fn open(
     }
     // SAFETY: as above. Until it is filled, xClose must not be called (T18).
     unsafe { (*file).methods = std::ptr::null() };
+    let client = Cell::new(None);
     guarded(
         registration,
         Op::Open,
-        |_| (),
+        |_| client.take(),
         || {
             let process = Process::current();
             // SAFETY: SQLite passes a C string.
             let text = unsafe { text(name) }?;
             let kind = if flags & open_flag::MAIN_DB != 0 {
                 // SAFETY: the name of a main database has its URI parameters behind it.
-                unsafe { open_main(registration, process, name, text, flags) }?
+                unsafe { open_main(registration, process, name, text, flags, &client) }?
             } else if flags & open_flag::SUPER_JOURNAL != 0 {
                 open_super_or_child(process, text, flags)?
             } else if flags & open_flag::MAIN_JOURNAL != 0 {
@@ -175,12 +176,15 @@ unsafe fn open_temporary(
 
 /// # Safety
 /// `name` is the name that SQLite gave to xOpen for a main database.
+///
+/// `client` is told whose it is as soon as that is known.
 unsafe fn open_main(
     registration: &'static Registration,
     process: &'static Process,
     name: *const c_char,
     text: &str,
     flags: c_int,
+    client: &Cell<Option<ClientKey>>,
 ) -> Result<FileKind> {
     let api = registration.api();
     let parameter = |key: &str| {
@@ -204,6 +208,7 @@ unsafe fn open_main(
         flags & open_flag::READONLY != 0,
         flags & open_flag::CREATE != 0,
     )?;
+    client.set(Some(settings.client()));
     let connection = process.open(settings)?;
     if let Some(warning) = connection.database().disk_warning() {
         registration.warn(&warning);
@@ -252,7 +257,7 @@ unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: 
     guarded(
         registration,
         Op::Delete,
-        |_| (),
+        |_| None,
         || {
             let process = Process::current();
             // SAFETY: SQLite passes a C string.
@@ -322,7 +327,7 @@ unsafe extern "C" fn access(
     guarded(
         registration,
         Op::Access,
-        |_| (),
+        |_| None,
         || {
             // SAFETY: SQLite passes a C string.
             let text = unsafe { text(name) }?;
@@ -350,7 +355,7 @@ unsafe extern "C" fn full_pathname(
     guarded(
         registration,
         Op::FullPathname,
-        |_| (),
+        |_| None,
         || {
             // SAFETY: SQLite passes a C string.
             let text = unsafe { text(name) }?;
