@@ -61,6 +61,7 @@ class Cluster:
         data.mkdir(exist_ok=True)
         self.command = [self.program("fdbserver"), "-p", address, "-C", self.file, "-d", data, "-L", data]
         self.process = None
+        self.turn = threading.Lock()
         self.start()
         for _ in range(60):
             done = subprocess.run(
@@ -86,13 +87,31 @@ class Cluster:
         return all(shutil.which(cls.program(name)) for name in ("fdbserver", "fdbcli"))
 
     def start(self):
+        """Starts it, and again whenever it ends by itself, as `fdbmonitor` would: it does where the disk takes nothing for two minutes."""
+        self.is_stopped = False
+        self._run()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _run(self):
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
+    def _watch(self):
+        while True:
+            process = self.process
+            process.wait()
+            with self.turn:
+                if self.is_stopped:
+                    return
+                print(f"cluster: fdbserver ended by itself ({process.returncode}), and is started again", flush=True)
+                self._run()
+
     def stop(self):
         """kill -9."""
-        self.process.kill()
+        with self.turn:
+            self.is_stopped = True
+            self.process.kill()
         self.process.wait()
 
 

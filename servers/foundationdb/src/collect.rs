@@ -7,7 +7,7 @@
 //! ```text
 //!                    nothing keeps it              rows that it read looked at
 //!   kept (Record) ------------------> past (Past) ---------------------------> past, its rows gone
-//!                                        |                                       | COMMIT_RECORD_TTL
+//!                                        |                                       | an hour (C14, `age.rs`)
 //!                                        +--------------------------------------> nothing
 //! ```
 //! * **COL1** A version is readable if and only if it has a row `Record` (or is 0); that goes in the transaction in which the first of its
@@ -22,21 +22,23 @@
 //!   While `Due` is there no other version of the database is dropped: the list that it needs stays.
 //! * **COL5** A row of a page is claimed before it is deleted: of two that delete it one fails, so that sums stay right.
 
-use std::collections::{BTreeMap, HashSet};
+mod expiry;
+mod sweep;
+
+use std::collections::HashSet;
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{try_join, try_join3};
-use pagewire_proto::{DatabaseId, PageNumber, Version};
-use pagewire_server::store::{COMMIT_RECORD_TTL, Collected, StoreError};
+use futures_util::future::try_join;
+use pagewire_proto::DatabaseId;
+use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Row, Txn, corrupt, decode, transact};
-use crate::keys::{Key, Range, ServerId, Sum, serial_of};
-use crate::read::Attempts;
-use crate::segments::{Links, Reader};
-use crate::values::{Changed, Database, Due, Past, Protection, Record};
+use crate::engine::{Fail, Read, Row, Txn, decode, transact};
+use crate::keys::{Key, ServerId};
+use crate::values::Database;
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -118,18 +120,6 @@ impl Failures {
         Ok(false)
     }
 }
-
-/// What keeps a version.
-enum Keeps {
-    Nothing,
-    /// A tag, a pin, or what stands on it: says nothing of later ones.
-    ForItself,
-    /// As all later ones.
-    AndLater,
-}
-
-/// The newest versions before another that read anything: remembered for the rows of one transaction.
-type Readers = BTreeMap<Version, Option<Reader>>;
 
 impl Inner {
     /// One step, of one database or of some.
@@ -330,101 +320,6 @@ impl Inner {
         }
         Ok(!dead.is_empty())
     }
-
-    /// Drops versions that nothing keeps, oldest first.
-    async fn drop_versions(
-        &self,
-        database: DatabaseId,
-        freed: &mut Collected,
-    ) -> Result<bool, StoreError> {
-        let Some(retention) = self.options.retention else {
-            return Ok(false);
-        };
-        let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-        let mut range = self.engine.space.records(database);
-        // Past those that are kept for themselves.
-        loop {
-            let now_ms = self.options.clock.now_ms();
-            let (last, step) = transact!(self.engine, |txn| {
-                let steps = self.steps();
-                txn.drop_some(database, &range, steps, now_ms, retention_ms)
-                    .await
-            })?;
-            if step.versions > 0 {
-                add(freed, step);
-                return Ok(true);
-            }
-            match last {
-                Some(last) => range = range.after(&last),
-                None => return Ok(false),
-            }
-        }
-    }
-
-    /// Looks at the pages of a chunk of a list that was too long for the transaction that dropped the version before it.
-    async fn look_at_due(
-        &self,
-        database: DatabaseId,
-        freed: &mut Collected,
-    ) -> Result<bool, StoreError> {
-        let step = transact!(self.engine, |txn| {
-            let key = Key::Due(database);
-            let Some(due) = txn.row(&key, Read::Firm, Due::decode).await? else {
-                return Ok(None);
-            };
-            let mut step = Collected::default();
-            let of = due.dropped.next();
-            let pages = txn.changed_chunks(database, of, due.chunk, 1).await?;
-            if pages.is_empty() {
-                txn.delete(&key);
-                return Ok(Some(step));
-            }
-            txn.examine(database, &pages, due.dropped, &mut step)
-                .await?;
-            let next = Due {
-                chunk: due.chunk + 1,
-                ..due
-            };
-            txn.put(&key, &next.encode());
-            Ok(Some(step))
-        })?;
-        Ok(step.map(|step| add(freed, step)).is_some())
-    }
-
-    /// Drops what is left of records when it need not be known any more (C14).
-    async fn drop_past(&self, database: DatabaseId) -> Result<bool, StoreError> {
-        let now_ms = self.options.clock.now_ms();
-        transact!(self.engine, |txn| {
-            let range = txn.space.past(database);
-            let most = self.steps().of(STEP_PAST);
-            let rows = txn.scan(&range, most, false, Read::Loose).await?;
-            let mut any = false;
-            for row in rows {
-                let past = txn.decode(&row, Past::decode)?;
-                if !is_over(past.time_ms, now_ms) {
-                    break;
-                }
-                if let Key::Past(_, version) = txn.key(&row)? {
-                    txn.delete(&Key::Made(database, past.time_ms, version));
-                }
-                txn.delete_encoded(&row.key);
-                any = true;
-            }
-            Ok(any)
-        })
-    }
-
-    /// Looks at some rows of a database whether any version reads them.
-    pub(crate) async fn sweep_some(
-        &self,
-        database: DatabaseId,
-        freed: &mut Collected,
-    ) -> Result<bool, StoreError> {
-        let step = transact!(self.engine, |txn| {
-            txn.sweep_some(database, self.steps()).await
-        })?;
-        Ok(step.map(|step| add(freed, step)).is_some())
-    }
 }
 
 impl Txn {
@@ -434,309 +329,8 @@ impl Txn {
         if living.contains(&server) {
             return Ok(false);
         }
-        let row = self.get(&Key::Server(server), Read::Firm).await?;
+        let row = self.server(server, Read::Firm).await?;
         Ok(row.is_none())
-    }
-
-    /// Drops versions among some records. Answers the last one that was looked at, if there are more to look at.
-    async fn drop_some(
-        &self,
-        database: DatabaseId,
-        range: &Range,
-        steps: Steps,
-        now_ms: u64,
-        retention_ms: u64,
-    ) -> Result<(Option<Vec<u8>>, Collected), Fail> {
-        let mut step = Collected::default();
-        let due = self.get(&Key::Due(database), Read::Firm);
-        let head = self.row(&Key::Head(database), Read::Loose, Database::decode);
-        let most = steps.of(STEP_VERSIONS);
-        let rows = self.scan(range, most, false, Read::Loose);
-        let (due, head, rows) = try_join3(due, head, rows).await?;
-        let (Some(head), None) = (head, due) else {
-            // Removed: all of it is garbage, which is seen to elsewhere.
-            return Ok((None, step));
-        };
-        let newest = head.head.snapshot.version;
-        let now_ms = now_ms.max(head.time_ms);
-        let mut records = Vec::with_capacity(rows.len());
-        for row in &rows {
-            records.push(self.decode(row, Record::decode)?);
-        }
-        let (mut pages, mut protections) = (0, None);
-        let mut links = Links::of_a_transaction(steps);
-        for (index, record) in records.iter().enumerate() {
-            let version = record.head.snapshot.version;
-            if version >= newest || pages >= steps.of(STEP_PAGES) {
-                return Ok((None, step));
-            }
-            let next = records.get(index + 1);
-            let next = match next.filter(|next| next.head.snapshot.version == version.next()) {
-                Some(next) => Some(next.clone()),
-                None => self.record(database, version.next(), Read::Loose).await?,
-            };
-            let ended_ms = match (&next, record.ended_ms) {
-                (Some(next), _) => Some(next.time_ms),
-                (None, 0) => {
-                    let past = self.past(database, version.next(), Read::Loose).await?;
-                    past.map(|past| past.time_ms)
-                }
-                (None, ended_ms) => Some(ended_ms),
-            };
-            if ended_ms.is_some_and(|ended| ended.saturating_add(retention_ms) > now_ms) {
-                return Ok((None, step));
-            }
-            let protections = match &mut protections {
-                Some(protections) => protections,
-                none => none.insert(self.protections(database).await?),
-            };
-            match self.keeps(database, version, protections).await? {
-                Keeps::AndLater => return Ok((None, step)),
-                Keeps::ForItself => {}
-                Keeps::Nothing => {
-                    let next = next.as_ref();
-                    pages += self
-                        .drop_version(database, record, next, now_ms, &mut step, &mut links)
-                        .await?;
-                    if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
-                        return Ok((None, step));
-                    }
-                }
-            }
-        }
-        let last = rows.last().filter(|_| rows.len() == most);
-        Ok((last.map(|row| row.key.clone()), step))
-    }
-
-    /// What servers protect: firmly, see COL2.
-    async fn protections(&self, database: DatabaseId) -> Result<Vec<Protection>, Fail> {
-        let range = self.space.protections(database);
-        let rows = self.scan(&range, usize::MAX, false, Read::Firm).await?;
-        let each = rows.iter().map(|row| self.decode(row, Protection::decode));
-        each.collect()
-    }
-
-    /// What keeps a version that is neither the head nor within the retention (V2).
-    async fn keeps(
-        &self,
-        database: DatabaseId,
-        version: Version,
-        protections: &[Protection],
-    ) -> Result<Keeps, Fail> {
-        let mut floors = protections.iter().filter_map(|p| p.floor);
-        if floors.any(|floor| floor <= version) {
-            return Ok(Keeps::AndLater);
-        }
-        let tags = self.space.tagged_of(database, version);
-        let children = self.space.children_of(database, version);
-        let tags = self.first(&tags, Read::Firm);
-        let children = self.first(&children, Read::Firm);
-        let (tag, child) = try_join(tags, children).await?;
-        let pinned = protections.iter().any(|p| p.pins.contains(&version));
-        Ok(match pinned || tag.is_some() || child.is_some() {
-            true => Keeps::ForItself,
-            false => Keeps::Nothing,
-        })
-    }
-
-    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4). Answers at how many pages.
-    async fn drop_version(
-        &self,
-        database: DatabaseId,
-        record: &Record,
-        next: Option<&Record>,
-        now_ms: u64,
-        step: &mut Collected,
-        links: &mut Links,
-    ) -> Result<usize, Fail> {
-        let version = record.head.snapshot.version;
-        let key = Key::Record(database, version);
-        self.claim(&self.space.encode(&key))?;
-        self.delete(&key);
-        self.delete_range(&self.space.changed(database, version));
-        match is_over(record.time_ms, now_ms) {
-            true => self.delete(&Key::Made(database, record.time_ms, version)),
-            false => {
-                let past = Past {
-                    commit: record.commit,
-                    time_ms: record.time_ms,
-                };
-                self.put(&Key::Past(database, version), &past.encode());
-            }
-        }
-        let before = Version::new(version.get() - 1);
-        if let Some(mut before_it) = self.record(database, before, Read::Firm).await? {
-            before_it.ended_ms = record.time_ms;
-            self.put(&Key::Record(database, before), &before_it.encode());
-        }
-        self.add(&Key::Sum(database, Sum::Versions), -1);
-        step.versions += 1;
-        let mut looked_at = 1;
-        match next.map(|next| &next.changed) {
-            Some(Changed::Inline(pages)) => {
-                looked_at += pages.len();
-                self.examine(database, pages, version, step).await?;
-            }
-            Some(Changed::Chunks(_)) => {
-                let due = Due {
-                    dropped: version,
-                    chunk: 0,
-                };
-                self.put(&Key::Due(database), &due.encode());
-            }
-            Some(Changed::All) | None => self.sweep(database),
-        }
-        self.reader_gone(database, version, links).await?;
-        Ok(looked_at)
-    }
-
-    /// Deletes the rows of pages that a dropped version read and no other: the next version has others.
-    async fn examine(
-        &self,
-        database: DatabaseId,
-        pages: &[PageNumber],
-        dropped: Version,
-        step: &mut Collected,
-    ) -> Result<(), Fail> {
-        let reader = self.newest_reader(database, dropped.next());
-        let (reader, attempts) = try_join(reader, self.attempts(database, Read::Loose)).await?;
-        let from = reader.map_or(Version::ZERO, |reader| reader.version.next());
-        let rows = pages.iter().map(|page| {
-            let range = self.space.page(database, *page, from, dropped);
-            async move { self.scan(&range, usize::MAX, false, Read::Loose).await }
-        });
-        for row in futures_util::future::try_join_all(rows)
-            .await?
-            .iter()
-            .flatten()
-        {
-            if !self.is_attempted(row, &attempts)? {
-                self.drop_row(database, row, step)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn page_of(&self, row: &Row) -> Result<(PageNumber, Version, i64), Fail> {
-        match self.key(row)? {
-            Key::Page(_, page, version, layer) => Ok((page, version, layer)),
-            _ => Err(corrupt(&self.space, &row.key, "not a page").into()),
-        }
-    }
-
-    /// Whether a row belongs to an attempt, whoever sees to that.
-    fn is_attempted(&self, row: &Row, attempts: &Attempts) -> Result<bool, Fail> {
-        let (_, _, layer) = self.page_of(row)?;
-        Ok(serial_of(layer).is_some_and(|serial| attempts.contains_key(&serial)))
-    }
-
-    /// Deletes a row of a page (COL5).
-    fn drop_row(&self, database: DatabaseId, row: &Row, step: &mut Collected) -> Result<(), Fail> {
-        self.claim(&row.key)?;
-        self.delete_encoded(&row.key);
-        let bytes = body_len(row);
-        self.add(&Key::Sum(database, Sum::Pages), -1);
-        self.add(&Key::Sum(database, Sum::Bytes), -(bytes as i64));
-        step.pages += 1;
-        step.bytes += bytes;
-        Ok(())
-    }
-
-    /// Looks at some rows, from where the last look ended; `None` where none is demanded.
-    async fn sweep_some(
-        &self,
-        database: DatabaseId,
-        steps: Steps,
-    ) -> Result<Option<Collected>, Fail> {
-        let most = steps.of(STEP_ROWS);
-        let sweep = Key::Sweep(database);
-        let Some(from) = self.get(&sweep, Read::Firm).await? else {
-            return Ok(None);
-        };
-        let mut range = self.space.pages(database);
-        if !from.is_empty() {
-            range.begin = from.to_vec();
-        }
-        let rows = self.scan(&range, most + 1, false, Read::Loose);
-        let (rows, attempts) = try_join(rows, self.attempts(database, Read::Loose)).await?;
-        let mut step = Collected::default();
-        let mut readers = Readers::new();
-        let at_end = rows.len() <= most;
-        let looked_at = match at_end {
-            true => rows.len(),
-            // Of the last one the next is not known.
-            false => rows.len() - 1,
-        };
-        for (index, row) in rows[..looked_at].iter().enumerate() {
-            if self.is_attempted(row, &attempts)? {
-                continue;
-            }
-            let (page, written, layer) = self.page_of(row)?;
-            let mut next = None;
-            for later in &rows[index + 1..] {
-                let (of, version, _) = self.page_of(later)?;
-                if of == page && self.is_attempted(later, &attempts)? {
-                    continue;
-                }
-                next = (of == page).then_some(version);
-                break;
-            }
-            let end = self.segment_of_row(database, written, next).await?;
-            let read = self
-                .is_read(database, (page, written, layer), end, &mut readers)
-                .await?;
-            if !read {
-                self.drop_row(database, row, &mut step)?;
-            }
-        }
-        match at_end {
-            true => self.delete(&sweep),
-            false => self.put(&sweep, &rows[looked_at].key),
-        }
-        Ok(Some(step))
-    }
-
-    /// The version before which a row is read: of the next row of its page, or of the next segment.
-    async fn segment_of_row(
-        &self,
-        database: DatabaseId,
-        written: Version,
-        next: Option<Version>,
-    ) -> Result<Version, Fail> {
-        let end = self.segment_end(database, written).await?;
-        Ok(next.map_or(end, |next| next.min(end)))
-    }
-
-    /// Whether a version that reads a row is kept or stood on.
-    async fn is_read(
-        &self,
-        database: DatabaseId,
-        row: (PageNumber, Version, i64),
-        end: Version,
-        readers: &mut Readers,
-    ) -> Result<bool, Fail> {
-        let (page, written, layer) = row;
-        let mut end = end;
-        while end > written {
-            let reader = match readers.get(&end) {
-                Some(reader) => reader.clone(),
-                None => {
-                    let reader = self.newest_reader(database, end).await?;
-                    readers.insert(end, reader.clone());
-                    reader
-                }
-            };
-            let Some(reader) = reader.filter(|reader| reader.version >= written) else {
-                return Ok(false);
-            };
-            let Reader { version, head, .. } = reader;
-            if head.shows(page, written, layer) {
-                return Ok(true);
-            }
-            // What that one does not see an older one may: from before it was cut, or had fewer pages.
-            end = version.min(head.cut_of(page).unwrap_or(version));
-        }
-        Ok(false)
     }
 }
 
@@ -752,10 +346,28 @@ pub(crate) fn body_len(row: &Row) -> u64 {
     row.stored.len().saturating_sub(4) as u64
 }
 
-/// Whether the record of a time need not be kept any more.
-pub(crate) fn is_over(time_ms: u64, now_ms: u64) -> bool {
-    let ttl = u64::try_from(COMMIT_RECORD_TTL.as_millis()).unwrap_or(u64::MAX);
-    time_ms.saturating_add(ttl) < now_ms
+/// Collects what is not kept, for as long as the store is there.
+pub(crate) async fn tidy(store: Weak<Inner>) {
+    let Some(every) = store.upgrade().map(|store| store.options.collect_every) else {
+        return;
+    };
+    let mut pass = Pass::default();
+    loop {
+        tokio::time::sleep(every).await;
+        loop {
+            let Some(store) = store.upgrade() else { return };
+            match store.collect_step(None, &mut pass).await {
+                Ok(step) if step.more => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a collection has to wait");
+                    break;
+                }
+            }
+            drop(store);
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[cfg(test)]

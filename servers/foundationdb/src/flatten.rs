@@ -23,6 +23,8 @@
 //! * **FLAT6** Damage in what is to be copied leaves that segment as it is until this server is begun anew, and holds up no other.
 //! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
 //!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
+//! * **FLAT8** Where several stand on one segment that stands on more than [`FLAT_DEPTH`] others that one is flattened, by whoever looks at the first of them, and then none of
+//!   them need be: a fan of branches costs one copy of what is below, not one for each. One that cannot be flattened does not hold them up.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +36,7 @@ use tokio::time::Instant;
 use crate::Inner;
 use crate::collect::{Failures, Pass, STEP_ROWS, STEP_TIME, STEP_TRANSACTIONS, Steps};
 use crate::engine::{Fail, Read, Txn, corrupt, transact};
-use crate::keys::{FROM_BELOW, Key, Sum, serial_of};
+use crate::keys::{FROM_BELOW, Key, Range, Sum, serial_of};
 use crate::read::Found;
 use crate::segments::{Links, MAX_DEPTH, child_of};
 use crate::values::{Flattening, Segment};
@@ -213,7 +215,10 @@ impl Txn {
         let begun = work.as_ref().map_or(0, |work| work.links.len() + 1);
         let most = steps.of(LOOK_DOWN).max(MAX_DEPTH as usize).max(begun);
         let chain = self.chain(base.clone(), most).await?;
-        if !chain.goes_on && chain.links.len() < MAX_DEPTH as usize {
+        let names = chain.names();
+        // One that was begun for others (FLAT8) is not as deep as the rest.
+        let is_begun = work.as_ref().is_some_and(|work| work.is_of(&names));
+        if !chain.goes_on && chain.links.len() < MAX_DEPTH as usize && !is_begun {
             // What is below was flattened meanwhile.
             let depth = chain.links.len() as u32;
             self.put(&key, &Segment { depth, ..base }.encode());
@@ -223,19 +228,13 @@ impl Txn {
             }
             return Ok(());
         }
-        let names = chain.names();
+        if work.is_none() && self.flatten_below(&chain).await? {
+            return Ok(());
+        }
         let work = match work {
-            Some(work) if work.is_of(&names) => work,
+            Some(work) if is_begun => work,
             // The first step, or what is below is another chain by now (FLAT7).
-            _ => {
-                let many = self.worth_merging(&chain).await?;
-                Flattening {
-                    links: names[..many].to_vec(),
-                    below: names.get(many).copied(),
-                    at: 0,
-                    after: 0,
-                }
-            }
+            _ => self.begin_flattening(&chain).await?,
         };
         let merged = &chain.links[..work.links.len()];
         match self
@@ -249,6 +248,49 @@ impl Txn {
             }
         }
         Ok(())
+    }
+
+    async fn begin_flattening(&self, chain: &Chain) -> Result<Flattening, Fail> {
+        let (names, many) = (chain.names(), self.worth_merging(chain).await?);
+        Ok(Flattening {
+            links: names[..many].to_vec(),
+            below: names.get(many).copied(),
+            at: 0,
+            after: 0,
+        })
+    }
+
+    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8); whether it did.
+    async fn flatten_below(&self, chain: &Chain) -> Result<bool, Fail> {
+        let [base, under @ ..] = &chain.links[..] else {
+            return Ok(false);
+        };
+        let [below, _, ..] = under else {
+            return Ok(false);
+        };
+        // One that is deeper has its turn by itself, and before those that stand on it.
+        if chain.goes_on || under.len() <= FLAT_DEPTH || under.len() >= MAX_DEPTH as usize {
+            return Ok(false);
+        }
+        let (database, first) = (base.database, base.head.since);
+        let mark = Key::Flatten(below.depth, database, first);
+        let end = self.segment_end(database, first).await?;
+        let standing = Range {
+            begin: self.space.children_of(database, first).begin,
+            end: self.space.children_of(database, end).begin,
+        };
+        let standing = self.keys(&standing, 2, Read::Loose);
+        let (marked, standing) = try_join(self.get(&mark, Read::Firm), standing).await?;
+        if marked.is_some() || standing.len() < 2 {
+            return Ok(false);
+        }
+        let under = Chain {
+            links: under.to_vec(),
+            goes_on: false,
+        };
+        let work = self.begin_flattening(&under).await?;
+        self.put(&mark, &work.encode());
+        Ok(true)
     }
 
     /// How many links, from the top, are left behind (FLAT4): one at least, and not the last ones of a chain that goes on.

@@ -2,32 +2,36 @@
 //!
 //! docs/foundationdb.md says which transaction does what. In one sentence each: everything of an installation lies under one directory
 //! of the cluster (`keys.rs`, `values.rs`); a commit is one transaction (`commit.rs`), and what is too large for it is written ahead
-//! (`staging.rs`); a read is one range read for each page (`read.rs`); collections never disturb a commit (`collect.rs`); page servers
+//! (`staging.rs`); a read is a range read for each run of pages (`read.rs`, `runs.rs`); collections never disturb a commit (`collect.rs`); page servers
 //! know of each other by a row each (`servers.rs`).
 //!
 //! Needs the client library at run time and nothing to be built: without it [`FoundationDbStore::open`] says what is missing.
 
+mod age;
 mod audit;
 mod collect;
 mod commit;
 mod engine;
 mod flatten;
 mod history;
+mod hooks;
 pub mod keys;
 mod known;
 mod names;
 mod network;
+mod options;
 mod peers;
 mod read;
 mod removed;
+mod runs;
 mod segments;
 mod servers;
 mod staging;
 pub mod values;
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -38,7 +42,6 @@ use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
     StagingId, TagName, Version, VersionEntry,
 };
-use pagewire_server::clock::Clock;
 use pagewire_server::peers::Peers;
 use pagewire_server::store::{
     Capabilities, Collected, Commit, CommitOutcome, DatabaseEntry, Description, PageStore,
@@ -47,56 +50,9 @@ use pagewire_server::store::{
 use parking_lot::Mutex;
 
 use engine::{Engine, Fail, Read, transact};
-use keys::{Key, Range, ServerId, Space};
+use keys::{ServerId, Space};
+pub use options::{DEFAULT_RETENTION, FoundationDbOptions};
 use staging::Staging;
-
-/// How long versions are kept unless somebody says otherwise.
-pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
-
-/// How often a server says that it lives.
-const BEAT: Duration = Duration::from_secs(1);
-
-/// How a [`FoundationDbStore`] is opened.
-#[derive(Clone, Debug)]
-pub struct FoundationDbOptions {
-    /// The directory of the cluster under which everything lies: one for each installation.
-    pub directory: Vec<String>,
-    /// The client library; `None` for the one that the system has.
-    pub library: Option<PathBuf>,
-    /// How long a version is kept after the next one was made; `None` for ever.
-    pub retention: Option<Duration>,
-    /// For the times of versions.
-    pub clock: Clock,
-    /// Largest commit that is one transaction, in bytes of pages as they are stored: well under the 10 MB of the cluster.
-    pub commit_bytes: usize,
-    /// Pages of a staging that wait in the memory of the server, in bytes.
-    pub staging_buffer_bytes: usize,
-    /// For how long a call is repeated while the cluster does not answer.
-    pub patience: Duration,
-    /// A server that says nothing for so long is dead: what it wrote ahead and what its sessions read need not be kept.
-    pub dead_after: Duration,
-    /// How long a name to which nobody commits is kept after it, or the lease of its database, was taken last.
-    pub unborn_after: Duration,
-    /// How often this server looks for what is not kept any more.
-    pub collect_every: Duration,
-}
-
-impl Default for FoundationDbOptions {
-    fn default() -> Self {
-        Self {
-            directory: vec!["pagewire".to_owned()],
-            library: None,
-            retention: Some(DEFAULT_RETENTION),
-            clock: Clock::wall(),
-            commit_bytes: 4 << 20,
-            staging_buffer_bytes: 1 << 20,
-            patience: Duration::from_secs(10),
-            dead_after: Duration::from_secs(60),
-            unborn_after: Duration::from_secs(24 * 3600),
-            collect_every: Duration::from_secs(15),
-        }
-    }
-}
 
 /// A store in a cluster. See the top of this file.
 #[derive(Debug)]
@@ -209,185 +165,9 @@ impl FoundationDbStore {
         });
         // Before anything of this server is in the cluster.
         inner.beat().await?;
-        tokio::spawn(live(Arc::downgrade(&inner)));
-        tokio::spawn(tidy(Arc::downgrade(&inner)));
+        tokio::spawn(servers::live(Arc::downgrade(&inner)));
+        tokio::spawn(collect::tidy(Arc::downgrade(&inner)));
         Ok(Self(inner))
-    }
-
-    /// What is wrong in the cluster, a sentence each; nothing may be under way meanwhile. For tests.
-    #[doc(hidden)]
-    pub async fn audit(&self) -> Result<Vec<String>, StoreError> {
-        self.0.audit().await
-    }
-
-    /// Transactions of the cluster begun so far, repetitions included, and how many of them, about, said that this server lives. For tests.
-    #[doc(hidden)]
-    pub fn transactions(&self) -> (u64, u64) {
-        let begun = self.0.engine.asked.begun.load(Ordering::Relaxed);
-        (begun, self.0.beats.load(Ordering::Relaxed))
-    }
-
-    /// Rows and ranges that were read in the cluster so far. For tests.
-    #[doc(hidden)]
-    pub fn reads(&self) -> u64 {
-        self.0.engine.asked.reads.load(Ordering::Relaxed)
-    }
-
-    /// In how many segments a page of the newest version is looked for at most. For tests.
-    #[doc(hidden)]
-    pub async fn depth(&self, database: DatabaseId) -> Result<usize, StoreError> {
-        self.0.depth(database).await
-    }
-
-    /// How many ends of segments, and how many segments to flatten, wait for a collection. For tests.
-    #[doc(hidden)]
-    pub async fn to_do(&self) -> Result<(usize, usize), StoreError> {
-        self.0.to_do().await
-    }
-
-    /// How many page servers have a row. For tests.
-    #[doc(hidden)]
-    pub async fn live_servers(&self) -> Result<usize, StoreError> {
-        transact!(self.0.engine, |txn| {
-            let servers = txn.space.servers();
-            Ok(txn.keys(&servers, usize::MAX, Read::Loose).await?.len())
-        })
-    }
-
-    /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
-    #[doc(hidden)]
-    pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
-        let alone = HashSet::from([self.0.server]);
-        self.0.drop_of_the_dead(database, &alone).await
-    }
-
-    /// Flips a bit in the row of a page, as a medium might. For tests.
-    #[doc(hidden)]
-    pub async fn damage(
-        &self,
-        database: DatabaseId,
-        page: PageNumber,
-        version: Version,
-    ) -> Result<bool, StoreError> {
-        transact!(self.0.engine, |txn| {
-            let range = txn.space.page(database, page, version, version);
-            let rows = txn.scan(&range, 1, true, Read::Firm).await?;
-            Ok(rows.first().is_some_and(|row| txn.damage(row)))
-        })
-    }
-
-    /// As [`FoundationDbStore::damage`], of the row that says how a version was made. For tests.
-    #[doc(hidden)]
-    pub async fn damage_record(
-        &self,
-        database: DatabaseId,
-        version: Version,
-    ) -> Result<bool, StoreError> {
-        self.damage_row(&Key::Record(database, version)).await
-    }
-
-    /// As [`FoundationDbStore::damage`], of the row of a removed database. For tests.
-    #[doc(hidden)]
-    pub async fn damage_removed(&self, database: DatabaseId) -> Result<bool, StoreError> {
-        self.damage_row(&Key::Removed(database)).await
-    }
-
-    async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
-        transact!(self.0.engine, |txn| {
-            let begin = txn.space.encode(key);
-            let end = [&begin[..], &[0]].concat();
-            let range = Range { begin, end };
-            let rows = txn.scan(&range, 1, false, Read::Firm).await?;
-            Ok(rows.first().is_some_and(|row| txn.damage(row)))
-        })
-    }
-
-    /// One step of flattening a database: to which of how many segments below it has come. For tests.
-    #[doc(hidden)]
-    pub async fn flatten_once(
-        &self,
-        database: DatabaseId,
-    ) -> Result<Option<(u32, usize)>, StoreError> {
-        self.0.flatten_once(database).await
-    }
-
-    /// Ends two segments at once; whether the later one was repeated. For tests.
-    #[doc(hidden)]
-    pub async fn end_together(
-        &self,
-        segments: [(DatabaseId, Version); 2],
-    ) -> Result<bool, StoreError> {
-        self.0.end_together(segments).await
-    }
-
-    /// Forgets a removed database of which nothing is left, as who saw its row when it was removed at this time. For tests.
-    #[doc(hidden)]
-    pub async fn forget_as_seen(
-        &self,
-        database: DatabaseId,
-        time_ms: u64,
-    ) -> Result<bool, StoreError> {
-        let left = values::Left::Nothing;
-        let removed = values::Removed { time_ms, left };
-        self.0.forget_removed(database, removed).await
-    }
-
-    /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
-    #[doc(hidden)]
-    pub fn smallest_steps(&self) {
-        self.0.smallest_steps();
-    }
-
-    /// Has a version looked at as one that has lost a reader. For tests.
-    #[doc(hidden)]
-    pub async fn lose_reader(
-        &self,
-        database: DatabaseId,
-        version: Version,
-    ) -> Result<(), StoreError> {
-        self.0.lose_reader(database, version).await
-    }
-}
-
-/// Says that the server lives, for as long as it does.
-async fn live(store: Weak<Inner>) {
-    loop {
-        let Some(ttl) = store.upgrade().map(|store| store.lease_ttl()) else {
-            return;
-        };
-        let often = match ttl.is_zero() {
-            true => BEAT,
-            false => BEAT.min(ttl / 4),
-        };
-        tokio::time::sleep(often).await;
-        let Some(store) = store.upgrade() else { return };
-        if let Err(error) = store.beat().await {
-            tracing::warn!(%error, "the cluster does not hear that this server lives");
-        }
-    }
-}
-
-/// Collects what is not kept, for as long as the store is there.
-async fn tidy(store: Weak<Inner>) {
-    let Some(every) = store.upgrade().map(|store| store.options.collect_every) else {
-        return;
-    };
-    let mut pass = collect::Pass::default();
-    loop {
-        tokio::time::sleep(every).await;
-        loop {
-            let Some(store) = store.upgrade() else { return };
-            match store.collect_step(None, &mut pass).await {
-                Ok(step) if step.more => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "a collection has to wait");
-                    break;
-                }
-            }
-            drop(store);
-            tokio::task::yield_now().await;
-        }
     }
 }
 
@@ -485,18 +265,20 @@ impl PageStore for FoundationDbStore {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
-        // What a call may ask for at most is one transaction, and far from its 5 s.
+        // What a call may ask for at most is one transaction, and far from its 5 s; a cluster that did not do as many within them is asked for fewer.
+        let mut most = 2 * MAX_READ_PAGES;
         let mut answer = Vec::with_capacity(pages.len());
-        let mut rest = pages;
         loop {
-            let (group, later) = rest.split_at(rest.len().min(MAX_READ_PAGES));
+            let rest = &pages[answer.len()..];
             answer.extend(transact!(self.0.engine, |txn| {
-                txn.pages(database, version, group).await
+                most = most.div_ceil(2);
+                txn.pages(database, version, &rest[..rest.len().min(most)])
+                    .await
             })?);
-            rest = later;
-            if rest.is_empty() {
+            if answer.len() >= pages.len() {
                 return Ok(answer);
             }
+            most *= 2;
         }
     }
 

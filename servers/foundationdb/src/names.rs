@@ -11,7 +11,7 @@ use crate::keys::Key;
 use crate::values::{Database, Head};
 
 /// The version of the format. Another one is another layout of keys or values.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// Names of a list that are looked at together.
 const LOOKS: usize = 64;
 
@@ -58,6 +58,14 @@ impl Txn {
     pub(crate) async fn epoch(&self, database: DatabaseId, read: Read) -> Result<Epoch, Fail> {
         let epoch = self.number(&Key::Epoch(database), read).await?;
         Ok(Epoch::new(epoch))
+    }
+
+    /// A database that is not removed before this transaction is committed either: whoever writes a row of it may not come behind its removal. Commits do
+    /// not conflict with this: they leave the epoch as it is, and a removal takes it away.
+    pub(crate) async fn lasting(&self, database: DatabaseId) -> Result<Database, Fail> {
+        let there = self.database(database, Read::Loose);
+        let (there, _) = try_join(there, self.epoch(database, Read::Firm)).await?;
+        Ok(there)
     }
 
     /// Somebody means to commit to a database that has this row: a name without a commit is kept for a while from now on (REM2).
@@ -158,7 +166,7 @@ impl Inner {
             let Some(id) = target.find(txn.named(name, Read::Firm).await?) else {
                 return Ok(target.first().ok_or(StoreError::DatabaseNotFound)?);
             };
-            txn.take_away(id, name, self.options.clock.now_ms());
+            txn.take_away(id, name, txn.now(&self.options).await?);
             Ok(id)
         })?;
         self.forget(removed);

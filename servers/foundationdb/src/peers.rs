@@ -29,6 +29,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::Inner;
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Message, ServerId};
+use crate::servers::Listed;
 use crate::values::{Grant, Server};
 
 /// What another server waits beyond two lease TTLs.
@@ -259,7 +260,8 @@ impl Peers for Inner {
             return Ok(Claim::Claimed);
         }
         let claim = transact!(self.engine, |txn| {
-            let other = match txn.claimant(database).await? {
+            let (_, claimant) = try_join(txn.lasting(database), txn.claimant(database)).await?;
+            let other = match claimant {
                 Some(other) if other != self.server => other,
                 Some(_) => return Ok(Claim::Claimed),
                 None => {
@@ -267,9 +269,11 @@ impl Peers for Inner {
                     return Ok(Claim::Claimed);
                 }
             };
-            let key = Key::Server(other);
-            let row = txn.row(&key, Read::Firm, Server::decode).await?;
-            if self.peering.is_dead(other, row) {
+            let is_dead = match txn.server(other, Read::Firm).await? {
+                Some(Listed { server: None, .. }) => false,
+                row => self.peering.is_dead(other, row.and_then(|row| row.server)),
+            };
+            if is_dead {
                 txn.put(&Key::Claim(database), &self.server);
                 return Ok(Claim::Claimed);
             }
@@ -407,7 +411,7 @@ impl Peers for Inner {
                 if let Key::Protect(_, server) = key
                     && server != self.server
                     // What the dead protected goes with the collection.
-                    && txn.get(&Key::Server(server), Read::Loose).await?.is_some()
+                    && txn.server(server, Read::Loose).await?.is_some()
                 {
                     open += 1;
                 }

@@ -1,6 +1,6 @@
 //! What a reader sees: a version, the row that has a page of it, the pages that changed.
 //!
-//! A page is the newest row (database, page, version, layer) at or before the version asked: one range read of one row, backwards. What
+//! A page is the newest row (database, page, version, layer) at or before the version asked: one range read, backwards, for a run of pages (`runs.rs`). What
 //! that row still has to be asked is read beside it, not before it: whether the version is kept (its `Record`), and
 //! whether the row was written ahead by an attempt that came to nothing (`Attempt`, nearly always an empty range). Only a page that its
 //! segment does not have costs another round, for each segment below.
@@ -69,6 +69,7 @@ impl Txn {
             Some(record) => Some(Past {
                 commit: record.commit,
                 time_ms: record.time_ms,
+                dropped: 0,
             }),
             None => past,
         })
@@ -119,11 +120,6 @@ impl Txn {
         Ok(segment.flatten())
     }
 
-    fn newest(&self, database: DatabaseId, pages: &[PageNumber], at: Version) -> Vec<Range> {
-        let range = |page: &PageNumber| self.space.page(database, *page, Version::ZERO, at);
-        pages.iter().map(range).collect()
-    }
-
     /// Pages as of a version, in their order. All of them may be asked for at once.
     pub(crate) async fn pages(
         &self,
@@ -131,11 +127,10 @@ impl Txn {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, Fail> {
-        let newest = self.newest(database, pages, version);
         let (head, attempts, rows) = try_join3(
             self.version(database, version, Read::Loose),
             self.attempts(database, Read::Loose),
-            self.last_rows(&newest),
+            self.newest_rows(database, pages, version),
         )
         .await?;
         let rows = (attempts, rows);
@@ -171,9 +166,9 @@ impl Txn {
         pages: &[PageNumber],
         segments: usize,
     ) -> Result<Vec<Option<Found>>, Fail> {
-        let newest = self.newest(database, pages, head.snapshot.version);
         let attempts = self.attempts(database, Read::Loose);
-        let rows = try_join(attempts, self.last_rows(&newest)).await?;
+        let newest = self.newest_rows(database, pages, head.snapshot.version);
+        let rows = try_join(attempts, newest).await?;
         self.settle(database, head, pages, rows, segments).await
     }
 
@@ -223,11 +218,11 @@ impl Txn {
             written_above = written_above.or(Some(head.since));
             (database, head, open) = (segment.database, segment.head, below);
             let asked: Vec<_> = open.iter().map(|index| pages[*index]).collect();
-            let newest = self.newest(database, &asked, head.snapshot.version);
+            let newest = self.newest_rows(database, &asked, head.snapshot.version);
             let under = self.attempts(database, Read::Loose);
             // What is further below beside it: who had to go down once may have to again, and each segment is one round then.
             let further = self.segment(database, &head);
-            let read = try_join3(under, self.last_rows(&newest), further).await?;
+            let read = try_join3(under, newest, further).await?;
             (attempts, rows) = (read.0, read.1);
             next = Some(read.2);
         }

@@ -1,7 +1,7 @@
 //! Databases that go: what is left of removed ones, and names to which nobody ever committed.
 //!
 //! ```text
-//!                remove, or unborn for long                  nothing stands on it               COMMIT_RECORD_TTL since the removal
+//!                remove, or unborn for long                  nothing stands on it               an hour since the removal
 //!   there (Head) ----------------------------> Removed: rows ------------------> Removed: Nothing -----------------------------------> nothing
 //! ```
 //! * **REM1** A removed database without anything that stands on it has no rows but `Removed`, which keeps its id from being given to a
@@ -12,12 +12,14 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::try_join;
 use pagewire_proto::{DatabaseId, DatabaseName, Version};
 use pagewire_server::store::{Collected, StoreError};
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add, is_over};
+use crate::age::Now;
+use crate::collect::{Failures, Pass, STEP_TIME, STEP_VERSIONS, Steps, add};
 use crate::engine::{Fail, Read, Txn, decode, transact};
 use crate::keys::{Key, OF_A_DATABASE, OF_ITS_VERSIONS, Range, ServerId, Sum};
 use crate::segments::{LINKS, Links, NO_SEGMENT};
@@ -43,15 +45,19 @@ impl Inner {
             if let Some(after) = &pass.removed_after {
                 range = range.after(after);
             }
-            let rows = transact!(self.engine, |txn| {
-                txn.scan(&range, LOOK, false, Read::Loose).await
+            let (rows, now) = transact!(self.engine, |txn| {
+                let rows = txn.scan(&range, LOOK, false, Read::Loose);
+                try_join(rows, txn.now(&self.options)).await
             })?;
             for (index, row) in rows.iter().enumerate() {
                 let space = &self.engine.space;
                 if let Some(Key::Removed(database)) = space.decode(&row.key) {
                     let done = match decode(space, row, Removed::decode) {
                         Ok(removed) if removed.left == Left::Nothing => {
-                            self.forget_removed(database, removed).await
+                            match now.is_long_after(removed.time_ms, removed.cluster) {
+                                true => self.forget_removed(database, removed).await,
+                                false => Ok(false),
+                            }
                         }
                         Ok(_) => self.collect_one_removed(database, living, freed).await,
                         Err(error) => Err(error),
@@ -92,18 +98,18 @@ impl Inner {
         database: DatabaseId,
         removed: Removed,
     ) -> Result<bool, StoreError> {
-        if !is_over(removed.time_ms, self.options.clock.now_ms()) {
-            return Ok(false);
-        }
         transact!(self.engine, |txn| {
             let key = Key::Removed(database);
+            let found = txn.row(&key, Read::Firm, Removed::decode);
+            let (found, now) = try_join(found, txn.now(&self.options)).await?;
             // It may have been forgotten, made and removed again since it was seen.
-            let found = txn.row(&key, Read::Firm, Removed::decode).await?;
-            let same = found == Some(removed);
-            if same {
+            let goes =
+                found == Some(removed) && now.is_long_after(removed.time_ms, removed.cluster);
+            if goes {
                 txn.delete(&key);
+                txn.clear_rows(database);
             }
-            Ok(same)
+            Ok(goes)
         })
     }
 
@@ -130,7 +136,8 @@ impl Inner {
             if open || txn.named(&row.name, Read::Firm).await? != Some(database) {
                 return Ok(false);
             }
-            txn.take_away(database, &row.name, now_ms);
+            let now = txn.now(&self.options).await?;
+            txn.take_away(database, &row.name, now);
             Ok(true)
         })?;
         if dropped {
@@ -148,15 +155,24 @@ impl Inner {
 
 impl Txn {
     /// Removes a database of which name and head were read firmly. Its rows go with the collection.
-    pub(crate) fn take_away(&self, database: DatabaseId, name: &DatabaseName, now_ms: u64) {
+    pub(crate) fn take_away(&self, database: DatabaseId, name: &DatabaseName, now: Now) {
         self.delete(&Key::Name(name.clone()));
         self.delete(&Key::Head(database));
         self.delete(&Key::Epoch(database));
         let removed = Removed {
-            time_ms: now_ms,
+            time_ms: now.time_ms,
+            cluster: now.cluster,
             left: Left::All,
         };
         self.put(&Key::Removed(database), &removed.encode());
+    }
+
+    /// Drops all rows of a database that nothing stands on.
+    fn clear_rows(&self, database: DatabaseId) {
+        for kind in OF_A_DATABASE {
+            self.delete_range(&self.space.of(kind, database));
+        }
+        self.delete_range(&self.space.attempts(database));
     }
 
     /// Drops what is left of a removed database; `None` where nothing is to be done now.
@@ -168,7 +184,8 @@ impl Txn {
         let most = steps.of(STEP_VERSIONS);
         let mut step = Collected::default();
         let key = Key::Removed(database);
-        let Some(removed) = self.row(&key, Read::Firm, Removed::decode).await? else {
+        let removed = self.row(&key, Read::Firm, Removed::decode).await?;
+        let Some(removed) = removed.filter(|removed| removed.left != Left::Nothing) else {
             return Ok(None);
         };
         let mut links = Links::of_a_transaction(steps);
@@ -176,9 +193,6 @@ impl Txn {
         let children = self.space.children(database);
         let child = self.first(&children, Read::Firm).await?;
         let mut segments = self.space.segments(database);
-        if removed.left == Left::Nothing {
-            return Ok(None);
-        }
         if child.is_none() {
             let segments = self.segments_of(&segments, most).await?;
             let pages = self.sum(&Key::Sum(database, Sum::Pages)).await?;
@@ -186,10 +200,7 @@ impl Txn {
             bases.retain(|(base, _)| *base != database);
             self.readers_gone(bases, &mut links).await?;
             if segments.len() < most {
-                for kind in OF_A_DATABASE {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-                self.delete_range(&self.space.attempts(database));
+                self.clear_rows(database);
                 let left = Left::Nothing;
                 self.put(&key, &Removed { left, ..removed }.encode());
                 step.pages = u64::try_from(pages).unwrap_or(0);
@@ -197,17 +208,16 @@ impl Txn {
             return Ok(Some(step));
         }
         match removed.left {
-            Left::Nothing => return Ok(None),
-            Left::All => {
-                for kind in OF_ITS_VERSIONS {
-                    self.delete_range(&self.space.of(kind, database));
-                }
-            }
             // Those that are left are stood on. When that goes they go too, without another look at all of them.
             Left::Segments(NO_SEGMENT) => return Ok(None),
             // The segments before it were looked at since its versions went; nothing of that while those are there.
             Left::Segments(next) => {
                 segments.begin = self.space.encode(&Key::Segment(database, next));
+            }
+            Left::All | Left::Nothing => {
+                for kind in OF_ITS_VERSIONS {
+                    self.delete_range(&self.space.of(kind, database));
+                }
             }
         }
         // Each is looked at by itself.

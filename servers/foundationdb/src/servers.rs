@@ -4,24 +4,47 @@
 //! [`crate::FoundationDbOptions::dead_after`] by the observer's own clock. No wall clock of another machine decides anything.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use pagewire_proto::{DatabaseId, Version};
+use pagewire_server::Settings;
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::engine::{Fail, Read, Txn, transact};
+use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::peers::{Peering, silence};
 use crate::values::{Protection, Server};
 
-/// When the counter of a server was seen to change last.
-pub(crate) type Seen = HashMap<ServerId, (u64, Instant)>;
+/// How often a server says that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// When the row of a server was seen to change last.
+pub(crate) type Seen = HashMap<ServerId, (Vec<u8>, Instant)>;
+
+/// A page server that has a row.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) id: ServerId,
+    /// `None` where the row is damaged. A server that lives mends it with its next beat, so this one is taken for one that lives until its row
+    /// has not changed for as long as the longest lease TTL there is would ask for.
+    pub(crate) server: Option<Server>,
+    stored: Vec<u8>,
+}
+
+impl Listed {
+    /// How long its row has to be unchanged before what its sessions did counts for nothing.
+    fn silence(&self) -> Duration {
+        let longest = Settings::MAX_LEASE_TTL.as_millis() as u64;
+        let ttl_ms = self.server.map_or(longest, |server| server.lease_ttl_ms);
+        silence(ttl_ms)
+    }
+}
 
 /// What the cluster is known to have of what sessions here read.
 #[derive(Debug, Default)]
@@ -73,17 +96,55 @@ impl Said {
     }
 }
 
+/// Says that the server lives, for as long as it does.
+pub(crate) async fn live(store: Weak<Inner>) {
+    loop {
+        let Some(ttl) = store.upgrade().map(|store| store.lease_ttl()) else {
+            return;
+        };
+        let often = match ttl.is_zero() {
+            true => BEAT,
+            false => BEAT.min(ttl / 4),
+        };
+        tokio::time::sleep(often).await;
+        let Some(store) = store.upgrade() else { return };
+        if let Err(error) = store.beat().await {
+            tracing::warn!(%error, "the cluster does not hear that this server lives");
+        }
+    }
+}
+
 impl Txn {
-    async fn servers(&self, read: Read) -> Result<Vec<(ServerId, Server)>, Fail> {
+    async fn servers(&self, read: Read) -> Result<Vec<Listed>, Fail> {
         let range = self.space.servers();
         let rows = self.scan(&range, usize::MAX, false, read).await?;
         let mut servers = Vec::new();
         for row in rows {
-            if let Key::Server(id) = self.key(&row)? {
-                servers.push((id, self.decode(&row, Server::decode)?));
+            let Key::Server(id) = self.key(&row)? else {
+                continue;
+            };
+            let server = decode(&self.space, &row, Server::decode);
+            if let Err(error) = &server {
+                tracing::warn!(%error, "a page server is taken for one that lives");
             }
+            servers.push(Listed {
+                id,
+                server: server.ok(),
+                stored: row.stored,
+            });
         }
         Ok(servers)
+    }
+
+    /// One of them.
+    pub(crate) async fn server(&self, id: ServerId, read: Read) -> Result<Option<Listed>, Fail> {
+        let stored = self.stored(&Key::Server(id), read).await?;
+        let listed = |row: Row| Listed {
+            id,
+            server: decode(&self.space, &row, Server::decode).ok(),
+            stored: row.stored,
+        };
+        Ok(stored.map(listed))
     }
 }
 
@@ -93,6 +154,12 @@ impl Inner {
             counter: self.beats.fetch_add(1, Ordering::Relaxed),
             lease_ttl_ms: self.lease_ttl_ms.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many servers have a damaged row. For tests.
+    pub(crate) async fn damaged_servers(&self) -> Result<usize, StoreError> {
+        let servers = transact!(self.engine, |txn| txn.servers(Read::Loose).await)?;
+        Ok(servers.iter().filter(|row| row.server.is_none()).count())
     }
 
     /// Says that this server lives.
@@ -123,12 +190,13 @@ impl Inner {
         let sent = Peering::beginning();
         let others = transact!(self.engine, |txn| {
             let mut others = txn.servers(Read::Firm).await?;
-            others.retain(|(id, server)| *id != self.server && server.lease_ttl_ms > 0);
+            others.retain(|other| other.id != self.server);
             txn.put(&Key::Server(self.server), &row.encode());
             Ok(others)
         })?;
         self.peering.took(sent, Duration::ZERO);
-        let wait_ms = others.iter().map(|(_, server)| server.lease_ttl_ms).max();
+        let others = others.iter().filter_map(|other| other.server);
+        let wait_ms = others.map(|server| server.lease_ttl_ms).max();
         Ok(Duration::from_millis(wait_ms.unwrap_or(0)))
     }
 
@@ -153,28 +221,28 @@ impl Inner {
         let mut living = HashSet::from([self.server]);
         {
             let mut seen = self.seen.lock();
-            seen.retain(|id, _| servers.iter().any(|(server, _)| server == id));
-            for (id, server) in servers {
-                let (counter, since) = seen.entry(id).or_insert((server.counter, now));
-                if *counter != server.counter {
-                    (*counter, *since) = (server.counter, now);
+            seen.retain(|id, _| servers.iter().any(|server| server.id == *id));
+            for server in servers {
+                let new = || (server.stored.clone(), now);
+                let (stored, since) = seen.entry(server.id).or_insert_with(new);
+                if *stored != server.stored {
+                    (*stored, *since) = new();
                 }
                 // Its leases have run out by then too.
-                let after = self.options.dead_after;
-                let after = after.max(silence(server.lease_ttl_ms));
-                match id != self.server && now >= *since + after {
-                    true => dead.push((id, server)),
-                    false => drop(living.insert(id)),
+                let after = self.options.dead_after.max(server.silence());
+                match server.id != self.server && now >= *since + after {
+                    true => dead.push(server),
+                    false => drop(living.insert(server.id)),
                 }
             }
         }
-        for (id, known) in dead {
+        for known in dead {
+            let id = known.id;
             let gone = transact!(self.engine, |txn| {
-                let key = Key::Server(id);
-                let row = txn.row(&key, Read::Firm, Server::decode).await?;
-                let gone = row.is_none_or(|row| row == known);
+                let row = txn.server(id, Read::Firm).await?;
+                let gone = row.is_none_or(|row| row.stored == known.stored);
                 if gone {
-                    txn.delete(&key);
+                    txn.delete(&Key::Server(id));
                     txn.delete(&Key::Bell(id));
                     txn.delete_range(&txn.space.mail(id));
                 }
@@ -208,7 +276,7 @@ impl Inner {
             (losses, said.words.remove(&database))
         };
         transact!(self.engine, |txn| {
-            txn.database(database, Read::Loose).await?;
+            txn.lasting(database).await?;
             // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
             let pinned = |pin: &&Version| known.as_ref().is_some_and(|k| k.pins.contains(pin));
             let new = pins.iter().filter(|pin| !pinned(pin));

@@ -101,6 +101,8 @@ pub struct Past {
     pub commit: CommitId,
     /// When.
     pub time_ms: u64,
+    /// The version of the cluster in which it was dropped, or one shortly before; 0 where it was not.
+    pub dropped: u64,
 }
 
 /// A version was dropped: rows of the changed pages of the next one are to be looked at.
@@ -115,8 +117,10 @@ pub struct Due {
 /// A database that was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// When.
+    /// When, by the wall clock of the server that did it.
     pub time_ms: u64,
+    /// The version of the cluster in which it was done, or one shortly before.
+    pub cluster: u64,
     /// What is left of it.
     pub left: Left,
 }
@@ -355,6 +359,7 @@ impl Past {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.commit.as_bytes().to_vec();
         out.extend(self.time_ms.to_be_bytes());
+        out.extend(self.dropped.to_be_bytes());
         out
     }
 
@@ -362,8 +367,12 @@ impl Past {
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         let commit = CommitId::from_bytes(fields.take()?);
-        let time_ms = fields.u64()?;
-        fields.end(Self { commit, time_ms })
+        let (time_ms, dropped) = (fields.u64()?, fields.u64()?);
+        fields.end(Self {
+            commit,
+            time_ms,
+            dropped,
+        })
     }
 }
 
@@ -387,7 +396,7 @@ impl Due {
 impl Removed {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = self.time_ms.to_be_bytes().to_vec();
+        let mut out = [self.time_ms.to_be_bytes(), self.cluster.to_be_bytes()].concat();
         match self.left {
             Left::All => out.push(0),
             Left::Segments(next) => {
@@ -402,14 +411,18 @@ impl Removed {
     /// What is removed with this body.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
-        let time_ms = fields.u64()?;
+        let (time_ms, cluster) = (fields.u64()?, fields.u64()?);
         let left = match fields.take()? {
             [0] => Left::All,
             [1] => Left::Segments(Version::new(fields.u64()?)),
             [2] => Left::Nothing,
             _ => return None,
         };
-        fields.end(Self { time_ms, left })
+        fields.end(Self {
+            time_ms,
+            cluster,
+            left,
+        })
     }
 }
 

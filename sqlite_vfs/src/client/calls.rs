@@ -16,7 +16,7 @@ use super::counters::{COUNTERS, CallKind};
 use crate::error::CallError;
 
 /// Largest pause between two attempts of a call.
-pub(super) const MAX_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
 /// How an AcquireLease ended.
 pub enum Acquired {
@@ -100,8 +100,31 @@ impl Core {
         F: Fn(Stub, Q) -> Fut,
         Fut: Future<Output = std::result::Result<Response<A>, Status>>,
     {
+        let at_once = || std::future::ready(());
+        self.repeat_after(at_once, kind, deadline, request, call)
+            .await
+    }
+
+    /// As [`Core::repeat`], each attempt after something that has to be waited for first.
+    pub(super) async fn repeat_after<B, Before, Q, A, F, Fut>(
+        &self,
+        before: B,
+        kind: CallKind,
+        deadline: Instant,
+        request: Q,
+        call: F,
+    ) -> std::result::Result<A, CallError>
+    where
+        B: Fn() -> Before,
+        Before: Future<Output = ()>,
+        Q: Message + Clone,
+        A: Message,
+        F: Fn(Stub, Q) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
         let mut backoff = Duration::from_millis(5);
         loop {
+            before().await;
             match self.once(kind, deadline, request.clone(), &call).await {
                 Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
                     tokio::time::sleep(backoff).await;

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pagewire_proto::limits::BATCH_BYTES;
 use pagewire_proto::{
@@ -13,7 +12,6 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::calls::MAX_BACKOFF;
 use super::counters::{COUNTERS, CallKind};
 use super::{Core, PageSource, valid};
 use crate::cache::PageCache;
@@ -236,28 +234,23 @@ impl Core {
             participants: participants.to_vec(),
         };
         let request = pb::ResolveCommitRequest::from(&resolve);
-        let mut backoff = Duration::from_millis(5);
-        let answer = loop {
-            // A server that the session comes back to knows it still, and would settle the commit beside its Hello: the one advances the epoch,
-            // the other lists the lease under the one before, and it would be lost with the transaction (PEER5).
+        // A server that the session comes back to knows it still, and would settle the commit beside its Hello: the one advances the epoch,
+        // the other lists the lease under the one before, and it would be lost with the transaction (PEER5).
+        let behind_the_welcome = || async {
             if self.way.len() > 1 {
                 // However it ends, the call finds out.
                 let _ = self.session.welcome(deadline).await;
             }
-            let asked = self.once(
+        };
+        let answer = self
+            .repeat_after(
+                behind_the_welcome,
                 CallKind::Resolve,
                 deadline,
-                request.clone(),
+                request,
                 |mut stub, request| async move { stub.resolve_commit(request).await },
-            );
-            match asked.await {
-                Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
-                    tokio::time::sleep(backoff).await;
-                    backoff = (backoff * 2).min(MAX_BACKOFF);
-                }
-                outcome => break outcome?,
-            }
-        };
+            )
+            .await?;
         use pb::resolve_commit_response::Outcome;
         match answer.outcome {
             Some(Outcome::Committed(committed)) => Ok(Settled::Committed(valid(versions(

@@ -26,6 +26,15 @@ pub enum Call {
     History,
 }
 
+/// What a proxy passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// A call, to the server.
+    Call(Call),
+    /// The answer to a Hello, to the client.
+    Welcome,
+}
+
 /// What happens to the call.
 #[derive(Clone, Debug)]
 pub enum Fault {

@@ -17,7 +17,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Endpoint, Server};
 
-pub use faults::{Call, Commits, Fault, Lost, News};
+pub use faults::{Call, Commits, Fault, Lost, News, Passed};
 use relay::CallRelay;
 
 const MESSAGE_BYTES: usize = 64 << 20;
@@ -33,6 +33,7 @@ pub struct Proxy {
     news: Arc<Mutex<News>>,
     cuts: watch::Sender<u64>,
     commits: Arc<Mutex<Commits>>,
+    passed: Arc<Mutex<Vec<Passed>>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -61,6 +62,7 @@ impl Proxy {
         let news = Arc::new(Mutex::new(News::default()));
         let (cuts, cut) = watch::channel(0);
         let commits = Arc::default();
+        let passed = Arc::default();
         let relay = CallRelay {
             channel,
             faults: Arc::clone(&faults),
@@ -70,6 +72,7 @@ impl Proxy {
             news: Arc::clone(&news),
             cut,
             commits: Arc::clone(&commits),
+            passed: Arc::clone(&passed),
         };
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
@@ -92,6 +95,7 @@ impl Proxy {
             news,
             cuts,
             commits,
+            passed,
             runtime: Some(runtime),
         }
     }
@@ -156,6 +160,11 @@ impl Proxy {
         let before = *commits;
         (commits.calls, commits.raw, commits.lz4, commits.deltas) = (0, 0, 0, 0);
         before
+    }
+
+    /// What was passed on since this was asked last, in order.
+    pub fn take_passed(&self) -> Vec<Passed> {
+        std::mem::take(&mut *self.passed.lock().expect("passed"))
     }
 
     /// Sets what it does to commits.

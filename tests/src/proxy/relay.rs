@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MESSAGE_BYTES;
-use super::faults::{Call, Commits, Fault, Lost, News};
+use super::faults::{Call, Commits, Fault, Lost, News, Passed};
 
 /// See the file's header.
 #[derive(Clone)]
@@ -26,6 +26,7 @@ pub(super) struct CallRelay {
     pub(super) news: Arc<Mutex<News>>,
     pub(super) cut: watch::Receiver<u64>,
     pub(super) commits: Arc<Mutex<Commits>>,
+    pub(super) passed: Arc<Mutex<Vec<Passed>>>,
 }
 
 fn broken() -> Status {
@@ -60,6 +61,10 @@ impl CallRelay {
             }
             None => false,
         }
+    }
+
+    fn passes_on(&self, what: Passed) {
+        self.passed.lock().expect("passed").push(what);
     }
 
     fn strikes(&self, call: Call) {
@@ -116,6 +121,7 @@ impl CallRelay {
                 Fault::AnswerBroken | Fault::AnswerSilent | Fault::FlippedBit | Fault::WrongPages,
             ) => {}
         }
+        self.passes_on(Passed::Call(call));
         let mut answer = forward.await;
         passes(self.open.clone()).await;
         match &fault {
@@ -137,6 +143,11 @@ impl CallRelay {
         }
         answer
     }
+}
+
+fn is_welcome(message: &pb::SessionResponse) -> bool {
+    use pb::session_response::Message;
+    matches!(message.message, Some(Message::Welcome(_)))
 }
 
 fn is_news(message: &pb::SessionResponse) -> bool {
@@ -253,6 +264,9 @@ impl PageService for CallRelay {
                     Ok(answer) if faults.twice && is_news(answer) => 2,
                     _ => 1,
                 };
+                if answer.as_ref().is_ok_and(is_welcome) {
+                    relay.passes_on(Passed::Welcome);
+                }
                 for _ in 0..times {
                     if down.send(answer.clone()).await.is_err() {
                         return;

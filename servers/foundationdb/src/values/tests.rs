@@ -81,7 +81,7 @@ proptest! {
             commit, time_ms, ended_ms, restored_from, pages_changed, head, changed,
         };
         prop_assert_eq!(Record::decode(&record.encode()), Some(record));
-        let past = Past { commit, time_ms };
+        let past = Past { commit, time_ms, dropped: ended_ms };
         prop_assert_eq!(Past::decode(&past.encode()), Some(past));
     }
 
@@ -93,7 +93,7 @@ proptest! {
         let due = Due { dropped: Version::new(one), chunk: two };
         prop_assert_eq!(Due::decode(&due.encode()), Some(due));
         for left in [Left::All, Left::Segments(Version::new(one)), Left::Nothing] {
-            let removed = Removed { time_ms: one, left };
+            let removed = Removed { time_ms: one, cluster: !one, left };
             prop_assert_eq!(Removed::decode(&removed.encode()), Some(removed));
         }
         let links: Vec<_> = pins.iter().map(|pin| (DatabaseId::from_bytes(id), *pin)).collect();

@@ -196,6 +196,51 @@ fn flat4_no_more_is_copied_than_small_segments_have() {
     });
 }
 
+/// Many branches of one deep version: what is below is copied once, and not for each of them.
+#[test]
+fn flat8_a_fan_of_branches_costs_one_copy() {
+    with_two(by_hand, |one, two| async move {
+        let main = one.lookup(&name("main"), true).await.unwrap();
+        let epoch = one.fence(main).await.unwrap();
+        let all: Vec<_> = (1..=30).map(|page| (page, 200)).collect();
+        make(&one, with_count(part(main, 0, epoch, &all), 30)).await;
+        let (mut last, mut expected) = (main, vec![200; 30]);
+        for step in 1..=7_u8 {
+            let (next, epoch) = branch(&one, last, &format!("b{step}")).await;
+            let own: Vec<_> = (1..=4)
+                .map(|n| (4 * u32::from(step) - n + 1, step))
+                .collect();
+            for (page, stamp) in &own {
+                expected[*page as usize - 1] = *stamp;
+            }
+            make(&one, with_count(part(next, 1, epoch, &own), 30)).await;
+            last = next;
+        }
+        let mut fan = Vec::new();
+        for finger in 0..12_u8 {
+            let (next, epoch) = branch(&one, last, &format!("f{finger}")).await;
+            make(&one, with_count(part(next, 1, epoch, &[(30, finger)]), 30)).await;
+            fan.push(next);
+        }
+        assert_eq!(one.to_do().await.unwrap(), (0, 12));
+        let before = one.describe(last).await.unwrap().pages;
+        // Both at once: the copies count once.
+        tokio::join!(collect_all(&one), collect_all(&two));
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        assert!(one.describe(last).await.unwrap().pages > before);
+        for (finger, id) in (0..).zip(&fan) {
+            let copied = one.describe(*id).await.unwrap().pages - 1;
+            assert_eq!(copied, 0, "pages copied for branch {finger} of the fan");
+            assert!(two.depth(*id).await.unwrap() <= PLACES);
+            expected[29] = finger;
+            assert_eq!(stamps(&two, *id, 2, 30).await, expected);
+        }
+        expected[29] = 200;
+        assert_eq!(stamps(&one, last, 2, 30).await, expected);
+        audited(&one).await;
+    });
+}
+
 /// Each restore begins a segment of the same database, and a cut in one of them hides what is below it for good.
 #[test]
 fn flat1_what_a_segment_did_not_show_is_not_shown_afterwards() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pagewire_proto::{CommitId, Version};
 use pagewire_server::store::{Commit, CommitOutcome, PageStore as _, StoreError};
 
-use crate::servers::{commit, name, part, stamp, with_two};
+use crate::servers::{begun, commit, name, part, stamp, with_two};
 
 fn made(version: u64) -> CommitOutcome {
     CommitOutcome::Committed(vec![Version::new(version)])
@@ -16,12 +16,7 @@ fn m3_a_commit_after_one_reads_nothing() {
     with_two(
         |options| options.collect_every = Duration::from_secs(3600),
         |one, _two| async move {
-            let database = one.lookup(&name("a"), true).await.unwrap();
-            let epoch = one.fence(database).await.unwrap();
-            assert_eq!(
-                commit(&one, part(database, 0, epoch, &[(1, 1)])).await,
-                made(1)
-            );
+            let (database, epoch) = begun(&one, &[(1, 1)]).await;
             let before = one.reads();
             for base in 1..=20 {
                 let part = part(database, base, epoch, &[(1, base as u8)]);
@@ -99,12 +94,7 @@ fn m3_a_commit_that_is_repeated_answers_as_the_first_time() {
     with_two(
         |_| {},
         |one, two| async move {
-            let database = one.lookup(&name("a"), true).await.unwrap();
-            let epoch = one.fence(database).await.unwrap();
-            assert_eq!(
-                commit(&one, part(database, 0, epoch, &[(1, 1)])).await,
-                made(1)
-            );
+            let (database, epoch) = begun(&one, &[(1, 1)]).await;
             let second = Commit {
                 id: CommitId::random().unwrap(),
                 databases: vec![part(database, 1, epoch, &[(1, 2)])],
@@ -155,14 +145,8 @@ fn m3_a_shrink_after_a_commit_is_right() {
     with_two(
         |_| {},
         |one, _two| async move {
-            let database = one.lookup(&name("a"), true).await.unwrap();
-            let epoch = one.fence(database).await.unwrap();
             // Page 4 is never written: what goes away is not known without a question.
-            let pages = [(1, 1), (2, 2), (3, 3)];
-            assert_eq!(
-                commit(&one, part(database, 0, epoch, &pages)).await,
-                made(1)
-            );
+            let (database, epoch) = begun(&one, &[(1, 1), (2, 2), (3, 3)]).await;
             let less = pagewire_proto::PageCount::try_from(2).unwrap();
             let mut shrink = part(database, 1, epoch, &[(1, 9)]);
             shrink.page_count = less;
@@ -180,12 +164,7 @@ fn m3_a_commit_long_after_another_asks_again() {
     with_two(
         |options| options.collect_every = Duration::from_secs(3600),
         |one, two| async move {
-            let database = one.lookup(&name("a"), true).await.unwrap();
-            let epoch = one.fence(database).await.unwrap();
-            assert_eq!(
-                commit(&one, part(database, 0, epoch, &[(1, 1)])).await,
-                made(1)
-            );
+            let (database, epoch) = begun(&one, &[(1, 1)]).await;
             assert_eq!(
                 commit(&two, part(database, 1, epoch, &[(1, 2)])).await,
                 made(2)

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use pagewire_foundationdb::FoundationDbStore;
-use pagewire_proto::{CommitId, Moment, Version};
+use pagewire_proto::{CommitId, DatabaseId, Moment, Version};
 use pagewire_server::clock::ManualClock;
 use pagewire_server::peers::{Claim, Fence};
-use pagewire_server::store::{CommitOutcome, PageStore as _, Resolution, Resolve};
+use pagewire_server::store::{CommitOutcome, PageStore as _, Resolution, Resolve, StoreError};
 
 use crate::cluster::Cluster;
-use crate::servers::{commit, name, part, stamp};
+use crate::servers::{begun, commit, name, part, stamp};
 
 /// A loaded machine keeps a living server silent for less.
 const TTL: Duration = Duration::from_secs(2);
@@ -40,6 +40,18 @@ fn with_skew<F: Future<Output = ()>>(
         let two = cluster.open(&options).await.unwrap();
         test(one, two, [right, ahead]).await;
     });
+}
+
+/// How many versions go.
+async fn collect_all(store: &FoundationDbStore) -> u64 {
+    let mut versions = 0;
+    loop {
+        let step = store.collect(None).await.unwrap();
+        versions += step.versions;
+        if !step.more {
+            return versions;
+        }
+    }
 }
 
 #[test]
@@ -78,27 +90,21 @@ fn v2_a_clock_that_is_ahead_takes_from_the_retention_no_more_than_it_is_ahead() 
         for base in 0..3 {
             commit(&one, part(database, base, epoch, &[(1, base as u8 + 1)])).await;
         }
-        let collected = async |store: &FoundationDbStore| {
-            let mut versions = 0;
-            loop {
-                let step = store.collect(None).await.unwrap();
-                versions += step.versions;
-                if !step.more {
-                    return versions;
-                }
-            }
-        };
         let pass = |by: Duration| {
             right.advance(by);
             ahead.advance(by);
         };
         // 1 h 59 of three hours, and an hour of skew.
         pass(2 * HOUR - Duration::from_secs(60));
-        assert_eq!(collected(&two).await, 0);
+        assert_eq!(collect_all(&two).await, 0);
         assert_eq!(stamp(&one, database, 1, 1).await, 1);
         pass(Duration::from_secs(120));
-        assert_eq!(collected(&one).await, 0, "by a right clock nothing is due");
-        assert_eq!(collected(&two).await, 2);
+        assert_eq!(
+            collect_all(&one).await,
+            0,
+            "by a right clock nothing is due"
+        );
+        assert_eq!(collect_all(&two).await, 2);
         assert_eq!(stamp(&one, database, 3, 1).await, 3);
         assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
     });
@@ -123,6 +129,53 @@ fn c13_a_commit_is_settled_by_a_server_whose_clock_is_far_ahead() {
         };
         let settled = two.resolve(question).await.unwrap();
         assert_eq!(settled, Resolution::Committed(vec![Version::new(2)]));
+    });
+}
+
+/// Bug: only the wall clock of whoever collected was asked, so one that was ahead forgot the id of a removed branch at once. A CreateBranch that came once
+/// more then made versions with the numbers of the removed ones, which clients had in their caches.
+#[test]
+fn v4_a_clock_that_is_ahead_gives_away_no_id_of_a_removed_branch() {
+    with_skew(48, 24 * HOUR, |one, two, [right, _]| async move {
+        let (main, _) = begun(&one, &[(1, 1)]).await;
+        let (id, label) = (DatabaseId::random().unwrap(), name("branch"));
+        let now = Moment::Age(0);
+        one.branch(main, &now, id, &label).await.unwrap();
+        one.remove(&label).await.unwrap();
+        collect_all(&two).await;
+        right.advance(2 * HOUR);
+        for store in [&one, &two] {
+            collect_all(store).await;
+            let again = store.branch(main, &now, id, &label).await;
+            assert!(matches!(again, Err(StoreError::NameTaken(_))), "{again:?}");
+        }
+        assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+/// Bug: the same of the commit that made a version which was dropped: it was unknown at once.
+#[test]
+fn c14_a_clock_that_is_ahead_forgets_no_commit() {
+    with_skew(48, HOUR, |one, two, _clocks| async move {
+        let database = one.lookup(&name("a"), true).await.unwrap();
+        let epoch = one.fence(database).await.unwrap();
+        let id = CommitId::random().unwrap();
+        let made = pagewire_server::store::Commit {
+            id,
+            databases: vec![part(database, 0, epoch, &[(1, 1)])],
+        };
+        one.commit(made).await.unwrap();
+        for base in 1..4 {
+            commit(&one, part(database, base, epoch, &[(1, base as u8)])).await;
+        }
+        assert_eq!(collect_all(&two).await, 3, "versions are dropped");
+        let question = Resolve {
+            id,
+            participants: vec![(database, Version::ZERO, epoch)],
+        };
+        let settled = one.resolve(question).await.unwrap();
+        assert_eq!(settled, Resolution::Committed(vec![Version::new(1)]));
+        assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
     });
 }
 

@@ -1,0 +1,176 @@
+//! What tests ask of a store beside its contract, and what they do to its rows. Nothing else may use it.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use pagewire_proto::{DatabaseId, PageNumber, Version};
+use pagewire_server::store::StoreError;
+
+use crate::FoundationDbStore;
+use crate::engine::{Read, transact};
+use crate::keys::Key;
+use crate::values::Removed;
+
+impl FoundationDbStore {
+    /// What is wrong in the cluster, a sentence each; nothing may be under way meanwhile. For tests.
+    #[doc(hidden)]
+    pub async fn audit(&self) -> Result<Vec<String>, StoreError> {
+        self.0.audit().await
+    }
+
+    /// Transactions of the cluster begun so far, repetitions included, and how many of them, about, said that this server lives. For tests.
+    #[doc(hidden)]
+    pub fn transactions(&self) -> (u64, u64) {
+        let begun = self.0.engine.asked.begun.load(Ordering::Relaxed);
+        (begun, self.0.beats.load(Ordering::Relaxed))
+    }
+
+    /// Rows and ranges that were read in the cluster so far. For tests.
+    #[doc(hidden)]
+    pub fn reads(&self) -> u64 {
+        self.0.engine.asked.reads.load(Ordering::Relaxed)
+    }
+
+    /// Rows that the ranges of [`FoundationDbStore::reads`] had. For tests.
+    #[doc(hidden)]
+    pub fn rows_read(&self) -> u64 {
+        self.0.engine.asked.rows.load(Ordering::Relaxed)
+    }
+
+    /// In how many segments a page of the newest version is looked for at most. For tests.
+    #[doc(hidden)]
+    pub async fn depth(&self, database: DatabaseId) -> Result<usize, StoreError> {
+        self.0.depth(database).await
+    }
+
+    /// How many ends of segments, and how many segments to flatten, wait for a collection. For tests.
+    #[doc(hidden)]
+    pub async fn to_do(&self) -> Result<(usize, usize), StoreError> {
+        self.0.to_do().await
+    }
+
+    /// How many page servers have a row. For tests.
+    #[doc(hidden)]
+    pub async fn live_servers(&self) -> Result<usize, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let servers = txn.space.servers();
+            Ok(txn.keys(&servers, usize::MAX, Read::Loose).await?.len())
+        })
+    }
+
+    /// How many of those rows are damaged. For tests.
+    #[doc(hidden)]
+    pub async fn damaged_servers(&self) -> Result<usize, StoreError> {
+        self.0.damaged_servers().await
+    }
+
+    /// Collects what dead servers left of a database, as it would be with a list of servers from before there were others. For tests.
+    #[doc(hidden)]
+    pub async fn collect_unaware(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        let alone = HashSet::from([self.0.server]);
+        self.0.drop_of_the_dead(database, &alone).await
+    }
+
+    /// Flips a bit in the row of a page, as a medium might. For tests.
+    #[doc(hidden)]
+    pub async fn damage(
+        &self,
+        database: DatabaseId,
+        page: PageNumber,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let range = txn.space.page(database, page, version, version);
+            let rows = txn.scan(&range, 1, true, Read::Firm).await?;
+            Ok(rows.first().is_some_and(|row| txn.damage(row)))
+        })
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row that says how a version was made. For tests.
+    #[doc(hidden)]
+    pub async fn damage_record(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Record(database, version)).await
+    }
+
+    /// As [`FoundationDbStore::damage`], of the row of a removed database. For tests.
+    #[doc(hidden)]
+    pub async fn damage_removed(&self, database: DatabaseId) -> Result<bool, StoreError> {
+        self.damage_row(&Key::Removed(database)).await
+    }
+
+    /// As [`FoundationDbStore::damage`], of the rows of all other page servers. For tests.
+    #[doc(hidden)]
+    pub async fn damage_servers(&self) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let own = txn.space.encode(&Key::Server(self.0.server));
+            let servers = txn.space.servers();
+            let rows = txn.scan(&servers, usize::MAX, false, Read::Firm).await?;
+            let others = rows.iter().filter(|row| row.key != own);
+            Ok(others.fold(false, |any, row| any | txn.damage(row)))
+        })
+    }
+
+    async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let row = txn.stored(key, Read::Firm).await?;
+            Ok(row.is_some_and(|row| txn.damage(&row)))
+        })
+    }
+
+    /// One step of flattening a database: to which of how many segments below it has come. For tests.
+    #[doc(hidden)]
+    pub async fn flatten_once(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<(u32, usize)>, StoreError> {
+        self.0.flatten_once(database).await
+    }
+
+    /// Ends two segments at once; whether the later one was repeated. For tests.
+    #[doc(hidden)]
+    pub async fn end_together(
+        &self,
+        segments: [(DatabaseId, Version); 2],
+    ) -> Result<bool, StoreError> {
+        self.0.end_together(segments).await
+    }
+
+    /// The row of a removed database. For tests.
+    #[doc(hidden)]
+    pub async fn removed(&self, database: DatabaseId) -> Result<Option<Removed>, StoreError> {
+        let key = Key::Removed(database);
+        transact!(self.0.engine, |txn| {
+            txn.row(&key, Read::Loose, Removed::decode).await
+        })
+    }
+
+    /// Forgets a removed database as who saw this row of it. For tests.
+    #[doc(hidden)]
+    pub async fn forget_as_seen(
+        &self,
+        database: DatabaseId,
+        removed: Removed,
+    ) -> Result<bool, StoreError> {
+        self.0.forget_removed(database, removed).await
+    }
+
+    /// Makes the steps of a collection as small as they get, until some of them were done. For tests.
+    #[doc(hidden)]
+    pub fn smallest_steps(&self) {
+        self.0.smallest_steps();
+    }
+
+    /// Has a version looked at as one that has lost a reader. For tests.
+    #[doc(hidden)]
+    pub async fn lose_reader(
+        &self,
+        database: DatabaseId,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        self.0.lose_reader(database, version).await
+    }
+}

@@ -1,0 +1,255 @@
+//! Runs of pages (RUN1, RUN2 in `runs.rs`): what many pages cost, by count, and that each is what it is when it is read alone. `SEED=n`
+//! repeats a run.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
+use pagewire_proto::{DatabaseId, Epoch, Moment, PageCount, Version};
+use pagewire_server::store::{CommitOutcome, DatabaseCommit, PageStore as _};
+
+use crate::servers::{commit, name, number, part, with_two};
+
+/// Pages of a run, as in `runs.rs`.
+const RUN: u64 = 32;
+/// Beside the pages of a read: the head, the record of the version, and the attempts.
+const BESIDE: u64 = 3;
+
+fn by_hand(options: &mut FoundationDbOptions) {
+    options.collect_every = Duration::from_secs(3600);
+}
+
+async fn make(store: &FoundationDbStore, part: DatabaseCommit) {
+    let made = CommitOutcome::Committed(vec![part.base.next()]);
+    assert_eq!(commit(store, part).await, made);
+}
+
+fn writes(
+    (database, epoch): (DatabaseId, Epoch),
+    base: u64,
+    count: u32,
+    pages: impl IntoIterator<Item = u32>,
+    stamp: u8,
+) -> DatabaseCommit {
+    let pages: Vec<_> = pages.into_iter().map(|page| (page, stamp)).collect();
+    DatabaseCommit {
+        page_count: PageCount::try_from(count).unwrap(),
+        ..part(database, base, epoch, &pages)
+    }
+}
+
+async fn new(store: &FoundationDbStore) -> (DatabaseId, Epoch) {
+    let database = store.lookup(&name("a"), true).await.unwrap();
+    (database, store.fence(database).await.unwrap())
+}
+
+async fn read(
+    store: &FoundationDbStore,
+    database: DatabaseId,
+    version: u64,
+    pages: impl IntoIterator<Item = u32>,
+) -> Vec<u8> {
+    let pages: Vec<_> = pages.into_iter().map(number).collect();
+    let read = store.read(database, Version::new(version), &pages).await;
+    let stamp =
+        |page: pagewire_server::store::StoredPage| page.content.first().copied().unwrap_or(0);
+    read.unwrap().into_iter().map(stamp).collect()
+}
+
+/// Ranges and rows that a read of pages costs, without what the server reads beside it, once in a while, to say that it lives.
+async fn cost(
+    store: &FoundationDbStore,
+    database: DatabaseId,
+    version: u64,
+    pages: RangeInclusive<u32>,
+) -> (u64, u64) {
+    let mut least = (u64::MAX, u64::MAX);
+    for _ in 0..5 {
+        let before = (store.reads(), store.rows_read());
+        read(store, database, version, pages.clone()).await;
+        let now = (store.reads(), store.rows_read());
+        least = least.min((now.0 - before.0 - BESIDE, now.1 - before.1));
+    }
+    least
+}
+
+#[test]
+fn a_scan_is_one_range_read_for_each_run() {
+    with_two(by_hand, |one, _two| async move {
+        let a = new(&one).await;
+        make(&one, writes(a, 0, 1024, 1..=1024, 1)).await;
+        assert_eq!(cost(&one, a.0, 1, 1..=1024).await, (1024 / RUN, 1024));
+        assert_eq!(cost(&one, a.0, 1, 5..=5).await, (1, 1));
+        assert_eq!(cost(&one, a.0, 1, 5..=36).await, (1, 32));
+        assert_eq!(cost(&one, a.0, 1, 5..=37).await, (2, 33));
+        // A branch has next to nothing of its own: a range read that finds nothing, and one below it.
+        let id = DatabaseId::random().unwrap();
+        let now = Moment::Age(0);
+        one.branch(a.0, &now, id, &name("b")).await.unwrap();
+        let (reads, rows) = cost(&one, id, 1, 1..=1024).await;
+        // And for the segment: what it stands on, the attempts there, and what that stands on.
+        assert!(reads <= 2 * 1024 / RUN + 3, "{reads} reads of a branch");
+        assert_eq!(rows, 1024);
+    });
+}
+
+#[test]
+fn run2_what_a_page_was_before_costs_at_most_as_much_again() {
+    with_two(by_hand, |one, _two| async move {
+        let a = new(&one).await;
+        make(&one, writes(a, 0, 64, 1..=64, 1)).await;
+        // Two versions of each: a second range read, and no single one.
+        make(&one, writes(a, 1, 64, 1..=64, 2)).await;
+        let (reads, rows) = cost(&one, a.0, 2, 1..=64).await;
+        assert_eq!(reads, 2 * 2);
+        assert!(rows <= 128, "{rows} rows");
+        assert_eq!(read(&one, a.0, 2, 1..=64).await, [2; 64]);
+        assert_eq!(read(&one, a.0, 1, 1..=64).await, [1; 64]);
+    });
+}
+
+/// One page that each transaction writes, as the first of a table does, is read beside its neighbours.
+#[test]
+fn run2_a_long_history_is_left_after_one_range_read() {
+    with_two(by_hand, |one, _two| async move {
+        let a = new(&one).await;
+        make(&one, writes(a, 0, 32, 1..=32, 1)).await;
+        for version in 2..=100 {
+            make(&one, writes(a, version - 1, 32, [20], version as u8)).await;
+        }
+        let (reads, rows) = cost(&one, a.0, 100, 1..=32).await;
+        assert_eq!(reads, 2);
+        assert!(rows <= 2 * RUN, "{rows} rows for 32 pages");
+        // And backwards in time, where what came later is passed by.
+        let (reads, rows) = cost(&one, a.0, 3, 1..=32).await;
+        assert_eq!(reads, 2);
+        assert!(rows <= 2 * RUN, "{rows} rows for 32 pages");
+        let mut expected = [1; 32];
+        expected[19] = 3;
+        assert_eq!(read(&one, a.0, 3, 1..=32).await, expected);
+    });
+}
+
+/// Long histories of all pages: the rest is read page by page.
+#[test]
+fn run2_a_run_of_long_histories_falls_back_to_single_pages() {
+    with_two(by_hand, |one, _two| async move {
+        let a = new(&one).await;
+        for version in 1..=40 {
+            make(&one, writes(a, version - 1, 32, 1..=32, version as u8)).await;
+        }
+        for version in [40, 17, 1] {
+            let (reads, rows) = cost(&one, a.0, version, 1..=32).await;
+            assert!(reads <= 2 + RUN, "{reads} reads for 32 pages");
+            assert!(rows <= 3 * RUN, "{rows} rows for 32 pages");
+            let stamps = read(&one, a.0, version, 1..=32).await;
+            assert_eq!(stamps, [version as u8; 32], "version {version}");
+        }
+    });
+}
+
+/// The numbers of a linear congruential generator; enough to choose pages by.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        ((self.0 >> 33) % u64::from(most)) as u32
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the seed of one run, to see it again"
+)]
+fn random() -> Random {
+    let seed = std::env::var("SEED").map_or_else(
+        |_| {
+            u64::from_be_bytes(
+                DatabaseId::random().unwrap().as_bytes()[..8]
+                    .try_into()
+                    .unwrap(),
+            )
+        },
+        |seed| seed.parse().unwrap(),
+    );
+    println!("SEED={seed}");
+    Random(seed)
+}
+
+/// Random histories with growth, shrinkage, holes, restores and branches: many pages together, in any order and some of them twice, are what
+/// was written; so is each alone.
+#[test]
+fn run1_pages_together_are_what_each_is_alone() {
+    with_two(by_hand, |one, two| async move {
+        let mut random = random();
+        let mut id = new(&one).await;
+        // What each version of the database is.
+        let mut versions: Vec<Vec<u8>> = vec![Vec::new()];
+        for round in 0..120_u32 {
+            let base = versions.len() as u64 - 1;
+            let mut now = versions[base as usize].clone();
+            match random.below(12) {
+                0 if base > 1 => {
+                    let from = 1 + random.below(base as u32);
+                    now = versions[from as usize].clone();
+                    let restore = DatabaseCommit {
+                        restore: Some(Version::new(u64::from(from))),
+                        ..writes(id, base, now.len() as u32, [], 0)
+                    };
+                    make(&one, restore).await;
+                }
+                1 if base > 1 => {
+                    let branch = DatabaseId::random().unwrap();
+                    let text = format!("b{round}");
+                    let at = Moment::Version(Version::new(base));
+                    one.branch(id.0, &at, branch, &name(&text)).await.unwrap();
+                    id = (branch, one.fence(branch).await.unwrap());
+                    versions = vec![Vec::new(), now];
+                    continue;
+                }
+                _ => {
+                    let count = match random.below(4) {
+                        0 => 1 + random.below(100),
+                        _ => (now.len() as u32).max(60),
+                    };
+                    now.resize(count as usize, 0);
+                    let first = 1 + random.below(count);
+                    let step = 1 + random.below(3);
+                    let last = count.min(first + random.below(50));
+                    let stamp = 1 + random.below(255) as u8;
+                    let pages = (first..=last).step_by(step as usize);
+                    for page in pages.clone() {
+                        now[page as usize - 1] = stamp;
+                    }
+                    make(&one, writes(id, base, count, pages, stamp)).await;
+                }
+            }
+            versions.push(now);
+            for _ in 0..3 {
+                let version = random.below(versions.len() as u32) as usize;
+                let mut expected = versions[version].clone();
+                expected.resize(110, 0);
+                let mut asked: Vec<_> = (1..=110).filter(|_| random.below(8) > 0).collect();
+                for _ in 0..random.below(20) {
+                    let (from, to) = (random.below(80) as usize, random.below(80) as usize);
+                    asked.swap(from, to);
+                    asked.push(asked[from]);
+                }
+                let stamps: Vec<_> = asked
+                    .iter()
+                    .map(|page| expected[*page as usize - 1])
+                    .collect();
+                let found = read(&two, id.0, version as u64, asked.iter().copied()).await;
+                assert_eq!(
+                    found, stamps,
+                    "version {version} in round {round}: {asked:?}"
+                );
+                let page = 1 + random.below(110);
+                let alone = read(&two, id.0, version as u64, [page]).await;
+                assert_eq!(alone, [expected[page as usize - 1]], "page {page}");
+            }
+        }
+        assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
+    });
+}
