@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# sanitizers.sh [shell] [contract]
-# Looks for undefined behaviour of the library as a guest; both without arguments. Each ends with "ok" or fails.
+# sanitizers.sh [shell] [contract] [asan] [miri]
+# Looks for undefined behaviour of the library as a guest; all of it without arguments. Each ends with "ok" or fails.
 #   shell     the extension in Debian's own sqlite3, under valgrind memcheck: the transcripts of tests/sql (TRANSCRIPTS="name..." for some)
 #   contract  the VFS through its C interface, with poisoned buffers, under valgrind memcheck
-# Needs `valgrind`; without it they fail.
+#   asan      the extension, built with AddressSanitizer, in Debian's own sqlite3: the same transcripts
+#   miri      what runs without SQLite and the operating system, in miri: the protocol crate, and of the VFS the code of ffi/ and what reads pages
+# Needs `valgrind`, a nightly toolchain with miri and rust-src, and gcc's libasan; without them they fail.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -44,7 +46,32 @@ contract() {
     judge
 }
 
-for part in "${@:-shell contract}"; do
+asan() {
+    local triple runtime options
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    # Rust links the runtime to programs only: a library finds it in the program, or before it.
+    runtime=$(gcc -print-file-name=libasan.so)
+    RUSTFLAGS=-Zsanitizer=address cargo +nightly build --quiet -p pagewire-vfs --lib --target "$triple" --target-dir target/asan
+    cargo build --quiet --workspace
+    # What is left at the end is valgrind's matter: this build of sqlite3 does not free all either.
+    options=abort_on_error=0:exitcode=99:detect_leaks=0:detect_stack_use_after_return=1:log_path=$PWD/$logs/asan
+    # shellcheck disable=SC2086
+    PAGEWIRE_TEST_LIBRARY="$PWD/target/asan/$triple/debug/libpagewire.so" /usr/bin/python3 tests/transcripts.py \
+        --client debian-shell --under "env LD_PRELOAD=$runtime ASAN_OPTIONS=$options" ${TRANSCRIPTS:-}
+    if cat "$logs"/asan* 2>/dev/null | grep .; then
+        echo "AddressSanitizer has found something"
+        return 1
+    fi
+}
+
+# Where miri stands in for the machine nothing foreign can be called, no sockets, threads or SQLite: a test that does so fails there.
+miri() {
+    export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance" PROPTEST_CASES=4
+    cargo +nightly miri test --quiet -p pagewire-proto --lib -- $MIRI_PROTO
+    cargo +nightly miri test --quiet -p pagewire-vfs --lib -- $MIRI_VFS
+}
+
+for part in "${@:-shell contract asan miri}"; do
     for name in $part; do
         echo "== $name"
         "$name"

@@ -31,13 +31,13 @@ mod settings;
 pub mod simulation;
 
 /// What the fuzz targets in `proto/fuzz` reach; not there in any other build.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     pub use crate::cache::disk::fuzzing as disk_cache;
     pub use crate::connection::header;
     pub use crate::error::{Error, Result};
     pub use crate::ffi::check_name;
-    pub use crate::prefetch::btree;
+    pub use crate::prefetch::{Came, Pages, Prefetcher, btree};
     pub use crate::settings::{ConnectionSettings, ProcessSettings};
 }
 

@@ -15,6 +15,7 @@ mod deltas;
 mod disk_cache;
 mod failed_transactions;
 mod first_transaction;
+mod fuzz_corpus;
 mod history;
 mod hostile_memory;
 mod hot_list;

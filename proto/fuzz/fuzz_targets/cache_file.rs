@@ -1,7 +1,4 @@
-//! A slot, a change log or a header of the disk cache, as anybody may have left it on the disk.
+//! See `src/targets`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use pagewire::fuzzing::disk_cache;
-
-fuzz_target!(|bytes: &[u8]| disk_cache::read(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pagewire_fuzz::targets::cache_file(bytes));

@@ -1,16 +1,4 @@
-//! ResolveCommitRequest.
+//! See `src/targets`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use pagewire_fuzz::survives;
-use pagewire_proto::{ResolveCommit, limits, pb};
-
-fuzz_target!(|bytes: &[u8]| {
-    if let Some(resolve) =
-        survives::<pb::ResolveCommitRequest, _>(bytes, ResolveCommit::try_from, |resolve| {
-            resolve.into()
-        })
-    {
-        assert!((1..=limits::MAX_COMMIT_DATABASES).contains(&resolve.participants.len()));
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pagewire_fuzz::targets::resolve_commit(bytes));

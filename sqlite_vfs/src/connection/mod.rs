@@ -33,9 +33,9 @@
 
 mod commit;
 mod cut_off;
-#[cfg(not(fuzzing))]
+#[cfg(not(feature = "fuzzing"))]
 mod header;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod header;
 mod journal;
 mod overlay;

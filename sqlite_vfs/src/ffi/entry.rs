@@ -11,7 +11,8 @@ use crate::error::Result;
 /// Entry point of the loadable extension, found by the file name `libpagewire.so`.
 ///
 /// Registers the VFS with the SQLite library that calls, and its functions with this and every later connection. Loading
-/// twice, without a server, or with a wrong setting does no harm: nothing is connected before a database is opened.
+/// twice, without a server, or with a wrong setting does no harm: nothing is connected before a database is opened. So does loading another
+/// copy of the library, or loading it into a program that links it: the one that came first stays.
 ///
 /// # Safety
 /// Called by SQLite, or with the arguments that SQLite would give.
@@ -54,8 +55,10 @@ pub unsafe extern "C" fn pagewire_auto_init(
     unsafe {
         run(message, api, || {
             let registration = Registration::ensure(api, Caller::EachConnection)?;
-            functions::register(registration, db)?;
-            table::register(registration, db)?;
+            if registration.has_the_vfs() {
+                functions::register(registration, db)?;
+                table::register(registration, db)?;
+            }
             Ok(code::OK)
         })
     }
@@ -67,6 +70,10 @@ unsafe fn load(db: *mut Sqlite3, api: *const ApiRoutines) -> Result<c_int> {
     // SAFETY: promised by the caller.
     unsafe {
         let registration = Registration::ensure(api, Caller::Load)?;
+        if !registration.has_the_vfs() {
+            // That of another copy of this library stays, with all that belongs to it.
+            return Ok(code::OK_LOAD_PERMANENTLY);
+        }
         functions::register(registration, db)?;
         table::register(registration, db)?;
         if let Some(auto_extension) = registration.api().auto_extension {

@@ -19,7 +19,7 @@ mod vfs;
 
 pub use api::ApiRoutines;
 pub use entry::{pagewire_auto_init, sqlite3_extension_init, sqlite3_pagewire_init};
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub use names::check as check_name;
 pub use os::{ForkLocal, boot_time_ns, process_id};
 pub use types::Sqlite3;

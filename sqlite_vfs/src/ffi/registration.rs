@@ -145,6 +145,17 @@ impl Registration {
         Ok(registration)
     }
 
+    /// Whether the VFS of this SQLite library is ours. Where a program links the static library and loads the extension as well, or loads
+    /// two files of it, it is that of the copy that came first. Functions and tables of another copy would take its handles for their own.
+    pub fn has_the_vfs(&self) -> bool {
+        // SAFETY: the name is a C string.
+        let present = self
+            .api()
+            .vfs_find
+            .map(|find| unsafe { find(VFS_NAME.as_ptr()) });
+        present == Some(self.vfs)
+    }
+
     /// Logs an error of a client's by `sqlite3_log` and keeps it for `pagewire_last_error()`.
     pub fn log(&self, rc: c_int, message: &str, client: Option<ClientKey>) {
         self.say(rc, message);

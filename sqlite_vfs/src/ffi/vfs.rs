@@ -169,7 +169,11 @@ unsafe fn open_temporary(
     unsafe {
         match (*registration.os_vfs).open {
             Some(open) => open(registration.os_vfs, name, file, flags, out_flags),
-            None => code::CANTOPEN,
+            None => {
+                // As any file that was not opened (T18).
+                (*file).methods = std::ptr::null();
+                code::CANTOPEN
+            }
         }
     }
 }
@@ -360,6 +364,9 @@ unsafe extern "C" fn full_pathname(
             // SAFETY: SQLite passes a C string.
             let text = unsafe { text(name) }?;
             names::check(text)?;
+            if out.is_null() {
+                return Err(Error::new(Kind::Bug, "SQLite gave no place for a name"));
+            }
             if text.len() >= usize::try_from(room).unwrap_or(0) {
                 return Err(Error::new(
                     Kind::CantOpen,

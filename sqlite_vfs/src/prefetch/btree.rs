@@ -321,7 +321,7 @@ fn varint_at(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
 }
 
 /// Everything that a page names, for the fuzz target and its sibling below: it may not panic, and its work is bounded.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn look_at_everything(number: u32, content: &[u8], reserved: u8) -> usize {
     let mut named = usize::from(successor(content).is_some());
     let Some(page) = TreePage::parse(number, content, reserved) else {

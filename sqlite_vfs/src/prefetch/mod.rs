@@ -25,9 +25,9 @@
 //!   pattern in at most `MAX_INTERIOR` pages.
 //! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
 
-#[cfg(not(fuzzing))]
+#[cfg(not(feature = "fuzzing"))]
 mod btree;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod btree;
 mod chains;
 mod hot;

@@ -167,6 +167,8 @@ fn names_of_any_kind_are_answered() {
         let mut answer = 1;
         assert_eq!(access(vfs, ptr::null(), 0, &mut answer), ffi::SQLITE_OK);
         assert_eq!(answer, 0);
+        let rc = full(vfs, c"db.db".as_ptr(), 100, ptr::null_mut());
+        assert_eq!(primary(rc), ffi::SQLITE_CANTOPEN);
         // No room, too little, and just enough.
         for room in [-1, 0, 1, 4, 5, 6] {
             let mut out = [0xaa_u8; 16];

@@ -47,7 +47,7 @@
 //! is written as it is.
 
 mod directory;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod log;
 mod room;
