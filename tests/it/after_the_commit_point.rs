@@ -1,6 +1,7 @@
 //! SQLite may fail after its commit point, FCNTL_SYNC, when the transaction is durable already. Then it is truly rolled back, or
 //! the connection says that it was not, and does nothing more.
 
+use pagewire_proto::status::Reason;
 use pagewire_tests::connection::{
     assert_sound, code, cost, last_error, open_uri, register, rows, uri,
 };
@@ -259,4 +260,45 @@ fn a_journal_that_cant_be_deleted_after_the_commit_is_never_played_back() {
         Failing::JournalDelete,
     );
     assert_refuses(&server, connection);
+}
+
+/// The super-journal of a local main database is a local file, of which the databases on Pagewire know nothing: each commits by itself. SQLite
+/// finds nothing to roll back with in one that went well before another did not.
+#[test]
+fn k6_beside_a_local_main_database_one_that_stays_committed_says_so() {
+    register();
+    let server = PageServer::versioned();
+    let proxy = Proxy::new(&server.endpoint());
+    let directory = tempfile::tempdir().expect("a directory");
+    let local = directory.path().join("local.db");
+    let local = format!("file:{}?vfs=unix", local.display());
+    let connection = open_uri(&local).expect("open");
+    let attach = |uri: &str, name: &str| {
+        let sql = format!("ATTACH '{uri}' AS {name}; CREATE TABLE {name}.t(n)");
+        connection.execute_batch(&sql).expect("attach");
+    };
+    attach(&uri(&server.endpoint(), "t.db", &[]), "x");
+    attach(
+        &uri(&proxy.endpoint(), "other.db", &["timeout_ms=3000"]),
+        "y",
+    );
+    connection
+        .execute_batch(
+            "CREATE TABLE t(n);
+             BEGIN; INSERT INTO t VALUES(1); INSERT INTO x.t VALUES(1); INSERT INTO y.t VALUES(1)",
+        )
+        .expect("a transaction");
+    proxy.arm(Call::Commit, Fault::Refused(Reason::StoreFull));
+    connection.execute_batch("COMMIT").expect_err("refused");
+    assert!(proxy.is_disarmed(), "the fault never struck");
+    if !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK").expect("rollback");
+    }
+    let count = |name: &str| rows(&connection, &format!("SELECT count(*) FROM {name}.t"));
+    assert_eq!(count("main").expect("local"), ["0"]);
+    assert_eq!(count("y").expect("rolled back"), ["0"]);
+    assert_eq!(elsewhere(&server, "SELECT count(*) FROM t"), ["1"]);
+    count("x").expect_err("it was told that it had failed");
+    let said = rows(&connection, "PRAGMA x.pagewire_last_error").expect("said");
+    assert!(said.concat().contains("close the connection"), "{said:?}");
 }

@@ -398,10 +398,18 @@ fn k8_one_that_succeeds_leaves_the_cache_as_it_is() {
         assert_eq!(asked("PRAGMA data_version"), before, "{mode}");
         asked("INSERT INTO t(v) VALUES('8')");
         assert_eq!(asked("PRAGMA data_version"), before, "{mode}");
+        // Over several databases too.
+        let second = uri(&server.endpoint(), "second.db", &[]);
+        asked(&format!("ATTACH '{second}' AS second"));
+        let of_second = asked("PRAGMA second.data_version");
+        let both = "BEGIN; CREATE TABLE second.t AS SELECT 1 AS v; INSERT INTO main.t(v) VALUES('10'); COMMIT";
+        connection.execute_batch(both).expect("commit");
+        assert_eq!(asked("PRAGMA second.data_version"), of_second, "{mode}");
+        assert_eq!(asked("PRAGMA main.data_version"), before, "{mode}");
         // What another connection commits is told as ever.
         made_larger_elsewhere(&server);
         assert_ne!(asked("PRAGMA data_version"), before, "{mode}");
-        assert_eq!(asked(COUNT), [(ROWS + 2).to_string()], "{mode}");
+        assert_eq!(asked(COUNT), [(ROWS + 3).to_string()], "{mode}");
     }
 }
 

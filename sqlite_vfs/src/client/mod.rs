@@ -174,15 +174,16 @@ impl Client {
         let begun = Instant::now();
         let slot = self.slots.lock().get(name).cloned();
         // One that is being opened is locked for as long as that takes.
-        let is_open = slot.is_some_and(|slot| {
-            slot.try_lock_for(timeout)
-                .is_none_or(|open| open.strong_count() > 0)
+        let refusal = slot.and_then(|slot| match slot.try_lock_for(timeout) {
+            None => Some("another thread is still opening it"),
+            Some(open) if open.strong_count() > 0 => {
+                Some("a connection of this process has it open; close it before deleting")
+            }
+            Some(_) => None,
         });
-        if is_open {
-            return Err(Error::io(format!(
-                "{name} at {}: a connection of this process has it open; close it before deleting",
-                self.core.endpoint
-            )));
+        if let Some(refusal) = refusal {
+            let endpoint = &self.core.endpoint;
+            return Err(Error::io(format!("{name} at {endpoint}: {refusal}")));
         }
         self.wait(self.core.delete_database(name, begun, begun + timeout))
             .map_err(|error| Error::from(error).within(name.as_str()))

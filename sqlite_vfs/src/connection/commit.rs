@@ -24,7 +24,7 @@ enum Prepared {
 impl Connection {
     /// FCNTL_SYNC without a super-journal: commits this database alone.
     pub fn sync(&mut self) -> Result<()> {
-        commit_locked(&mut [self])
+        commit_locked(&mut [self], true)
     }
 
     /// Whether there is anything that FCNTL_SYNC would look at.
@@ -41,7 +41,20 @@ impl Connection {
 
     fn prepare(&mut self) -> Result<Prepared> {
         if !self.has_written() {
-            return Ok(Prepared::Nothing);
+            let is_made = matches!(
+                self.state,
+                State::Writing {
+                    progress: Progress::Durable { .. },
+                    ..
+                }
+            );
+            return match is_made {
+                false => Ok(Prepared::Nothing),
+                // K6. The second FCNTL_SYNC of a transaction is the end of its rollback.
+                true => Err(Error::io(
+                    "SQLite found nothing to roll it back with, as where the main database is a local file",
+                )),
+            };
         }
         let State::Writing {
             base,
@@ -267,8 +280,11 @@ impl Connection {
         self.cache_is_stale |= *counter != head.version.get() as u32;
         let before = std::mem::replace(base, new_base);
         *progress = match progress {
-            Progress::Open | Progress::Over if may_fail => Progress::durable(&head, before),
-            Progress::Open | Progress::Over | Progress::Durable { .. } => Progress::Over,
+            Progress::Durable { .. } => Progress::Over,
+            Progress::Open | Progress::Grouped | Progress::Over if may_fail => {
+                Progress::durable(&head, before)
+            }
+            Progress::Open | Progress::Grouped | Progress::Over => Progress::Grouped,
         };
         *overlay = new_overlay;
     }
@@ -405,10 +421,12 @@ pub fn commit_group(members: &[Arc<parking_lot::Mutex<Connection>>]) -> Result<(
     let mut guards: Vec<_> = members.iter().map(|member| member.lock()).collect();
     let mut connections: Vec<&mut Connection> =
         guards.iter_mut().map(|guard| &mut **guard).collect();
-    commit_locked(&mut connections)
+    // After the deletion of a super-journal SQLite ignores errors.
+    commit_locked(&mut connections, false)
 }
 
-fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
+/// `may_fail`: SQLite may roll back what is made here.
+fn commit_locked(connections: &mut [&mut Connection], may_fail: bool) -> Result<()> {
     let mut members = Vec::with_capacity(connections.len());
     let mut who = Vec::with_capacity(connections.len());
     let mut timeout = std::time::Duration::ZERO;
@@ -448,8 +466,7 @@ fn commit_locked(connections: &mut [&mut Connection]) -> Result<()> {
     match outcome {
         Ok(heads) => {
             for (index, head) in who.into_iter().zip(heads) {
-                // After the deletion of a super-journal SQLite ignores errors.
-                connections[index].commit_succeeded(head, is_alone);
+                connections[index].commit_succeeded(head, may_fail);
             }
             Ok(())
         }

@@ -32,7 +32,10 @@ impl Progress {
                 before: Some(before),
                 ..
             } => before.snapshot().byte_size(),
-            Progress::Durable { before: None, .. } | Progress::Open | Progress::Over => 0,
+            Progress::Durable { before: None, .. }
+            | Progress::Open
+            | Progress::Grouped
+            | Progress::Over => 0,
         }
     }
 

@@ -22,6 +22,7 @@
 //! * **K6** What SQLite rolls back after its commit point is rolled back: its second FCNTL_SYNC makes a further version with the
 //!   content of the one before (none, if there was none). If that can't be done the connection refuses everything and says
 //!   that the transaction is there, since the application was told that it had failed.
+//!   The same where SQLite rolls back and finds nothing to do so with: with a main database on another VFS, whose super-journal is there.
 //! * **K7** Which version a transaction begins with is the view's matter: the newest one, or one that was chosen. The view changes only
 //!   while the state is Idle, and nothing is written through a chosen one.
 //! * **K8** The counter by which SQLite recognises its cache is never that of a version which it has not read: that version would be taken for
@@ -164,7 +165,9 @@ enum Progress {
         /// The version on which it was made, as long as its pages beyond the new size may be needed again (`cut_off.rs`).
         before: Option<Pin>,
     },
-    /// SQLite has said so, or can't roll it back any more.
+    /// The deletion of a super-journal has made it, which SQLite does not roll back, and SQLite has not yet said that it is done.
+    Grouped,
+    /// SQLite has said so, or it was a rollback.
     Over,
 }
 
@@ -257,7 +260,15 @@ impl Connection {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
                 let base = self.begin_read()?;
-                self.has_seen_empty |= base.snapshot().page_count == PageCount::ZERO;
+                if base.snapshot().page_count == PageCount::ZERO {
+                    self.has_seen_empty = true;
+                    // There is no page 1 to read, and SQLite's own is empty.
+                    self.schema = None;
+                    self.own_cookie = OwnCookie {
+                        known: Some(0),
+                        if_applied: None,
+                    };
+                }
                 self.state = State::Reading { base };
                 self.lock(wanted)
             }
@@ -490,7 +501,7 @@ impl Connection {
     /// FCNTL_COMMIT_PHASETWO: from here on SQLite does not roll the commit back.
     pub fn transaction_is_over(&mut self) {
         if let State::Writing { progress, .. } = &mut self.state
-            && matches!(progress, Progress::Durable { .. })
+            && matches!(progress, Progress::Durable { .. } | Progress::Grouped)
         {
             *progress = Progress::Over;
             self.has_seen_empty = false;

@@ -2,6 +2,7 @@
 //!
 //! The table belongs to the registration, never to the process: two SQLite libraries can live side by side (H10).
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int};
 use std::thread::ThreadId;
 
@@ -27,10 +28,14 @@ pub struct Registration {
     /// Its place in the list of registrations.
     pub number: usize,
     vfs: *mut Vfs,
-    last_error: Mutex<Option<LastError>>,
+    /// The newest first: of each client one, and of each thread one that is nobody's.
+    last_errors: Mutex<VecDeque<LastError>>,
 }
 
-/// The newest error. A process may serve many tenants, each with a credential of his own, and an error has names in it: it is for
+/// So many are kept: of the clients that had one last.
+const LAST_ERRORS: usize = 64;
+
+/// The newest error of a client. A process may serve many tenants, each with a credential of his own, and an error has names in it: it is for
 /// connections of the same endpoint and credential.
 struct LastError {
     message: String,
@@ -114,7 +119,7 @@ impl Registration {
                     os_vfs: default,
                     number: all.len(),
                     vfs,
-                    last_error: Mutex::new(None),
+                    last_errors: Mutex::default(),
                 }));
                 // Nothing of the registration is written behind this: the pointer would not be good for it any more.
                 // SAFETY: the object was just made, and nobody has seen it.
@@ -159,11 +164,17 @@ impl Registration {
     /// Logs an error of a client's by `sqlite3_log` and keeps it for `pagewire_last_error()`.
     pub fn log(&self, rc: c_int, message: &str, client: Option<ClientKey>) {
         self.say(rc, message);
-        *self.last_error.lock() = Some(LastError {
+        let last = LastError {
             message: message.to_owned(),
             client,
             thread: std::thread::current().id(),
+        };
+        let mut errors = self.last_errors.lock();
+        errors.retain(|old| {
+            old.client != last.client || (old.client.is_none() && old.thread != last.thread)
         });
+        errors.push_front(last);
+        errors.truncate(LAST_ERRORS);
     }
 
     /// Logs what is no error: nothing has failed.
@@ -180,17 +191,18 @@ impl Registration {
         }
     }
 
-    /// The newest error of the process, if it is one that a connection of this client may see: its own, or one that is nobody's and came up
-    /// in this thread. The host's connections elsewhere (`None`) see any.
+    /// The newest error that a connection of this client may see: its own, or one that is nobody's and came up in this thread. The
+    /// host's connections elsewhere (`None`) see any.
     pub fn last_error(&self, client: Option<&ClientKey>) -> Option<String> {
-        let last = self.last_error.lock();
-        let last = last.as_ref()?;
-        let may_see = match (client, &last.client) {
+        let thread = std::thread::current().id();
+        let may_see = |last: &&LastError| match (client, &last.client) {
             (None, _) => true,
             (Some(client), Some(of)) => client == of,
-            (Some(_), None) => last.thread == std::thread::current().id(),
+            (Some(_), None) => last.thread == thread,
         };
-        may_see.then(|| last.message.clone())
+        let errors = self.last_errors.lock();
+        let last = errors.iter().find(may_see);
+        last.map(|last| last.message.clone())
     }
 
     /// A copy of a text in SQLite's own memory, or null.

@@ -258,10 +258,11 @@ fn open_super_or_child(process: &Process, text: &str, flags: c_int) -> Result<Fi
 unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: c_int) -> c_int {
     // SAFETY: SQLite passes the VFS that was registered.
     let registration = unsafe { Registration::of(vfs) };
+    let client = Cell::new(None);
     guarded(
         registration,
         Op::Delete,
-        |_| None,
+        |_| client.take(),
         || {
             let process = Process::current();
             // SAFETY: SQLite passes a C string.
@@ -292,7 +293,13 @@ unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: 
                     .iter()
                     .filter_map(std::sync::Weak::upgrade)
                     .collect();
-                commit_group(&members)?;
+                commit_group(&members).inspect_err(|error| {
+                    for member in &members {
+                        let mut member = member.lock();
+                        member.note_error(error);
+                        client.set(Some(member.settings().client()));
+                    }
+                })?;
             }
             process.journals.lock().remove_super_journal(text);
             Ok(code::OK)
