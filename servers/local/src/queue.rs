@@ -163,7 +163,7 @@ mod tests {
             }
         }
         assert_eq!(next, 40);
-        assert!(MAX_SMALL_BYTES + MAX_SMALL_BYTES / 4 < crate::log::record::MAX_RECORD);
+        const { assert!(MAX_SMALL_BYTES + MAX_SMALL_BYTES / 4 < crate::log::record::MAX_RECORD) };
     }
 
     #[test]
