@@ -15,8 +15,6 @@
 //! * **M1** One thread runs at any moment: the scheduler's, or the one that it gave the baton. So what follows depends on the seed alone.
 //! * **M2** Only what waits is interrupted. A process is killed by never giving the baton to its threads again: no destructor
 //!   runs, no goodbye is said; its memory is lost when this operating-system process ends, which simulates one seed.
-//!   A thread that has ended is waited for until the kernel has none of it: what it gives back last, its stack and its share of the heap, would
-//!   be there for the next one or not, and with the addresses of locks the choices differ that are made by them.
 //! * **M3** Time does not pass while somebody runs, but for a microsecond or two for each turn, so that nobody polls for ever.
 
 mod child;
@@ -88,8 +86,6 @@ struct Thread {
     answer: Cell<*mut c_void>,
     /// Its body has returned; the thread of the operating system has to do the rest.
     leaves: Cell<bool>,
-    /// Number of the thread of the operating system.
-    id: AtomicU32,
 }
 
 /// The clocks of a process; moments are nanoseconds.
@@ -416,9 +412,6 @@ fn turn() {
     while SCHEDULER.load(Ordering::SeqCst) == 0 {
         real::futex_wait(&SCHEDULER, 0);
     }
-    if thread.state.get() == State::Over {
-        real::wait_until_gone(thread.id.load(Ordering::SeqCst));
-    }
 }
 
 impl Machine {
@@ -640,7 +633,6 @@ unsafe fn create_thread(
         routine: Cell::new(None),
         answer: Cell::new(std::ptr::null_mut()),
         leaves: Cell::new(false),
-        id: AtomicU32::new(0),
     }));
     let start = Box::into_raw(Box::new(Start {
         thread,
@@ -668,7 +660,6 @@ extern "C" fn begin(start: *mut c_void) -> *mut c_void {
     // SAFETY: made by `create_thread` for this thread.
     let start = unsafe { Box::from_raw(start.cast::<Start>()) };
     let thread = start.thread;
-    thread.id.store(real::thread_id(), Ordering::SeqCst);
     CURRENT.set(Some(thread));
     let key = END_KEY.load(Ordering::SeqCst);
     // SAFETY: the key was created; the value is not null, so that `ended` runs after all destructors of thread-local values.

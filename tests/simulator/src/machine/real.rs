@@ -69,26 +69,6 @@ real! {
     c"clock_nanosleep" clock_nanosleep(clock: clockid_t, flags: c_int, wanted: *const timespec, left: *mut timespec) -> c_int;
 }
 
-/// The kernel's number of the calling thread.
-pub fn thread_id() -> u32 {
-    // SAFETY: no arguments.
-    let id = unsafe { syscall(libc::SYS_gettid, 0, 0, 0, 0, 0, 0) };
-    u32::try_from(id).unwrap_or(0)
-}
-
-/// Until the kernel has no such thread in this process any more.
-pub fn wait_until_gone(thread: u32) {
-    let process = c_long::from(std::process::id());
-    let is_there = || {
-        // SAFETY: no pointers; signal 0 only asks.
-        let asked = unsafe { syscall(libc::SYS_tgkill, process, c_long::from(thread), 0, 0, 0, 0) };
-        asked == 0
-    };
-    while is_there() {
-        std::thread::yield_now();
-    }
-}
-
 /// Waits in the kernel as long as the word has the value.
 pub fn futex_wait(word: &AtomicU32, value: u32) {
     // SAFETY: the word lives for the duration of the call.
