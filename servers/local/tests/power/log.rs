@@ -11,7 +11,7 @@ use pagewire_server::store::{PageStore, StoreError};
 use crate::bench::{self, Db, SIZE, commit_part, database, part};
 use crate::recorder::{Call, DATA, Disk, Errno, FILES, Failing, Image, LOGS, Recording, SLOTS};
 use crate::{
-    PAGES, at_each_moment, check, is_long, open, open_keeping, open_with, options, random,
+    PAGES, at_each_moment, check, home, is_long, open, open_keeping, open_with, options, random,
 };
 
 /// Commits until the database has this version; says what was acknowledged.
@@ -57,7 +57,7 @@ async fn right_or_refused(image: &Image, path: &Path, acknowledged: u64) -> Resu
 /// GRP1 with LOG1: one write and one sync for a group, and of nothing but the log.
 #[tokio::test]
 async fn log1_a_commit_costs_one_write_and_one_sync_of_the_log() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let store = open_with(&directory, None, 1 << 40).unwrap();
     let db = database(&store, "a").await;
@@ -80,7 +80,7 @@ async fn log1_a_commit_costs_one_write_and_one_sync_of_the_log() {
 #[tokio::test]
 async fn log1_a_group_of_commits_that_would_fit_no_record_costs_no_syncs_of_the_engine() {
     const COMMITS: usize = 20;
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let faults = Arc::new(Faults::default());
     let options = LocalOptions {
@@ -119,7 +119,7 @@ async fn log1_a_group_of_commits_that_would_fit_no_record_costs_no_syncs_of_the_
 /// is lost.
 #[tokio::test]
 async fn log6_what_cannot_be_read_is_not_needed_or_refused_by_its_name() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = commits(&directory, 12).await;
@@ -171,7 +171,7 @@ async fn log6_what_cannot_be_read_is_not_needed_or_refused_by_its_name() {
 /// LOG2, LOG5: a record that is damaged is refused; the very last one can be told from one that was cut off by the engine's root alone.
 #[tokio::test]
 async fn log2_a_flipped_bit_in_the_log_is_refused_and_no_later_commit_is_dropped() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = commits(&directory, 12).await;
@@ -217,7 +217,7 @@ pub(crate) fn last_acknowledged(recording: &Recording) -> usize {
 /// LOG4: one slot is enough; of both nothing is guessed.
 #[tokio::test]
 async fn log4_one_damaged_slot_is_no_harm_and_two_are_refused() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = commits(&directory, 5).await;
@@ -248,7 +248,7 @@ async fn log4_one_damaged_slot_is_no_harm_and_two_are_refused() {
 async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
     const ROOT_BYTES: usize = 144;
     const NUMBER_AT: usize = 136;
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = commits(&directory, 5).await;
@@ -284,7 +284,7 @@ async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
 /// LOG5: a file that is missing, cut short, or of another copy or store is refused, or is one that nothing needs.
 #[tokio::test]
 async fn log5_files_that_do_not_belong_together_are_refused() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let (directory, other) = (home.path().join("store"), home.path().join("other"));
     commits(&directory, 3).await;
     commits(&other, 3).await;
@@ -342,7 +342,7 @@ async fn log5_files_that_do_not_belong_together_are_refused() {
 /// LOG6: an opening that is cut off at any write, and the one after it.
 #[tokio::test]
 async fn log6_an_opening_that_is_cut_off_anywhere_loses_nothing() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = commits(&directory, 8).await;
@@ -369,7 +369,7 @@ async fn log6_an_opening_that_is_cut_off_anywhere_loses_nothing() {
 /// it: the disk as it really is has all that was acknowledged, at each write of the opening.
 #[tokio::test]
 async fn log6_what_a_failed_sync_left_in_the_cache_alone_is_not_built_on() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = Recording::begin(&directory);
@@ -408,7 +408,7 @@ async fn log6_what_a_failed_sync_left_in_the_cache_alone_is_not_built_on() {
 /// LOG7: what is too large for a record is there whole, or not at all, at each write of its commit.
 #[tokio::test]
 async fn log7_a_large_commit_that_is_cut_off_anywhere_is_whole_or_not_there() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let store = open(&directory).unwrap();
     let (a, large) = (database(&store, "a").await, database(&store, "large").await);

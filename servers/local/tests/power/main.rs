@@ -26,6 +26,16 @@ use recorder::{DATA, Disk, Image, LOGS, Random, Recording, SLOTS};
 const PAGES: u32 = 12;
 const LABELS: [&str; 3] = ["a", "b", "a/branch"];
 
+/// A folder in memory, or where there is little of it, on a disk: what a disk does is put together here, and a real one only takes its time.
+fn home() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let disk = rustix::fs::statvfs(memory);
+    match disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= 1 << 30) {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
 fn open(directory: &Path) -> Result<LocalStore, StoreError> {
     open_keeping(directory, Some(Duration::ZERO))
 }
@@ -228,7 +238,7 @@ async fn at_each_moment(
 
 #[tokio::test]
 async fn c07_after_a_loss_of_power_every_acknowledged_commit_is_there_and_nothing_is_half() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = Recording::begin(&directory);
@@ -260,7 +270,7 @@ async fn c07_after_a_loss_of_power_every_acknowledged_commit_is_there_and_nothin
 /// DIR1: nothing was acknowledged yet, so that the store is made anew.
 #[tokio::test]
 async fn dir1_a_store_whose_making_is_cut_off_is_made_anew() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let recording = Recording::begin(&directory);
     drop(open(&directory).unwrap());
@@ -281,7 +291,7 @@ async fn dir1_a_store_whose_making_is_cut_off_is_made_anew() {
 /// Without the sync of the log the same states are found to be broken: the test can fail.
 #[tokio::test]
 async fn a_disk_that_does_not_sync_is_noticed() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = Recording::begin(&directory);
@@ -309,7 +319,7 @@ async fn a_disk_that_does_not_sync_is_noticed() {
 /// DIR2, and C16: a file that was cut off anywhere is refused, or has what it had.
 #[tokio::test]
 async fn dir2_a_file_cut_short_anywhere_is_refused_with_a_sentence_or_whole() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let store = open(&directory).unwrap();
     let db = database(&store, "a").await;
@@ -440,7 +450,7 @@ async fn reader() {
 /// promised nowhere (README.md, "What is not").
 #[tokio::test]
 async fn c16_a_flipped_bit_in_what_was_stored_is_refused_and_never_returned() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let store = open_keeping(&directory, None).unwrap();
     let db = database(&store, "a").await;

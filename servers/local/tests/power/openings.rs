@@ -12,7 +12,7 @@ use pagewire_server::store::StoreError;
 use crate::bench::{SIZE, commit_part, database, part};
 use crate::log::until;
 use crate::recorder::{DATA, Disk, Image, LOGS, Recording, SLOTS};
-use crate::{at_each_moment, check, is_long, open, open_keeping, options, random};
+use crate::{at_each_moment, check, home, is_long, open, open_keeping, options, random};
 
 /// Where an opening can fail, and how often it passes there before.
 const PLACES: [(Place, u32); 6] = [
@@ -81,7 +81,7 @@ async fn with_large_commits(directory: &Path) -> Recording {
 /// LOG5: a mark of what never was, and a record of which nobody was told, are no sign that the log is newer than what is beside it.
 #[tokio::test]
 async fn log5_what_was_never_acknowledged_does_not_refuse_a_store_whose_opening_failed() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let recording = with_large_commits(&home.path().join("store")).await;
     let path = home.path().join("again");
     let is_there = |moment: usize, what: &str| {
@@ -120,7 +120,7 @@ async fn log5_what_was_never_acknowledged_does_not_refuse_a_store_whose_opening_
 /// LOG6: an opening that is cut off, and the one after it, and the one after that.
 #[tokio::test]
 async fn log6_openings_that_are_cut_off_again_and_again_lose_nothing() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let recording = with_large_commits(&home.path().join("store")).await;
     let mut random = random();
     let mut below = |most: usize| random.next() as usize % most;
@@ -172,7 +172,7 @@ async fn log6_openings_that_are_cut_off_again_and_again_lose_nothing() {
 /// one needs is written before it has.
 #[tokio::test]
 async fn log6_a_slot_in_the_cache_alone_is_durable_before_what_the_other_needs_is_written() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let store = open(&directory).unwrap();
     let a = database(&store, "a").await;
@@ -213,7 +213,7 @@ async fn log6_a_slot_in_the_cache_alone_is_durable_before_what_the_other_needs_i
 /// LOG6, LOG7: the root of a large commit is in the cache alone, whose sync was cut off by an error. What is made of it is durable first.
 #[tokio::test]
 async fn log6_a_root_in_the_cache_alone_is_written_again() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let recording = with_large_commits(&home.path().join("store")).await;
     let mut random = random();
     let moments = recording.synced_writes(DATA);
@@ -243,7 +243,7 @@ async fn log6_a_root_in_the_cache_alone_is_written_again() {
 /// the engine is opened.
 #[tokio::test]
 async fn log7_a_root_that_the_disk_alone_has_is_gone_before_its_pages_are_written() {
-    let home = tempfile::tempdir().unwrap();
+    let home = home();
     let directory = home.path().join("store");
     let faults = Arc::new(Faults::default());
     let store = LocalStore::open_with(

@@ -689,7 +689,7 @@ mod tests {
 
     /// What may be there after a loss of power, by name.
     fn folders(change: impl Fn(&mut Disk, &Path)) -> BTreeSet<Vec<(String, Vec<u8>)>> {
-        (0..200)
+        (0..50)
             .map(|seed| {
                 let (_home, mut disk, folder) = begun();
                 change(&mut disk, &folder);
