@@ -24,13 +24,14 @@
 //! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
 //!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
 //! * **FLAT8** Where several stand on one segment that stands on more than [`FLAT_DEPTH`] others that one is flattened, by whoever looks at the first of them, and then none of
-//!   them need be: a fan of branches costs one copy of what is below, not one for each. One that cannot be flattened does not hold them up.
+//!   them need be: a fan of branches costs one copy of what is below, not one for each. They wait for it, unless it cannot be flattened because of damage (FLAT6).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use futures_util::future::{try_join, try_join_all};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
@@ -47,6 +48,19 @@ const FLAT_DEPTH: usize = 4;
 const LOOK_DOWN: usize = 32;
 /// Rows `Flatten` that one look takes.
 const WAITING: usize = 16;
+
+/// Segments that cannot be flattened because of damage, by their database and first version.
+pub(crate) type Unflattened = Mutex<HashSet<(DatabaseId, Version)>>;
+
+/// What becomes of that on which a segment stands, before the segment itself (FLAT8).
+enum Below {
+    /// Nothing: it has its own turn.
+    Nothing,
+    /// Its flattening has begun.
+    Begun,
+    /// Another server is at it, or this one could not go on with it in this pass.
+    UnderWay,
+}
 
 /// What is below a segment.
 struct Chain {
@@ -87,15 +101,16 @@ impl Inner {
             };
             let steps = self.steps();
             let done = transact!(self.engine, |txn| {
-                txn.flatten_step(depth, database, first, steps).await
+                let step = txn.flatten_step(depth, database, first, steps, &self.unflattened);
+                step.await
             });
-            let done = self.paced(done.map(|()| true));
-            if let Err(error) = &done {
+            let done = self.paced(done);
+            if !matches!(done, Ok(true)) {
                 let key = Key::Flatten(depth, database, first);
                 pass.flatten_after = Some(self.engine.space.encode(&key));
-                if matches!(error, StoreError::Corrupt(_)) {
-                    self.unflattened.lock().insert((database, first));
-                }
+            }
+            if matches!(done, Err(StoreError::Corrupt(_))) {
+                self.unflattened.lock().insert((database, first));
             }
             let what = format_args!("the depth of database {database}");
             any |= failures.or_later(done, what)?;
@@ -148,7 +163,7 @@ impl Inner {
             let Some(Segment { depth, .. }) = segment.flatten() else {
                 return Ok(None);
             };
-            txn.flatten_step(depth, database, first, self.steps())
+            txn.flatten_step(depth, database, first, self.steps(), &self.unflattened)
                 .await?;
             let mark = Key::Flatten(depth, database, first);
             let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;
@@ -189,14 +204,15 @@ impl Txn {
         }
     }
 
-    /// One step of one segment.
+    /// One step of one segment; whether there was one, or it waits for another segment (FLAT8).
     async fn flatten_step(
         &self,
         depth: u32,
         database: DatabaseId,
         first: Version,
         steps: Steps,
-    ) -> Result<(), Fail> {
+        unflattened: &Unflattened,
+    ) -> Result<bool, Fail> {
         let mark = Key::Flatten(depth, database, first);
         let key = Key::Segment(database, first);
         let work = self.row(&mark, Read::Firm, Flattening::decode);
@@ -204,12 +220,12 @@ impl Txn {
         let (work, segment) = try_join(work, segment).await?;
         let Some(work) = work else {
             // Another server was faster.
-            return Ok(());
+            return Ok(true);
         };
         let Some(base) = segment.flatten() else {
             // The segment went, and what was copied with it.
             self.delete(&mark);
-            return Ok(());
+            return Ok(true);
         };
         // Never fewer than were begun with, and one below.
         let begun = work.as_ref().map_or(0, |work| work.links.len() + 1);
@@ -226,10 +242,14 @@ impl Txn {
             if work.is_some() {
                 self.sweep(database);
             }
-            return Ok(());
+            return Ok(true);
         }
-        if work.is_none() && self.flatten_below(&chain).await? {
-            return Ok(());
+        if work.is_none() {
+            match self.flatten_below(&chain, unflattened).await? {
+                Below::Nothing => {}
+                Below::Begun => return Ok(true),
+                Below::UnderWay => return Ok(false),
+            }
         }
         let work = match work {
             Some(work) if is_begun => work,
@@ -247,7 +267,7 @@ impl Txn {
                     .await?
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn begin_flattening(&self, chain: &Chain) -> Result<Flattening, Fail> {
@@ -260,19 +280,22 @@ impl Txn {
         })
     }
 
-    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8); whether it did.
-    async fn flatten_below(&self, chain: &Chain) -> Result<bool, Fail> {
+    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8).
+    async fn flatten_below(&self, chain: &Chain, unflattened: &Unflattened) -> Result<Below, Fail> {
         let [base, under @ ..] = &chain.links[..] else {
-            return Ok(false);
+            return Ok(Below::Nothing);
         };
         let [below, _, ..] = under else {
-            return Ok(false);
+            return Ok(Below::Nothing);
         };
         // One that is deeper has its turn by itself, and before those that stand on it.
         if chain.goes_on || under.len() <= FLAT_DEPTH || under.len() >= MAX_DEPTH as usize {
-            return Ok(false);
+            return Ok(Below::Nothing);
         }
         let (database, first) = (base.database, base.head.since);
+        if unflattened.lock().contains(&(database, first)) {
+            return Ok(Below::Nothing);
+        }
         let mark = Key::Flatten(below.depth, database, first);
         let end = self.segment_end(database, first).await?;
         let standing = Range {
@@ -281,8 +304,11 @@ impl Txn {
         };
         let standing = self.keys(&standing, 2, Read::Loose);
         let (marked, standing) = try_join(self.get(&mark, Read::Firm), standing).await?;
-        if marked.is_some() || standing.len() < 2 {
-            return Ok(false);
+        if standing.len() < 2 {
+            return Ok(Below::Nothing);
+        }
+        if marked.is_some() {
+            return Ok(Below::UnderWay);
         }
         let under = Chain {
             links: under.to_vec(),
@@ -290,7 +316,7 @@ impl Txn {
         };
         let work = self.begin_flattening(&under).await?;
         self.put(&mark, &work.encode());
-        Ok(true)
+        Ok(Below::Begun)
     }
 
     /// How many links, from the top, are left behind (FLAT4): one at least, and not the last ones of a chain that goes on.

@@ -29,7 +29,7 @@ mod servers;
 mod staging;
 pub mod values;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Weak};
@@ -83,7 +83,7 @@ pub(crate) struct Inner {
     steps: AtomicU32,
     known: known::KnownHeads,
     /// Segments that cannot be flattened because of damage (FLAT6).
-    unflattened: Mutex<HashSet<(DatabaseId, Version)>>,
+    unflattened: flatten::Unflattened,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
     said: Mutex<servers::Said>,

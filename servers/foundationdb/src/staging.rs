@@ -374,8 +374,9 @@ impl Inner {
                 };
                 if !attempt.doomed {
                     // It may have come back since it was seen to be dead.
-                    let of = Key::Server(attempt.server);
-                    if attempt.server != self.server && txn.get(&of, Read::Firm).await?.is_some() {
+                    let of = attempt.server;
+                    if attempt.server != self.server && txn.server(of, Read::Firm).await?.is_some()
+                    {
                         return Ok(false);
                     }
                     let doomed = Attempt {
