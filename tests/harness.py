@@ -19,7 +19,8 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 # PAGEWIRE_PROFILE=release: the long forms run on optimised binaries, of `cargo build --release --workspace`.
 TARGET = TOP / "target" / os.environ.get("PAGEWIRE_PROFILE", "debug")
 # PAGEWIRE_TEST_LIBRARY: another build of the extension, with what a sanitizer adds to it.
-LIBRARY = pathlib.Path(os.environ.get("PAGEWIRE_TEST_LIBRARY", TARGET / "libpagewire.so"))
+BUILT_LIBRARY = TARGET / "libpagewire.so"
+LIBRARY = pathlib.Path(os.environ.get("PAGEWIRE_TEST_LIBRARY", BUILT_LIBRARY))
 COMMAND = TARGET / "pagewire"
 GUEST = TARGET / "pagewire-guest"
 STATIC_SHELL = TOP / ".test-tools" / "static-shell" / "sqlite3"

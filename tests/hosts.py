@@ -6,7 +6,6 @@ was seen in systems of this kind. Each host is a process of its own, so that a c
 
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,31 +117,13 @@ class Hosts(unittest.TestCase):
         )
         self.assertEqual(output, "(1,) (1,)\n")
 
-    def test_h3_another_copy_of_the_library_leaves_the_first_one_its_functions(self):
-        """Both would have the name of the VFS, the functions of the second asked the files of the first for their handles, and took them
-        for their own: undefined behaviour where the two are not the same build."""
-        with tempfile.TemporaryDirectory() as directory:
-            copy = shutil.copy(LIBRARY, f"{directory}/libpagewire.so")
-            output = self.python(
-                f"""
-                keep = load()
-                a = connect("copies.db")
-                a.execute("CREATE TABLE t(x)")
-                keep.load_extension({str(copy)!r})
-                b = connect("copies.db")
-                b.enable_load_extension(True)
-                b.load_extension({str(copy)!r})
-                b.execute("INSERT INTO t VALUES(1)")
-                for connection in (a, b):
-                    connection.execute("BEGIN")
-                    connection.execute("SELECT * FROM t").fetchall()
-                    print(connection.execute("SELECT pagewire_version()").fetchone())
-                    connection.execute("COMMIT")
-                calls = b.execute("SELECT sum(count) > 0 FROM pagewire_rpc").fetchone()
-                print(calls, os.path.realpath({str(copy)!r}) in open("/proc/self/maps").read())
-                """
-            )
-        self.assertEqual(output, "('2',)\n('2',)\n(1,) True\n")
+    def test_h3_a_program_that_links_the_library_keeps_its_functions_when_it_loads_another_copy(self):
+        """Both have the name of the VFS. The functions of the second asked the files of the first for their handles and took them for its
+        own: undefined behaviour where the two are not the same build, and counters that nobody counts with."""
+        calls = "SELECT sum(count) > 0 FROM pagewire_rpc;\n"
+        version = "BEGIN;\nSELECT count(*) FROM t;\nSELECT pagewire_version();\nCOMMIT;\n"
+        source = f".open copies.db\nCREATE TABLE t(x);\n.load {LIBRARY}\n{calls}{version}.open copies.db\n{calls}{version}"
+        self.assertEqual(self.run_host([STATIC_SHELL], source), "1\n0\n1\n" * 2)
 
     def test_h7_names_with_printf_directives_are_names(self):
         name = "h7/%25s%25n%25d%25s.db"

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# sanitizers.sh [shell] [contract] [asan] [miri]
-# Looks for undefined behaviour of the library as a guest; all of it without arguments. Each ends with "ok" or fails.
+# sanitizers.sh [shell] [contract] [asan] [miri] [fuzz]
+# Looks for undefined behaviour of the library as a guest, and for what a stranger's bytes do to either side; all of it without arguments.
+# Each ends with "ok" or fails.
 #   shell     the extension in Debian's own sqlite3, under valgrind memcheck: the transcripts of tests/sql (TRANSCRIPTS="name..." for some)
 #   contract  the VFS through its C interface, with poisoned buffers, under valgrind memcheck
 #   asan      the extension, built with AddressSanitizer, in Debian's own sqlite3: the same transcripts
-#   miri      what runs without SQLite and the operating system, in miri: the protocol crate, and of the VFS the code of ffi/ and what reads pages
-# Needs `valgrind`, a nightly toolchain with miri and rust-src, and gcc's libasan; without them they fail.
+#   miri      what of ffi/ runs without SQLite and the operating system, in miri, with stand-ins for both
+#   fuzz      each target of proto/fuzz for FUZZ_SECONDS (60), with libFuzzer and AddressSanitizer; TARGETS="name..." for some
+# shell and contract need `valgrind`, miri a nightly toolchain with miri and rust-src, asan and fuzz `cargo-fuzz`, asan gcc's libasan too;
+# without them they fail. The stable compiler will do for asan and fuzz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -46,32 +49,55 @@ contract() {
     judge
 }
 
+# What a nightly compiler takes, or the stable one that is told to.
+unstable() {
+    if cargo +nightly --version >/dev/null 2>&1; then
+        cargo +nightly "$@"
+    else
+        RUSTC_BOOTSTRAP=1 cargo "$@"
+    fi
+}
+
+# The library as cargo-fuzz builds it, so that one build serves both.
 asan() {
-    local triple runtime options
+    local triple runtime status=0
     triple=$(rustc -vV | sed -n 's/^host: //p')
+    cargo build --quiet --workspace
+    (cd proto/fuzz && unstable fuzz build --fuzz-dir . --target "$triple" name)
     # Rust links the runtime to programs only: a library finds it in the program, or before it.
     runtime=$(gcc -print-file-name=libasan.so)
-    RUSTFLAGS=-Zsanitizer=address cargo +nightly build --quiet -p pagewire-vfs --lib --target "$triple" --target-dir target/asan
-    cargo build --quiet --workspace
     # What is left at the end is valgrind's matter: this build of sqlite3 does not free all either.
-    options=abort_on_error=0:exitcode=99:detect_leaks=0:detect_stack_use_after_return=1:log_path=$PWD/$logs/asan
+    local options=abort_on_error=0:exitcode=99:detect_leaks=0:detect_stack_use_after_return=1:log_path=$PWD/$logs/asan
     # shellcheck disable=SC2086
-    PAGEWIRE_TEST_LIBRARY="$PWD/target/asan/$triple/debug/libpagewire.so" /usr/bin/python3 tests/transcripts.py \
-        --client debian-shell --under "env LD_PRELOAD=$runtime ASAN_OPTIONS=$options" ${TRANSCRIPTS:-}
+    PAGEWIRE_TEST_LIBRARY="$PWD/proto/fuzz/target/$triple/release/deps/libpagewire.so" /usr/bin/python3 tests/transcripts.py \
+        --client debian-shell --under "env LD_PRELOAD=$runtime ASAN_OPTIONS=$options" ${TRANSCRIPTS:-} || status=$?
     if cat "$logs"/asan* 2>/dev/null | grep .; then
         echo "AddressSanitizer has found something"
         return 1
     fi
+    return "$status"
 }
 
-# Where miri stands in for the machine nothing foreign can be called, no sockets, threads or SQLite: a test that does so fails there.
+# Miri stands in for the machine: nothing foreign can be called, no SQLite, no sockets, no fork. All unsafe code is in ffi/.
 miri() {
-    export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance" PROPTEST_CASES=4
-    cargo +nightly miri test --quiet -p pagewire-proto --lib -- $MIRI_PROTO
-    cargo +nightly miri test --quiet -p pagewire-vfs --lib -- $MIRI_VFS
+    MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance" \
+        cargo +nightly miri test --quiet -p pagewire-vfs --lib -- ffi:: --skip ffi::os --skip never_gives_up
 }
 
-for part in "${@:-shell contract asan miri}"; do
+fuzz() {
+    local target
+    cd proto/fuzz
+    for target in ${TARGETS:-$(sed -n 's/^libfuzzer_sys.*targets::\(\w*\).*/\1/p' fuzz_targets/*.rs)}; do
+        echo "-- $target"
+        mkdir -p "found/$target"
+        # What is found goes into the first folder; the second is the kept corpus.
+        unstable fuzz run --fuzz-dir . "$target" "found/$target" "corpus/$target" -- \
+            -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1
+    done
+    cd ../..
+}
+
+for part in "${@:-shell contract asan miri fuzz}"; do
     for name in $part; do
         echo "== $name"
         "$name"

@@ -26,6 +26,7 @@ import sys
 import tempfile
 
 from harness import (
+    BUILT_LIBRARY,
     DEBIAN_PYTHON,
     DEBIAN_SHELL,
     GUEST,
@@ -169,7 +170,8 @@ def play(client, transcript, directory, server, prefix, under=()):
 
 def dump(name, directory, server):
     """A database as SQL, by Debian's shell in a process of its own; FTS5 needs nothing more than that."""
-    load = [] if server is None else ["-cmd", f".load {LIBRARY}"]
+    # Not the one that is watched: nobody watches here.
+    load = [] if server is None else ["-cmd", f".load {BUILT_LIBRARY}"]
     script = f".open {name}\nPRAGMA integrity_check;\nPRAGMA page_size;\nPRAGMA page_count;\n.dump\n"
     done = subprocess.run(
         [DEBIAN_SHELL, *load, ":memory:"],

@@ -254,8 +254,9 @@ unsafe extern "C" fn filter(
     // connection's mutex.
     unsafe {
         let cursor = &mut *cursor.cast::<OurCursor>();
-        let table = &*cursor.base.vtab.cast::<OurTable>();
-        let source = &*table.source;
+        let table = cursor.base.vtab.cast::<OurTable>();
+        // No reference to the table itself: a message may be put into it while the rows are made.
+        let (source, db) = (&*(*table).source, (*table).db);
         let mut values = (0..usize::try_from(count).unwrap_or(0))
             .map(|index| text_of(source.registration, *values.add(index)));
         let wanted = constraints(source.table).len();
@@ -274,7 +275,7 @@ unsafe extern "C" fn filter(
             }
         }
         let rows = guarded(cursor.base.vtab, || {
-            (source.table.rows)(source.registration, table.db, &arguments)
+            (source.table.rows)(source.registration, db, &arguments)
         });
         cursor.number = 0;
         match rows {
@@ -352,8 +353,8 @@ unsafe extern "C" fn column(cursor: *mut VtabCursor, context: *mut Context, inde
     // SAFETY: SQLite passes a cursor of `open` that is not at its end.
     unsafe {
         let cursor = &*cursor.cast::<OurCursor>();
-        let table = &*cursor.base.vtab.cast::<OurTable>();
-        let registration = (*table.source).registration;
+        let table = cursor.base.vtab.cast::<OurTable>();
+        let registration = (*(*table).source).registration;
         let row = cursor.row.as_ref();
         let cell = usize::try_from(index)
             .ok()

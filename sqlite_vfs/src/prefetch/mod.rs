@@ -38,6 +38,8 @@ mod stream;
 mod tests;
 mod walk;
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 pub use hot::HotPages;
@@ -121,6 +123,7 @@ impl Prefetcher {
             self.advance(pages, page, came == Came::Late, &mut wanted);
             if !wanted.is_empty() {
                 self.has_asked = true;
+                once(&mut wanted);
                 pages.request(wanted);
             }
         }
@@ -161,6 +164,7 @@ impl Prefetcher {
             }
         }
         wanted.retain(|wanted| *wanted != page);
+        once(&mut wanted);
         self.has_asked |= !wanted.is_empty();
         let along = wanted.len().min(ALONG_BYTES / pages.page_bytes().max(1));
         let rest = wanted.split_off(along);
@@ -214,6 +218,12 @@ impl Prefetcher {
             .flat_map(Stream::unread)
             .collect()
     }
+}
+
+/// Two streams may want the same page, and a plan a page that another one has named.
+fn once(wanted: &mut Vec<u32>) {
+    let mut seen = HashSet::with_capacity(wanted.len());
+    wanted.retain(|page| seen.insert(*page));
 }
 
 fn end(pages: &impl Pages, streams: Vec<Stream>) {
