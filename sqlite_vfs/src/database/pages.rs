@@ -11,7 +11,7 @@ use pagewire_proto::{Page, PageNumber, PageSize, Snapshot, Version};
 use tokio::time::Instant;
 
 use super::{Database, DatabaseState};
-use crate::cache::{CacheKey, PageCache, Taken, TakenPage};
+use crate::cache::{CacheKey, CamePage, PageCache, Taken, TakenPage};
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::error::{Error, Result};
 use crate::prefetch::{self, Came, HotPages, Pages};
@@ -327,12 +327,14 @@ struct PagesAhead {
 impl PagesAhead {
     fn arrived(&self, received: impl Iterator<Item = Page>, snapshot: &Snapshot) {
         let key = self.state.key;
-        for page in received {
+        let came = received.map(|page| CamePage {
+            number: page.number,
+            from: page.version,
             // It shares the message of all of them, which it would keep in memory.
-            let content = own(&page.content);
-            let (number, from, upto) = (page.number, page.version, snapshot.version);
-            self.cache.arrived_ahead(key, number, from, upto, content);
-        }
+            content: own(&page.content),
+        });
+        self.cache
+            .arrived_ahead(key, snapshot.version, came.collect());
         self.cache.ahead.call_ended(key, &[]);
     }
 }
