@@ -1,4 +1,5 @@
 //! The codec of the protocol: prost, behind a look at the raw bytes that bounds every list before anything is allocated for it.
+//! A message that goes out gets its memory at once, as much as it takes.
 //!
 //! An empty list element has two bytes on the wire and up to a hundred in memory, so the limit of a message's bytes alone would
 //! let a peer claim fifty times as much memory. The elements are counted over the whole message: a field that is given
@@ -12,8 +13,7 @@ use std::marker::PhantomData;
 use bytes::{Buf, Bytes};
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder};
-use tonic_prost::ProstCodec;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::limits::{
     BATCH_BYTES, MAX_CHANGED_PAGES, MAX_COMMIT_DATABASES, MAX_DIFF_PAGES, MAX_HOT_PAGES, MAX_LIST,
@@ -157,15 +157,30 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Encoder = ExactEncoder<T>;
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::default().encoder()
+        ExactEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         BoundedDecoder(PhantomData)
+    }
+}
+
+/// Encodes into a buffer that never has to grow: half a megabyte of pages would be moved from one to the next, and the last be twice as large.
+#[derive(Debug)]
+pub struct ExactEncoder<T>(PhantomData<T>);
+
+impl<T: Message> Encoder for ExactEncoder<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, message: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(message.encoded_len());
+        let failed = |error| Status::internal(format!("the message can't be encoded: {error}"));
+        message.encode(buffer).map_err(failed)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use tonic::service::Routes;
 
 use crate::memory::{ANSWER_WAIT, Account, Memory};
 use crate::metered;
+use crate::wakes::Calls;
 
 /// Calls of one connection at a time; SQLite connections in a process share one.
 const STREAMS: u32 = 256;
@@ -127,9 +128,9 @@ impl Connections {
 }
 
 /// A window also bounds what a flood of tiny frames costs: the transport ends a connection whose frames outweigh their content by it.
-fn settings(account: &Account) -> http2::Builder<TokioExecutor> {
+fn settings(account: &Account) -> http2::Builder<Calls> {
     let window = account.window_bytes();
-    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    let mut http2 = http2::Builder::new(Calls);
     http2
         .timer(TokioTimer::new())
         .initial_connection_window_size(small(window))

@@ -30,6 +30,7 @@ mod settings;
 mod status;
 pub mod store;
 mod subscription;
+mod wakes;
 
 pub use server::{ServeError, Server, ServerBuilder, bind_tcp, bind_unix};
 pub use settings::Settings;

@@ -27,6 +27,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use pagewire_proto::{PageNumber, Version};
 use parking_lot::{Condvar, Mutex};
+use quick_cache::DefaultHashBuilder;
 
 use super::{CacheKey, ChangeLog, Entry};
 use crate::client::counters::PREFETCH;
@@ -40,7 +41,7 @@ pub struct Ahead {
 
 #[derive(Default)]
 struct Inner {
-    slots: HashMap<(CacheKey, PageNumber), Slot>,
+    slots: HashMap<(CacheKey, PageNumber), Slot, DefaultHashBuilder>,
     bytes: u64,
 }
 
@@ -66,6 +67,16 @@ pub enum Taken {
     UnderWay,
     /// Nobody has asked for it.
     Nothing,
+}
+
+/// A page that has come, with a memory of its own.
+pub struct CamePage {
+    /// Which.
+    pub number: PageNumber,
+    /// The version that wrote it.
+    pub from: Version,
+    /// Its bytes.
+    pub content: Bytes,
 }
 
 /// A page on its way into the cache.
@@ -134,38 +145,43 @@ impl Ahead {
         begun
     }
 
-    /// A page that was begun has come. Returns it where nobody wants it any more.
+    /// Pages that were begun have come. Returns those that nobody wants any more.
     pub(super) fn arrived(
         &self,
         key: CacheKey,
-        page: PageNumber,
-        from: Version,
         upto: Version,
-        content: Bytes,
-    ) -> Option<TakenPage> {
-        PREFETCH.fetched(1);
-        let entry = Entry::read(from, upto, content);
+        came: impl IntoIterator<Item = CamePage>,
+    ) -> Vec<(PageNumber, TakenPage)> {
+        let mut unwanted = Vec::new();
+        let (mut fetched, mut wasted) = (0, 0);
         let mut inner = self.inner.lock();
-        match inner
-            .slots
-            .get_mut(&(key, page))
-            .map(|slot| &mut slot.state)
+        for CamePage {
+            number,
+            from,
+            content,
+        } in came
         {
-            Some(state @ SlotState::UnderWay) => {
-                *state = SlotState::Here(entry);
-                None
-            }
-            Some(SlotState::Abandoned) => {
-                inner.remove(key, page);
-                PREFETCH.wasted(1);
-                Some(entry.into())
-            }
-            // Its version came twice, or it was never begun: what is here already is as good.
-            Some(SlotState::Here(_)) | None => {
-                PREFETCH.wasted(1);
-                None
+            fetched += 1;
+            let entry = Entry::read(from, upto, content);
+            match inner
+                .slots
+                .get_mut(&(key, number))
+                .map(|slot| &mut slot.state)
+            {
+                Some(state @ SlotState::UnderWay) => *state = SlotState::Here(entry),
+                Some(SlotState::Abandoned) => {
+                    inner.remove(key, number);
+                    wasted += 1;
+                    unwanted.push((number, entry.into()));
+                }
+                // Its version came twice, or it was never begun: what is here already is as good.
+                Some(SlotState::Here(_)) | None => wasted += 1,
             }
         }
+        drop(inner);
+        PREFETCH.fetched(fetched);
+        PREFETCH.wasted(wasted);
+        unwanted
     }
 
     /// A call has ended: those of its pages that have not come never will, and whoever waits looks again (F3).
@@ -344,8 +360,13 @@ mod tests {
     }
 
     fn arrive(ahead: &Ahead, number: u32) -> Option<TakenPage> {
-        let content = Bytes::from(vec![number as u8; 16]);
-        ahead.arrived(KEY, page(number), Version::new(3), AT, content)
+        let came = CamePage {
+            number: page(number),
+            from: Version::new(3),
+            content: Bytes::from(vec![number as u8; 16]),
+        };
+        let unwanted = ahead.arrived(KEY, AT, [came]).pop();
+        unwanted.map(|(_, taken)| taken)
     }
 
     #[test]

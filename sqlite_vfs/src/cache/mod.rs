@@ -15,7 +15,7 @@ use pagewire_proto::{Changes, PageNumber, Version};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-pub use ahead::{Ahead, Taken, TakenPage};
+pub use ahead::{Ahead, CamePage, Taken, TakenPage};
 
 /// Bytes that an entry costs beside its content.
 const ENTRY_OVERHEAD: u64 = 96;
@@ -130,19 +130,18 @@ impl PageCache {
         self.supersede_ahead(key, page);
     }
 
-    /// Takes in a page that was asked for ahead: it lies beside the cache, unless nobody wants it any more or it is here by now.
-    pub fn arrived_ahead(
-        &self,
-        key: CacheKey,
-        page: PageNumber,
-        from: Version,
-        upto: Version,
-        content: Bytes,
-    ) {
-        match self.ahead.arrived(key, page, from, upto, content) {
-            Some(taken) => self.put(key, page, taken.from, taken.upto, taken.content),
-            // Only now, or one that is put meanwhile would be missed.
-            None => self.supersede_ahead(key, page),
+    /// Takes in the pages of a call that was made ahead: they lie beside the cache, but for those that nobody wants any more or that are
+    /// here by now.
+    pub fn arrived_ahead(&self, key: CacheKey, upto: Version, came: Vec<CamePage>) {
+        let numbers: Vec<_> = came.iter().map(|page| page.number).collect();
+        for (page, taken) in self.ahead.arrived(key, upto, came) {
+            self.put(key, page, taken.from, taken.upto, taken.content);
+        }
+        // Only now, or one that is put meanwhile would be missed. What is not in the cache is put there later, or never.
+        for page in numbers {
+            if self.entries.contains_key(&(key, page)) {
+                self.supersede_ahead(key, page);
+            }
         }
     }
 
@@ -340,8 +339,12 @@ mod tests {
 
     /// A page that was fetched ahead at version 5 and written by version 3.
     fn arrive_ahead(cache: &PageCache, number: u32) {
-        let content = Bytes::from_static(b"ahead");
-        cache.arrived_ahead(KEY, page(number), version(3), version(5), content);
+        let came = CamePage {
+            number: page(number),
+            from: version(3),
+            content: Bytes::from_static(b"ahead"),
+        };
+        cache.arrived_ahead(KEY, version(5), vec![came]);
     }
 
     #[test]

@@ -235,7 +235,9 @@ fn read_base(
     };
     ahead.read_at(base.version);
     let view = database.view(base, page_size, timeout);
-    let content = match view.page_at_hand(number) {
+    let prefetcher = &mut ahead.prefetcher;
+    let before_wait = || prefetcher.stalls(&view, number.get());
+    let content = match view.page_at_hand(number, before_wait) {
         Some((content, came)) => {
             ahead.prefetcher.read(&view, number.get(), &content, came);
             content

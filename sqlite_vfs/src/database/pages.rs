@@ -11,17 +11,11 @@ use pagewire_proto::{Page, PageNumber, PageSize, Snapshot, Version};
 use tokio::time::Instant;
 
 use super::{Database, DatabaseState};
-use crate::cache::{CacheKey, PageCache, Taken, TakenPage};
+use crate::cache::{CacheKey, CamePage, PageCache, Taken, TakenPage};
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::error::{Error, Result};
-use crate::prefetch::{self, Came, HotPages, Pages};
+use crate::prefetch::{self, CALL_BYTES, Came, HotPages, Pages};
 
-/// Bytes of pages in one call ahead. Pages of a call come together, so a reader that has to wait waits for all of them.
-const CALL_BYTES: usize = 512 << 10;
-/// Calls into which a window is divided.
-const CALLS_OF_A_WINDOW: usize = 2;
-/// The smallest part of it: a call costs about as much as ten pages do.
-const LEAST_PAGES: usize = 32;
 /// A window is never held below this, whatever the link seems to need: what is known of the link grows with the window.
 const LEAST_WINDOW_BYTES: u64 = 1 << 20;
 /// Bytes in a second that nearly every link to a server carries: 100 Mbit/s.
@@ -111,8 +105,12 @@ impl View<'_> {
     }
 
     /// The page, if it does not have to be asked for: it may be waited for, and that counts as a round trip.
-    pub fn page_at_hand(&self, page: PageNumber) -> Option<(Bytes, Came)> {
-        self.page_in_memory(page).or_else(|| {
+    pub fn page_at_hand(
+        &self,
+        page: PageNumber,
+        before_wait: impl FnOnce(),
+    ) -> Option<(Bytes, Came)> {
+        self.page_in_memory(page, before_wait).or_else(|| {
             let content = self.page_on_disk(page)?;
             self.look_at(page, &content);
             Some((content, Came::AtOnce))
@@ -139,11 +137,16 @@ impl View<'_> {
             .collect()
     }
 
-    fn page_in_memory(&self, page: PageNumber) -> Option<(Bytes, Came)> {
+    fn page_in_memory(
+        &self,
+        page: PageNumber,
+        before_wait: impl FnOnce(),
+    ) -> Option<(Bytes, Came)> {
         if let Some(content) = self.database.cached_page(self.snapshot, page) {
             return Some((content, Came::AtOnce));
         }
         let mut came = Came::AtOnce;
+        let mut before_wait = Some(before_wait);
         let taken = loop {
             let taken = {
                 let log = self.database.state.log.read();
@@ -163,6 +166,9 @@ impl View<'_> {
                 Taken::UnderWay => {
                     COUNTERS.waited(CallKind::Read);
                     came = Came::Late;
+                    if let Some(before_wait) = before_wait.take() {
+                        before_wait();
+                    }
                     let deadline = self.deadline().into_std();
                     self.cache().ahead.wait(self.key(), page, deadline);
                 }
@@ -281,8 +287,7 @@ impl Pages for View<'_> {
         let pages = self.not_on_disk(pages);
         let page_bytes = u64::from(self.page_size.get());
         let pages = self.cache().ahead.begin(self.key(), pages, page_bytes);
-        let most = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
-        let part = (pages.len() / CALLS_OF_A_WINDOW).max(LEAST_PAGES).min(most);
+        let part = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
         for part in pages.chunks(part) {
             self.request_part(part.to_vec());
         }
@@ -327,12 +332,14 @@ struct PagesAhead {
 impl PagesAhead {
     fn arrived(&self, received: impl Iterator<Item = Page>, snapshot: &Snapshot) {
         let key = self.state.key;
-        for page in received {
+        let came = received.map(|page| CamePage {
+            number: page.number,
+            from: page.version,
             // It shares the message of all of them, which it would keep in memory.
-            let content = own(&page.content);
-            let (number, from, upto) = (page.number, page.version, snapshot.version);
-            self.cache.arrived_ahead(key, number, from, upto, content);
-        }
+            content: own(&page.content),
+        });
+        self.cache
+            .arrived_ahead(key, snapshot.version, came.collect());
         self.cache.ahead.call_ended(key, &[]);
     }
 }

@@ -19,9 +19,11 @@
 //! * **R3** A window grows only while its pages are read, at most by a factor of four at a time: what a stream has fetched for
 //!   nothing when it ends is at most four times what it was good for, plus its first window. That one is larger the longer the way is: what
 //!   comes in the time of a round trip anyway ([`Pages::first_window`]).
+//!   It grows when the reader stalls, before he waits and again when that wait is over: what he reads in one round trip earns what is asked for in
+//!   the same.
 //! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, at least 1 MiB) and half of what may lie
 //!   ahead.
-//! * **R5** Work is bounded, whatever the pages say: a read plans at most two windows, looks into some pages for each page planned, and looks for a
+//! * **R5** Work is bounded, whatever the pages say: a read plans at most three windows, looks into some pages for each page planned, and looks for a
 //!   pattern in at most `MAX_INTERIOR` pages.
 //! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
 
@@ -52,6 +54,10 @@ const MAX_STREAMS: usize = 8;
 const FIRST_WINDOW: usize = 4;
 /// Bytes that may come along with a page that is waited for; what is more comes by calls of its own.
 const ALONG_BYTES: usize = 128 << 10;
+
+/// Bytes of pages in one call ahead. Pages of a call come together, so a reader that has to wait waits for all of them; and a call costs about as
+/// much as ten pages do.
+pub const CALL_BYTES: usize = 512 << 10;
 
 /// What the prefetcher knows of the database and may ask of it, at one version.
 pub trait Pages {
@@ -128,6 +134,20 @@ impl Prefetcher {
             }
         }
         self.patterns.note(page, content);
+    }
+
+    /// SQLite is about to wait for a page that is on its way; [`Prefetcher::read`] follows when it has come.
+    pub fn stalls(&mut self, pages: &impl Pages, page: u32) {
+        let mut wanted = Vec::new();
+        for stream in &mut self.streams {
+            if stream.stalls(pages, page, &mut wanted) {
+                break;
+            }
+        }
+        if !wanted.is_empty() {
+            self.has_asked = true;
+            pages.request(wanted);
+        }
     }
 
     /// SQLite reads a page that has to be asked for now. Returns the pages that shall come along with it; more may have been asked

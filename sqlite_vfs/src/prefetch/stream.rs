@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::chains::Chains;
 use super::lookups::Lookups;
 use super::walk::Walk;
-use super::{Pages, Step};
+use super::{CALL_BYTES, Pages, Step};
 
 /// By how much a window grows at a time, and how much larger it may be than what has been read (R3).
 const GROWTH: usize = 4;
@@ -157,16 +157,28 @@ impl Stream {
         if stalled || (self.confirmed * 2 >= self.window && self.window < EASY_WINDOW) {
             self.grow(pages);
         }
-        // A small window is filled by halves, or each page would be a call of its own.
+        // By whole calls, or by halves where the window has not two of them: each call costs as much as some pages.
         let few = if self.window < EASY_WINDOW {
             self.window / 2
         } else {
-            self.window / 4 * 3
+            let call = CALL_BYTES / pages.page_bytes().max(1);
+            self.window - call.clamp(1, self.window / 2)
         };
         if self.unread.len() <= few {
             self.fill(pages, wanted);
         }
         true
+    }
+
+    /// SQLite is about to wait for a page that is on its way; `true` if it is one of this stream. What the window has grown by goes out before the
+    /// wait, not after it: a round trip earlier.
+    pub fn stalls(&mut self, pages: &impl Pages, page: u32, wanted: &mut Vec<u32>) -> bool {
+        let is_ours = self.unread.contains(&page);
+        if is_ours {
+            self.grow(pages);
+            self.fill(pages, wanted);
+        }
+        is_ours
     }
 
     /// Forgets what comes before a page in the order of the plan, or long before it. Returns what nobody has read.
