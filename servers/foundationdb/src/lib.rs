@@ -29,7 +29,7 @@ mod servers;
 mod staging;
 pub mod values;
 
-use std::collections::{HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Weak};
