@@ -42,6 +42,31 @@ pub(crate) struct Asked {
     pub(crate) reads: AtomicU64,
     /// Rows that the ranges had.
     pub(crate) rows: AtomicU64,
+    /// The bytes of those, keys and values.
+    pub(crate) bytes: AtomicU64,
+    /// Bytes of the largest answer since somebody looked.
+    pub(crate) largest: AtomicU64,
+    /// Ranges that are waited for now.
+    waiting: AtomicU64,
+    /// As many as that at most since somebody looked.
+    pub(crate) at_once: AtomicU64,
+}
+
+/// One range that is waited for; not any more when it is dropped.
+struct Waiting<'a>(&'a Asked);
+
+impl Asked {
+    fn one_more_waits(&self) -> Waiting<'_> {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        self.at_once.fetch_max(waiting, Ordering::Relaxed);
+        Waiting(self)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a round ended.

@@ -86,8 +86,10 @@ impl Inner {
                 break;
             };
             let steps = self.steps();
+            let has_turn = |mark: &Key| self.has_turn(pass, mark);
             let done = transact!(self.engine, |txn| {
-                txn.flatten_step(depth, database, first, steps).await
+                txn.flatten_step((depth, database, first), &has_turn, steps)
+                    .await
             });
             let done = self.paced(done.map(|()| true));
             if let Err(error) = &done {
@@ -123,7 +125,7 @@ impl Inner {
             let many = found.len();
             for key in found {
                 if let Key::Flatten(depth, database, first) = key
-                    && !self.unflattened.lock().contains(&(database, first))
+                    && self.has_turn(pass, &key)
                 {
                     return Ok(Some((depth, database, first)));
                 }
@@ -133,6 +135,16 @@ impl Inner {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Whether this pass comes to the segment of a mark: it is not behind the last one that failed, and not known to be damaged.
+    fn has_turn(&self, pass: &Pass, mark: &Key) -> bool {
+        let Key::Flatten(_, database, first) = mark else {
+            return false;
+        };
+        let after = pass.flatten_after.as_ref();
+        after.is_none_or(|after| self.engine.space.encode(mark) > *after)
+            && !self.unflattened.lock().contains(&(*database, *first))
     }
 
     /// One step for the segment of the newest version of a database: to which of how many links it has come; `None` where it is not to be
@@ -148,7 +160,7 @@ impl Inner {
             let Some(Segment { depth, .. }) = segment.flatten() else {
                 return Ok(None);
             };
-            txn.flatten_step(depth, database, first, self.steps())
+            txn.flatten_step((depth, database, first), &|_| true, self.steps())
                 .await?;
             let mark = Key::Flatten(depth, database, first);
             let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;
@@ -192,9 +204,8 @@ impl Txn {
     /// One step of one segment.
     async fn flatten_step(
         &self,
-        depth: u32,
-        database: DatabaseId,
-        first: Version,
+        (depth, database, first): (u32, DatabaseId, Version),
+        has_turn: &(dyn Fn(&Key) -> bool + Sync),
         steps: Steps,
     ) -> Result<(), Fail> {
         let mark = Key::Flatten(depth, database, first);
@@ -228,7 +239,7 @@ impl Txn {
             }
             return Ok(());
         }
-        if work.is_none() && self.flatten_below(&chain).await? {
+        if work.is_none() && self.flatten_below(&mark, &chain, has_turn).await? {
             return Ok(());
         }
         let work = match work {
@@ -260,8 +271,14 @@ impl Txn {
         })
     }
 
-    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8); whether it did.
-    async fn flatten_below(&self, chain: &Chain) -> Result<bool, Fail> {
+    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8); whether that is begun with, here or by another server,
+    /// and comes before it.
+    async fn flatten_below(
+        &self,
+        own: &Key,
+        chain: &Chain,
+        has_turn: &(dyn Fn(&Key) -> bool + Sync),
+    ) -> Result<bool, Fail> {
         let [base, under @ ..] = &chain.links[..] else {
             return Ok(false);
         };
@@ -281,7 +298,12 @@ impl Txn {
         };
         let standing = self.keys(&standing, 2, Read::Loose);
         let (marked, standing) = try_join(self.get(&mark, Read::Firm), standing).await?;
-        if marked.is_some() || standing.len() < 2 {
+        if marked.is_some() {
+            // One that has no turn, or a later one, would be waited for in vain.
+            let earlier = self.space.encode(&mark) < self.space.encode(own);
+            return Ok(earlier && has_turn(&mark));
+        }
+        if standing.len() < 2 {
             return Ok(false);
         }
         let under = Chain {

@@ -1,7 +1,7 @@
 //! What tests ask of a store beside its contract, and what they do to its rows. Nothing else may use it.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
@@ -35,6 +35,20 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub fn rows_read(&self) -> u64 {
         self.0.engine.asked.rows.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those rows, keys and values. For tests.
+    #[doc(hidden)]
+    pub fn bytes_read(&self) -> u64 {
+        self.0.engine.asked.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Since the last call of this: bytes of the largest answer, and how many ranges were waited for at once at most. For tests.
+    #[doc(hidden)]
+    pub fn most_read(&self) -> (u64, u64) {
+        let asked = &self.0.engine.asked;
+        let look = |most: &AtomicU64| most.swap(0, Ordering::Relaxed);
+        (look(&asked.largest), look(&asked.at_once))
     }
 
     /// In how many segments a page of the newest version is looked for at most. For tests.
