@@ -18,6 +18,8 @@ use parking_lot::Mutex;
 use crate::keys::Space;
 pub(crate) use txn::{Read, Row, Txn, corrupt, decode, senseless};
 
+/// `transaction_too_old`: it read for longer than 5 s.
+pub(crate) const TOO_OLD: i32 = 1007;
 /// `transaction_timed_out`: whether it was applied is not known.
 const TIMED_OUT: i32 = 1031;
 /// `transaction_too_large`.

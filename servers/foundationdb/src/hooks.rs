@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use pagewire_proto::{DatabaseId, PageNumber, Version};
-use pagewire_server::store::StoreError;
+use pagewire_server::store::{StoreError, StoredPage};
 
 use crate::FoundationDbStore;
 use crate::engine::{Read, transact};
@@ -133,6 +134,28 @@ impl FoundationDbStore {
             let row = txn.stored(key, Read::Firm).await?;
             Ok(row.is_some_and(|row| txn.damage(&row)))
         })
+    }
+
+    /// Reads pages as from a cluster that does only so many of them within 5 s, and takes this time to say so of more. For tests.
+    #[doc(hidden)]
+    pub async fn read_slowly(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+        (most, time): (usize, Duration),
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        let read = self.0.in_pieces(pages, |txn, some| {
+            Box::pin(async move {
+                if some.len() > most {
+                    tokio::time::sleep(time).await;
+                    // Which the cluster has forgotten.
+                    txn.claims_since(1);
+                }
+                txn.pages(database, version, some).await
+            })
+        });
+        read.await
     }
 
     /// One step of flattening a database: to which of how many segments below it has come. For tests.

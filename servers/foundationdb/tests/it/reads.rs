@@ -192,6 +192,81 @@ fn run2_pages_under_an_abandoned_attempt_are_looked_for_at_once() {
     });
 }
 
+/// Cause: all sizes of a read shared one patience of 10 s, and each call began with 1024 pages again. Damage: a cluster that did fewer within 5 s than half of them
+/// never answered.
+#[test]
+fn pace_a_read_is_halved_as_often_as_it_takes_and_that_is_remembered() {
+    const PATIENCE: Duration = Duration::from_secs(4);
+    let impatient = |options: &mut FoundationDbOptions| {
+        by_hand(options);
+        options.patience = PATIENCE;
+    };
+    with_two(impatient, |one, _two| async move {
+        let a = new(&one).await;
+        make(&one, writes(a, 0, 1024, 1..=1024, 1)).await;
+        let pages: Vec<_> = (1..=1024).map(number).collect();
+        // Two of them are longer than the patience.
+        let slow = (256, PATIENCE * 5 / 9);
+        let read = one.read_slowly(a.0, Version::new(1), &pages, slow).await;
+        let read = read.unwrap();
+        assert_eq!(read.len(), 1024);
+        assert!(read.iter().all(|page| page.content == content(1)));
+        // A read of the next call begins with what was found out.
+        let begun = async |calls: u32| {
+            let before = one.transactions();
+            for _ in 0..calls {
+                read_all(&one, a.0, 1).await;
+            }
+            let now = one.transactions();
+            (now.0 - before.0) - (now.1 - before.1)
+        };
+        let next = begun(1).await;
+        assert!(next >= 3, "{next} transactions for 1024 pages");
+        // And is as large as ever, by and by. The beat may fall into them.
+        begun(20).await;
+        let later = begun(10).await;
+        assert!(
+            (9..=11).contains(&later),
+            "{later} transactions for 10 reads"
+        );
+    });
+}
+
+async fn read_all(store: &FoundationDbStore, database: DatabaseId, stamp: u8) {
+    assert_eq!(read(store, database, 1, 1..=1024).await, [stamp; 1024]);
+}
+
+/// Cause: what is compared at once was bounded in pages alone, and so was what a shrink asks for. Damage: 64 MiB and more in one transaction.
+#[test]
+fn large_pages_are_compared_and_asked_for_in_bounded_transactions() {
+    with_two(by_hand, |one, _two| async move {
+        let mut random = random();
+        let a = new(&one).await;
+        let size = PageSize::MAX.bytes() as u32;
+        make_random(&one, a, 0, 96, size, &mut random).await;
+        make_random(&one, a, 1, 96, size, &mut random).await;
+        let before = one.transactions();
+        let differ = one.diff(a.0, Version::new(1), Version::new(2), None, 1000);
+        assert_eq!(differ.await.unwrap().len(), 96);
+        let now = one.transactions();
+        let begun = (now.0 - before.0) - (now.1 - before.1);
+        // 32 pages of 64 KiB are 2 MiB; one more asks which they are.
+        assert!((3..=5).contains(&begun), "{begun} transactions");
+        let resized = |base, count| DatabaseCommit {
+            page_size: PageSize::MAX,
+            ..writes(a, base, count, [], 0)
+        };
+        // Some were never written now.
+        make(&one, resized(2, 100)).await;
+        let before = one.bytes_read();
+        make(&one, resized(3, 10)).await;
+        let read = one.bytes_read() - before;
+        assert!(read < 1 << 20, "{read} bytes read by a commit that shrinks");
+        make(&one, resized(4, 96)).await;
+        assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
+    });
+}
+
 #[test]
 fn a_scan_is_one_range_read_for_each_run() {
     with_two(by_hand, |one, _two| async move {
