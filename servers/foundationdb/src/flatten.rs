@@ -24,7 +24,8 @@
 //! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
 //!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
 //! * **FLAT8** Where several stand on one segment that stands on more than [`FLAT_DEPTH`] others that one is flattened, by whoever looks at the first of them, and then none of
-//!   them need be: a fan of branches costs one copy of what is below, not one for each. One that cannot be flattened does not hold them up.
+//!   them need be: a fan of branches costs one copy of what is below, not one for each. Who finds that begun, by another server or by itself, leaves it to its turn, which comes
+//!   first; one that has none in this pass (it failed, FLAT6) does not hold them up.
 
 use std::collections::BTreeSet;
 

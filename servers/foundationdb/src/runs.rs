@@ -8,7 +8,7 @@
 //! * **RUN1** The answer for a page is the row that a range read of this page alone would find: the last one at or before the version.
 //! * **RUN2** A run reads at most [`RANGES`] times as many rows as it has pages, each time at most one answer of a storage server (80 kB and a row), and
 //!   of the pages that it has not come to by then one row each, at once. So long histories and large rows cost three waits instead of one, and
-//!   no more bytes than what was asked for, that once more for each range read, and, of rows that were larger once, those answers.
+//!   no more bytes than those of the pages that were asked for and of [`RANGES`] such answers.
 
 use futures_util::future::try_join_all;
 use pagewire_proto::{DatabaseId, PageNumber, Version};
