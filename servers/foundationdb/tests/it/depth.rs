@@ -269,6 +269,27 @@ fn flat8_of_two_servers_that_look_at_once_neither_copies_into_the_fan() {
     });
 }
 
+/// What a fan stands on is begun with and cannot be flattened: nobody waits for it.
+#[test]
+fn flat8_damage_below_a_fan_is_not_waited_for() {
+    with_two(by_hand, |one, two| async move {
+        let (last, fan, mut expected) = fan_of(&one, 3).await;
+        let link = one.lookup(&name("b6"), false).await.unwrap();
+        let own = Version::new(2);
+        assert!(one.damage(link, number(24), own).await.unwrap());
+        for store in [&one, &two] {
+            let end = tokio::time::timeout(Duration::from_secs(60), collect_all(store));
+            end.await.expect("an end of the collection");
+        }
+        // Each of them would copy that page, and stays as it is.
+        assert_eq!(one.to_do().await.unwrap(), (0, 4));
+        expected.truncate(20);
+        for id in [&last].into_iter().chain(&fan) {
+            assert_eq!(stamps(&two, *id, 2, 20).await, expected);
+        }
+    });
+}
+
 /// Each restore begins a segment of the same database, and a cut in one of them hides what is below it for good.
 #[test]
 fn flat1_what_a_segment_did_not_show_is_not_shown_afterwards() {
