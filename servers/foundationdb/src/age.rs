@@ -3,6 +3,10 @@
 //! The wall clock of a page server may be ahead of that of the one that wrote a time. The cluster has a clock of its own, the same for all of them: its
 //! versions rise by a million a second, but leap by a hundred seconds whenever it recovers. So something is forgotten when both say that it
 //! is long ago: one alone that is ahead makes nothing go early.
+//!
+//! The clock of the cluster is ahead by more than an hour after a forced recovery, which leaps by about a week, after `advanceversion`, and after a restore
+//! of a backup or a switch to a copy, which raise the version above that of the other cluster. Then the wall clock decides alone about what was
+//! noted before: a server that is an hour ahead forgets it at once.
 
 use std::time::Duration;
 

@@ -18,6 +18,8 @@ use parking_lot::Mutex;
 use crate::keys::Space;
 pub(crate) use txn::{Read, Row, Txn, corrupt, decode, senseless};
 
+/// `transaction_too_old`: it read for longer than 5 s.
+pub(crate) const TOO_OLD: i32 = 1007;
 /// `transaction_timed_out`: whether it was applied is not known.
 const TIMED_OUT: i32 = 1031;
 /// `transaction_too_large`.
@@ -42,6 +44,31 @@ pub(crate) struct Asked {
     pub(crate) reads: AtomicU64,
     /// Rows that the ranges had.
     pub(crate) rows: AtomicU64,
+    /// The bytes of those, keys and values.
+    pub(crate) bytes: AtomicU64,
+    /// Bytes of the largest answer since somebody looked.
+    pub(crate) largest: AtomicU64,
+    /// Ranges that are waited for now.
+    waiting: AtomicU64,
+    /// As many as that at most since somebody looked.
+    pub(crate) at_once: AtomicU64,
+}
+
+/// One range that is waited for; not any more when it is dropped.
+struct Waiting<'a>(&'a Asked);
+
+impl Asked {
+    fn one_more_waits(&self) -> Waiting<'_> {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        self.at_once.fetch_max(waiting, Ordering::Relaxed);
+        Waiting(self)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a round ended.

@@ -24,14 +24,14 @@
 //! * **FLAT7** A copy is of the links that were named when the first was made, and those stand on what they stood on then. Where one of them was
 //!   flattened since, also the last, the copies of what it has got by that may be missing: it begins anew.
 //! * **FLAT8** Where several stand on one segment that stands on more than [`FLAT_DEPTH`] others that one is flattened, by whoever looks at the first of them, and then none of
-//!   them need be: a fan of branches costs one copy of what is below, not one for each. They wait for it, unless it cannot be flattened because of damage (FLAT6).
+//!   them need be: a fan of branches costs one copy of what is below, not one for each. Who finds that begun, by another server or by itself, leaves it to its turn, which comes
+//!   first; one that has none in this pass (it failed, FLAT6) does not hold them up.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use futures_util::future::{try_join, try_join_all};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::StoreError;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
@@ -48,19 +48,6 @@ const FLAT_DEPTH: usize = 4;
 const LOOK_DOWN: usize = 32;
 /// Rows `Flatten` that one look takes.
 const WAITING: usize = 16;
-
-/// Segments that cannot be flattened because of damage, by their database and first version.
-pub(crate) type Unflattened = Mutex<HashSet<(DatabaseId, Version)>>;
-
-/// What becomes of that on which a segment stands, before the segment itself (FLAT8).
-enum Below {
-    /// Nothing: it has its own turn.
-    Nothing,
-    /// Its flattening has begun.
-    Begun,
-    /// Another server is at it, or this one could not go on with it in this pass.
-    UnderWay,
-}
 
 /// What is below a segment.
 struct Chain {
@@ -100,17 +87,18 @@ impl Inner {
                 break;
             };
             let steps = self.steps();
+            let has_turn = |mark: &Key| self.has_turn(pass, mark);
             let done = transact!(self.engine, |txn| {
-                let step = txn.flatten_step(depth, database, first, steps, &self.unflattened);
-                step.await
+                txn.flatten_step((depth, database, first), &has_turn, steps)
+                    .await
             });
-            let done = self.paced(done);
-            if !matches!(done, Ok(true)) {
+            let done = self.paced(done.map(|()| true));
+            if let Err(error) = &done {
                 let key = Key::Flatten(depth, database, first);
                 pass.flatten_after = Some(self.engine.space.encode(&key));
-            }
-            if matches!(done, Err(StoreError::Corrupt(_))) {
-                self.unflattened.lock().insert((database, first));
+                if matches!(error, StoreError::Corrupt(_)) {
+                    self.unflattened.lock().insert((database, first));
+                }
             }
             let what = format_args!("the depth of database {database}");
             any |= failures.or_later(done, what)?;
@@ -138,7 +126,7 @@ impl Inner {
             let many = found.len();
             for key in found {
                 if let Key::Flatten(depth, database, first) = key
-                    && !self.unflattened.lock().contains(&(database, first))
+                    && self.has_turn(pass, &key)
                 {
                     return Ok(Some((depth, database, first)));
                 }
@@ -148,6 +136,16 @@ impl Inner {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Whether this pass comes to the segment of a mark: it is not behind the last one that failed, and not known to be damaged.
+    fn has_turn(&self, pass: &Pass, mark: &Key) -> bool {
+        let Key::Flatten(_, database, first) = mark else {
+            return false;
+        };
+        let after = pass.flatten_after.as_ref();
+        after.is_none_or(|after| self.engine.space.encode(mark) > *after)
+            && !self.unflattened.lock().contains(&(*database, *first))
     }
 
     /// One step for the segment of the newest version of a database: to which of how many links it has come; `None` where it is not to be
@@ -163,7 +161,7 @@ impl Inner {
             let Some(Segment { depth, .. }) = segment.flatten() else {
                 return Ok(None);
             };
-            txn.flatten_step(depth, database, first, self.steps(), &self.unflattened)
+            txn.flatten_step((depth, database, first), &|_| true, self.steps())
                 .await?;
             let mark = Key::Flatten(depth, database, first);
             let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;
@@ -204,15 +202,13 @@ impl Txn {
         }
     }
 
-    /// One step of one segment; whether there was one, or it waits for another segment (FLAT8).
+    /// One step of one segment.
     async fn flatten_step(
         &self,
-        depth: u32,
-        database: DatabaseId,
-        first: Version,
+        (depth, database, first): (u32, DatabaseId, Version),
+        has_turn: &(dyn Fn(&Key) -> bool + Sync),
         steps: Steps,
-        unflattened: &Unflattened,
-    ) -> Result<bool, Fail> {
+    ) -> Result<(), Fail> {
         let mark = Key::Flatten(depth, database, first);
         let key = Key::Segment(database, first);
         let work = self.row(&mark, Read::Firm, Flattening::decode);
@@ -220,12 +216,12 @@ impl Txn {
         let (work, segment) = try_join(work, segment).await?;
         let Some(work) = work else {
             // Another server was faster.
-            return Ok(true);
+            return Ok(());
         };
         let Some(base) = segment.flatten() else {
             // The segment went, and what was copied with it.
             self.delete(&mark);
-            return Ok(true);
+            return Ok(());
         };
         // Never fewer than were begun with, and one below.
         let begun = work.as_ref().map_or(0, |work| work.links.len() + 1);
@@ -242,14 +238,10 @@ impl Txn {
             if work.is_some() {
                 self.sweep(database);
             }
-            return Ok(true);
+            return Ok(());
         }
-        if work.is_none() {
-            match self.flatten_below(&chain, unflattened).await? {
-                Below::Nothing => {}
-                Below::Begun => return Ok(true),
-                Below::UnderWay => return Ok(false),
-            }
+        if work.is_none() && self.flatten_below(&mark, &chain, has_turn).await? {
+            return Ok(());
         }
         let work = match work {
             Some(work) if is_begun => work,
@@ -267,7 +259,7 @@ impl Txn {
                     .await?
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     async fn begin_flattening(&self, chain: &Chain) -> Result<Flattening, Fail> {
@@ -280,22 +272,25 @@ impl Txn {
         })
     }
 
-    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8).
-    async fn flatten_below(&self, chain: &Chain, unflattened: &Unflattened) -> Result<Below, Fail> {
+    /// Begins with what a segment stands on in its place, where others stand on that too (FLAT8); whether that is begun with, here or by another server,
+    /// and comes before it.
+    async fn flatten_below(
+        &self,
+        own: &Key,
+        chain: &Chain,
+        has_turn: &(dyn Fn(&Key) -> bool + Sync),
+    ) -> Result<bool, Fail> {
         let [base, under @ ..] = &chain.links[..] else {
-            return Ok(Below::Nothing);
+            return Ok(false);
         };
         let [below, _, ..] = under else {
-            return Ok(Below::Nothing);
+            return Ok(false);
         };
         // One that is deeper has its turn by itself, and before those that stand on it.
         if chain.goes_on || under.len() <= FLAT_DEPTH || under.len() >= MAX_DEPTH as usize {
-            return Ok(Below::Nothing);
+            return Ok(false);
         }
         let (database, first) = (base.database, base.head.since);
-        if unflattened.lock().contains(&(database, first)) {
-            return Ok(Below::Nothing);
-        }
         let mark = Key::Flatten(below.depth, database, first);
         let end = self.segment_end(database, first).await?;
         let standing = Range {
@@ -304,11 +299,13 @@ impl Txn {
         };
         let standing = self.keys(&standing, 2, Read::Loose);
         let (marked, standing) = try_join(self.get(&mark, Read::Firm), standing).await?;
-        if standing.len() < 2 {
-            return Ok(Below::Nothing);
-        }
         if marked.is_some() {
-            return Ok(Below::UnderWay);
+            // One that has no turn, or a later one, would be waited for in vain.
+            let earlier = self.space.encode(&mark) < self.space.encode(own);
+            return Ok(earlier && has_turn(&mark));
+        }
+        if standing.len() < 2 {
+            return Ok(false);
         }
         let under = Chain {
             links: under.to_vec(),
@@ -316,7 +313,7 @@ impl Txn {
         };
         let work = self.begin_flattening(&under).await?;
         self.put(&mark, &work.encode());
-        Ok(Below::Begun)
+        Ok(true)
     }
 
     /// How many links, from the top, are left behind (FLAT4): one at least, and not the last ones of a chain that goes on.

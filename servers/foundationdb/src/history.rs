@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::limits::MAX_TAGS;
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Moment, PageCount, PageNumber, Snapshot, TagName,
+    CommitId, DatabaseId, DatabaseName, Moment, PageCount, PageNumber, PageSize, Snapshot, TagName,
     UnixMillis, Version, VersionEntry,
 };
 use pagewire_server::store::{Description, Parent, StoreError};
@@ -18,8 +18,10 @@ use crate::values::{Changed, Database, Head, Origin, Record, decode_u64};
 
 /// Versions whose lists of changed pages are put together for a difference: beyond, all pages are compared.
 const MAX_LISTS: u64 = 1024;
-/// Pages that are compared in one transaction.
+/// Pages that are compared in one transaction, at most.
 const COMPARED: usize = 512;
+/// As many bytes as those have at most, of each of the two versions.
+const COMPARED_BYTES: usize = 2 << 20;
 
 impl Txn {
     /// The kept version that a moment means.
@@ -155,16 +157,19 @@ impl Inner {
         limit: usize,
     ) -> Result<Vec<PageNumber>, StoreError> {
         let (low, high) = (from.min(to), from.max(to));
-        let (last, listed) = transact!(self.engine, |txn| {
+        let (last, most, listed) = transact!(self.engine, |txn| {
             let from = txn.version(database, from, Read::Loose);
             let to = txn.version(database, to, Read::Loose);
             let (from, to) = try_join(from, to).await?;
             let last = from.snapshot.page_count.max(to.snapshot.page_count).get();
+            let sizes = [from.snapshot.page_size, to.snapshot.page_size];
+            let size = sizes.into_iter().flatten().max().unwrap_or(PageSize::MAX);
             let listed = match high.get() - low.get() <= MAX_LISTS {
                 true => txn.listed(database, low, high).await?,
                 false => None,
             };
-            Ok((last, listed))
+            let most = COMPARED.min(COMPARED_BYTES / size.bytes());
+            Ok((last, most, listed))
         })?;
         let first = after.map_or(1, |page| page.get() + 1);
         let mut candidates: Box<dyn Iterator<Item = PageNumber> + Send> = match listed {
@@ -173,7 +178,7 @@ impl Inner {
         };
         let mut differing = Vec::new();
         while differing.len() < limit {
-            let pages: Vec<_> = candidates.by_ref().take(COMPARED).collect();
+            let pages: Vec<_> = candidates.by_ref().take(most).collect();
             if pages.is_empty() {
                 break;
             }

@@ -1,10 +1,11 @@
 //! What tests ask of a store beside its contract, and what they do to its rows. Nothing else may use it.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use pagewire_proto::{DatabaseId, PageNumber, Version};
-use pagewire_server::store::StoreError;
+use pagewire_server::store::{StoreError, StoredPage};
 
 use crate::FoundationDbStore;
 use crate::engine::{Read, transact};
@@ -35,6 +36,20 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub fn rows_read(&self) -> u64 {
         self.0.engine.asked.rows.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those rows, keys and values. For tests.
+    #[doc(hidden)]
+    pub fn bytes_read(&self) -> u64 {
+        self.0.engine.asked.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Since the last call of this: bytes of the largest answer, and how many ranges were waited for at once at most. For tests.
+    #[doc(hidden)]
+    pub fn most_read(&self) -> (u64, u64) {
+        let asked = &self.0.engine.asked;
+        let look = |most: &AtomicU64| most.swap(0, Ordering::Relaxed);
+        (look(&asked.largest), look(&asked.at_once))
     }
 
     /// In how many segments a page of the newest version is looked for at most. For tests.
@@ -119,6 +134,28 @@ impl FoundationDbStore {
             let row = txn.stored(key, Read::Firm).await?;
             Ok(row.is_some_and(|row| txn.damage(&row)))
         })
+    }
+
+    /// Reads pages as from a cluster that does only so many of them within 5 s, and takes this time to say so of more. For tests.
+    #[doc(hidden)]
+    pub async fn read_slowly(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+        (most, time): (usize, Duration),
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        let read = self.0.in_pieces(pages, |txn, some| {
+            Box::pin(async move {
+                if some.len() > most {
+                    tokio::time::sleep(time).await;
+                    // Which the cluster has forgotten.
+                    txn.claims_since(1);
+                }
+                txn.pages(database, version, some).await
+            })
+        });
+        read.await
     }
 
     /// One step of flattening a database: to which of how many segments below it has come. For tests.

@@ -20,6 +20,7 @@ mod known;
 mod names;
 mod network;
 mod options;
+mod pace;
 mod peers;
 mod read;
 mod removed;
@@ -29,7 +30,7 @@ mod servers;
 mod staging;
 pub mod values;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Weak};
@@ -37,7 +38,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use foundationdb::directory::{Directory as _, DirectoryError, DirectoryLayer};
-use pagewire_proto::limits::MAX_READ_PAGES;
 use pagewire_proto::{
     Changes, DatabaseId, DatabaseName, Epoch, Incarnation, Moment, PageNumber, PageSize, Snapshot,
     StagingId, TagName, Version, VersionEntry,
@@ -82,8 +82,9 @@ pub(crate) struct Inner {
     /// See [`collect::Steps`].
     steps: AtomicU32,
     known: known::KnownHeads,
+    pace: pace::Pace,
     /// Segments that cannot be flattened because of damage (FLAT6).
-    unflattened: flatten::Unflattened,
+    unflattened: Mutex<HashSet<(DatabaseId, Version)>>,
     peering: peers::Peering,
     /// What the cluster was told last of what sessions here read.
     said: Mutex<servers::Said>,
@@ -157,6 +158,7 @@ impl FoundationDbStore {
             seen: Mutex::default(),
             steps: AtomicU32::default(),
             known: known::KnownHeads::default(),
+            pace: pace::Pace::default(),
             unflattened: Mutex::default(),
             peering: peers::Peering::default(),
             said: Mutex::default(),
@@ -265,21 +267,7 @@ impl PageStore for FoundationDbStore {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
-        // What a call may ask for at most is one transaction, and far from its 5 s; a cluster that did not do as many within them is asked for fewer.
-        let mut most = 2 * MAX_READ_PAGES;
-        let mut answer = Vec::with_capacity(pages.len());
-        loop {
-            let rest = &pages[answer.len()..];
-            answer.extend(transact!(self.0.engine, |txn| {
-                most = most.div_ceil(2);
-                txn.pages(database, version, &rest[..rest.len().min(most)])
-                    .await
-            })?);
-            if answer.len() >= pages.len() {
-                return Ok(answer);
-            }
-            most *= 2;
-        }
+        self.0.read(database, version, pages).await
     }
 
     async fn protect(

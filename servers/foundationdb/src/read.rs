@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use futures_util::future::{try_join, try_join3};
+use futures_util::future::{try_join, try_join_all, try_join3};
 use pagewire_proto::limits::MAX_CHANGED_PAGES;
 use pagewire_proto::{Changes, DatabaseId, PageNumber, Version};
 use pagewire_server::store::{StoreError, StoredPage};
@@ -25,7 +25,7 @@ use crate::values::{
 
 /// Versions over which changes are collected: beyond, forgetting is cheaper than the answer.
 const MAX_CHANGES_SPAN: u64 = 1024;
-/// Rows that are looked at together where the newest one counts for nothing.
+/// Rows of a page that are looked at together where the two newest ones count for nothing.
 const PASSED_BY: usize = 8;
 
 /// The attempts under way or abandoned on a database, by serial number.
@@ -36,6 +36,16 @@ pub(crate) type Attempts = BTreeMap<u64, Attempt>;
 pub(crate) struct Found {
     pub(crate) version: Version,
     pub(crate) row: Row,
+}
+
+/// What some rows of a page tell of it.
+enum Counts {
+    /// This one is shown, as that version wrote it.
+    Shown(Version, Row),
+    /// None is.
+    Not,
+    /// All of them are of attempts: it is before this one, if there is any.
+    Before(Vec<u8>),
 }
 
 impl Txn {
@@ -189,9 +199,10 @@ impl Txn {
         let mut next: Option<Option<Segment>> = None;
         loop {
             let mut below = Vec::new();
-            for (index, row) in open.into_iter().zip(rows) {
+            let wanted: Vec<_> = open.iter().map(|index| pages[*index]).collect();
+            let shown = self.shown(database, &head, &wanted, &attempts, rows);
+            for (index, shown) in open.into_iter().zip(shown.await?) {
                 let page = pages[index];
-                let shown = self.shown(database, &head, page, &attempts, row).await?;
                 match shown {
                     Some((written, row)) => {
                         found[index] = Some(Found {
@@ -228,39 +239,88 @@ impl Txn {
         }
     }
 
-    /// The row that a version shows of a page in its segment, given the newest one that there is.
+    /// The rows that a version shows of pages in its segment, given the newest ones that there are. Of all pages that have a row of an attempt there what is
+    /// before it is looked for at once.
     async fn shown(
         &self,
         database: DatabaseId,
         head: &Head,
+        pages: &[PageNumber],
+        attempts: &Attempts,
+        newest: Vec<Option<Row>>,
+    ) -> Result<Vec<Option<(Version, Row)>>, Fail> {
+        let mut shown = vec![None; pages.len()];
+        // Indexes of pages that are not known yet, and what there is of them.
+        let newest = newest.into_iter().map(|row| row.into_iter().collect());
+        let mut open: Vec<(usize, Vec<Row>)> = newest.enumerate().collect();
+        // Nearly always the next one counts, and more of each would be as many times what was asked for.
+        let mut most = 1;
+        loop {
+            let mut passed_by = Vec::new();
+            for (index, rows) in open {
+                match self.first_that_counts(head, pages[index], attempts, rows)? {
+                    Counts::Shown(version, row) => shown[index] = Some((version, row)),
+                    Counts::Not => {}
+                    Counts::Before(end) => passed_by.push((index, end)),
+                }
+            }
+            if passed_by.is_empty() {
+                return Ok(shown);
+            }
+            let before = passed_by.into_iter().map(|(index, end)| async move {
+                let rows = self.rows_before(database, pages[index], end, most).await?;
+                Ok::<_, Fail>((index, rows))
+            });
+            open = try_join_all(before).await?;
+            most = PASSED_BY;
+        }
+    }
+
+    /// The last rows of a page before one of them, some or none.
+    async fn rows_before(
+        &self,
+        database: DatabaseId,
+        page: PageNumber,
+        end: Vec<u8>,
+        most: usize,
+    ) -> Result<Vec<Row>, Fail> {
+        let all = self
+            .space
+            .page(database, page, Version::ZERO, Version::ZERO);
+        let range = Range {
+            begin: all.begin,
+            end,
+        };
+        let mut rows = self.last_rows(&range, most).await?;
+        if rows.is_empty() && rows.more() {
+            rows = self.last_rows(&range, 1).await?;
+        }
+        Ok(rows.iter().map(Row::of).collect())
+    }
+
+    /// What a version shows of a page, as far as some rows of it tell, the newest first.
+    fn first_that_counts(
+        &self,
+        head: &Head,
         page: PageNumber,
         attempts: &Attempts,
-        newest: Option<Row>,
-    ) -> Result<Option<(Version, Row)>, Fail> {
-        let mut rows: Vec<_> = newest.into_iter().collect();
-        while !rows.is_empty() {
-            let mut last = None;
-            for row in rows {
-                let Key::Page(_, _, written, layer) = self.key(&row)? else {
-                    return Err(corrupt(&self.space, &row.key, "not a page").into());
-                };
-                if serial_of(layer).is_some_and(|serial| attempts.contains_key(&serial)) {
-                    last = Some(row.key);
-                    continue;
-                }
-                return Ok(head.shows(page, written, layer).then_some((written, row)));
-            }
-            let Some(end) = last else { break };
-            let range = self
-                .space
-                .page(database, page, Version::ZERO, Version::ZERO);
-            let before = Range {
-                begin: range.begin,
-                end,
+        rows: Vec<Row>,
+    ) -> Result<Counts, Fail> {
+        let mut before = Counts::Not;
+        for row in rows {
+            let Key::Page(_, _, written, layer) = self.key(&row)? else {
+                return Err(corrupt(&self.space, &row.key, "not a page").into());
             };
-            rows = self.scan(&before, PASSED_BY, true, Read::Loose).await?;
+            if serial_of(layer).is_some_and(|serial| attempts.contains_key(&serial)) {
+                before = Counts::Before(row.key);
+                continue;
+            }
+            return Ok(match head.shows(page, written, layer) {
+                true => Counts::Shown(written, row),
+                false => Counts::Not,
+            });
         }
-        Ok(None)
+        Ok(before)
     }
 
     /// The content of a row of a page.

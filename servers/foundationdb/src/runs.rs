@@ -6,8 +6,9 @@
 //! below the page at which it ended.
 //!
 //! * **RUN1** The answer for a page is the row that a range read of this page alone would find: the last one at or before the version.
-//! * **RUN2** A run reads at most [`RANGES`] times as many rows as it has pages, and of the pages that it has not come to by then one row each, at once. So
-//!   long histories cost three waits instead of one, and never more than a constant times what was asked for.
+//! * **RUN2** A run reads at most [`RANGES`] times as many rows as it has pages, each time at most one answer of a storage server (80 kB and a row), and
+//!   of the pages that it has not come to by then one row each, at once. So long histories and large rows cost three waits instead of one, and
+//!   no more bytes than those of the pages that were asked for and of [`RANGES`] such answers.
 
 use futures_util::future::try_join_all;
 use pagewire_proto::{DatabaseId, PageNumber, Version};
@@ -15,11 +16,13 @@ use pagewire_proto::{DatabaseId, PageNumber, Version};
 use crate::engine::{Fail, Row, Txn, corrupt};
 use crate::keys::{Key, Range};
 
-/// Pages of a run, at most. A storage server answers at most 80 kB at a time, 20 pages of 4 KiB that nothing makes smaller: longer runs would wait for
-/// themselves, where shorter ones are read at once.
+/// Pages of a run, at most. A storage server answers at most 80 kB at a time, 20 pages of 4 KiB that nothing makes smaller: what is left of longer runs
+/// would be read page by page.
 pub(crate) const RUN: usize = 32;
 /// Range reads one after the other before the rest of a run is read page by page.
 const RANGES: usize = 2;
+/// Rows are large where an answer has room for fewer: what is left is read page by page then, without those that nobody asked for.
+const FEW: usize = 8;
 /// A run has at most one page that nobody asked for among so many.
 const GAP_IN: usize = 8;
 
@@ -86,6 +89,9 @@ impl Txn {
             }
             if !rows.more() {
                 return Ok(found);
+            }
+            if rows.len() < length(pages).min(FEW) {
+                break;
             }
         }
         let alone = pages[..open].iter().map(|page| async move {

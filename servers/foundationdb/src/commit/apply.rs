@@ -16,6 +16,9 @@ use crate::values::{
 
 /// Pages beyond a shrink of which it is asked whether they are there.
 const ASKED_FOR: usize = 1024;
+/// As many bytes as those have at most: they are read in the transaction that makes the version.
+const ASKED_FOR_BYTES: usize = 4 << 20;
+
 impl Txn {
     /// The databases as they are, and the outcome that is certain: C6, then C4 and C5 of the first one at fault.
     pub(super) async fn judge(
@@ -97,7 +100,8 @@ impl Txn {
         let all = (count + 1..=before).take(MAX_CHANGED_PAGES);
         let all: Vec<_> = all.filter_map(|n| PageNumber::try_from(n).ok()).collect();
         let many = (before - count) as usize;
-        if old.dense || many > ASKED_FOR {
+        let most = ASKED_FOR.min(ASKED_FOR_BYTES / part.commit.page_size.bytes());
+        if old.dense || many > most {
             return Ok((all, many));
         }
         let database = part.commit.database;

@@ -15,6 +15,9 @@ use crate::values::decode_u64;
 
 /// Bytes of a range that are asked for together.
 const RANGE_BYTES: usize = 1 << 20;
+/// What a storage server answers at most at a time, in bytes (`REPLY_BYTE_LIMIT` of FoundationDB), but for the row that goes beyond.
+const ANSWER_BYTES: usize = 80_000;
+
 /// How a row is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
@@ -75,8 +78,20 @@ impl Txn {
         self.asked.reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn rows_came(&self, rows: usize) {
-        self.asked.rows.fetch_add(rows as u64, Ordering::Relaxed);
+    /// One range read, counted.
+    async fn range(&self, asked: &RangeOption<'_>, nth: usize, read: Read) -> FdbResult<FdbValues> {
+        self.reads_one_more();
+        let counted = &*self.asked;
+        let waiting = counted.one_more_waits();
+        let got = self.transaction.get_range(asked, nth, read == Read::Loose);
+        let got = got.await?;
+        drop(waiting);
+        let bytes = |row: &FdbKeyValue| row.key().len() + row.value().len();
+        let bytes = got.iter().map(bytes).sum::<usize>() as u64;
+        counted.rows.fetch_add(got.len() as u64, Ordering::Relaxed);
+        counted.bytes.fetch_add(bytes, Ordering::Relaxed);
+        counted.largest.fetch_max(bytes, Ordering::Relaxed);
+        Ok(got)
     }
 
     /// The body of a row. Asked for at once.
@@ -242,12 +257,7 @@ impl Txn {
         });
         let mut iteration = 1;
         while let Some(asked) = option.take() {
-            self.reads_one_more();
-            let got = self
-                .transaction
-                .get_range(&asked, iteration, read == Read::Loose);
-            let got = got.await?;
-            self.rows_came(got.len());
+            let got = self.range(&asked, iteration, read).await?;
             rows.extend(got.iter().map(Row::of));
             if rows.len() < limit {
                 option = asked.next_range(&got);
@@ -299,21 +309,20 @@ impl Txn {
         Ok(self::decode(&self.space, row, decode)?)
     }
 
-    /// The last rows of a range, at most as many, backwards from its end by one range read. Loosely.
+    /// The last rows of a range, at most as many, backwards from its end by one range read, which is one answer of a storage server: there are more where it
+    /// had no room for so many. A single row always has room. Loosely.
     pub(crate) async fn last_rows(&self, range: &Range, limit: usize) -> Result<FdbValues, Fail> {
         let option = RangeOption {
             begin: KeySelector::first_greater_or_equal(range.begin.as_slice()),
             end: KeySelector::first_greater_or_equal(range.end.as_slice()),
             limit: Some(limit),
-            // As many as that, of any size: the other modes end at 80 kB at the latest, and more would be another round.
+            // Without it the client would ask again and again, until there are as many.
+            target_bytes: if limit > 1 { ANSWER_BYTES } else { 0 },
             mode: StreamingMode::Exact,
             reverse: true,
             ..RangeOption::default()
         };
-        self.reads_one_more();
-        let rows = self.transaction.get_range(&option, 1, true).await?;
-        self.rows_came(rows.len());
-        Ok(rows)
+        Ok(self.range(&option, 1, Read::Loose).await?)
     }
 
     /// Tells when a row changes: the answer comes after this transaction is committed.

@@ -197,32 +197,38 @@ fn flat4_no_more_is_copied_than_small_segments_have() {
     });
 }
 
+/// A line of branches, the last of it, a fan of branches that stand on that, and what 30 pages of them are but for the last page, which has the number of the finger.
+async fn fan_of(one: &FoundationDbStore, fingers: u8) -> (DatabaseId, Vec<DatabaseId>, Vec<u8>) {
+    let main = one.lookup(&name("main"), true).await.unwrap();
+    let epoch = one.fence(main).await.unwrap();
+    let all: Vec<_> = (1..=30).map(|page| (page, 200)).collect();
+    make(one, with_count(part(main, 0, epoch, &all), 30)).await;
+    let (mut last, mut expected) = (main, vec![200; 30]);
+    for step in 1..=7_u8 {
+        let (next, epoch) = branch(one, last, &format!("b{step}")).await;
+        let own: Vec<_> = (1..=4)
+            .map(|n| (4 * u32::from(step) - n + 1, step))
+            .collect();
+        for (page, stamp) in &own {
+            expected[*page as usize - 1] = *stamp;
+        }
+        make(one, with_count(part(next, 1, epoch, &own), 30)).await;
+        last = next;
+    }
+    let mut fan = Vec::new();
+    for finger in 0..fingers {
+        let (next, epoch) = branch(one, last, &format!("f{finger}")).await;
+        make(one, with_count(part(next, 1, epoch, &[(30, finger)]), 30)).await;
+        fan.push(next);
+    }
+    (last, fan, expected)
+}
+
 /// Many branches of one deep version: what is below is copied once, and not for each of them.
 #[test]
 fn flat8_a_fan_of_branches_costs_one_copy() {
     with_two(by_hand, |one, two| async move {
-        let main = one.lookup(&name("main"), true).await.unwrap();
-        let epoch = one.fence(main).await.unwrap();
-        let all: Vec<_> = (1..=30).map(|page| (page, 200)).collect();
-        make(&one, with_count(part(main, 0, epoch, &all), 30)).await;
-        let (mut last, mut expected) = (main, vec![200; 30]);
-        for step in 1..=7_u8 {
-            let (next, epoch) = branch(&one, last, &format!("b{step}")).await;
-            let own: Vec<_> = (1..=4)
-                .map(|n| (4 * u32::from(step) - n + 1, step))
-                .collect();
-            for (page, stamp) in &own {
-                expected[*page as usize - 1] = *stamp;
-            }
-            make(&one, with_count(part(next, 1, epoch, &own), 30)).await;
-            last = next;
-        }
-        let mut fan = Vec::new();
-        for finger in 0..12_u8 {
-            let (next, epoch) = branch(&one, last, &format!("f{finger}")).await;
-            make(&one, with_count(part(next, 1, epoch, &[(30, finger)]), 30)).await;
-            fan.push(next);
-        }
+        let (last, fan, mut expected) = fan_of(&one, 12).await;
         assert_eq!(one.to_do().await.unwrap(), (0, 12));
         let before = one.describe(last).await.unwrap().pages;
         // Both at once: the copies count once.
@@ -239,6 +245,49 @@ fn flat8_a_fan_of_branches_costs_one_copy() {
         expected[29] = 200;
         assert_eq!(stamps(&one, last, 2, 30).await, expected);
         audited(&one).await;
+    });
+}
+
+/// Cause: who found that another server had begun with what a fan stands on flattened its branch itself. Damage: that branch kept copies for ever.
+#[test]
+fn flat8_of_two_servers_that_look_at_once_neither_copies_into_the_fan() {
+    with_two(by_hand, |one, two| async move {
+        let (_, fan, _) = fan_of(&one, 3).await;
+        // The first begins with what the fan stands on, the second comes to it as who listed it before.
+        for (server, store) in [&one, &two].into_iter().enumerate() {
+            let step = store.flatten_once(fan[0]).await.unwrap();
+            assert_eq!(
+                step, None,
+                "server {server} has begun with a branch of the fan"
+            );
+        }
+        tokio::join!(collect_all(&one), collect_all(&two));
+        assert_eq!(one.to_do().await.unwrap(), (0, 0));
+        for id in &fan {
+            assert_eq!(one.describe(*id).await.unwrap().pages, 1);
+        }
+        audited(&one).await;
+    });
+}
+
+/// What a fan stands on is begun with and cannot be flattened: nobody waits for it.
+#[test]
+fn flat8_damage_below_a_fan_is_not_waited_for() {
+    with_two(by_hand, |one, two| async move {
+        let (last, fan, mut expected) = fan_of(&one, 3).await;
+        let link = one.lookup(&name("b6"), false).await.unwrap();
+        let own = Version::new(2);
+        assert!(one.damage(link, number(24), own).await.unwrap());
+        for store in [&one, &two] {
+            let end = tokio::time::timeout(Duration::from_secs(60), collect_all(store));
+            end.await.expect("an end of the collection");
+        }
+        // Each of them would copy that page, and stays as it is.
+        assert_eq!(one.to_do().await.unwrap(), (0, 4));
+        expected.truncate(20);
+        for id in [&last].into_iter().chain(&fan) {
+            assert_eq!(stamps(&two, *id, 2, 20).await, expected);
+        }
     });
 }
 
