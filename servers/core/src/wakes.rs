@@ -90,7 +90,7 @@ async fn own_wakes<F: Future>(future: F) -> F::Output {
                 return Poll::Pending;
             }
         }
-        wakes.state.store(IDLE, Ordering::Release);
+        wakes.state.swap(IDLE, Ordering::AcqRel);
         context.waker().wake_by_ref();
         Poll::Pending
     })

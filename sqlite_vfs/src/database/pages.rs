@@ -287,8 +287,10 @@ impl Pages for View<'_> {
         let pages = self.not_on_disk(pages);
         let page_bytes = u64::from(self.page_size.get());
         let pages = self.cache().ahead.begin(self.key(), pages, page_bytes);
-        let part = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
-        for part in pages.chunks(part) {
+        let most = (CALL_BYTES / self.page_size.bytes()).clamp(1, MAX_READ_PAGES);
+        // In parts of one size: an interior page beside a whole call would be a call by itself.
+        let part = pages.len().div_ceil(pages.len().div_ceil(most).max(1));
+        for part in pages.chunks(part.max(1)) {
             self.request_part(part.to_vec());
         }
     }

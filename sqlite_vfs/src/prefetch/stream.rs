@@ -157,17 +157,20 @@ impl Stream {
         if stalled || (self.confirmed * 2 >= self.window && self.window < EASY_WINDOW) {
             self.grow(pages);
         }
-        // By whole calls, or by halves where the window has not two of them: each call costs as much as some pages.
-        let few = if self.window < EASY_WINDOW {
-            self.window / 2
-        } else {
-            let call = CALL_BYTES / pages.page_bytes().max(1);
-            self.window - call.clamp(1, self.window / 2)
-        };
-        if self.unread.len() <= few {
+        if self.unread.len() <= self.few(pages) {
             self.fill(pages, wanted);
         }
         true
+    }
+
+    /// So many unread pages are few enough to ask for more: by whole calls, or by halves where the window has not two of them, since each call costs as
+    /// much as some pages.
+    fn few(&self, pages: &impl Pages) -> usize {
+        if self.window < EASY_WINDOW {
+            return self.window / 2;
+        }
+        let call = CALL_BYTES / pages.page_bytes().max(1);
+        self.window - call.clamp(1, self.window / 2)
     }
 
     /// SQLite is about to wait for a page that is on its way; `true` if it is one of this stream. What the window has grown by goes out before the
@@ -176,7 +179,11 @@ impl Stream {
         let is_ours = self.unread.contains(&page);
         if is_ours {
             self.grow(pages);
-            self.fill(pages, wanted);
+            // A small call besides those is worth it only where there is some room.
+            let room = self.window.saturating_sub(self.unread.len());
+            if room >= EASY_WINDOW || self.unread.len() <= self.few(pages) {
+                self.fill(pages, wanted);
+            }
         }
         is_ours
     }
@@ -224,7 +231,13 @@ impl Stream {
                 .read_so_far
                 .saturating_sub(self.passed)
                 .saturating_mul(GROWTH);
-        let grown = (self.window * GROWTH).min(earned).max(self.window);
+        // What was asked for and passed over is of what all pages read were good for: a reader who leaves out most of it has soon used that up.
+        let left = (self.first_window + self.read_so_far.saturating_mul(GROWTH))
+            .saturating_sub(self.passed)
+            .max(1);
+        let grown = (self.window * GROWTH)
+            .min(earned.min(left))
+            .max(self.window);
         self.window = grown.min(most.max(1));
         self.confirmed = 0;
     }

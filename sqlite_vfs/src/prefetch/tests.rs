@@ -517,3 +517,33 @@ fn r3_a_window_grows_before_its_reader_waits_and_a_scan_over_a_long_way_opens_in
     }
     assert_eq!(distant.round.get(), 9);
 }
+
+/// A window that grew with each wait, whatever the reader had passed over, was asked for anew with each page that came.
+#[test]
+fn r3_a_reader_who_leaves_out_most_of_a_scan_soon_has_little_asked_for() {
+    for step in [6, 10] {
+        let (file, roots) = File::new(ROWS);
+        let mut scan = Vec::new();
+        file.scan(roots[0].1, false, false, &mut scan);
+        let path = 4;
+        let order: Vec<_> = scan[..path]
+            .iter()
+            .chain(scan[path..].iter().step_by(step))
+            .copied()
+            .collect();
+        let distant = Distant {
+            file,
+            round: Cell::new(0),
+            comes: RefCell::default(),
+        };
+        let mut prefetcher = Prefetcher::default();
+        for read in 0..order.len() {
+            distant.read(&mut prefetcher, &order[read..=read]);
+            let asked = distant.comes.borrow().len();
+            assert!(
+                asked <= path + 5 * read + 16 + 8,
+                "{asked} with {read} read of every {step}th"
+            );
+        }
+    }
+}
