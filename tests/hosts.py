@@ -124,6 +124,8 @@ class Hosts(unittest.TestCase):
         version = "BEGIN;\nSELECT count(*) FROM t;\nSELECT pagewire_version();\nCOMMIT;\n"
         source = f".open copies.db\nCREATE TABLE t(x);\n.load {LIBRARY}\n{calls}{version}.open copies.db\n{calls}{version}"
         self.assertEqual(self.run_host([STATIC_SHELL], source), "1\n0\n1\n" * 2)
+        logged = self.run_host([STATIC_SHELL], f".log stdout\n.load {LIBRARY}\n")
+        self.assertIn("another copy of this library", logged)
 
     def test_h7_names_with_printf_directives_are_names(self):
         name = "h7/%25s%25n%25d%25s.db"

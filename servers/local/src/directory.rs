@@ -10,6 +10,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pagewire_server::store::StoreError;
@@ -67,6 +68,21 @@ pub(crate) fn hold(directory: &Path, file: &File) -> Result<(), StoreError> {
     }
 }
 
+/// Locks the engine's file, which has to have its name still: one who makes a store takes away what another left (DIR3).
+pub(crate) fn hold_rows(directory: &Path, file: &File) -> Result<(), StoreError> {
+    hold(directory, file)?;
+    let places = file
+        .metadata()
+        .and_then(|held| Ok((held, std::fs::metadata(directory.join(ROWS_FILE))?)));
+    match places {
+        Ok((held, named)) if (held.dev(), held.ino()) == (named.dev(), named.ino()) => Ok(()),
+        _ => Err(StoreError::Unavailable(format!(
+            "{} is being made by another process: stop that one, or name another directory",
+            directory.display()
+        ))),
+    }
+}
+
 /// Looks whether another program has the engine open (DIR3). Not this process, which holds the engine's file: what it had locked itself
 /// would be let go here.
 pub(crate) fn refuse_other_program(directory: &Path) -> Result<(), StoreError> {
@@ -115,16 +131,17 @@ pub(crate) fn begin_making(directory: &Path, held: &File) -> Result<bool, StoreE
         }
     }
     if is_making {
+        let mut making = None;
         if there.first() == Some(&ROWS_FILE) {
             // Who makes it may go on (DIR3).
-            hold(
-                directory,
-                &File::open(directory.join(ROWS_FILE)).map_err(failed)?,
-            )?;
+            let rows = File::open(directory.join(ROWS_FILE)).map_err(failed)?;
+            hold(directory, &rows)?;
+            making = Some(rows);
         }
         for name in there {
             std::fs::remove_file(directory.join(name)).map_err(failed)?;
         }
+        drop(making);
     } else if there.first() == Some(&ROWS_FILE) {
         return Ok(false);
     } else if there.is_empty() {

@@ -11,7 +11,8 @@ use pagewire_server::store::StoreError;
 
 use crate::LocalOptions;
 use crate::directory::{
-    ROWS_FILE, SLOTS_FILE, begin_making, hold, lock, missing, other_program, refuse_other_program,
+    ROWS_FILE, SLOTS_FILE, begin_making, hold_rows, lock, missing, other_program,
+    refuse_other_program,
 };
 use crate::engine::{Engine, Env, FORMAT, Rows, check, map, map_again, open_failed, sums};
 use crate::faults::Place;
@@ -98,7 +99,7 @@ impl<'d> Opening<'d> {
             }
         };
         let data = open(ROWS_FILE)?;
-        hold(directory, &data)?;
+        hold_rows(directory, &data)?;
         refuse_other_program(directory)?;
         let file = match open(SLOTS_FILE) {
             Err(missing @ StoreError::Corrupt(_)) => {

@@ -71,7 +71,8 @@ unsafe fn load(db: *mut Sqlite3, api: *const ApiRoutines) -> Result<c_int> {
     unsafe {
         let registration = Registration::ensure(api, Caller::Load)?;
         if !registration.has_the_vfs() {
-            // That of another copy of this library stays, with all that belongs to it.
+            // That of another copy of this library stays, with all that belongs to it. A connection that has not got its functions does not get ours.
+            registration.warn("another copy of this library is in the program: its VFS and its functions stay, and this copy adds none; load only one");
             return Ok(code::OK_LOAD_PERMANENTLY);
         }
         functions::register(registration, db)?;

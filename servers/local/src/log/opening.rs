@@ -229,11 +229,16 @@ fn refuse_newer_log(directory: &Path, checkpoint: &Checkpoint) -> Result<(), Not
             continue;
         }
         // The first one of a run is there, and each lap begins there.
-        let Some(first) = files::header_at(&file, BLOCK).map_err(of(name))? else {
+        let first = match files::header_at(&file, BLOCK) {
+            // Of a log that is not needed: the root's number tells too (LOG5).
+            Err(error) if files::is_unreadable(&error) => None,
+            read => read.map_err(of(name))?,
+        };
+        let Some(first) = first else {
             continue;
         };
         // Of the run that is closed nothing was acknowledged after it: what is there is torn, or a mark of what never was.
-        if first.run != checkpoint.run && files::is_of(&file, index, first.run)? {
+        if first.run != checkpoint.run && files::is_of(&file, index, first.run).map_err(of(name))? {
             return Err(damaged(&format!(
                 "{}: it is newer than the file `checkpoint` beside it: they are not of the same copy",
                 path.display()

@@ -53,15 +53,17 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Both; what is beyond the end of the file is not there, nor what the disk cannot read: a write that was cut off may leave that.
+    /// Both; what is beyond the end of the file is not there, nor what the disk cannot read: a write that was cut off may leave that. An error where
+    /// that leaves none: a disk that fails for a while is no damage.
     pub(crate) fn read(&self) -> std::io::Result<[Slot; 2]> {
         let mut slots = [Slot::Not, Slot::Not];
         let length = self.file.metadata()?.len();
+        let mut unreadable = None;
         for (at, slot) in (0..).step_by(STRIDE as usize).zip(&mut slots) {
             let mut bytes = [0; SLOT_BYTES];
             if at + SLOT_BYTES as u64 <= length {
                 match self.file.read_exact_at(&mut bytes, at) {
-                    Err(error) if is_unreadable(&error) => {}
+                    Err(error) if is_unreadable(&error) => unreadable = Some(error),
                     read => {
                         read?;
                         *slot = self.parse(&bytes);
@@ -69,7 +71,11 @@ impl Slots {
                 }
             }
         }
-        Ok(slots)
+        let has_one = slots.iter().any(|slot| !matches!(slot, Slot::Not));
+        match unreadable {
+            Some(error) if !has_one => Err(error),
+            _ => Ok(slots),
+        }
     }
 
     /// Writes a slot, and syncs it.

@@ -161,6 +161,18 @@ async fn log6_what_cannot_be_read_is_not_needed_or_refused_by_its_name() {
             }
         }
     }
+    // Neither slot for a while: that is no damage, for which somebody would put back an old copy.
+    image.write(&path);
+    let opening = Recording::begin(&path);
+    opening.fail(Failing {
+        times: 2,
+        ..Failing::next(&[SLOTS], Call::Read, Errno::IO)
+    });
+    let refusal = open_keeping(&path, None).unwrap_err();
+    assert_eq!(opening.left_to_fail(), 0);
+    opening.end();
+    assert!(matches!(refusal, StoreError::Unavailable(_)), "{refusal}");
+    check(&open_keeping(&path, None).unwrap(), &[("a", 12)]).await;
     println!("{opened:?} opened, {refused:?} refused");
     assert_eq!((opened[SLOTS], refused[SLOTS]), (2, 0));
     // Records are needed; of what is behind them it is looked for, and missed.
