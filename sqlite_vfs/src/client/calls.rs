@@ -13,6 +13,7 @@ use tonic::{Response, Status};
 use super::Core;
 use super::connect::Stub;
 use super::counters::{COUNTERS, CallKind};
+use super::deadline::{before, moment_after};
 use crate::error::CallError;
 
 /// Largest pause between two attempts of a call.
@@ -63,7 +64,7 @@ impl Core {
         let begun = Instant::now();
         let sent = request.encoded_len();
         let mut chosen = self.way.choose();
-        let call = tokio::time::timeout_at(deadline, call(chosen.server.stub.clone(), request));
+        let call = before(deadline, call(chosen.server.stub.clone(), request));
         let answer = tokio::select! {
             biased;
             answer = call => answer,
@@ -73,16 +74,16 @@ impl Core {
             }
         };
         match answer {
-            Ok(Ok(response)) => {
+            Some(Ok(response)) => {
                 let answer = response.into_inner();
                 COUNTERS.bytes(kind, sent, answer.encoded_len());
                 Ok(answer)
             }
-            Ok(Err(status)) => {
+            Some(Err(status)) => {
                 COUNTERS.bytes(kind, sent, 0);
                 Err(CallError::from_status(&status))
             }
-            Err(_) => Err(CallError::timeout(begun.elapsed())),
+            None => Err(CallError::timeout(begun.elapsed())),
         }
     }
 
@@ -108,9 +109,9 @@ impl Core {
     /// As [`Core::repeat`], each attempt after something that has to be waited for first.
     pub(super) async fn repeat_after<B, Before, Q, A, F, Fut>(
         &self,
-        before: B,
+        first: B,
         kind: CallKind,
-        deadline: Instant,
+        mut deadline: Instant,
         request: Q,
         call: F,
     ) -> std::result::Result<A, CallError>
@@ -123,12 +124,21 @@ impl Core {
         Fut: Future<Output = std::result::Result<Response<A>, Status>>,
     {
         let mut backoff = Duration::from_millis(5);
+        let mut was_held_up = false;
         loop {
-            before().await;
+            first().await;
             match self.once(kind, deadline, request.clone(), &call).await {
                 Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                // A connection that the process found broken when it went on.
+                Err(error)
+                    if error.is_transient()
+                        && !was_held_up
+                        && let Some(moment) = moment_after(deadline) =>
+                {
+                    (deadline, was_held_up) = (moment, true);
                 }
                 outcome => return outcome,
             }

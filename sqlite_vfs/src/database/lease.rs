@@ -4,7 +4,7 @@
 //!            open, acquire, push                     end of a write after a recall, recall while idle
 //! lease None ------------------> Held{epoch} -------------------------------------------------------> None
 //!                                  |  ^   recall during a write: Held{recalled}
-//!                                  +--+   lost, session anew: None
+//!                                  +--+   lost, session anew: None (a writer may have it again at its commit: `regain.rs`)
 //! ```
 //! The invariants (D1, D6, D7) are those of `state.rs`.
 
@@ -251,6 +251,13 @@ impl DatabaseState {
             }
             _ => None,
         }
+    }
+
+    /// The transaction of the writer, be its lease there or not.
+    pub(super) fn transaction_of(&self, writer: WriterId) -> Option<Arc<Membership>> {
+        let inner = self.inner.lock();
+        let is_writer = inner.writer.is_some_and(|(current, _)| current == writer);
+        inner.transaction.clone().filter(|_| is_writer)
     }
 
     /// Whether a connection of this process is writing.

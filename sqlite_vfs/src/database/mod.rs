@@ -6,6 +6,7 @@ mod history;
 mod lease;
 mod pages;
 mod pins;
+mod regain;
 mod stage;
 mod state;
 mod subscription;
