@@ -14,6 +14,7 @@ mod contract;
 mod deltas;
 mod disk_cache;
 mod failed_transactions;
+mod fairness;
 mod first_transaction;
 mod fuzz_corpus;
 mod history;
