@@ -17,6 +17,7 @@ mod failed_transactions;
 mod fairness;
 mod first_transaction;
 mod fuzz_corpus;
+mod handover;
 mod history;
 mod hostile_memory;
 mod hot_list;
