@@ -32,6 +32,7 @@ mod round_trips;
 mod set_back;
 mod several_servers;
 mod silent_wrong_data;
+mod sizes;
 mod staging;
 mod tenants;
 mod versions;
