@@ -31,6 +31,7 @@ mod removals;
 mod round_trips;
 mod set_back;
 mod several_servers;
+mod shared_cache;
 mod silent_wrong_data;
 mod sizes;
 mod staging;
