@@ -337,7 +337,6 @@ impl PagesAhead {
         let came = received.map(|page| CamePage {
             number: page.number,
             from: page.version,
-            // It shares the message of all of them, which it would keep in memory.
             content: own(&page.content),
         });
         self.cache
@@ -352,6 +351,8 @@ impl Drop for PagesAhead {
     }
 }
 
+/// A copy of a page, for the cache. What came is a slice of the message of all the pages of a call, up to half a megabyte: one page of it that
+/// stays in the cache would keep all of that, and the cache would hold much more than the bytes that it counts.
 fn own(content: &Bytes) -> Bytes {
     Bytes::copy_from_slice(content)
 }
