@@ -28,6 +28,7 @@ mod outages;
 mod prefetch;
 mod readers;
 mod removals;
+mod roots;
 mod round_trips;
 mod set_back;
 mod several_servers;

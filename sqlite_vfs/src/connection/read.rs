@@ -19,6 +19,8 @@ pub struct ReadAhead {
     database: Arc<Database>,
     /// The version that is read.
     version: Version,
+    /// Roots that came along with what was asked for.
+    roots: Vec<u32>,
 }
 
 impl ReadAhead {
@@ -28,13 +30,16 @@ impl ReadAhead {
             prefetcher: Prefetcher::default(),
             database: Arc::clone(database),
             version: Version::ZERO,
+            roots: Vec::new(),
         }
     }
 
     /// The snapshot ends, or another takes its place while a statement goes on: what was fetched for it makes room (F6 of
     /// `cache/ahead.rs`).
     pub fn snapshot_ends(&mut self) {
-        self.database.abandon_pages(self.prefetcher.asked());
+        let mut unread = self.prefetcher.asked();
+        unread.append(&mut self.roots);
+        self.database.abandon_pages(unread);
     }
 
     fn read_at(&mut self, version: Version) {
@@ -47,7 +52,9 @@ impl ReadAhead {
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        self.database.abandon_pages(self.prefetcher.end());
+        let mut unread = self.prefetcher.end();
+        unread.append(&mut self.roots);
+        self.database.abandon_pages(unread);
         self.database.note_hot_pages(self.prefetcher.hot());
     }
 }
@@ -282,7 +289,11 @@ fn read_base(
             content
         }
         None => {
-            let along = ahead.prefetcher.miss(&view, number.get());
+            let mut along = ahead.prefetcher.miss(&view, number.get());
+            if along.is_empty() {
+                along = view.roots_along(number);
+                ahead.roots.extend_from_slice(&along);
+            }
             let content = view.fetch(number, along)?;
             ahead.prefetcher.came(number.get(), &content);
             content

@@ -180,6 +180,11 @@ impl View<'_> {
         Some((content, came))
     }
 
+    /// The roots that shall come along with a page that is not here.
+    pub fn roots_along(&self, page: PageNumber) -> Vec<u32> {
+        self.database.roots.lock().miss(self, page.get())
+    }
+
     /// The page from the server, and others along with it. Empty content is a page that was never written.
     pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
         let database = self.database;

@@ -11,6 +11,7 @@
 //!   two leaves of a table for rowids of one index leaf        lookups: the leaves for the rowids that follow
 //!   page n + 1 after page n                                   run: the pages that follow (backup)
 //! ```
+//! Beside the streams, the second root of a table or an index brings others along (`roots.rs`).
 //! So table and index scans, `PRAGMA integrity_check` (which descends), `CREATE INDEX` and `VACUUM` are walks, with chains where
 //! rows overflow.
 //!
@@ -38,6 +39,7 @@ mod cost;
 mod hot;
 mod lookups;
 mod patterns;
+mod roots;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,7 @@ use bytes::Bytes;
 
 pub use hot::HotPages;
 use patterns::Patterns;
+pub use roots::Roots;
 use stream::Stream;
 
 /// Streams of a connection: cursors that SQLite moves in turn, as in a join.
