@@ -180,6 +180,11 @@ impl View<'_> {
         Some((content, came))
     }
 
+    /// The roots that shall come along with a page that is not here.
+    pub fn roots_along(&self, page: PageNumber) -> Vec<u32> {
+        self.database.roots.lock().miss(self, page.get())
+    }
+
     /// The page from the server, and others along with it. Empty content is a page that was never written.
     pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
         let database = self.database;
@@ -337,7 +342,6 @@ impl PagesAhead {
         let came = received.map(|page| CamePage {
             number: page.number,
             from: page.version,
-            // It shares the message of all of them, which it would keep in memory.
             content: own(&page.content),
         });
         self.cache
@@ -352,6 +356,8 @@ impl Drop for PagesAhead {
     }
 }
 
+/// A copy of a page, for the cache. What came is a slice of the message of all the pages of a call, up to half a megabyte: one page of it that
+/// stays in the cache would keep all of that, and the cache would hold much more than the bytes that it counts.
 fn own(content: &Bytes) -> Bytes {
     Bytes::copy_from_slice(content)
 }
