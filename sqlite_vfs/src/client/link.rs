@@ -88,11 +88,6 @@ impl Link {
         }
     }
 
-    /// The bandwidth-delay product in bytes; 0 as long as nothing is known.
-    pub fn product(&self) -> u64 {
-        self.0.lock().product()
-    }
-
     /// The largest window of a stream in bytes, where so many may lie ahead (R4 of `prefetch/mod.rs`).
     pub fn window(&self, ahead_limit: u64) -> u64 {
         let samples = self.0.lock();
@@ -118,6 +113,7 @@ impl Link {
 }
 
 impl Samples {
+    /// The bandwidth-delay product in bytes; 0 as long as nothing is known.
     fn product(&self) -> u64 {
         match (self.shortest, self.highest) {
             (Some((shortest, _)), Some((highest, _))) => (highest * shortest.as_secs_f64()) as u64,
@@ -145,14 +141,17 @@ mod tests {
         let link = Link::default();
         let begin = Instant::now();
         let after = |ms| begin + Duration::from_millis(ms);
-        assert_eq!((link.product(), link.round_trip()), (0, Duration::ZERO));
+        assert_eq!(
+            (link.0.lock().product(), link.round_trip()),
+            (0, Duration::ZERO)
+        );
         let calls: Vec<_> = (0..4).map(|_| link.sent(begin)).collect();
         for (call, ms) in calls.iter().zip([20, 21, 22, 23]) {
             link.arrived(call, 1_000_000, after(ms));
         }
         // Four megabytes in 23 ms, over a round trip of 20.
         assert_eq!(link.round_trip(), Duration::from_millis(20));
-        let product = link.product();
+        let product = link.0.lock().product();
         assert!((3_400_000..3_600_000).contains(&product), "{product}");
     }
 
@@ -167,7 +166,7 @@ mod tests {
         );
         let later = begin + Duration::from_secs(11);
         link.arrived(&link.sent(later), 1_000, later + Duration::from_millis(100));
-        assert_eq!(link.product(), 1_000);
+        assert_eq!(link.0.lock().product(), 1_000);
     }
 
     /// A steady stream of calls, each sent when one has come, `wide` of them in flight; the window after some of them.
@@ -193,7 +192,7 @@ mod tests {
             let sent = link.sent(after(20 * turn));
             link.arrived(&sent, kilobytes * 1000, after(20 * (turn + 1)));
         }
-        assert_eq!(link.product(), 1_600_000);
+        assert_eq!(link.0.lock().product(), 1_600_000);
         assert_eq!(link.window(u64::MAX), 6_400_000);
         assert_eq!(link.window(4_000_000), 2_000_000);
         // The same once more, and a little more: two round trips later it does not rise.
@@ -201,7 +200,7 @@ mod tests {
             let sent = link.sent(after(20 * turn));
             link.arrived(&sent, kilobytes * 1000, after(20 * (turn + 1)));
         }
-        assert_eq!(link.product(), 1_700_000);
+        assert_eq!(link.0.lock().product(), 1_700_000);
         assert_eq!(link.window(u64::MAX), 3_400_000);
     }
 
