@@ -312,6 +312,10 @@ impl Pages for View<'_> {
         link.window(self.cache().ahead.limit())
     }
 
+    fn room(&self) -> u64 {
+        self.cache().ahead.room()
+    }
+
     fn first_window(&self) -> u64 {
         self.database.client.core.link.first_window()
     }

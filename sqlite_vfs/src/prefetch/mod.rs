@@ -21,8 +21,8 @@
 //!   comes in the time of a round trip anyway ([`Pages::first_window`]).
 //!   It grows when the reader stalls, before he waits and again when that wait is over: what he reads in one round trip earns what is asked for in
 //!   the same.
-//! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, four times as long as the rate rises, at least 1 MiB) and half
-//!   of what may lie ahead.
+//! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, four times as long as the rate rises, at least 1 MiB) and three
+//!   quarters of what may lie ahead. It asks for no more than there is room for: what is planned and not asked for would be asked for page by page.
 //! * **R5** Work is bounded, whatever the pages say: a read plans at most three windows, looks into some pages for each page planned, and looks for a
 //!   pattern in at most `MAX_INTERIOR` pages.
 //! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
@@ -77,6 +77,8 @@ pub trait Pages {
     fn reserved(&self) -> u8;
     /// Largest window in bytes (R4).
     fn window_limit(&self) -> u64;
+    /// Bytes that may be asked for now: what others have asked for takes room too.
+    fn room(&self) -> u64;
     /// Bytes that cost no more than a wait for one page more does, R3.
     fn first_window(&self) -> u64;
 }

@@ -247,7 +247,9 @@ impl Stream {
         taken_back.retain(|page| self.unread.remove(page));
         asks.given_up.extend(taken_back);
         let mut steps = 2 * self.window + 16;
-        while self.unread.len() < self.window && steps > 0 {
+        // R4. Others have their wishes in `asks` already.
+        let most_wanted = (pages.room() / pages.page_bytes().max(1) as u64) as usize;
+        while self.unread.len() < self.window && asks.wanted.len() < most_wanted && steps > 0 {
             steps -= 1;
             let room = self.window - self.unread.len();
             match self.plan.next(self.window, room, pages) {
@@ -378,6 +380,10 @@ impl<P: Pages> Pages for Bounded<'_, P> {
 
     fn window_limit(&self) -> u64 {
         self.pages.window_limit()
+    }
+
+    fn room(&self) -> u64 {
+        self.pages.room()
     }
 
     fn first_window(&self) -> u64 {

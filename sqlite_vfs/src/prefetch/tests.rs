@@ -24,6 +24,8 @@ struct File {
     abandoned: Cell<usize>,
     /// In pages.
     first_window: Cell<usize>,
+    /// In pages.
+    room: Cell<usize>,
     /// At the contents of pages.
     looks: Cell<usize>,
 }
@@ -55,6 +57,7 @@ impl File {
             fetched: Cell::new(0),
             abandoned: Cell::new(0),
             first_window: Cell::new(0),
+            room: Cell::new(usize::MAX / PAGE),
             looks: Cell::new(0),
         }
     }
@@ -146,6 +149,10 @@ impl Pages for File {
 
     fn window_limit(&self) -> u64 {
         64 * PAGE as u64
+    }
+
+    fn room(&self) -> u64 {
+        self.room.get() as u64 * PAGE as u64
     }
 
     fn first_window(&self) -> u64 {
@@ -490,6 +497,10 @@ impl Pages for Distant {
         1024 * PAGE as u64
     }
 
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
     fn first_window(&self) -> u64 {
         16 * PAGE as u64
     }
@@ -596,4 +607,24 @@ fn page_1_and_the_root_behind_it_are_no_run() {
     assert_eq!((root, file.fetched.get()), (2, 2));
     file.read(&mut prefetcher, &order[2..]);
     assert_eq!((file.fetched.get(), file.abandoned.get()), (order.len(), 0));
+}
+
+/// Bug: what found no room beside what others had asked for was planned all the same, and asked for page by page when its reader came to it.
+#[test]
+fn r4_nothing_is_planned_that_there_is_no_room_for() {
+    let (file, root) = loaded();
+    let mut order = Vec::new();
+    file.scan(root, false, false, &mut order);
+    let mut prefetcher = Prefetcher::default();
+    file.read(&mut prefetcher, &order[..300]);
+    let fetched = file.fetched.get();
+    file.room.set(0);
+    file.read(&mut prefetcher, &order[300..310]);
+    assert_eq!(file.fetched.get(), fetched);
+    let planned = prefetcher.asked();
+    let known = planned.iter().filter(|page| file.is_known(**page)).count();
+    assert_eq!(known, planned.len());
+    // There is room again before the reader has come to the end of that.
+    file.room.set(1000);
+    assert_eq!(file.read(&mut prefetcher, &order[310..]), 0);
 }

@@ -221,6 +221,10 @@ impl Pages for Way<'_> {
         self.link.window(AHEAD_LIMIT)
     }
 
+    fn room(&self) -> u64 {
+        AHEAD_LIMIT - self.in_flight.get().min(AHEAD_LIMIT)
+    }
+
     fn first_window(&self) -> u64 {
         self.link.first_window()
     }
