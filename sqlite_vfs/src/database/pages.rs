@@ -16,10 +16,6 @@ use crate::client::counters::{COUNTERS, CallKind};
 use crate::error::{Error, Result};
 use crate::prefetch::{self, CALL_BYTES, Came, HotPages, Pages};
 
-/// A window is never held below this, whatever the link seems to need: what is known of the link grows with the window.
-const LEAST_WINDOW_BYTES: u64 = 1 << 20;
-/// Bytes in a second that nearly every link to a server carries: 100 Mbit/s.
-const MODEST_RATE: f64 = 12.5e6;
 /// Byte of page 1 that says how many bytes are reserved at the end of each page (SQLite file format, 1.3.4).
 const RESERVED_BYTE: usize = 20;
 
@@ -317,15 +313,16 @@ impl Pages for View<'_> {
     }
 
     fn window_limit(&self) -> u64 {
-        let needed = 2 * self.database.client.core.link.product();
-        needed
-            .max(LEAST_WINDOW_BYTES)
-            .min(self.cache().ahead.limit() / 2)
+        let link = &self.database.client.core.link;
+        link.window(self.cache().ahead.limit())
+    }
+
+    fn room(&self) -> u64 {
+        self.cache().ahead.room()
     }
 
     fn first_window(&self) -> u64 {
-        let way = self.database.client.core.link.round_trip();
-        (way.as_secs_f64() * MODEST_RATE) as u64
+        self.database.client.core.link.first_window()
     }
 }
 
