@@ -128,11 +128,25 @@ class Runner:
         # A short path: a database's name has at most 400 bytes. Everybody may pass through, each file's folder is its own.
         self.work = pathlib.Path(tempfile.mkdtemp(prefix="pw."))
         self.work.chmod(0o755)
+        # What is under way, each in a process group of its own, or a server: it ends with this program.
+        self.groups = set()
+        self.servers = set()
 
     def take(self, uid_files):
         if self.who:
             for path in uid_files:
                 os.chown(path, self.who.pw_uid, self.who.pw_gid)
+
+    def end(self, number, _frame):
+        for server in list(self.servers):
+            server.kill()
+        for group in list(self.groups):
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        shutil.rmtree(self.work, ignore_errors=True)
+        os._exit(128 + number)
 
     def become(self):
         os.setsid()
@@ -172,6 +186,7 @@ class Runner:
         if store != "unix":
             where = f"local:{folder / 'store'}" if store == "local" else store
             server = harness.Server(where, str(log) + ".server", port=None).start()
+            self.servers.add(server)
         command = list(self.program)
         permutation = self.options.permutation
         if permutation == BATCH_ATOMIC and store == "unix":
@@ -193,6 +208,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 preexec_fn=self.become,
             )
+            self.groups.add(process.pid)
             try:
                 code = process.wait(self.options.timeout)
             except subprocess.TimeoutExpired:
@@ -202,6 +218,7 @@ class Runner:
             except ProcessLookupError:
                 pass
             code = process.wait()
+            self.groups.discard(process.pid)
         seconds = time.monotonic() - started
         note = ""
         if server:
@@ -209,6 +226,7 @@ class Runner:
                 note = f"the server ended with {server.process.poll()}"
             else:
                 server.kill()
+            self.servers.discard(server)
             said = pathlib.Path(str(log) + ".server")
             text = said.read_text(errors="replace")
             if PANIC.search(text):
@@ -421,6 +439,8 @@ def main():
     mode = "no-batch-atomic" if options.no_batch_atomic else kind
     manifest = Manifest(mode, options.store)
     runner = Runner(options, identity())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, runner.end)
     kept = Kept(pathlib.Path(options.suite) / f"{options.label}.jsonl", options.resume)
     # What the unix VFS does there does not depend on us: kept for as long as the source is the same.
     source = (pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()[:12]
