@@ -1,14 +1,16 @@
 //! How long the way to the server is and how much goes through it: what a window of reads in flight has to cover.
 //!
-//! The rate is sampled as BBR does it (draft-cardwell-iccrg-bbr-congestion-control, 4.1.1): what arrived between the sending of
-//! a call and its answer, over that time. A sample is too low where too little was asked for, and hardly ever too high, so the
-//! highest of late counts; a round trip is too long where something waited, so the shortest of late counts.
+//! The rate is sampled as BBR does it (draft-cardwell-iccrg-bbr-congestion-control, 4.1.1): what arrived between the last arrival before
+//! a call was sent (its sending, if nothing was under way) and its answer, over that time. A sample is too low where too little was asked for,
+//! and hardly ever too high, so the highest of late counts; a round trip is too long where something waited, so the shortest of late counts.
 //!
 //! * **L1** While the rate rises it is what was asked for, not what the way carries: a window may be larger then, or each step of its growth
 //!   would be a round trip of its own. A rate that has not risen by a quarter for two round trips rises no more.
-//! * **L2** An old round trip is replaced by a longer one only if nothing that had been asked for before came meanwhile. Behind a window of reads on a
-//!   slow way every call is long, and a window that follows that makes the next one longer.
+//! * **L2** An old round trip is replaced by a longer one only by a call that was alone: nothing else was under way when it was sent, nor when its
+//!   answer came, nor came in between. Behind a window of reads on a slow way, or beside them, every call is long, and a window that follows that makes the
+//!   next one longer. So a way that becomes longer in the middle of a scan is believed when the scan has come to a pause.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -29,11 +31,15 @@ const RISE: f64 = 1.25;
 
 /// See the file's header.
 #[derive(Default)]
-pub struct Link(Mutex<Samples>);
+pub struct Link(Arc<Mutex<Samples>>);
 
 #[derive(Default)]
 struct Samples {
     arrived_bytes: u64,
+    /// Calls that have been sent, and have neither come nor failed.
+    under_way: usize,
+    /// The last arrival, or the sending of the first call since nothing was under way.
+    last_mark: Option<Instant>,
     last_arrival: Option<Instant>,
     shortest: Option<(Duration, Instant)>,
     highest: Option<(f64, Instant)>,
@@ -41,32 +47,58 @@ struct Samples {
     risen: Option<(f64, Instant)>,
 }
 
-/// The sending of a call.
+/// A call that is under way, until this is dropped.
 pub struct Sent {
+    samples: Arc<Mutex<Samples>>,
     at: Instant,
+    /// Where the time of its sample of the rate begins.
+    since: Instant,
     arrived_bytes: u64,
+    was_alone: bool,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.samples.lock().under_way -= 1;
+    }
 }
 
 impl Link {
     /// A call goes out.
     pub fn sent(&self, at: Instant) -> Sent {
+        let mut samples = self.0.lock();
+        let was_alone = samples.under_way == 0;
+        samples.under_way += 1;
+        let since = match samples.last_mark {
+            Some(mark) if !was_alone => mark,
+            _ => at,
+        };
+        samples.last_mark = Some(since);
         Sent {
+            samples: Arc::clone(&self.0),
             at,
-            arrived_bytes: self.0.lock().arrived_bytes,
+            since,
+            arrived_bytes: samples.arrived_bytes,
+            was_alone,
         }
     }
 
     /// Its answer has come, with so many bytes of pages.
     pub fn arrived(&self, sent: &Sent, bytes: u64, now: Instant) {
-        let took = now
-            .saturating_duration_since(sent.at)
-            .max(Duration::from_micros(1));
+        let since = |then: Instant| {
+            let duration = now.saturating_duration_since(then);
+            duration.max(Duration::from_micros(1))
+        };
+        let took = since(sent.at);
         let mut samples = self.0.lock();
         // L2.
-        let was_alone = samples.arrived_bytes == sent.arrived_bytes;
+        let was_alone =
+            sent.was_alone && samples.under_way == 1 && samples.arrived_bytes == sent.arrived_bytes;
         samples.arrived_bytes += bytes;
         samples.last_arrival = Some(now);
-        let rate = (samples.arrived_bytes - sent.arrived_bytes) as f64 / took.as_secs_f64();
+        samples.last_mark = Some(now);
+        let arrived = samples.arrived_bytes - sent.arrived_bytes;
+        let rate = arrived as f64 / since(sent.since).as_secs_f64();
         let is_late = |since: Instant| now.saturating_duration_since(since) > SAMPLE_LIFE;
         if samples
             .shortest
@@ -156,6 +188,39 @@ mod tests {
         assert!((3_400_000..3_600_000).contains(&product), "{product}");
     }
 
+    /// Bug: a small call that is sent shortly before others arrive that were sent long before it saw all of them in its own short time.
+    #[test]
+    fn a_small_call_beside_large_ones_shows_no_more_than_the_rate_of_all() {
+        let link = Link::default();
+        let begin = Instant::now();
+        let after = |ms| begin + Duration::from_millis(ms);
+        let large = [link.sent(begin), link.sent(begin)];
+        let small = link.sent(after(780));
+        for (call, ms) in large.iter().zip([800, 870]) {
+            link.arrived(call, 500_000, after(ms));
+        }
+        link.arrived(&small, 4_096, after(880));
+        let rate = link.0.lock().highest.expect("a sample").0;
+        assert!(rate < 2e6, "{rate}");
+    }
+
+    /// Bug: of two calls that share the way, and end together, the next pair's first had nothing arrive meanwhile, and was taken for one that was alone.
+    #[test]
+    fn l2_a_call_that_shares_the_way_says_nothing_of_its_length() {
+        let link = Link::default();
+        let begin = Instant::now();
+        let after = |ms| begin + Duration::from_millis(ms);
+        link.arrived(&link.sent(begin), 4096, after(20));
+        for turn in 0..20 {
+            let (sent, came) = (after(100 + turn * 900), after(950 + turn * 900));
+            let pair = [link.sent(sent), link.sent(sent)];
+            for call in &pair {
+                link.arrived(call, 500_000, came);
+            }
+        }
+        assert_eq!(link.round_trip(), Duration::from_millis(20));
+    }
+
     #[test]
     fn old_samples_are_forgotten() {
         let link = Link::default();
@@ -213,6 +278,7 @@ mod tests {
         let begin = Instant::now();
         let first = link.sent(begin);
         link.arrived(&first, 4096, begin + Duration::from_millis(20));
+        drop(first);
         // 100 kB in 80 ms, ten of them in flight: 800 ms for each.
         let each = Duration::from_millis(80);
         let window = steadily(&link, begin, 10, each, 1000);

@@ -38,6 +38,10 @@ impl Pages for AllHere {
         0
     }
 
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
     fn first_window(&self) -> u64 {
         0
     }
