@@ -51,14 +51,18 @@ fn threads_find_in_it_what_was_put_there_and_it_stays_within_its_bytes() {
                 for operation in 0..OPERATIONS {
                     let key = CacheKey(1 + next() % 2);
                     // Half of them to a tenth of the pages.
-                    let of = if next() % 2 == 0 { PAGES / 10 } else { PAGES };
+                    let of = if next().is_multiple_of(2) {
+                        PAGES / 10
+                    } else {
+                        PAGES
+                    };
                     let number = (next() % of) as u32 + 1;
                     match cache.get(key, page(number), AT, log) {
                         Some(found) => {
                             assert_eq!(found, content(key, number), "page {number} of {key:?}");
                             hits += 1;
                         }
-                        None if next() % 4 == 0 => {
+                        None if next().is_multiple_of(4) => {
                             let came = CamePage {
                                 number: page(number),
                                 from: AT,
@@ -72,7 +76,7 @@ fn threads_find_in_it_what_was_put_there_and_it_stays_within_its_bytes() {
                         }
                         None => cache.put(key, page(number), AT, AT, content(key, number)),
                     }
-                    if operation % 64 == 0 {
+                    if operation.is_multiple_of(64) {
                         assert!(cache.entries.weight() <= LIMIT);
                     }
                 }

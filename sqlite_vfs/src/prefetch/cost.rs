@@ -78,7 +78,7 @@ fn r6_a_page_in_no_stream_costs_little() {
                 let began = cpu_ns();
                 for look in 0..LOOKS {
                     let number = 1_000 + next() % 100_000;
-                    if interior_pages > 0 && look % 2 == 0 {
+                    if interior_pages > 0 && look.is_multiple_of(2) {
                         let number = 2 + number % interior_pages;
                         prefetcher.read(&AllHere, number, &interior, Came::AtOnce);
                     } else {
