@@ -23,7 +23,7 @@ use crate::log::opening::{self, Found, NotFound};
 use crate::log::record;
 use crate::log::slots::{Checkpoint, Slots};
 use crate::roots::{self, Roots};
-use crate::truncation;
+use crate::{tree, truncation};
 
 /// Bytes by which the file may be larger than its largest size while the log is done again: the last record may be of what found no room, and
 /// another order of free pages may need some more.
@@ -160,12 +160,29 @@ impl<'d> Opening<'d> {
             NotFound::Io(error) => self.failed(error),
             NotFound::Refused(error) => error,
         })?;
+        self.check_tree(&found.base.roots)?;
         // Of a marked transaction they are what is there, and in the cache alone where the sync of it failed. Of another the disk may have
         // one that the cache has not, of a transaction that never was: it goes before a page of that is written (LOG6, LOG7).
         let put_back = found.base.roots.write(&self.data);
         let put_back = put_back.and_then(|()| self.data.sync_data());
         put_back.map_err(|error| self.failed(error))?;
         Ok(found)
+    }
+
+    /// Goes through the tree before the engine does, where that is asked for (`tree.rs`).
+    fn check_tree(&self, roots: &Roots) -> Result<(), StoreError> {
+        let length = self.data.metadata().map_err(|error| self.failed(error))?;
+        if length.len() > self.options.check_bytes {
+            return Ok(());
+        }
+        let found = tree::find(&self.data, roots);
+        match found.map_err(|error| self.failed(error))? {
+            None => Ok(()),
+            Some(why) => Err(StoreError::Corrupt(format!(
+                "{} is damaged: {why}; put back a copy of the whole directory",
+                self.directory.join(ROWS_FILE).display()
+            ))),
+        }
     }
 
     /// Opens the engine, does again what the log has, and begins the log of this run.
