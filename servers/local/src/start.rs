@@ -412,7 +412,13 @@ mod tests {
         u32::from_ne_bytes(made[20..24].try_into().unwrap())
     }
 
-    /// LOG3: the size of a page is that of the file, wherever it was made.
+    /// A row with the checksum of its key, long enough for pages of its own.
+    fn row(key: &[u8; 8]) -> Vec<u8> {
+        let sum = crc32fast::hash(key).to_be_bytes();
+        [&[0; 4], &sum[..], &key.repeat(100)].concat()
+    }
+
+    /// LOG3, TREE1 to TREE6: the size of a page is that of the file, wherever it was made.
     #[test]
     fn log3_roots_are_put_back_where_the_pages_of_the_file_have_them() {
         let options = LocalOptions::default();
@@ -430,9 +436,9 @@ mod tests {
             for number in 0..40_u64 {
                 let mut txn = env.write_txn().unwrap();
                 let mut changes = record::Changes::new();
-                let row = number.to_be_bytes().repeat(100);
-                rows.put(&mut txn, &row[..8], &row).unwrap();
-                changes.put(&row[..8], &[], &row);
+                let key = number.to_be_bytes();
+                rows.put(&mut txn, &key, &row(&key)).unwrap();
+                changes.put(&key, &[], &row(&key));
                 let id = txn.id() as u64;
                 log.append(&env, id, changes).unwrap();
                 txn.commit().unwrap();
@@ -451,8 +457,8 @@ mod tests {
             let (env, rows, mut log) = opening.open(false).unwrap();
             let txn = env.read_txn().unwrap();
             for number in 0..40_u64 {
-                let row = rows.get(&txn, &number.to_be_bytes()).unwrap().unwrap();
-                assert_eq!(row, number.to_be_bytes().repeat(100));
+                let key = number.to_be_bytes();
+                assert_eq!(rows.get(&txn, &key).unwrap().unwrap(), row(&key));
             }
             drop(txn);
             log.close(&env);

@@ -417,6 +417,7 @@ fn lose_power(mut plan: Plan, random: &mut Random) {
     );
 }
 
+#[expect(clippy::disallowed_methods, reason = "repeats a run")]
 fn random() -> Random {
     let seed = std::env::var("SEED")
         .ok()
