@@ -57,6 +57,7 @@ step "static-shell" tests/static_shell.sh .test-tools/static-shell target/debug/
 suite "nextest" 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed)?.*$/\1 \4/p' \
     cargo nextest run --workspace --no-fail-fast --status-level fail --final-status-level fail --hide-progress-bar
 step "doctests" cargo test --workspace --doc --quiet
+suite "simulation" "$script_counts" tests/simulation.sh
 suite "conformance" "$script_counts" tests/conformance.sh target/debug .test-tools/venv/bin/python
 suite "sqlite" "$script_counts" tests/sqlite/run.sh ci
 suite "applications" "$script_counts" tests/applications.sh --short
