@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum as _};
 
 use crate::counts;
+use crate::finding::{Finding, Kind};
 use crate::machine::{self, Child};
 use crate::plan;
 use crate::{Blow, Defect, Plan, Report, Store, Sweep, Workload};
@@ -262,13 +263,29 @@ fn one(job: Job, options: &Options) -> String {
     let counts: Vec<String> = report.counts.iter().map(ToString::to_string).collect();
     text.push_str(&format!("{}\n", counts.join(" ")));
     let more = report.problems.len().saturating_sub(MOST_PROBLEMS);
-    let told = report.problems.iter().take(MOST_PROBLEMS);
-    let told: Vec<String> = told.map(ToString::to_string).collect();
+    let told = one_of_each_first(report.problems).into_iter();
+    let told: Vec<String> = told.take(MOST_PROBLEMS).map(|it| it.to_string()).collect();
     text.push_str(&told.join("\n"));
     if more > 0 {
         text.push_str(&format!("\nand {more} more"));
     }
     text
+}
+
+/// So that no kind is hidden by many of another.
+fn one_of_each_first(problems: Vec<Finding>) -> Vec<Finding> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    let (mut firsts, mut rest) = (Vec::new(), Vec::new());
+    for problem in problems {
+        if kinds.contains(&problem.kind) {
+            rest.push(problem);
+        } else {
+            kinds.push(problem.kind);
+            firsts.push(problem);
+        }
+    }
+    firsts.append(&mut rest);
+    firsts
 }
 
 fn judge(job: Job, options: &Options, answers: &[Result<String, String>], sums: &mut Sums) -> bool {
@@ -354,4 +371,30 @@ fn replay(job: Job, options: &Options) -> String {
     }
     command.push_str(&format!(" --patience {} --trace", options.patience));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_not_hidden_by_many_of_another() {
+        let slow = || Kind::Slow.finding("a statement");
+        let order = one_of_each_first(vec![slow(), slow(), Kind::Torn.finding("half")]);
+        let kinds: Vec<_> = order.iter().map(|finding| finding.kind).collect();
+        assert_eq!(kinds, [Kind::Slow, Kind::Torn, Kind::Slow]);
+    }
+
+    #[test]
+    fn a_blow_is_read_as_it_is_told() {
+        for blow in Blow::value_variants() {
+            let of = Sweep {
+                turn: 17,
+                place: 1,
+                blow: *blow,
+            };
+            assert_eq!(sweep(&told(of)), Ok(of));
+        }
+        assert!(sweep("17:1").is_err());
+    }
 }

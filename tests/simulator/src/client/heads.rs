@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::setup::lists;
+use super::versions::version_of;
 use super::{Client, Failure, in_time};
 use crate::counts::{Event, count};
 use crate::ledger::{self, Act, Entry};
@@ -92,6 +93,11 @@ impl Client {
             connection.query_row(sql, [version.to_string()], |row| row.get::<_, u64>(0))
         })?;
         machine::trace(format_args!("version {version} is {new} now"));
+        if new == version {
+            // It was the newest already.
+            note(begun, Act::Saw, new);
+            return Ok(());
+        }
         if let Some(content) = ledger::content(HEADS, version) {
             made(begun, new, &content, "as it was restored");
         }
@@ -188,9 +194,7 @@ fn check_tag(tag: &str, uri: impl Fn(&str) -> String) -> Result<(), Failure> {
 /// The newest version, and what it has, within a transaction.
 fn look(connection: &Connection) -> Result<(u64, ledger::Content), Failure> {
     let content = in_time("SELECT", || lists(connection))?;
-    let version = in_time("SELECT", || {
-        connection.query_row("SELECT pagewire_version()", [], |row| row.get(0))
-    })?;
+    let version = version_of(connection)?;
     ledger::compare(HEADS, version, &content, "at the head");
     Ok((version, content))
 }
@@ -200,22 +204,20 @@ fn see_head(connection: &Connection) -> Result<(), Failure> {
     in_time("BEGIN", || connection.execute_batch("BEGIN"))?;
     let (version, _) = look(connection)?;
     in_time("COMMIT", || connection.execute_batch("COMMIT"))?;
-    let entry = Entry {
-        begun,
-        ended: machine::now(),
-        act: Act::Saw,
-        version,
-    };
-    ledger::note(HEADS, entry);
+    note(begun, Act::Saw, version);
     Ok(())
 }
 
 fn made(begun: u64, version: u64, content: &ledger::Content, place: &str) {
     ledger::compare(HEADS, version, content, place);
+    note(begun, Act::Made, version);
+}
+
+fn note(begun: u64, act: Act, version: u64) {
     let entry = Entry {
         begun,
         ended: machine::now(),
-        act: Act::Made,
+        act,
         version,
     };
     ledger::note(HEADS, entry);

@@ -276,7 +276,9 @@ impl Client {
             })?;
         }
         if self.random.percent(50) {
-            connection.execute_batch("PRAGMA cache_size = 10; PRAGMA other.cache_size = 10")?;
+            for schema in &schemas {
+                connection.execute_batch(&format!("PRAGMA {schema}.cache_size = 10"))?;
+            }
         }
         Ok(Databases {
             connection,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+use rusqlite::Connection;
 
 use super::setup::lists;
 use super::{Client, Failure, in_time};
@@ -38,9 +39,7 @@ impl Client {
         let connection = in_time("open", || sqlite::open(&uri))?;
         connection.execute_batch("BEGIN")?;
         let content = in_time("SELECT", || lists(&connection))?;
-        let version: u64 = in_time("SELECT", || {
-            connection.query_row("SELECT pagewire_version()", [], |row| row.get(0))
-        })?;
+        let version = version_of(&connection)?;
         ledger::compare(database, version, &content, "at the head");
         in_time("COMMIT", || connection.execute_batch("COMMIT"))
     }
@@ -82,11 +81,11 @@ impl Client {
         count(Event::Branched);
         let branch = in_time("open", || sqlite::open(&self.branch_uri(&name)))?;
         branch.busy_timeout(std::time::Duration::from_millis(super::BUSY_MS))?;
+        in_time("BEGIN", || branch.execute_batch("BEGIN"))?;
         let found = in_time("SELECT", || lists(&branch))?;
         ledger::compare(database, version, &found, "on a branch");
-        let first: u64 = in_time("SELECT", || {
-            branch.query_row("SELECT pagewire_version()", [], |row| row.get(0))
-        })?;
+        let first = version_of(&branch)?;
+        in_time("COMMIT", || branch.execute_batch("COMMIT"))?;
         let changed: Content = before
             .iter()
             .map(|(key, _)| (*key, CHANGE.to_owned()))
@@ -122,6 +121,14 @@ impl Client {
     fn branch_uri(&self, name: &str) -> String {
         named(&self.uri(0, ""), name)
     }
+}
+
+/// The version that the transaction reads; the function answers a text.
+pub(super) fn version_of(connection: &Connection) -> Result<u64, Failure> {
+    in_time("SELECT", || {
+        let sql = "SELECT CAST(pagewire_version() AS INTEGER)";
+        connection.query_row(sql, [], |row| row.get(0))
+    })
 }
 
 /// The URI of a database with another name.
