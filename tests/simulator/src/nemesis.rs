@@ -20,6 +20,8 @@ struct World {
     clients: Vec<ProcessId>,
     servers: Vec<ProcessId>,
     calm_since: Option<u64>,
+    /// When the blow is over.
+    quiet_at: u64,
 }
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
@@ -38,6 +40,7 @@ pub fn begin(mut random: Random) {
         clients: Vec::new(),
         servers,
         calm_since: None,
+        quiet_at: 0,
     });
 }
 
@@ -75,8 +78,11 @@ fn next_fault() {
 /// See [`Sweep`].
 fn blow(sweep: Sweep) {
     let ns = 2 * plan::get().ttl_ms * MS;
-    let (client, server) =
-        with(|world| (world.clients[sweep.place], world.servers[0])).unwrap_or_default();
+    let (client, server) = with(|world| {
+        world.quiet_at = machine::now() + ns;
+        (world.clients[sweep.place], world.servers[0])
+    })
+    .unwrap_or_default();
     let hold = |way| {
         let key = (sweep.place, 0);
         net::hold(key, way, true);
@@ -221,7 +227,9 @@ fn watch() {
             plan::set_phase(Phase::Over)
         }
         Phase::Over if plan::count_end(0) >= plan.client_threads() => {
-            machine::at(now, crate::last_look);
+            // A blow that fell late is over first.
+            let quiet = with(|world| world.quiet_at).unwrap_or(now);
+            machine::at(now.max(quiet), crate::last_look);
             return;
         }
         Phase::Calm | Phase::Over => {

@@ -39,10 +39,10 @@ impl Client {
             None => self.open_heads()?,
         };
         let done = match self.random.below(10) {
-            0..4 => self.write_head(plan, &connection),
-            4..6 => see_head(&connection),
-            6..8 => self.restore_head(&connection),
-            8 => self.change_tag(&connection),
+            0..3 => self.write_head(plan, &connection),
+            3 => see_head(&connection),
+            4..6 => self.restore_head(&connection),
+            6..8 => self.change_tag(&connection),
             _ => self.read_tag(),
         };
         if connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok() {
@@ -105,13 +105,8 @@ impl Client {
         see_head(connection)
     }
 
-    fn tag_name(&mut self) -> String {
-        format!(
-            "tag-{}-{}-{}",
-            self.place,
-            self.thread,
-            self.random.below(2)
-        )
+    fn tag_name(&self) -> String {
+        format!("tag-{}-{}", self.place, self.thread)
     }
 
     fn change_tag(&mut self, connection: &Connection) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use crate::finding::Kind;
 use crate::history::{self, Outcome, Step};
 use crate::machine::{self, ProcessId};
 use crate::net::{self, Break};
-use crate::plan::{self, Phase, Plan, Store, Workload};
+use crate::plan::{self, Phase, Plan, Workload};
 use crate::random::Random;
 use crate::sqlite;
 
@@ -255,7 +255,8 @@ impl Client {
         }
         let mut more = String::new();
         let mut staleness = 0;
-        if reading && plan.store != Store::Memory && self.random.percent(50) {
+        // A read-only connection reads old versions.
+        if reading && plan.store.keeps_versions() && self.random.percent(50) {
             more.push_str("&mode=ro");
         }
         if reading && self.random.percent(50) {
