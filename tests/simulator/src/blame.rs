@@ -18,6 +18,9 @@ use crate::plan::{self, Plan, Workload};
 /// How a server says that retention has taken a version away.
 const NOT_KEPT: &str = "is not kept any more";
 
+/// How the library says that a store has one version only, for which nobody may ask it.
+const NO_VERSIONS: &str = "keeps no old versions";
+
 thread_local! {
     static REPORTED: RefCell<Vec<(Reported, String)>> = const { RefCell::new(Vec::new()) };
 }
@@ -132,6 +135,10 @@ fn is_explained(error: &rusqlite::Error, reported: &[(Reported, String)], faults
                 && !reported.is_empty()
                 && (faults.anything || is_gone || is_refused)
         }
+        // The store cannot do it, with or without faults.
+        ErrorCode::CannotOpen if reported.iter().any(|(_, what)| what.contains(NO_VERSIONS)) => {
+            false
+        }
         ErrorCode::CannotOpen => !reported.is_empty() && (faults.anything || is_gone || is_refused),
         ErrorCode::DiskFull => faults.medium && said(&[Reported::Full]),
         // What was asked for is not there any more, or is there already.
@@ -208,6 +215,15 @@ mod tests {
         };
         assert!(explained(ffi::SQLITE_FULL, &[Reported::Full], STORM));
         assert!(!explained(ffi::SQLITE_FULL, &[Reported::Full], network));
+    }
+
+    #[test]
+    fn what_a_store_can_never_do_is_no_fault() {
+        let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), None);
+        let said = |what: &str| [(Reported::CantOpen, what.to_owned())];
+        assert!(is_explained(&failure, &said("no answer"), STORM));
+        let never = said("the store of this server keeps no old versions");
+        assert!(!is_explained(&failure, &never, STORM));
     }
 
     #[test]
