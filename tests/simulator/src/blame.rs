@@ -43,7 +43,8 @@ impl Faults {
     pub fn of(plan: &Plan) -> Self {
         let medium = plan.weather_percent > 0 && plan.store.is_durable();
         Self {
-            anything: plan.fault_every_ms > 0 || plan.sweep.is_some() || medium,
+            // F8 in docs/simulation.md: who waits for another server's holder has an I/O error where its deadline is over, and not a busy one.
+            anything: plan.fault_every_ms > 0 || plan.sweep.is_some() || plan.servers > 1 || medium,
             medium,
             refusals: matches!(plan.workload, Workload::Mixed | Workload::Versions),
             forgets: plan.forgets_versions() || !plan.store.keeps_versions(),
