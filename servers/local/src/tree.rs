@@ -5,7 +5,7 @@
 //! is reached, has a checksum (in the file `checkpoint`, LOG4). So an opening compares:
 //!
 //! * **TREE1** A page of the file is in one place: it is one of the two roots, or is reached once from the root, or is free once (in LMDB's list of
-//!   free pages, which is a tree of its own, reached from the root too). So a number of a page that became another one leads to a page
+//!   free pages, which is a tree of its own, reached from the root too), or is lost: room that nothing leads to. So a number of a page that became another one leads to a page
 //!   that is reached twice, or that is free: also where that is an older state of the same page, which nothing else would tell.
 //! * **TREE2** A page has its own number, and is of the kind that the depth of the tree says.
 //! * **TREE3** The nodes of a page fill it from the end of the room between to the end of the page, without a gap and without an overlap.
@@ -91,10 +91,8 @@ fn look<'f>(file: &'f File, roots: &Roots) -> Result<Walk<'f>, Stop> {
         walk.take(walk.free[index])?;
     }
     walk.tree(&rows, Of::Rows)?;
-    match (0..=root.last_page).find(|number| !walk.is_taken(*number)) {
-        None => Ok(walk),
-        Some(number) => damaged(number, "is neither used nor free"),
-    }
+    // A page that is neither used nor free is lost room, and no harm: nothing leads to it.
+    Ok(walk)
 }
 
 /// What a tree has.
