@@ -14,6 +14,7 @@ use super::Core;
 use super::connect::Stub;
 use super::counters::{COUNTERS, CallKind};
 use super::deadline::{before, moment_after};
+use super::link::Sent;
 use crate::error::CallError;
 
 /// Largest pause between two attempts of a call.
@@ -181,6 +182,9 @@ impl Core {
         deadline: Instant,
     ) -> std::result::Result<Vec<Page>, CallError> {
         let request = self.read_request(id, snapshot, &pages);
+        // The first of them says how long the way is, before anything was read ahead. One that is repeated seems longer; the shortest
+        // counts.
+        let sent = self.link.sent(std::time::Instant::now());
         let answer = self
             .repeat(
                 CallKind::Read,
@@ -189,7 +193,7 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        pages_of(answer, &pages, snapshot)
+        self.arrived(&sent, pages_of(answer, &pages, snapshot)?)
     }
 
     /// The same for pages that nobody waits for yet; not repeated, since whoever needs them asks himself.
@@ -211,9 +215,12 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        let pages = pages_of(answer, pages, snapshot)?;
+        self.arrived(&sent, pages_of(answer, pages, snapshot)?)
+    }
+
+    fn arrived(&self, sent: &Sent, pages: Vec<Page>) -> std::result::Result<Vec<Page>, CallError> {
         let bytes = pages.iter().map(|page| page.content.len() as u64).sum();
-        self.link.arrived(&sent, bytes, std::time::Instant::now());
+        self.link.arrived(sent, bytes, std::time::Instant::now());
         Ok(pages)
     }
 

@@ -13,7 +13,7 @@ mod gather;
 mod history;
 mod known;
 mod lane;
-mod link;
+pub mod link;
 mod news;
 mod open;
 mod runtime;
