@@ -21,11 +21,11 @@ use pagewire_proto::{Changes, CommitId, Epoch, PageCount, PageNumber, Snapshot};
 use tokio::time::Instant;
 
 use super::lease::WriterId;
-use super::regain::regain_all;
+use super::regain::begin_attempt;
 use super::state::Unsettled;
 use super::{Database, REOPEN_PAUSE, SLOWEST_TRANSFER, open_for_question, tokio_sleep};
 use crate::client::{
-    CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled, is_held_up,
+    Client, CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled, is_held_up,
 };
 use crate::compression::Encodings;
 use crate::error::{CallError, Error, Kind, Result};
@@ -65,11 +65,9 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
     }
     let mut databases = Vec::with_capacity(members.len());
     let mut writers = Vec::with_capacity(members.len());
-    let mut epochs = Vec::with_capacity(members.len());
     let mut parts = Vec::with_capacity(members.len());
     let mut bases = Vec::with_capacity(members.len());
     for member in members {
-        epochs.push(member.database.state.writer_epoch(member.writer));
         databases.push(member.database);
         writers.push(member.writer);
         parts.push(member.part);
@@ -78,8 +76,8 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
     let patience = timeout.max(client.core.session.commit_patience());
     let mut attempt = CommitAttempt {
         id: new_id()?,
+        epochs: vec![Epoch::NONE; parts.len()],
         parts: Arc::new(parts),
-        epochs: epochs.iter().map(|it| it.unwrap_or(Epoch::NONE)).collect(),
         with_stagings: true,
         encodings: client.core.encodings(),
         states: databases
@@ -88,15 +86,18 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
             .collect(),
     };
     let transfer = Duration::from_secs(attempt.byte_size() / SLOWEST_TRANSFER);
-    let patience = patience + transfer;
-    if epochs.contains(&None) {
-        let deadline = Instant::now() + patience;
-        regain_all(&databases, &writers, &mut attempt, deadline)?;
+    let begun = Instant::now();
+    // No page is moved for a lease.
+    let regained = begin_attempt(&databases, &writers, &mut attempt, begun + patience)?;
+    let mut time = Time {
+        patience: patience + transfer,
+        transfer,
+        deadline: begun + patience + transfer,
+    };
+    if regained {
+        time.has_enough_for_one_more(&client);
     }
-    for database in &databases {
-        database.state.commit_begins();
-    }
-    let outcome = settle_attempt(&databases, &writers, &mut attempt, patience);
+    let outcome = settle_attempt(&databases, &writers, &mut attempt, time);
     match outcome {
         Ok(()) => Ok(applied(&databases, &bases, &attempt.parts)),
         Err(Failure::NotApplied(error)) => {
@@ -122,6 +123,24 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
     }
 }
 
+/// One deadline for the commit and for the question what became of it; the question gets a second of its own.
+struct Time {
+    /// Of the whole commit.
+    patience: Duration,
+    /// For the pages of it.
+    transfer: Duration,
+    deadline: Instant,
+}
+
+impl Time {
+    /// An attempt whose answer can't come before its deadline would make an unknown outcome of a certain one: a server that was started
+    /// again holds every commit back for as long as a lease of before may be trusted.
+    fn has_enough_for_one_more(&mut self, client: &Client) {
+        let enough = client.core.session.commit_patience() + self.transfer;
+        self.deadline = self.deadline.max(Instant::now() + enough);
+    }
+}
+
 enum Failure {
     NotApplied(Error),
     /// And whether asking again may tell more.
@@ -132,25 +151,22 @@ fn settle_attempt(
     databases: &[Arc<Database>],
     writers: &[WriterId],
     attempt: &mut CommitAttempt,
-    patience: Duration,
+    mut time: Time,
 ) -> std::result::Result<(), Failure> {
     let client = &databases[0].client;
-    let again = |attempt: &mut CommitAttempt, deadline| {
+    // G1: nothing is under way now.
+    let again = |attempt: &mut CommitAttempt, time: &mut Time| {
         attempt.id = new_id()?;
-        // G1: nothing is under way now, and what had no commit may take another identity (D8).
-        databases.iter().for_each(|it| it.state.commit_pauses());
-        regain_all(databases, writers, attempt, deadline)?;
-        databases.iter().for_each(|it| it.state.commit_begins());
+        begin_attempt(databases, writers, attempt, time.deadline)?;
+        time.has_enough_for_one_more(client);
         Ok(())
     };
-    // One deadline for the commit and for the question what became of it; the question gets a second of its own. Where this process was held up
-    // past it, another one.
-    let mut deadline = Instant::now() + patience;
     let mut was_held_up = false;
     for _ in 0..=MAX_RESENDS {
-        let answer = client.wait(client.core.commit(attempt, deadline));
-        if !was_held_up && is_held_up(deadline) {
-            (deadline, was_held_up) = (Instant::now() + patience, true);
+        let answer = client.wait(client.core.commit(attempt, time.deadline));
+        // Where this process was held up past its deadline, another one.
+        if !was_held_up && is_held_up(time.deadline) {
+            (time.deadline, was_held_up) = (Instant::now() + time.patience, true);
         }
         let error = match answer {
             Ok(CommitResult::Committed(_)) => return Ok(()),
@@ -165,7 +181,7 @@ fn settle_attempt(
             }
             Ok(CommitResult::LeaseLost { index }) => {
                 databases[index].state.lease_lost(attempt.epochs[index]);
-                again(attempt, deadline).map_err(Failure::NotApplied)?;
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
                 continue;
             }
             Err(error) => error,
@@ -190,7 +206,7 @@ fn settle_attempt(
                 for (database, epoch) in databases.iter().zip(&attempt.epochs) {
                     database.state.lease_lost(*epoch);
                 }
-                again(attempt, deadline).map_err(Failure::NotApplied)?;
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
                 continue;
             }
             return Err(Failure::NotApplied(
@@ -201,26 +217,22 @@ fn settle_attempt(
         match resolve(
             databases,
             attempt,
-            deadline.max(Instant::now() + SHORTEST_QUESTION),
+            time.deadline.max(Instant::now() + SHORTEST_QUESTION),
         ) {
             Ok(Settled::Committed(_)) => return Ok(()),
             Ok(Settled::Aborted(epochs)) => {
                 for (database, epoch) in databases.iter().zip(&epochs) {
                     database.state.epoch_advanced(*epoch);
                 }
-                if Instant::now() >= deadline {
+                if Instant::now() >= time.deadline {
                     return Err(Failure::NotApplied(Error::io(format!(
                         "{}: no answer within the deadline ({}); the commit was not applied",
                         databases[0].describe(),
                         error.message
                     ))));
                 }
-                if epochs.contains(&Epoch::NONE) {
-                    again(attempt, deadline).map_err(Failure::NotApplied)?;
-                    continue;
-                }
-                attempt.epochs = epochs;
-                attempt.id = new_id().map_err(Failure::NotApplied)?;
+                // A lease of ours may be another one than that under which the transaction began: with an open on the way.
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
             }
             Ok(Settled::Unknown(reason)) => {
                 return Err(Failure::Unknown(unknown(&databases[0], &reason), false));

@@ -214,7 +214,9 @@ impl DatabaseState {
         epoch: Epoch,
         recalled: bool,
     ) {
-        if recalled && inner.writer.is_none() {
+        // Of a lease that a writer has again (`regain.rs`) nobody was told so yet.
+        let is_told = inner.writer.is_some_and(|(_, began)| began == epoch);
+        if recalled && !is_told {
             // Those who wait for an answer learn that a transaction is running.
             session.keep_lease(self.id(), epoch, transaction.number());
         }

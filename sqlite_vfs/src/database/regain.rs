@@ -12,11 +12,13 @@
 //! * **G1** It is asked for only while no attempt of the commit may still be applied: before the first, after one that was refused, and after one that
 //!   was resolved as aborted.
 //! * **G2** What makes it right is what makes any commit right (P3): the store compares base and epoch in the transaction that makes the
-//!   version. Whoever gets a lease and has the newest version as his base has missed nothing, whatever he had before.
+//!   version. Whoever gets a lease and has the newest version of a database as his base has missed nothing of it, whatever he had before.
 //! * **G3** Nobody is waited for who writes: he is about to make the version that ends this transaction, and says at once that he keeps the lease.
 //!   So two that have lost theirs do not wait for each other either. Whoever has it and does not write gives it back, as to anybody.
 //! * **G4** What was staged went with the session, or with the lease: the commit carries everything itself.
 //! * **G5** A database without a commit has another identity when it is opened anew (D8): the commit is for that one.
+//! * **G6** All databases that the transaction has locked for writing take part in the commit, or nothing is asked for. G2 holds for each database
+//!   alone: one that was only read under its write lock is compared by nobody, and may have been changed once that lock was lost.
 
 use std::sync::Arc;
 
@@ -28,25 +30,55 @@ use super::{ACQUIRE_WAIT, Acquired, Database};
 use crate::client::CommitAttempt;
 use crate::error::{Error, Kind, Result};
 
-/// Has the lease of each part again, where it was lost, in an attempt that is to be sent anew.
-pub(super) fn regain_all(
+/// How often leases are asked for again that are lost once more before the attempt begins.
+const MAX_REGAINS: usize = 3;
+
+/// Begins an attempt under the leases of its parts, and has those again that were lost. Whether there were such.
+pub(super) fn begin_attempt(
     databases: &[Arc<Database>],
     writers: &[WriterId],
     attempt: &mut CommitAttempt,
     deadline: Instant,
-) -> Result<()> {
-    let mut epochs = Vec::with_capacity(databases.len());
-    for ((database, writer), part) in databases.iter().zip(writers).zip(attempt.parts.iter()) {
-        epochs.push(database.regain(*writer, part.base, deadline)?);
+) -> Result<bool> {
+    for tries in 0..=MAX_REGAINS {
+        databases.iter().for_each(|it| it.state.commit_begins());
+        // From here on no open changes what has the name (D8): identity and epoch belong together.
+        let epochs: Option<Vec<Epoch>> = databases
+            .iter()
+            .zip(writers)
+            .map(|(database, writer)| database.state.writer_epoch(*writer))
+            .collect();
+        if let Some(epochs) = epochs {
+            attempt.epochs = epochs;
+            // G5. Nobody else has the parts between two attempts; if somebody had, it would be a copy of references.
+            for (database, part) in databases
+                .iter()
+                .zip(Arc::make_mut(&mut attempt.parts).iter_mut())
+            {
+                part.id = database.state.id();
+            }
+            return Ok(tries > 0);
+        }
+        databases.iter().for_each(|it| it.state.commit_pauses());
+        check_all_take_part(databases, writers)?;
+        attempt.with_stagings = false;
+        for ((database, writer), part) in databases.iter().zip(writers).zip(attempt.parts.iter()) {
+            database.regain(*writer, part.base, deadline)?;
+        }
     }
-    attempt.epochs = epochs;
-    attempt.with_stagings = false;
-    // G5. Nobody else has the parts between two attempts; if somebody had, it would be a copy of references.
-    for (database, part) in databases
-        .iter()
-        .zip(Arc::make_mut(&mut attempt.parts).iter_mut())
-    {
-        part.id = database.state.id();
+    let again = Error::busy("it was lost again and again");
+    Err(lease_lost(&databases[0], &again))
+}
+
+/// G6.
+fn check_all_take_part(databases: &[Arc<Database>], writers: &[WriterId]) -> Result<()> {
+    for (database, writer) in databases.iter().zip(writers) {
+        let transaction = database.state.transaction_of(*writer);
+        let locked = transaction.and_then(|transaction| transaction.databases());
+        if locked.is_none_or(|locked| locked > databases.len()) {
+            let why = Error::busy("a database that it has only read may have been changed");
+            return Err(lease_lost(database, &why));
+        }
     }
     Ok(())
 }
