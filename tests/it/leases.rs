@@ -225,9 +225,14 @@ fn g3_a_writer_that_slept_past_its_lease_does_not_wait_for_one_who_writes() {
     second.ok("main", "BEGIN IMMEDIATE");
     second.ok("main", "INSERT INTO t VALUES('the other')");
     first.resume();
+    let began = Instant::now();
     let told = first.sql("main", "COMMIT").expect_err("another writes");
+    // It is told so; its deadline is 15 s.
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(8), "COMMIT took {waited:?}");
     assert_eq!(told.code & 0xff, IOERR, "{told:?}");
     let why = first.ok("main", "SELECT pagewire_last_error()").join("");
+    assert!(why.contains("another process is writing"), "{why}");
     assert!(why.contains("run the transaction again"), "{why}");
     second.ok("main", "COMMIT");
     assert_eq!(first.ok("main", "SELECT who FROM t"), ["the other"]);

@@ -27,6 +27,7 @@ mod lost_messages;
 mod outages;
 mod prefetch;
 mod readers;
+mod regain;
 mod removals;
 mod roots;
 mod round_trips;
