@@ -223,25 +223,3 @@ fn g6_a_transaction_does_not_go_on_where_a_database_that_it_only_read_was_change
     assert_eq!(first.ok("main", "SELECT count(*) FROM orders"), ["1"]);
     assert_eq!(second.ok("main", "SELECT quantity FROM pieces"), ["0"]);
 }
-
-/// Both were written, and one was changed by somebody else: nothing of either is applied.
-#[test]
-fn g6_of_two_databases_neither_is_changed_where_one_has_moved_on() {
-    let server = PageServer::start("memory", SHORT_TTL);
-    let stock = uri(&server.endpoint(), "stock.db", &[]);
-    let mut first = guest_at(&uri(&server.endpoint(), "orders.db", &[]));
-    first.ok("main", &format!("ATTACH '{stock}' AS stock"));
-    first.ok("main", "CREATE TABLE orders(number INTEGER)");
-    first.ok("main", "CREATE TABLE stock.pieces(quantity INTEGER)");
-    first.ok("main", "INSERT INTO pieces VALUES(2)");
-    let mut second = guest_at(&stock);
-    first.ok("main", "BEGIN IMMEDIATE");
-    first.ok("main", "INSERT INTO orders VALUES(1)");
-    first.ok("main", "UPDATE pieces SET quantity = quantity - 1");
-    first.pause();
-    second.ok("main", "UPDATE pieces SET quantity = 0");
-    first.resume();
-    refused(&mut first);
-    assert_eq!(first.ok("main", "SELECT count(*) FROM orders"), ["0"]);
-    assert_eq!(first.ok("main", "SELECT quantity FROM pieces"), ["0"]);
-}
