@@ -2,11 +2,13 @@
 //!
 //! LMDB has no checksums, and believes what it reads: a bit that flips in a page of its tree may hide rows, so that older ones are read in their
 //! place, or lead it out of the file, which ends the process. But its file says most things twice, and the root, from which everything
-//! is reached, has a checksum (in the file `checkpoint`, LOG4). So an opening compares:
+//! is reached, has a checksum (in the file `checkpoint`, LOG4), but for the root of a transaction that did not fit the log (LOG7), until its
+//! checkpoint. So an opening compares:
 //!
 //! * **TREE1** A page of the file is in one place: it is one of the two roots, or is reached once from the root, or is free once (in LMDB's list of
-//!   free pages, which is a tree of its own, reached from the root too), or is lost: room that nothing leads to. So a number of a page that became another one leads to a page
-//!   that is reached twice, or that is free: also where that is an older state of the same page, which nothing else would tell.
+//!   free pages, which is a tree of its own, reached from the root too), or is lost: room that nothing leads to, which is told in the server's log. So a
+//!   number of a page that became another one leads to a page that is reached twice, or that is free: also where that is an older state of the same
+//!   page, which nothing else would tell. Where it leads to a lost page, nothing does; LMDB is not known to leave any.
 //! * **TREE2** A page has its own number, and is of the kind that the depth of the tree says.
 //! * **TREE3** The nodes of a page fill it from the end of the room between to the end of the page, without a gap and without an overlap.
 //! * **TREE4** Keys rise from the first leaf to the last, and lie between those of the inner pages on the way to them.
