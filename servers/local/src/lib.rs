@@ -70,7 +70,8 @@ pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// longer than a writer takes from one commit to the next.
 pub const DEFAULT_QUIET: Duration = Duration::from_millis(20);
 
-/// [`LocalOptions::check_bytes`] unless set: a fraction of a second.
+/// [`LocalOptions::check_bytes`] unless set: a fraction of a second where the file is in the system's cache, and as long as the disk takes for
+/// 65,536 pages one after the other where it is not.
 pub const DEFAULT_CHECK_BYTES: u64 = 256 << 20;
 
 /// How a [`LocalStore`] is opened.

@@ -112,15 +112,31 @@ impl Roots {
     ///
     /// `None` where neither is one.
     pub(crate) fn newest(&self) -> Option<Root> {
-        // A loss of power may leave anything in what is written with each commit: the magic alone tells nothing, for it is written once.
-        let whole = self.0.iter().filter(|bytes| page_bytes_of(bytes).is_some());
-        let roots = whole.map(|bytes| Root {
+        let bytes = &self.0[self.newest_place()?];
+        Some(Root {
             number: u64_at(bytes, LAST_PAGE_AT + 8),
             last_page: u64_at(bytes, LAST_PAGE_AT),
             trees: [0, 1].map(|tree| Tree::read(bytes, tree).root),
             stats: [0, 1].map(|tree| Tree::read(bytes, tree)),
-        });
-        roots.max_by_key(|root| root.number)
+        })
+    }
+
+    fn newest_place(&self) -> Option<usize> {
+        // A loss of power may leave anything in what is written with each commit: the magic alone tells nothing, for it is written once.
+        let whole = [0, 1]
+            .into_iter()
+            .filter(|place| page_bytes_of(&self.0[*place]).is_some());
+        whole.max_by_key(|place| u64_at(&self.0[*place], LAST_PAGE_AT + 8))
+    }
+
+    /// Bug: a store was refused after a loss of power while it was opened. Cause: both roots were being put back, which left that of a marked transaction
+    /// and trash for the other one, and the next opening put back both as they were. Fix: of those in the file only the newest one is taken.
+    pub(crate) fn with_newest_of(&self, in_file: &Self) -> Self {
+        let mut roots = self.clone();
+        if let Some(place) = in_file.newest_place() {
+            roots.0[place] = in_file.0[place];
+        }
+        roots
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! LMDB has no checksums, and believes what it reads: a bit that flips in a page of its tree may hide rows, so that older ones are read in their
 //! place, or lead it out of the file, which ends the process. But its file says most things twice, and the root, from which everything
-//! is reached, has a checksum (in the file `checkpoint`, LOG4). So an opening compares:
+//! is reached, has a checksum (in the file `checkpoint`, LOG4), but for the root of a transaction that did not fit the log (LOG7), until its
+//! checkpoint. So an opening compares:
 //!
 //! * **TREE1** A page of the file is in one place: it is one of the two roots, or is reached once from the root, or is free once (in LMDB's list of
-//!   free pages, which is a tree of its own, reached from the root too), or is lost: room that nothing leads to. So a number of a page that became another one leads to a page
-//!   that is reached twice, or that is free: also where that is an older state of the same page, which nothing else would tell.
+//!   free pages, which is a tree of its own, reached from the root too), or is lost: room that nothing leads to, which is told in the server's log. So a
+//!   number of a page that became another one leads to a page that is reached twice, or that is free: also where that is an older state of the same
+//!   page, which nothing else would tell. Where it leads to a lost page, nothing does; LMDB is not known to leave any.
 //! * **TREE2** A page has its own number, and is of the kind that the depth of the tree says.
 //! * **TREE3** The nodes of a page fill it from the end of the room between to the end of the page, without a gap and without an overlap.
 //! * **TREE4** Keys rise from the first leaf to the last, and lie between those of the inner pages on the way to them.
@@ -71,8 +73,8 @@ fn look<'f>(file: &'f File, roots: &Roots) -> Result<Walk<'f>, Stop> {
         return Err(Stop::Damaged("it does not begin with a root".to_owned()));
     };
     let Some(pages) = usize::try_from(root.last_page).ok().filter(|last| {
-        // More than any machine addresses.
-        *last < 1 << 40
+        // 16 TiB in pages of 4 KiB: the root of a transaction that did not fit the log has no checksum, and this decides an allocation.
+        *last < 1 << 32
     }) else {
         return Err(Stop::Damaged("its root makes no sense".to_owned()));
     };
@@ -91,7 +93,16 @@ fn look<'f>(file: &'f File, roots: &Roots) -> Result<Walk<'f>, Stop> {
         walk.take(walk.free[index])?;
     }
     walk.tree(&rows, Of::Rows)?;
-    // A page that is neither used nor free is lost room, and no harm: nothing leads to it.
+    // A page that is neither used nor free is lost room: nothing leads to it. LMDB is not known to leave any.
+    let taken: u64 = walk
+        .taken
+        .iter()
+        .map(|bits| u64::from(bits.count_ones()))
+        .sum();
+    let lost = (root.last_page + 1).saturating_sub(taken);
+    if lost > 0 {
+        tracing::warn!(lost, "pages of the store are neither used nor free");
+    }
     Ok(walk)
 }
 
@@ -266,7 +277,9 @@ impl Walk<'_> {
             Of::FreePages => {
                 let count = u64_at(&row, 0);
                 let listed = row.get(8..).unwrap_or_default().chunks_exact(8);
-                if count > listed.len() as u64 || key.len() != 8 {
+                // The number of a transaction, which are from 1. With 0 LMDB would hand out the same pages again.
+                let is_number = key.len() == 8 && u64_at(key, 0) != 0;
+                if count > listed.len() as u64 || !is_number {
                     return damaged(number, "has a list of free pages that makes no sense");
                 }
                 let listed = listed.take(count as usize);

@@ -34,7 +34,7 @@ pub struct ServeArguments {
     retention: Option<String>,
     /// Goes through all of the tree of a local store before it serves, whatever its size, and says what is damaged; without it that is done up to
     /// 256 MiB. Takes about as long as reading the file.
-    #[arg(long, env = "PAGEWIRE_CHECK")]
+    #[arg(long, env = "PAGEWIRE_CHECK", value_parser = clap::builder::FalseyValueParser::new())]
     check: bool,
     /// How many clients may be connected at a time.
     #[arg(long, env = "PAGEWIRE_MAX_CONNECTIONS", default_value_t = Settings::default().max_connections)]

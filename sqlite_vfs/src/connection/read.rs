@@ -292,7 +292,11 @@ fn read_base(
             let mut along = ahead.prefetcher.miss(&view, number.get());
             if along.is_empty() {
                 along = view.roots_along(number);
-                ahead.roots.extend_from_slice(&along);
+                if !along.is_empty() {
+                    // Those that came before go to the cache, where whoever reads them finds them: they hold no room.
+                    let before = std::mem::replace(&mut ahead.roots, along.clone());
+                    database.abandon_pages(before);
+                }
             }
             let content = view.fetch(number, along)?;
             ahead.prefetcher.came(number.get(), &content);

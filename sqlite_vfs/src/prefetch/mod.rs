@@ -197,7 +197,7 @@ impl Prefetcher {
         self.give_up(pages, asks.given_up);
         let mut wanted = asks.wanted;
         wanted.retain(|wanted| *wanted != page);
-        once(&mut wanted);
+        self.once_and_still(&mut wanted);
         self.has_asked |= !wanted.is_empty();
         let along = wanted.len().min(ALONG_BYTES / pages.page_bytes().max(1));
         let rest = wanted.split_off(along);
@@ -228,11 +228,17 @@ impl Prefetcher {
     fn settle(&mut self, pages: &impl Pages, asks: Asks) {
         self.give_up(pages, asks.given_up);
         let mut wanted = asks.wanted;
+        self.once_and_still(&mut wanted);
         if !wanted.is_empty() {
             self.has_asked = true;
-            once(&mut wanted);
             pages.request(wanted);
         }
+    }
+
+    /// Each once, and not what only a stream wanted that has ended meanwhile: nobody would give it up.
+    fn once_and_still(&self, wanted: &mut Vec<u32>) {
+        wanted.retain(|page| self.streams.iter().any(|stream| stream.wants(*page)));
+        once(wanted);
     }
 
     /// What one stream has passed may be what another one waits for.

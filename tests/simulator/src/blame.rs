@@ -18,6 +18,9 @@ use crate::plan::{self, Plan, Workload};
 /// How a server says that retention has taken a version away.
 const NOT_KEPT: &str = "is not kept any more";
 
+/// How the library says that a database has no such tag.
+const NO_TAG: &str = "there is no tag";
+
 /// How the library says that a store has one version only, for which nobody may ask it.
 const NO_VERSIONS: &str = "keeps no old versions";
 
@@ -76,6 +79,14 @@ pub fn refused(reason: Reason, message: &str) {
 /// What this thread does next is to be explained by what is reported from now on.
 pub fn forget() {
     REPORTED.with(|reported| reported.borrow_mut().clear());
+}
+
+/// Whether the library has told SQLite on this thread that there is no such tag, since [`forget`].
+pub fn is_without_tag() -> bool {
+    REPORTED.with(|reported| {
+        let reported = reported.borrow();
+        reported.iter().any(|(_, what)| what.contains(NO_TAG))
+    })
 }
 
 /// A violation unless a fault explains the error.

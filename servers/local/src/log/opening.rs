@@ -21,7 +21,7 @@ const PIECE: usize = 1 << 20;
 /// What a store is made of again.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// Roots to put back; of a marked transaction that was committed those that it wrote.
+    /// Roots to put back; of a marked transaction that was committed the one that it wrote.
     pub(crate) base: Checkpoint,
     /// In the order in which they are done again: file, place and length of a body.
     pub(crate) records: Vec<Body>,
@@ -107,7 +107,7 @@ pub(crate) fn find(directory: &Path, slots: &Slots, data: &File) -> Result<Found
         found.is_marked = true;
         found.records.clear();
         found.base.number = mark;
-        found.base.roots = in_file;
+        found.base.roots = checkpoint.roots.with_newest_of(&in_file);
     }
     if let Some(later) = later_record(&found.files, checkpoint.run, end.next)? {
         return Err(damaged(&format!(

@@ -221,21 +221,25 @@ async fn at_each_moment(
             prepare(&path);
             before.push(image);
             println!("moment {moment} of {}, {state:?}", recording.len());
-            // No version goes while it is looked at.
-            let store = open_keeping(&path, None).unwrap();
-            check(&store, &recording.acknowledged(moment)).await;
-            // It goes on.
-            drop(store);
-            let store = open(&path).unwrap();
-            let db = database(&store, "after").await;
-            bench::commit(&store, db, 0, 3, 1..=3).await;
-            collect(&store).await;
-            drop(store);
-            std::fs::remove_dir_all(&path).unwrap();
+            goes_on(&path, &recording.acknowledged(moment)).await;
             tried += 1;
         }
     }
     tried
+}
+
+/// What is in a directory opens, has what was acknowledged, and takes a commit; then it is removed.
+async fn goes_on(path: &Path, acknowledged: &[(&'static str, u64)]) {
+    // No version goes while it is looked at.
+    let store = open_keeping(path, None).unwrap();
+    check(&store, acknowledged).await;
+    drop(store);
+    let store = open(path).unwrap();
+    let db = database(&store, "after").await;
+    bench::commit(&store, db, 0, 3, 1..=3).await;
+    collect(&store).await;
+    drop(store);
+    std::fs::remove_dir_all(path).unwrap();
 }
 
 #[tokio::test]

@@ -249,7 +249,7 @@ impl Scene<'_> {
         })
     }
 
-    /// Local files that a commit of this store is compared with: a store that survives nothing with none that waits for each page twice.
+    /// Local files that this store is compared with; the rollback journal, with its several syncs, only where the store waits for a disk too.
     fn journal_modes(&self) -> &'static [Local] {
         match self.durable {
             true => &[Local::WalNormal, Local::WalFull, Local::Delete],
