@@ -70,3 +70,25 @@ fn r4_nothing_is_planned_that_there_is_no_room_for() {
     file.room.set(1000);
     assert_eq!(file.read(&mut prefetcher, &order[310..]), 0);
 }
+
+/// Bug: what a stream wanted was asked for though it had ended in the same read. It was given up before it was asked for, and never after: it held its room
+/// as long as its snapshot.
+#[test]
+fn what_only_a_stream_wanted_that_has_ended_is_not_asked_for() {
+    let (file, _) = loaded();
+    let mut prefetcher = Prefetcher::default();
+    let mut asks = Asks::default();
+    for (first, has_ended) in [(100, true), (200, false)] {
+        let mut stream = Stream::new(Plan::Run(first), 5);
+        stream.fill(&file, &mut asks);
+        if !has_ended {
+            prefetcher.streams.push(stream);
+        }
+    }
+    // Two streams may want the same page.
+    asks.wanted.push(201);
+    prefetcher.settle(&file, asks);
+    assert_eq!(file.fetched.get(), 5);
+    assert!((200..205).all(|page| file.is_known(page)));
+    assert!(!file.is_known(100));
+}
