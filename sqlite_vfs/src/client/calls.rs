@@ -294,7 +294,7 @@ pub(super) fn page_beside(
 /// A page of a message that has so many, for the cache.
 ///
 /// What came raw is a slice of the whole message, up to half a megabyte: one page that stays in the cache would keep all of that, and the cache would hold
-/// much more than the bytes that it counts. So it is copied, which costs less than its checksum does, but for a page that is all of its message.
+/// much more than the bytes that it counts. So it is copied, but for a page that is all of its message: about 2 us for 4 KiB, into a cache of 64 MiB.
 /// What came compressed has been expanded into a memory of its own.
 pub(super) fn page_of_many(
     wire: pb::PageContent,
