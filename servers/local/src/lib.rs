@@ -89,7 +89,7 @@ pub struct LocalOptions {
     pub retention: Option<Duration>,
     /// For the times of versions.
     pub clock: Clock,
-    /// How long nothing has to have been written before collection takes transactions of its own.
+    /// How long nothing has to have been written before collection takes transactions of its own; [`Duration::MAX`]: it never does.
     pub collect_after_quiet: Duration,
     /// Largest size of the file up to which an opening goes through all of its tree before it uses it, so that bits that flipped are told
     /// (`tree.rs`): 0 for never, [`u64::MAX`] for always. It takes about as long as reading the file. Never is for whoever must get at what is left of a

@@ -37,7 +37,8 @@ pub struct ServeArguments {
     /// alone), `auto` (up to 256 MiB), or `never`. Takes about as long as reading the file.
     ///
     /// `never` is for whoever must get at what is left of a damaged store: rows may be missing, or older ones be read in their place, a commit may
-    /// overwrite others, and the process may end. Take a copy of the directory first, export what is needed, and write nothing.
+    /// overwrite others, and the process may end. Nothing is collected then, but an opening writes some pages of its own: open a copy of the
+    /// directory, never the only one, export what is needed, and write nothing.
     #[arg(long, env = "PAGEWIRE_CHECK", value_name = "WHEN", num_args = 0..=1, default_value = "auto", default_missing_value = "always", value_parser = parse_check)]
     check: Check,
     /// How many clients may be connected at a time.
@@ -244,10 +245,9 @@ async fn open(store: &StoreSetting, stop: &Arc<AtomicBool>) -> anyhow::Result<Ar
         }
         StoreSetting::Local(directory, retention, check) => {
             let options = LocalOptions {
-                retention: *retention,
                 check_bytes: check.bytes(),
                 stop: Some(Arc::clone(stop)),
-                ..LocalOptions::default()
+                ..collecting(*retention, *check)
             };
             let path = directory.clone();
             // It may take minutes, in which a signal has to be heard.
@@ -268,6 +268,21 @@ async fn open(store: &StoreSetting, stop: &Arc<AtomicBool>) -> anyhow::Result<Ar
             Arc::new(store.with_context(|| format!("store fdb:{}", file.display()))?)
         }
     })
+}
+
+/// Nothing goes from a store that may be damaged.
+fn collecting(retention: Option<Duration>, check: Check) -> LocalOptions {
+    match check {
+        Check::Never => LocalOptions {
+            retention: None,
+            collect_after_quiet: Duration::MAX,
+            ..LocalOptions::default()
+        },
+        Check::Always | Check::Auto => LocalOptions {
+            retention,
+            ..LocalOptions::default()
+        },
+    }
 }
 
 async fn serve(checked: Checked) -> anyhow::Result<()> {
@@ -473,6 +488,39 @@ mod tests {
         }
         assert_eq!((Check::Always.bytes(), Check::Never.bytes()), (u64::MAX, 0));
         assert_eq!(Check::Auto.bytes(), LocalOptions::default().check_bytes);
+    }
+
+    /// What is opened with `--check never` is as it was an hour later.
+    #[test]
+    fn nothing_is_collected_from_a_store_that_is_not_checked() {
+        let never = collecting(Some(Duration::ZERO), Check::Never);
+        assert_eq!(
+            (never.retention, never.collect_after_quiet),
+            (None, Duration::MAX)
+        );
+        for check in [Check::Always, Check::Auto] {
+            let checked = collecting(Some(Duration::ZERO), check);
+            assert_eq!(checked.retention, Some(Duration::ZERO));
+            assert!(checked.collect_after_quiet < Duration::from_secs(1));
+        }
+    }
+
+    /// The signal reaches the pass over the tree.
+    #[test]
+    fn an_opening_that_is_told_to_stop_stops() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let local = StoreSetting::Local(folder.path().join("store"), None, Check::Always);
+        let opened = |stop: bool| {
+            let stop = Arc::new(AtomicBool::new(stop));
+            runtime.block_on(open(&local, &stop)).map(drop)
+        };
+        opened(false).unwrap();
+        let stopped = format!("{:#}", opened(true).unwrap_err());
+        assert!(stopped.contains("told to stop"), "{stopped}");
+        opened(false).unwrap();
     }
 
     /// Bug: a signal that came while a large store was gone through was not heard before the end of that.
