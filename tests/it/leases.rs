@@ -333,6 +333,7 @@ fn a_lock_that_is_held_is_busy_and_no_i_o_error_also_with_a_short_timeout() {
         let uri = uri(&server.endpoint(), "t.db", &[&timeout]);
         let mut second = Guest::start(&[]);
         second.open("main", &uri).expect("open");
+        second.ok("main", "PRAGMA busy_timeout = 0");
         let refused = second
             .sql("main", "INSERT INTO t VALUES('second')")
             .expect_err("the first one has the lease");
