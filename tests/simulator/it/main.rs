@@ -166,12 +166,12 @@ mod defects {
 
     #[test]
     fn fencing_without_sqlite() {
-        is_found("fencing", "order", 200..400, &PAGES);
+        is_found("fencing", "order", 300..400, &PAGES);
     }
 
     #[test]
     fn epoch_check_without_sqlite() {
-        is_found("epoch-check", "value", 0..100, &PAGES);
+        is_found("epoch-check", "value", 50..150, &PAGES);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod defects {
 
     #[test]
     fn invalidation_wait_without_sqlite() {
-        is_found("invalidation-wait", "order", 0..200, &PAGES);
+        is_found("invalidation-wait", "order", 20..120, &PAGES);
     }
 
     #[test]
