@@ -309,10 +309,11 @@ class BigTransaction:
         )
 
     def killed(self, number, attempt):
-        """The same with a kill; which moment is by chance, which half and whom by turns. Whether it came before the end."""
+        """The same with a kill; which moment is by chance, which half and whom by turns: two show both halves, four everything. Whether it came before
+        the end."""
         tag = f"killed-{number}-{attempt}"
-        whom = ("client", "server")[number % 2]
-        during = ("commit", "begin")[number // 2 % 2]
+        during = ("begin", "commit")[number % 2]
+        whom = ("client", "server")[(number + number // 2) % 2]
         usual = self.commit_seconds if during == "commit" else self.body_seconds
         delay = self.random.uniform(0, usual)
         client = Client(self, tag)
