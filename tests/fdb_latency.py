@@ -1,12 +1,14 @@
 """What a commit through a page server on FoundationDB takes beside its floor, in one run and by turns: a bare transaction of the same bytes on the
 same cluster, and the gRPC echo.
 
-fdb_latency.py [--rounds N] [--cluster FILE]
+fdb_latency.py [--rounds N] [--pause SECONDS] [--cluster FILE]
 
 A commit is an autocommit INSERT with the lease held. The bare transactions go through the C API of the client library from this process: one that
 writes only, and one that reads a row first and conflicts over it, as whatever decides something does. The echo is the one of
 `pagewire bench`. Nothing is asserted: on a loaded machine times say little, and a ratio of medians of turns somewhat more. --cluster: one that is
 there already, in which everything that is written has the prefix `pagewire latency` or is in the directory `latency`.
+--pause: the writer waits so long before each commit. After 3 s the server knows nothing of the database any more and asks for it again (M3): three waits for the
+cluster instead of one.
 Not run, and says so, where there is no fdbserver.
 """
 
@@ -37,7 +39,7 @@ def echo_ms():
     return series["bare gRPC echo"], series["pagewire, memory store"]
 
 
-def measure(cluster_file, scratch, rounds):
+def measure(cluster_file, scratch, rounds, pause):
     server = Server(f"fdb:{cluster_file}", scratch / "server.log", lease_ttl_ms=30_000, arguments=["--fdb-directory", "latency"]).start()
     fdb = Fdb(cluster_file)
     try:
@@ -53,7 +55,10 @@ def measure(cluster_file, scratch, rounds):
 
         times = {"commit": [], "bare, writes only": [], "bare, reads first": []}
         size = VALUE_BYTES
-        for number in range(rounds + 10):
+        # A connection that nobody used, and the first commits, are another matter.
+        first = 3 if pause else 10
+        for number in range(rounds + first):
+            time.sleep(pause)
             before = sent()
             begun = time.monotonic()
             connection.execute("INSERT INTO t(body) VALUES(randomblob(100))")
@@ -63,7 +68,7 @@ def measure(cluster_file, scratch, rounds):
                 raise RuntimeError(f"{calls} commit calls for one INSERT")
             size = bytes_sent
             writes, reads = fdb.transaction(2 * number, size, False), fdb.transaction(2 * number + 1, size, True)
-            if number >= 10:
+            if number >= first:
                 for name, seconds in zip(times, (took, writes, reads)):
                     times[name].append(seconds * 1000)
         return size, {name: statistics.median(some) for name, some in times.items()}
@@ -75,6 +80,7 @@ def measure(cluster_file, scratch, rounds):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--pause", type=float, default=0)
     parser.add_argument("--cluster")
     options = parser.parse_args()
     if not Cluster.is_possible():
@@ -84,12 +90,12 @@ def main():
         scratch = pathlib.Path(scratch)
         cluster = None if options.cluster else Cluster(scratch / "cluster", "memory")
         try:
-            size, found = measure(options.cluster or cluster.file, scratch, options.rounds)
+            size, found = measure(options.cluster or cluster.file, scratch, options.rounds, options.pause)
         finally:
             if cluster is not None:
                 cluster.stop()
     echo, in_memory = echo_ms()
-    print(f"fdb latency: {size} bytes sent with each commit, medians of {options.rounds} turns")
+    print(f"fdb latency: {size} bytes sent with each commit, medians of {options.rounds} turns with a pause of {options.pause} s")
     for name, milliseconds in found.items():
         print(f"fdb latency: {name}: {milliseconds:.2f} ms")
     print(f"fdb latency: the echo {echo:.2f} ms, a commit to a store in memory {in_memory:.2f} ms")
