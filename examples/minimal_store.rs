@@ -54,7 +54,9 @@ impl Database {
 
 #[async_trait]
 impl PageStore for MinimalStore {
-    fn capabilities(&self) -> Capabilities { Capabilities { name: "minimal".to_owned(), durable: false, versions: false, branches: false, exclusive: true, retention: None } }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { name: "minimal".to_owned(), durable: false, versions: false, branches: false, exclusive: true, retention: None }
+    }
     fn incarnation(&self) -> Incarnation { self.incarnation }
     async fn begin_service(&self, _lease_ttl: Duration) -> Result<Duration, StoreError> { Ok(Duration::ZERO) }
     async fn end_service(&self) -> Result<(), StoreError> { Ok(()) }
@@ -92,7 +94,9 @@ impl PageStore for MinimalStore {
     }
 
     async fn head(&self, database: DatabaseId) -> Result<Snapshot, StoreError> { Ok(self.state().database(database)?.head().head) }
-    async fn changes(&self, database: DatabaseId, _since: Version) -> Result<(Snapshot, Changes), StoreError> { Ok((self.head(database).await?, Changes::All)) }
+    async fn changes(&self, database: DatabaseId, _since: Version) -> Result<(Snapshot, Changes), StoreError> {
+        Ok((self.head(database).await?, Changes::All))
+    }
 
     async fn read(&self, database: DatabaseId, version: Version, pages: &[PageNumber]) -> Result<Vec<StoredPage>, StoreError> {
         let mut state = self.state();

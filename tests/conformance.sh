@@ -9,6 +9,8 @@ python=$2
 work=$(mktemp -d)
 passed=0
 failed=0
+# How many of them there are: one that is not run is missed.
+expected=20
 server=
 
 stop() {
@@ -58,25 +60,57 @@ expect "memory is not durable" 1 "0 kept, 0 failed, 1 not tried" --rule c07
 start "$bin/pagewire" serve --store versioned-memory --listen 127.0.0.1:0 --lease-ttl-ms 2000 &&
     expect "versioned memory has branches" 0 "0 failed, .* tiers earned: minimal, leased, versioned, branching$" --tier branching
 
-# A server that can be killed and started again at the same place.
-port=$((20000 + RANDOM % 20000))
-cat >"$work/again" <<END
+# again STORE [LEASE_TTL_MS]: a server that can be killed and started again at the same place; $url.
+again() {
+    stop
+    port=$((20000 + RANDOM % 20000))
+    cat >"$work/again" <<END
 old=\$(cat "$work/pid" 2>/dev/null)
 [ -z "\$old" ] || kill -9 \$old
 # It holds its directory until it is gone.
 while [ -n "\$old" ] && kill -0 \$old 2>/dev/null; do sleep 0.05; done
-timeout 1200 "$bin/pagewire" serve --store "local:$work/data" --listen 127.0.0.1:$port --lease-ttl-ms 2000 >"$work/out" 2>"$work/err" </dev/null &
+timeout 1200 "$bin/pagewire" serve --store "$1" --listen 127.0.0.1:$port --lease-ttl-ms ${2:-2000} >"$work/out" 2>"$work/err" </dev/null &
 pid=\$!
 for _ in \$(seq 100); do child=\$(cat /proc/\$pid/task/\$pid/children 2>/dev/null); [ -z "\$child" ] || break; sleep 0.05; done
 echo \$child >"$work/pid"
 END
-stop
-sh "$work/again"
-url=http://127.0.0.1:$port
-for _ in $(seq 100); do grep -q listening "$work/out" && break; sleep 0.1; done
+    sh "$work/again"
+    url=http://127.0.0.1:$port
+    for _ in $(seq 100); do grep -q listening "$work/out" && break; sleep 0.1; done
+}
+
+again "local:$work/data"
 expect "local earns every tier" 0 "0 failed, .* tiers earned: minimal, leased, durable, versioned, branching$" --tier branching --restart "sh $work/again"
+again memory
+expect "memory that is restarted is not durable" 1 "not tried  d01.*restart leaves nothing" --tier durable --restart "sh $work/again"
 stop
 expect "nobody is there" 2 "no page server answers"
+if command -v "${PAGEWIRE_FDBSERVER:-fdbserver}" >/dev/null && command -v "${PAGEWIRE_FDBCLI:-fdbcli}" >/dev/null; then
+    mkfifo "$work/hold"
+    /usr/bin/python3 tests/fdb_cluster.py "$work/cluster" <"$work/hold" >"$work/cluster.out" &
+    exec 9>"$work/hold"
+    for _ in $(seq 1200); do [ -s "$work/cluster.out" ] && break; sleep 0.1; done
+    again "fdb:$(cat "$work/cluster.out")" 4000
+    expect "FoundationDB earns every tier" 0 "0 failed, .* tiers earned: minimal, leased, durable, versioned, branching$" --tier branching --restart "sh $work/again"
+    stop
+    # It goes with this script too, however that ends.
+    exec 9>&-
+    expected=$((expected + 1))
+else
+    echo "NOT RUN: FoundationDB earns every tier (no fdbserver)"
+fi
+
+# Less than 200 lines each, as servers/README.md says.
+for example in examples/minimal_store.rs examples/directory_store.rs examples/minimal_server.py examples/typescript/minimal_server.ts; do
+    lines=$(wc -l <"$example")
+    if [ "$lines" -lt 200 ]; then
+        echo "ok      $example has $lines lines"
+        passed=$((passed + 1))
+    else
+        echo "FAILED  $example has $lines lines"
+        failed=$((failed + 1))
+    fi
+done
 
 start "$bin/minimal-store" 127.0.0.1:0 &&
     expect "examples/minimal_store.rs is leased" 0 "0 failed, .* minimal, leased$" --tier leased
@@ -120,4 +154,4 @@ for how in strict bounded; do
 done
 
 echo "conformance: $passed passed, $failed failed"
-[ "$failed" = 0 ] && [ "$passed" = 15 ]
+[ "$failed" = 0 ] && [ "$passed" = "$expected" ]
