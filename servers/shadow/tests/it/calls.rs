@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use pagewire_proto::{Epoch, PageCount, PageSize, Version};
-use pagewire_server::store::{DatabaseCommit, PageStore};
+use pagewire_proto::{DatabaseId, Epoch, PageCount, PageSize, Version};
+use pagewire_server::store::{DatabaseCommit, PageStore as _};
 use pagewire_shadow::testing::{Calls, Medium};
 
-use crate::scene::{number, part, server, writes};
+use crate::scene::{Server, greedy, number, part, server, server_with, writes};
 
 fn since(before: Calls, after: Calls) -> Calls {
     Calls {
@@ -20,29 +20,81 @@ fn since(before: Calls, after: Calls) -> Calls {
     }
 }
 
-#[tokio::test]
-async fn a_small_commit_is_one_put_and_one_swap() {
-    let medium = Arc::new(Medium::default());
-    let server = server(&medium).await;
-    let a = server.database("a").await;
-    let epoch = server.fence(a).await;
-    for base in 0..255 {
+/// Which of so many small commits had more than one put, and how many; everything else of each is what a small commit is.
+async fn commits_with_more_puts(
+    server: &Server,
+    (database, epoch): (DatabaseId, Epoch),
+    commits: u64,
+) -> Vec<(u64, u64)> {
+    let mut more = Vec::new();
+    for base in 0..commits {
         let before = server.kv.calls();
-        server.commits(&[(a, base, epoch)]).await;
+        server.commits(&[(database, base, epoch)]).await;
         let calls = since(before, server.kv.calls());
         let expected = Calls {
-            puts: 1,
+            puts: calls.puts,
             swaps: 1,
             bytes_written: calls.bytes_written,
             ..Calls::default()
         };
         assert_eq!(calls, expected, "on version {base}");
+        match calls.puts {
+            0 => panic!("no put on version {base}"),
+            1 => {}
+            puts => more.push((base, puts)),
+        }
     }
+    more
+}
+
+#[tokio::test]
+async fn a_small_commit_is_one_put_and_one_swap_and_once_in_128_one_put_more() {
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, greedy()).await;
+    let a = server.database("a").await;
+    let epoch = server.fence(a).await;
+    let more = commits_with_more_puts(&server, (a, epoch), 520).await;
+    assert_eq!(more, [(256, 2), (384, 2), (512, 2)]);
     // Nothing of it is read again for the next reader of this server, apart from the question for the head.
     let before = server.kv.calls();
     server.check(a).await;
     let calls = since(before, server.kv.calls());
     assert_eq!((calls.gets, calls.ranges), (1, 0));
+}
+
+/// Where a reader keeps all versions, the root has room for the entries of twice 256 of them.
+#[tokio::test]
+async fn old_versions_that_are_read_cost_a_put_of_an_archive_once_in_some_256_commits() {
+    let medium = Arc::new(Medium::default());
+    let server = server_with(&medium, greedy()).await;
+    let a = server.database("a").await;
+    let epoch = server.fence(a).await;
+    server
+        .store
+        .protect(a, Some(Version::ZERO), &[])
+        .await
+        .unwrap();
+    let more = commits_with_more_puts(&server, (a, epoch), 1200).await;
+    let of_records = |base: &u64| *base >= 256 && base.is_multiple_of(128);
+    let mut archives = Vec::new();
+    for (base, puts) in &more {
+        match puts - 1 - u64::from(of_records(base)) {
+            0 => {}
+            1 => archives.push(*base),
+            _ => panic!("{puts} puts on version {base}"),
+        }
+    }
+    let records = (0..1200).filter(of_records).count();
+    assert_eq!(
+        more.len(),
+        records + archives.iter().filter(|b| !of_records(b)).count()
+    );
+    assert_eq!(archives.len(), 3, "{archives:?}");
+    for pair in archives.windows(2) {
+        let between = pair[1] - pair[0];
+        assert!((250..=260).contains(&between), "{archives:?}");
+    }
+    server.check_at(a, 1).await.unwrap();
 }
 
 #[tokio::test]
