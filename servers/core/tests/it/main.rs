@@ -24,3 +24,4 @@ mod serving;
 mod sessions;
 mod settling;
 mod staging;
+mod wrong_sessions;

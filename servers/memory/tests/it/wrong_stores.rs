@@ -30,6 +30,10 @@ pub(crate) enum Fault {
     RepeatedCommitAppliesTwice,
     GrownPagesShowOldBytes,
     EmptiedDatabaseKeepsAPage,
+    /// A version has as many pages as its base.
+    SizeIsForgotten,
+    /// Of several pages that a commit writes the last one is not there.
+    LastPageIsLost,
     LastWriteDoesNotHold,
     PagesAreOffByOneFrom256,
     ProtectedVersionsShowTheHead,
@@ -51,6 +55,8 @@ const NOTICED_BY: &[(Fault, &[&str])] = &[
     (Fault::RepeatedCommitAppliesTwice, &["c06", "random"]),
     (Fault::GrownPagesShowOldBytes, &["c08", "random"]),
     (Fault::EmptiedDatabaseKeepsAPage, &["c08", "random"]),
+    (Fault::SizeIsForgotten, &["c08", "random"]),
+    (Fault::LastPageIsLost, &["c03", "c08", "random"]),
     (Fault::LastWriteDoesNotHold, &["c08", "random"]),
     (Fault::PagesAreOffByOneFrom256, &["c09"]),
     (Fault::ProtectedVersionsShowTheHead, &["c10", "random"]),
@@ -251,6 +257,21 @@ impl Layer for WrongStore {
                     }
                 }
             }
+            Fault::SizeIsForgotten => {
+                for part in &mut commit.databases {
+                    let base = self.right.head(part.database).await?;
+                    if base.version > Version::ZERO {
+                        part.page_count = base.page_count;
+                    }
+                }
+            }
+            Fault::LastPageIsLost => {
+                for part in &mut commit.databases {
+                    if part.pages.len() > 1 {
+                        part.pages.pop();
+                    }
+                }
+            }
             Fault::LastWriteDoesNotHold => {
                 for part in &mut commit.databases {
                     part.pages.reverse();
@@ -358,16 +379,16 @@ async fn every_fault_is_noticed_through_a_server_by_the_same_rule() {
     assert_eq!(passed, STOPPED_BY_THE_SERVER);
 }
 
-/// Rules that can be tried on a store that never restarts each notice at least one of the faults. Those on versions are for
-/// the wrong stores of `servers/versioned_memory`.
+/// Rules that can be tried on a store that never restarts each notice at least one of the faults. Those on versions, restarts and the
+/// medium are for the wrong stores of `servers/versioned_memory`.
 #[test]
 fn every_rule_has_a_fault_that_it_notices() {
-    let untried = ["c07", "c16", "c17", "v0", "trust"];
+    let elsewhere = ["c07", "c16", "c17", "v0", "trust"];
     for rule in RULES {
         let noticed = NOTICED_BY
             .iter()
             .any(|(_, rules)| rules.iter().any(|name| rule.name.starts_with(name)));
-        let excused = untried.iter().any(|name| rule.name.starts_with(name));
+        let excused = elsewhere.iter().any(|name| rule.name.starts_with(name));
         assert!(noticed != excused, "{}", rule.name);
     }
 }

@@ -2,4 +2,5 @@
 
 mod conformance;
 mod old_versions;
+mod wrong_processes;
 mod wrong_stores;

@@ -12,10 +12,11 @@ mod wire;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::{SessionId, pb};
+use pagewire_proto::{DatabaseName, SessionId, pb};
 use parking_lot::Mutex;
 
 use super::{Context, Outcome, RULES, StoreUnderTest, Trial, Verdict, Violation};
@@ -27,6 +28,12 @@ use wire::{Exchanges, Wire, connect};
 
 /// How long a server may take to start again.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+/// How long sessions that ended may be thought to have a database open.
+const DELETION_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for sessions of a server that was killed: on a store with several servers it counts as dead only when it was silent for long.
+const DEATH_PATIENCE: Duration = Duration::from_secs(300);
+/// A deletion that was refused is tried again after this.
+const DELETION_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a server may call itself; each includes the minimal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +95,11 @@ pub trait Restart: Send + Sync {
 pub struct Endpoint {
     address: String,
     restart: Option<Box<dyn Restart>>,
+    /// A server was killed in the trial that runs.
+    killed: AtomicBool,
     names: Names,
+    /// What could not be deleted yet since a server that was killed may have it open.
+    left: Mutex<Vec<DatabaseName>>,
     exchanges: Exchanges,
 }
 
@@ -144,7 +155,9 @@ impl Endpoint {
         Self {
             address: address.into(),
             restart,
+            killed: AtomicBool::new(false),
             names: Names::default(),
+            left: Mutex::default(),
             exchanges: Arc::new(Mutex::new(VecDeque::new())),
         }
     }
@@ -160,10 +173,11 @@ impl Endpoint {
         Ok(self.session().await?.welcome.clone())
     }
 
-    /// Tries a rule, and deletes what it made.
+    /// Tries a rule, and deletes what it made, or leaves that to [`Endpoint::finish`].
     pub async fn try_rule(&self, name: &'static str, seed: u64) -> Trialled {
         let tier = Tier::of(name);
         self.exchanges.lock().clear();
+        self.killed.store(false, Ordering::Relaxed);
         let session_rule = SESSION_RULES.iter().find(|(rule, _)| *rule == name);
         let outcome = match (session_rule, RULES.iter().find(|rule| rule.name == name)) {
             (Some((_, run)), _) => run(self).await,
@@ -205,34 +219,79 @@ impl Endpoint {
         RemoteStore::new(self.session().await?, Arc::clone(&self.names))
     }
 
-    /// Deletes every database that was opened; sessions that had it open may be about to end.
+    /// Deletes every database that was opened; sessions that had it open may be about to end. Those of a server that was killed may take longer than
+    /// anybody would wait for after each rule.
     async fn clean_up(&self) -> Result<(), StoreError> {
         let names: Vec<_> = self.names.lock().drain().map(|(_, name)| name).collect();
-        if names.is_empty() {
-            return Ok(());
+        let killed = self.killed.load(Ordering::Relaxed);
+        let patience = match killed {
+            true => Duration::ZERO,
+            false => DELETION_PATIENCE,
+        };
+        match self.delete(names, patience).await {
+            Err((left, _)) if killed => {
+                self.left.lock().extend(left);
+                Ok(())
+            }
+            Err((_, error)) => Err(error),
+            Ok(()) => Ok(()),
         }
-        let mut calls = connect(&self.address).await?;
-        for name in names {
-            let mut tries = 0;
-            loop {
-                let request = pb::DeleteDatabaseRequest {
-                    name: name.as_str().to_owned(),
-                };
-                match calls
-                    .delete_database(request)
-                    .await
-                    .map_err(wire::of_status)
-                {
-                    Ok(_) | Err(StoreError::DatabaseNotFound | StoreError::Unsupported(_)) => break,
-                    Err(_) if tries < 100 => {
-                        tries += 1;
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    /// Deletes what the rules left that killed a server. To be called when all rules were tried.
+    pub async fn finish(&self) -> Result<(), StoreError> {
+        let left = std::mem::take(&mut *self.left.lock());
+        let deleted = self.delete(left, DEATH_PATIENCE).await;
+        deleted.map_err(|(_, error)| error)
+    }
+
+    /// Deletes databases; those that still could not be deleted when the patience was over, and why.
+    async fn delete(
+        &self,
+        mut names: Vec<DatabaseName>,
+        patience: Duration,
+    ) -> Result<(), (Vec<DatabaseName>, StoreError)> {
+        let deadline = tokio::time::Instant::now() + patience;
+        while !names.is_empty() {
+            let mut refused = None;
+            let mut left = Vec::new();
+            match connect(&self.address).await {
+                Ok(mut calls) => {
+                    for name in names {
+                        let request = pb::DeleteDatabaseRequest {
+                            name: name.as_str().to_owned(),
+                        };
+                        let answer = calls.delete_database(request).await;
+                        match answer.map_err(wire::of_status) {
+                            Ok(_)
+                            | Err(StoreError::DatabaseNotFound | StoreError::Unsupported(_)) => {}
+                            Err(error) => {
+                                refused = Some(error);
+                                left.push(name);
+                            }
+                        }
                     }
-                    Err(error) => return Err(error),
                 }
+                Err(error) => (refused, left) = (Some(error), names),
+            }
+            names = left;
+            if let Some(error) = refused {
+                if tokio::time::Instant::now() >= deadline {
+                    return Err((names, error));
+                }
+                tokio::time::sleep(DELETION_PAUSE).await;
             }
         }
         Ok(())
+    }
+
+    /// Kills the server and starts it again, where that is possible.
+    async fn kill(&self) -> Result<(), StoreError> {
+        let Some(restart) = &self.restart else {
+            return Err(StoreError::Unsupported("a restart without a command"));
+        };
+        self.killed.store(true, Ordering::Relaxed);
+        restart.restart().await
     }
 }
 
@@ -247,10 +306,7 @@ impl StoreUnderTest for Endpoint {
     }
 
     async fn reopen(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
-        let Some(restart) = &self.restart else {
-            return Err(StoreError::Unsupported("a restart without a command"));
-        };
-        restart.restart().await?;
+        self.kill().await?;
         drop(store);
         let deadline = tokio::time::Instant::now() + RESTART_PATIENCE;
         loop {

@@ -28,6 +28,7 @@ pub struct Served<S> {
     names: Names,
     exchanges: Exchanges,
     encodes: bool,
+    lease_ttl: Duration,
     process: Mutex<Option<Process>>,
 }
 
@@ -48,6 +49,7 @@ impl<S> Served<S> {
             names: Names::default(),
             exchanges: Arc::new(Mutex::new(VecDeque::new())),
             encodes: false,
+            lease_ttl: LEASE_TTL,
             process: Mutex::new(None),
         }
     }
@@ -59,6 +61,14 @@ impl<S> Served<S> {
         served
     }
 
+    /// The same, with leases that are trusted for so long: where several servers may stand on a store, what one had that was killed is free after some
+    /// times that.
+    pub fn with_lease_ttl(store: S, lease_ttl: Duration) -> Self {
+        let mut served = Self::new(store);
+        served.lease_ttl = lease_ttl;
+        served
+    }
+
     async fn serve(&self, store: Arc<dyn PageStore>) -> Result<Arc<dyn PageStore>, StoreError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -67,8 +77,9 @@ impl<S> Served<S> {
             .map_err(failed)?;
         let others = Arc::strong_count(&store);
         let served = Arc::clone(&store);
+        let lease_ttl = self.lease_ttl;
         let serving = runtime.spawn(async move {
-            let server = Server::builder(served).lease_ttl(LEASE_TTL);
+            let server = Server::builder(served).lease_ttl(lease_ttl);
             let server = server.build().await.map_err(failed)?;
             let (listener, address) = bind_tcp("127.0.0.1:0").await.map_err(failed)?;
             tokio::spawn(server.serve_tcp(listener, std::future::pending()));
