@@ -7,6 +7,7 @@
 mod doctor;
 mod history;
 mod own;
+mod serve;
 
 use std::io::Write as _;
 use std::path::Path;
