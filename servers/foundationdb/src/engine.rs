@@ -4,6 +4,7 @@
 //! round read, and keeps nothing of it. Whether a round whose answer was lost was applied is never guessed: the next round
 //! finds out by what it reads (a commit by its id), and where there is none the answer is [`StoreError::Internal`].
 
+pub(crate) mod trouble;
 mod txn;
 
 use std::sync::Arc;
@@ -11,15 +12,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foundationdb::options::TransactionOption;
-use foundationdb::{Database, FdbError};
+use foundationdb::{Database, FdbError, Transaction, TransactionCommitError, TransactionCommitted};
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
 
 use crate::keys::Space;
+use trouble::Lost;
 pub(crate) use txn::{Read, Row, Txn, corrupt, decode, senseless};
 
 /// `transaction_too_old`: it read for longer than 5 s.
 pub(crate) const TOO_OLD: i32 = 1007;
+/// `commit_unknown_result`.
+const UNKNOWN: i32 = 1021;
 /// `transaction_timed_out`: whether it was applied is not known.
 const TIMED_OUT: i32 = 1031;
 /// `transaction_too_large`.
@@ -48,6 +52,8 @@ pub(crate) struct Asked {
     pub(crate) bytes: AtomicU64,
     /// Bytes of the largest answer since somebody looked.
     pub(crate) largest: AtomicU64,
+    /// Rounds that may have been applied although their answer was lost.
+    pub(crate) unknown: AtomicU64,
     /// Ranges that are waited for now.
     waiting: AtomicU64,
     /// As many as that at most since somebody looked.
@@ -185,14 +191,22 @@ impl Rounds {
         let next = match outcome {
             Err(Fail::Answer(error)) => return Some(Err(error)),
             Ok(value) if !wrote => return Some(Ok(value)),
-            Ok(value) => match txn.transaction.commit().await {
-                Ok(committed) => {
+            Ok(value) => match commit(txn.transaction).await {
+                Committed::Yes(committed) => {
                     self.committed = committed.committed_version().ok();
                     return Some(Ok(value));
                 }
-                Err(error) => {
+                Committed::Lost(transaction) => {
+                    self.maybe_applied = true;
+                    asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    transaction.on_error(FdbError::from_code(UNKNOWN)).await
+                }
+                Committed::No(error) => {
                     let why = FdbError::from_code(error.code());
-                    self.maybe_applied |= why.is_maybe_committed() || why.code() == TIMED_OUT;
+                    if why.is_maybe_committed() || why.code() == TIMED_OUT {
+                        self.maybe_applied = true;
+                        asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    }
                     if why.code() == TOO_LARGE {
                         let why = "a transaction is larger than the cluster takes".to_owned();
                         return Some(Err(StoreError::Internal(why)));
@@ -212,6 +226,26 @@ impl Rounds {
             )))),
             Err(error) => Some(Err(unavailable(error))),
         }
+    }
+}
+
+/// What the cluster says of a transaction.
+enum Committed {
+    Yes(TransactionCommitted),
+    No(TransactionCommitError),
+    /// A test has lost the answer.
+    Lost(Transaction),
+}
+
+async fn commit(transaction: Transaction) -> Committed {
+    let lost = trouble::next_answer();
+    if lost == Some(Lost::NotApplied) {
+        return Committed::Lost(transaction);
+    }
+    match transaction.commit().await {
+        Ok(committed) if lost == Some(Lost::Applied) => Committed::Lost(committed.reset()),
+        Ok(committed) => Committed::Yes(committed),
+        Err(error) => Committed::No(error),
     }
 }
 

@@ -14,7 +14,8 @@ mod commit;
 mod engine;
 mod flatten;
 mod history;
-mod hooks;
+#[doc(hidden)]
+pub mod hooks;
 pub mod keys;
 mod known;
 mod names;

@@ -14,3 +14,5 @@ mod removed;
 mod servers;
 mod sessions;
 mod skew;
+mod slow;
+mod unknown;
