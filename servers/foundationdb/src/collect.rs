@@ -297,7 +297,7 @@ impl Inner {
             let attempts = txn.attempts(database, Read::Loose);
             let (protections, attempts) = try_join(protections, attempts).await?;
             for row in protections {
-                if let Key::Protect(_, server) = txn.key(&row)?
+                if let Key::Protect(_, server, _) = txn.key(&row)?
                     && txn.is_gone(server, living).await?
                 {
                     txn.delete_encoded(&row.key);

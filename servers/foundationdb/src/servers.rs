@@ -19,10 +19,12 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::peers::{Peering, silence};
-use crate::values::{Protection, Server};
+use crate::values::{MAX_PROTECTED_PINS, Protection, Server};
 
 /// How often a server says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
+/// New pins that one transaction looks at.
+const NEW_PINS: usize = 1024;
 
 /// When the row of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (Vec<u8>, Instant)>;
@@ -148,6 +150,51 @@ impl Txn {
     }
 }
 
+impl Txn {
+    /// Whether all of these versions are readable. Firmly: a collection that drops one comes before, or sees the pin (K1, G1).
+    async fn are_there(&self, database: DatabaseId, pins: &[Version]) -> Result<(), Fail> {
+        let each = pins
+            .iter()
+            .map(|pin| self.version(database, *pin, Read::Firm));
+        try_join_all(each).await?;
+        Ok(())
+    }
+
+    /// What the cluster has of what sessions of a server read.
+    async fn protected(&self, database: DatabaseId, server: ServerId) -> Result<Protection, Fail> {
+        let range = self.space.protections_of(database, server, 0);
+        let mut all = Protection::default();
+        for row in self.scan(&range, usize::MAX, false, Read::Firm).await? {
+            all = all.with(&self.decode(&row, Protection::decode)?);
+        }
+        Ok(all)
+    }
+
+    /// Writes what sessions of a server read: the rows that are another than those that are known to be there.
+    fn say(
+        &self,
+        database: DatabaseId,
+        server: ServerId,
+        known: Option<&Protection>,
+        wanted: &Protection,
+    ) {
+        let before = known.map(Protection::rows);
+        let rows = wanted.rows();
+        for (number, row) in (0..).zip(&rows) {
+            let before = before.as_ref().and_then(|rows| rows.get(number as usize));
+            if before != Some(row) {
+                self.put(&Key::Protect(database, server, number), &row.encode());
+            }
+        }
+        if before.is_none_or(|before| before.len() > rows.len()) {
+            let rest = self
+                .space
+                .protections_of(database, server, rows.len() as u32);
+            self.delete_range(&rest);
+        }
+    }
+}
+
 impl Inner {
     fn own_row(&self) -> Server {
         Server {
@@ -255,41 +302,50 @@ impl Inner {
         Ok(living)
     }
 
+    /// Sets what sessions here read of a database. Of many new pins some at a time are looked at, and added to what is protected already, before the
+    /// rest goes: no transaction is larger than the cluster takes or lasts longer, and at each moment what was protected is. Where one
+    /// of them is gone by then, those before it stay protected until the next call.
     pub(crate) async fn protect(
         &self,
         database: DatabaseId,
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
-        let protection = Protection {
-            floor,
-            pins: pins.to_vec(),
-        };
+        let mut pins = pins.to_vec();
+        pins.sort_unstable();
+        pins.dedup();
+        if pins.len() > MAX_PROTECTED_PINS {
+            return Err(StoreError::Limit(format!(
+                "sessions of this server have {MAX_PROTECTED_PINS} old versions of database {database} open, no more are possible"
+            )));
+        }
+        let protection = Protection { floor, pins };
         // One after another for each database: the last word is the one that stays.
         let turn = Turn::of(&self.said, database);
         let _turn = turn.turn.lock().await;
-        let (losses, known) = {
+        let (losses, mut known) = {
             let mut said = self.said.lock();
             let losses = self.peering.losses();
             said.forget_losses(losses);
             // Until the cluster has taken this word it is not known which one it has.
             (losses, said.words.remove(&database))
         };
+        let is_new = |pin: &Version| {
+            let known = known.as_ref();
+            known.is_none_or(|known| known.pins.binary_search(pin).is_err())
+        };
+        let new: Vec<_> = protection.pins.iter().copied().filter(is_new).collect();
+        let mut new = &new[..];
+        while new.len() > NEW_PINS {
+            let (some, rest) = new.split_at(NEW_PINS);
+            let said = self.protect_too(database, known.as_ref(), &protection, some);
+            known = Some(said.await?);
+            new = rest;
+        }
         transact!(self.engine, |txn| {
             txn.lasting(database).await?;
-            // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
-            let pinned = |pin: &&Version| known.as_ref().is_some_and(|k| k.pins.contains(pin));
-            let new = pins.iter().filter(|pin| !pinned(pin));
-            let new = new.map(|pin| txn.version(database, *pin, Read::Firm));
-            try_join_all(new).await?;
-            if known.as_ref() == Some(&protection) {
-                return Ok(());
-            }
-            let key = Key::Protect(database, self.server);
-            match protection == Protection::default() {
-                true => txn.delete(&key),
-                false => txn.put(&key, &protection.encode()),
-            }
+            txn.are_there(database, new).await?;
+            txn.say(database, self.server, known.as_ref(), &protection);
             Ok(())
         })?;
         let mut said = self.said.lock();
@@ -298,6 +354,31 @@ impl Inner {
             said.words.insert(database, protection);
         }
         Ok(())
+    }
+
+    /// Protects some pins, and the floor, beside what was protected before: which is everything then.
+    async fn protect_too(
+        &self,
+        database: DatabaseId,
+        known: Option<&Protection>,
+        wanted: &Protection,
+        some: &[Version],
+    ) -> Result<Protection, StoreError> {
+        let more = Protection {
+            floor: wanted.floor,
+            pins: some.to_vec(),
+        };
+        transact!(self.engine, |txn| {
+            txn.lasting(database).await?;
+            txn.are_there(database, some).await?;
+            let before = match known {
+                Some(known) => known.clone(),
+                None => txn.protected(database, self.server).await?,
+            };
+            let now = before.with(&more);
+            txn.say(database, self.server, known, &now);
+            Ok(now)
+        })
     }
 
     /// Forgets what is known here of a database that was removed.

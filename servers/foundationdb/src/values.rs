@@ -17,6 +17,11 @@ pub const CHANGES_CHUNK: usize = 1024;
 /// Cuts of one segment: with more of them the next version begins a segment.
 pub const MAX_CUTS: usize = 64;
 
+/// Pins in one row of what a server protects: 64 KiB, of the 100,000 bytes that a value may have.
+pub const PINS_OF_A_ROW: usize = 8192;
+/// Old versions of one database that the sessions of one server may have open: half a MiB of rows, which one transaction can write anew.
+pub const MAX_PROTECTED_PINS: usize = 8 * PINS_OF_A_ROW;
+
 /// A version, and what its pages need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -191,7 +196,7 @@ pub struct Grant {
 pub struct Protection {
     /// Everything from here on.
     pub floor: Option<Version>,
-    /// These.
+    /// These, in their order.
     pub pins: Vec<Version>,
 }
 
@@ -543,6 +548,36 @@ impl Grant {
 }
 
 impl Protection {
+    /// Row by row, the floor in the first one; none where nothing is protected.
+    pub fn rows(&self) -> Vec<Self> {
+        let mut rows: Vec<_> = self
+            .pins
+            .chunks(PINS_OF_A_ROW)
+            .map(|pins| Self {
+                floor: None,
+                pins: pins.to_vec(),
+            })
+            .collect();
+        if rows.is_empty() && self.floor.is_some() {
+            rows.push(Self::default());
+        }
+        if let Some(first) = rows.first_mut() {
+            first.floor = self.floor;
+        }
+        rows
+    }
+
+    /// Whatever either of them protects.
+    pub fn with(&self, other: &Self) -> Self {
+        let mut pins = [&self.pins[..], &other.pins].concat();
+        pins.sort_unstable();
+        pins.dedup();
+        Self {
+            floor: self.floor.into_iter().chain(other.floor).min(),
+            pins,
+        }
+    }
+
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![u8::from(self.floor.is_some())];

@@ -9,6 +9,7 @@ mod depth;
 mod known;
 mod large;
 mod left;
+mod pins;
 mod reads;
 mod removed;
 mod servers;

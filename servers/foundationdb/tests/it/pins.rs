@@ -1,0 +1,98 @@
+//! Many pins: what the sessions of a server have open is in rows that a value has room for, and is bounded.
+
+use std::time::Duration;
+
+use pagewire_foundationdb::FoundationDbOptions;
+use pagewire_foundationdb::values::{MAX_PROTECTED_PINS, PINS_OF_A_ROW};
+use pagewire_proto::Version;
+use pagewire_server::store::{PageStore as _, StoreError};
+
+use crate::servers::{begun, with_two};
+
+/// The most bytes of a value in FoundationDB.
+const VALUE_LIMIT: usize = 100_000;
+/// One more than one row of 8 bytes each has room for.
+const PINS: u64 = 12_501;
+
+fn nothing_is_kept(options: &mut FoundationDbOptions) {
+    options.collect_every = Duration::from_secs(3600);
+    options.retention = Some(Duration::ZERO);
+}
+
+fn versions(range: std::ops::RangeInclusive<u64>) -> Vec<Version> {
+    range.map(Version::new).collect()
+}
+
+/// Cause: all pins of a server were one value. Damage: from 12,500 of them on the cluster refused the row, and no session of that server could open an old
+/// version or give one back.
+#[test]
+fn more_pins_than_a_value_has_room_for_are_in_several_rows() {
+    with_two(nothing_is_kept, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, PINS + 1).await.unwrap();
+        let pins = versions(1..=PINS);
+        // Some at first, so that the rest is added to what is known.
+        one.protect(database, None, &pins[..3000]).await.unwrap();
+        one.protect(database, None, &pins).await.unwrap();
+        let rows = one.protecting_rows(database).await.unwrap();
+        assert_eq!(rows.len() as u64, PINS.div_ceil(PINS_OF_A_ROW as u64));
+        assert!(rows.iter().all(|row| *row < VALUE_LIMIT), "{rows:?}");
+        // One more, and one less, write what they change.
+        let before = one.transactions();
+        one.protect(database, None, &pins[..pins.len() - 1])
+            .await
+            .unwrap();
+        one.protect(database, None, &pins).await.unwrap();
+        let now = one.transactions();
+        let spent = (now.0 - before.0) - (now.1 - before.1);
+        assert!((2..=3).contains(&spent), "{spent} transactions");
+        // Another server keeps all of them, those in the second row too, and nothing else.
+        while two.collect(Some(database)).await.unwrap().more {}
+        let kept = two.describe(database).await.unwrap().versions;
+        assert_eq!(kept, PINS + 1, "the pins and the head");
+        one.protect(database, None, &pins[PINS as usize - 1..])
+            .await
+            .unwrap();
+        assert_eq!(one.protecting_rows(database).await.unwrap().len(), 1);
+        while two.collect(Some(database)).await.unwrap().more {}
+        let kept = two.describe(database).await.unwrap().versions;
+        assert_eq!(kept, 2, "the pin and the head");
+        one.protect(database, None, &[]).await.unwrap();
+        assert!(one.protecting_rows(database).await.unwrap().is_empty());
+        assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_pin_that_is_gone_among_many_is_refused_and_costs_no_other() {
+    with_two(nothing_is_kept, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, 3000).await.unwrap();
+        let pins = versions(2..=2999);
+        one.protect(database, None, &pins).await.unwrap();
+        while two.collect(Some(database)).await.unwrap().more {}
+        // Version 1 is not kept.
+        let all = versions(1..=2999);
+        let refused = one.protect(database, None, &all).await;
+        assert!(matches!(refused, Err(StoreError::VersionGone { .. })));
+        while two.collect(Some(database)).await.unwrap().more {}
+        let kept = two.describe(database).await.unwrap().versions;
+        assert_eq!(kept, 2999, "the pins and the head");
+        // What it was is not known now, so each of them is looked at.
+        one.protect(database, None, &pins).await.unwrap();
+        assert_eq!(two.describe(database).await.unwrap().versions, 2999);
+    });
+}
+
+#[test]
+fn pins_beyond_the_limit_are_refused_by_name() {
+    with_two(nothing_is_kept, |one, _two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        let pins = versions(1..=MAX_PROTECTED_PINS as u64 + 1);
+        let refused = one.protect(database, None, &pins).await;
+        let Err(StoreError::Limit(why)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(why.contains("65536 old versions"), "{why}");
+    });
+}
