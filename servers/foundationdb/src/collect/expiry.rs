@@ -195,13 +195,16 @@ impl Txn {
         if floors.any(|floor| floor <= version) {
             return Ok(Keeps::AndLater);
         }
+        // Of thousands that are pinned nothing else has to be asked.
+        if protections.iter().any(|p| p.pins.contains(&version)) {
+            return Ok(Keeps::ForItself);
+        }
         let tags = self.space.tagged_of(database, version);
         let children = self.space.children_of(database, version);
         let tags = self.first(&tags, Read::Firm);
         let children = self.first(&children, Read::Firm);
         let (tag, child) = try_join(tags, children).await?;
-        let pinned = protections.iter().any(|p| p.pins.contains(&version));
-        Ok(match pinned || tag.is_some() || child.is_some() {
+        Ok(match tag.is_some() || child.is_some() {
             true => Keeps::ForItself,
             false => Keeps::Nothing,
         })
