@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The reflection service of a page server hands these bytes out.
     std::fs::write(out.join("pagewire.v1.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
-        // `Bytes` fields are slices of the received frame: no copy between socket and cache.
+        // `Bytes` fields are slices of the received message, which was put together from its frames: pages are not copied to be decoded.
+        // The client's cache copies each one that came with others, or it would keep the whole message (`own` in the VFS).
         .bytes(".")
         .build_transport(false)
         // Counts list elements before they are decoded.

@@ -3,7 +3,8 @@
 # SQLAlchemy's SQLite dialect suite, Django's database tests. What passes on a file has to pass on remote pages, or is named with its
 # reason in tests/applications/differences.tsv.
 #
-#   tests/applications.sh [--short] [--no-stubs] [--store versioned-memory|local] [cpython|sqlalchemy|django]...
+#   tests/applications.sh [--profile debug|simulation|release | --bin DIR] [--short] [--no-stubs] [--store versioned-memory|local]
+#                         [cpython|sqlalchemy|django]...
 #
 # Debian's source package and the packages from the Python registry are fetched into .test-tools/applications; nothing of them is kept
 # in the repository. --short is the part that tests/run.sh runs: CPython's and the tests of the dialect itself. The last line says how
@@ -18,6 +19,14 @@ django=5.2.19
 pytest=9.2.0
 out=$top/.test-tools/applications
 profile=${PAGEWIRE_PROFILE:-debug}
+built=
+if [ "${1:-}" = --profile ]; then
+    profile=$2
+    shift 2
+elif [ "${1:-}" = --bin ]; then
+    built=$(realpath "$2")
+    shift 2
+fi
 mkdir -p "$out"
 
 as_root() {
@@ -73,8 +82,11 @@ for project in "${projects[@]}"; do
         rm -rf "$out/sdist"
     fi
 done
-flag=()
-[ "$profile" = debug ] || flag=(--profile "$profile")
-cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+if [ -z "$built" ]; then
+    flag=()
+    [ "$profile" = debug ] || flag=(--profile "$profile")
+    cargo build --quiet "${flag[@]}" -p pagewire-vfs -p pagewire
+    built=target/$profile
+fi
 gcc -O1 -fPIC -shared -DPROOF_EXTENSION -Isqlite_vfs/include -o "$out/layer.so" tests/sqlite/proof_vfs.c -l:libsqlite3.so.0
-/usr/bin/python3 tests/applications/run.py "$out" "target/$profile" "$@"
+/usr/bin/python3 tests/applications/run.py "$out" "$built" "$@"

@@ -20,6 +20,8 @@ import xml.sax.saxutils
 TOP = pathlib.Path(__file__).resolve().parent.parent
 PAGE = TOP / "docs" / "performance.md"
 PLOTS = TOP / "docs" / "performance"
+# Where tests/sqlite/tools.sh makes one.
+SPEEDTEST1 = TOP / ".test-tools" / "sqlite-suite" / "build" / "proof" / "speedtest1"
 BEGIN, END = "<!-- made by tests/performance.py -->\n", "<!-- end -->\n"
 ADDED = re.compile(r"^(.*), (\d+) ms added(.*)$")
 
@@ -27,7 +29,8 @@ ADDED = re.compile(r"^(.*), (\d+) ms added(.*)$")
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="smaller tables and fewer rounds")
-    parser.add_argument("--speedtest1", help="a speedtest1 that is linked with SQLite and libpagewire.a")
+    made = SPEEDTEST1 if SPEEDTEST1.exists() else None
+    parser.add_argument("--speedtest1", default=made, help="a speedtest1 that is linked with SQLite and libpagewire.a")
     parser.add_argument("--from", dest="source", help="an earlier run's JSON instead of a new run")
     arguments = parser.parse_args()
     if arguments.source:
@@ -61,7 +64,13 @@ def machine(is_earlier):
 
 
 def missed(rows):
-    return sum(ratio["aim"] is not None and ratio["median"] > ratio["aim"] for row in rows for ratio in row["ratios"])
+    by_ratio = sum(ratio["aim"] is not None and ratio["median"] > ratio["aim"] for row in rows for ratio in row["ratios"])
+    return by_ratio + sum(row["throughput_aim"] is not None and throughput(row) < row["throughput_aim"] for row in rows)
+
+
+def throughput(row):
+    """Megabytes in a second."""
+    return row["bytes"] / row["series"][0]["p50_us"]
 
 
 def figure(row, microseconds):
@@ -80,12 +89,17 @@ def table(rows):
     for row in rows:
         ours = row["series"][0]
         medians = {one["name"]: one["p50_us"] for one in row["series"]}
-        # Rows of several operations show the traffic of one of them.
-        each = [row[key] / row["together"] for key in ("calls", "bytes_sent", "bytes_received")]
-        first = [
-            row["operation"], f"{each[0]:.3g}", f"{each[1]:.0f}, {each[2]:.0f}",
-            figure(row, ours["p50_us"]), figure(row, ours["p99_us"]),
-        ]
+        if row["calls"] is None:
+            traffic = ["of another process", ""]
+        else:
+            # Rows of several operations show the traffic of one of them.
+            each = [row[key] / row["together"] for key in ("calls", "bytes_sent", "bytes_received")]
+            traffic = [f"{each[0]:.3g}", f"{each[1]:.0f}, {each[2]:.0f}"]
+        first = [row["operation"], *traffic, figure(row, ours["p50_us"]), figure(row, ours["p99_us"])]
+        if row["throughput_aim"] is not None:
+            word = "reached" if throughput(row) >= row["throughput_aim"] else "**missed**"
+            lines.append("| " + " | ".join(first + ["", "", f"at least {row['throughput_aim']:g} MB/s, {word}"]) + " |")
+            first = [""] * 5
         for ratio in row["ratios"]:
             floor = medians.get(ratio["floor"])
             against = ratio["floor"] + (f" {figure(row, floor)}" if floor else "")
@@ -146,7 +160,7 @@ def distance(rows):
     curves = {}
     for row in rows:
         match = ADDED.match(row["operation"])
-        if match and not row["bytes"]:
+        if match:
             name = match.group(1) + match.group(3)
             curves.setdefault(name, []).append((int(match.group(2)), row["series"][0]["p50_us"] / 1000))
     if not curves:

@@ -72,6 +72,7 @@ if ! fdb_is_there; then
     [ "$left_out" -gt 0 ] || step "the tests of pagewire-foundationdb are found" false
 fi
 step "doctests" cargo test --workspace --doc --quiet
+suite "simulation" "$script_counts" tests/simulation.sh
 suite "conformance" "$script_counts" tests/conformance.sh target/debug .test-tools/venv/bin/python
 suite "sqlite" "$script_counts" tests/sqlite/run.sh ci
 suite "applications" "$script_counts" tests/applications.sh --short

@@ -107,11 +107,14 @@ impl CallError {
             message = format!("{message}: {cause}");
             source = cause.source();
         }
-        Self {
+        let error = Self {
             reason,
             explicit: Reason::is_explicit(status),
             message,
-        }
+        };
+        #[cfg(feature = "simulation")]
+        crate::simulation::refused(&error);
+        error
     }
 
     /// No answer before the deadline.

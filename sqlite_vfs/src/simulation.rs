@@ -12,7 +12,12 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use pagewire_proto::status::Reason;
+
+use crate::error::{CallError, Error};
 use crate::process::Process;
+
+pub use crate::error::Kind;
 
 /// A connection of the simulated network.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -28,6 +33,10 @@ pub trait World: Send + Sync {
     fn process(&self) -> u64;
     /// Connects to `host:port`.
     fn connect(&self, authority: &str) -> Connecting;
+    /// SQLite is told of an error, on the calling thread. SQLite's number says less: damage and bugs are I/O errors there.
+    fn failed(&self, kind: Kind, message: &str);
+    /// A server has refused a call and said why, whether or not anybody else is told of it.
+    fn refused(&self, reason: Reason, message: &str);
 }
 
 static WORLD: OnceLock<&'static dyn World> = OnceLock::new();
@@ -40,6 +49,20 @@ pub fn install(world: &'static dyn World) {
 
 pub(crate) fn world() -> Option<&'static dyn World> {
     WORLD.get().copied()
+}
+
+/// See [`World::failed`].
+pub(crate) fn failed(error: &Error) {
+    if let Some(world) = world() {
+        world.failed(error.kind, &error.message);
+    }
+}
+
+/// See [`World::refused`].
+pub(crate) fn refused(error: &CallError) {
+    if let (Some(world), true) = (world(), error.explicit) {
+        world.refused(error.reason, &error.message);
+    }
 }
 
 /// What the connections of the simulated process share. It stays when the process is killed, as memory that nobody reaches.

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pagewire_tests::connection::{assert_sound, code, number, open, open_uri, rows, uri};
+use pagewire_tests::delay::delayed;
 use pagewire_tests::server::PageServer;
 use rusqlite::Connection;
 
@@ -313,6 +314,28 @@ fn a_cold_point_read_costs_a_call_for_each_level() {
     assert_eq!((spent.calls, spent.waited), (3, 3), "{spent:?}");
 }
 
+/// Bug: how long the way is was not known before something had been read ahead, so the first scan of a process began with four pages, as
+/// beside its server, and was a round trip later than one that knew.
+#[test]
+fn over_a_long_way_the_first_scan_of_a_process_begins_with_more() {
+    let server = PageServer::memory();
+    drop(scattered(&server, 20_000));
+    let far = delayed(&server.endpoint(), std::time::Duration::from_millis(20));
+    let cold = open_cold(&far, "scattered.db");
+    let mut statement = cold
+        .prepare("SELECT length(v) FROM t NOT INDEXED")
+        .expect("prepare");
+    // The rows of two leaves at least, and not the beginning of a fourth one.
+    let (_, spent) = spent(|| {
+        let mut rows = statement.query([]).expect("query");
+        for _ in 0..50 {
+            rows.next().expect("row").expect("more rows");
+        }
+    });
+    let pages = spent.bytes / 4096;
+    assert!((30..120).contains(&pages), "{spent:?}: {pages} pages");
+}
+
 fn prefetch(connection: &Connection, key: &str) -> i64 {
     let sql = format!("SELECT value FROM pagewire_status WHERE key = '{key}'");
     rows(connection, &sql).expect("status")[0]
@@ -393,6 +416,28 @@ fn a_read_waits_once_for_its_deadline_when_its_page_was_on_its_way() {
     assert_eq!(code(&error) & 0xff, 10, "{error}");
     assert!(reads().waited - late >= 2, "it waited for none on its way");
     assert!(took >= TIMEOUT / 2 && took < TIMEOUT * 3 / 2, "{took:?}");
+}
+
+/// Bug: page 1 and the root of the first table counted as a run of pages; see `prefetch/tests.rs` of the VFS.
+#[test]
+fn the_first_scan_of_a_table_that_was_loaded_in_one_go_reads_all_that_it_fetches() {
+    let server = PageServer::memory();
+    let writer = open(&server.endpoint(), "loaded.db");
+    writer
+        .execute_batch(
+            "CREATE TABLE t(i INTEGER PRIMARY KEY, v TEXT);
+             WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 6000)
+               INSERT INTO t SELECT i, printf('%01000d', i) FROM n;",
+        )
+        .expect("fill");
+    // The writer is still there, and has left no hot list.
+    let cold = open_cold(&server.endpoint(), "loaded.db");
+    let keys = ["prefetched_pages", "prefetch_waste"];
+    let before = keys.map(|key| prefetch(&cold, key));
+    number(&cold, "SELECT sum(length(v)) FROM t");
+    let [fetched, waste] = [0, 1].map(|key| prefetch(&cold, keys[key]) - before[key]);
+    assert!(fetched > 1_400, "{fetched}");
+    assert_eq!(waste, 0, "of {fetched}");
 }
 
 #[test]

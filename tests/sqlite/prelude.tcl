@@ -4,6 +4,9 @@
 # A path that is on disk means the file on disk. Journals can be looked at and deleted while their connection has them; one that
 # a test writes itself goes to the disk, where pagewire never looks: it has no hot journals.
 
+# With PROOF_STEPS=PATH the file of tests at that path is run command by command, as it is, those within its loops and conditions too: an
+# error outside of a case ends only its command, is told in the log and counted, and the rest of the file runs.
+
 if {[info commands proof_file] eq "" && [info commands vfsfile] ne ""} {
 
 foreach c {file open close glob hexio_read hexio_write md5file} {
@@ -166,5 +169,79 @@ proc md5file {path args} {
   set sum [proof_md5file $scratch {*}$args]
   proof_file delete $scratch
   return $sum
+}
+
+# What runs commands goes on where one of them fails. A word in front takes the place of Tcl's own: the rest of the command is as it was.
+set ::proof::words {foreach for while if do_multiclient_test}
+
+# Evaluates a script in the caller, each of its commands by itself.
+proc ::proof::steps {script} {
+  set command ""
+  foreach line [split $script \n] {
+    append command $line\n
+    if {![info complete $command]} continue
+    set first [lindex [regexp -inline {^[\s;]*([a-z_]+)[ \t]} $command] 1]
+    if {$first in $::proof::words} {
+      set command "::proof::step_$first[string range $command [expr {[string first $first $command]+[string length $first]}] end]"
+    }
+    set code [catch {uplevel 1 $command} result]
+    if {$code == 1} {
+      puts "proof: an error outside of a case: [lindex [split $result \n] 0]"
+    } elseif {$code != 0} {
+      return -code $code $result
+    }
+    set command ""
+  }
+  if {[string trim $command] ne ""} { puts "proof: an error outside of a case: an incomplete command" }
+}
+
+# COMMAND with the words at these places, which are scripts, run in steps, in the caller of the caller.
+proc ::proof::with_steps {command places} {
+  foreach place $places { lset command $place [list ::proof::steps [lindex $command $place]] }
+  set code [catch {uplevel 2 $command} result]
+  return -code $code $result
+}
+foreach c {foreach while do_multiclient_test} {
+  proc ::proof::step_$c {args} [format {
+    set code [catch {::proof::with_steps [list ::%1$s {*}$args] [llength $args]} result]
+    return -code $code $result
+  } $c]
+}
+proc ::proof::step_for {args} {
+  set code [catch {::proof::with_steps [list ::for {*}$args] 4} result]
+  return -code $code $result
+}
+proc ::proof::step_if {args} {
+  # Every word that is neither a condition nor one of the words between them.
+  set places {}
+  set isScript 0
+  set place 0
+  foreach word $args {
+    incr place
+    if {$word eq "then"} continue
+    if {$word eq "else"} { set isScript 1; continue }
+    if {$word eq "elseif"} { set isScript 0; continue }
+    if {$isScript} { lappend places $place }
+    set isScript 1
+  }
+  set code [catch {::proof::with_steps [list ::if {*}$args] $places} result]
+  return -code $code $result
+}
+
+if {[info exists ::env(PROOF_STEPS)]} {
+  rename source proof_source
+  proc source {args} {
+    set path [lindex $args end]
+    if {[proof_file normalize $path] ne $::env(PROOF_STEPS)} { return [uplevel 1 [list proof_source {*}$args]] }
+    set before [info script]
+    info script $path
+    set f [proof_open $path]
+    set script [read $f]
+    proof_close $f
+    set code [catch {uplevel 1 [list ::proof::steps $script]} result]
+    info script $before
+    # A script that returns is at its end.
+    return -code [expr {$code == 2 ? 0 : $code}] $result
+  }
 }
 }

@@ -4,7 +4,8 @@
 ** through pagewire; the layer adds what SQLite's tests expect of a test build:
 **
 **   1. Names. The tests open "test.db" in a directory of their own, and also by absolute paths, which pagewire refuses on
-**      purpose. SQLite sees absolute paths here, as with the unix VFS; pagewire sees "@dir/test.db" for "/dir/test.db".
+**      purpose. SQLite sees absolute paths here, as with the unix VFS; pagewire sees "@dir/test.db" for "/dir/test.db". The unix VFS
+**      takes paths of 511 bytes, pagewire names of 400: a longer one is "@long/" and a hash of it.
 **   2. Faults. Where os_unix.c consults the counters of SQLITE_TEST (sqlite3_io_error_pending, sqlite3_diskfull_pending,
 **      sqlite3_open_file_count, sqlite3_sync_count), so does this file, and once more at the commit point, SQLITE_FCNTL_SYNC.
 **      Not between a commit and its SQLITE_FCNTL_COMMIT_PHASETWO: what SQLite does then, to the database and to its journal, is
@@ -65,6 +66,8 @@ static int diskFull(void){ return 0; }
 #endif
 
 #define MAX_NAME 512
+/* Of a database for pagewire: its own limit, less what a super-journal adds. */
+#define MAX_OURS 384
 #define STUB_ROUNDS 60
 enum Kind { MAIN, BESIDE };
 
@@ -97,9 +100,26 @@ static sqlite3_file *real(sqlite3_file *p){ return (sqlite3_file*)&((ProofFile*)
 static sqlite3_io_methods const *methods(sqlite3_file *p){ return real(p)->pMethods; }
 #define COUNT(n) __atomic_fetch_add(&(n), 1, __ATOMIC_RELAXED)
 
-/* "/dir/test.db" is "@dir/test.db" to pagewire; nothing else begins with '/'. */
+/* How much of a path is that of the database: "-journal", "-wal" and "-mj" with nine digits, of a super-journal, come behind it. */
+static size_t lengthOfDatabase(const char *z, size_t n){
+  if( n>8 && memcmp(z+n-8, "-journal", 8)==0 ) return n-8;
+  if( n>4 && memcmp(z+n-4, "-wal", 4)==0 ) return n-4;
+  if( n>12 && memcmp(z+n-12, "-mj", 3)==0 ) return n-12;
+  return n;
+}
+
+/* "/dir/test.db" is "@dir/test.db" to pagewire; nothing else begins with '/'. A long one has the same name each time, and its journal too. */
 static const char *translated(const char *z, char *zBuf){
-  if( z==0 || z[0]!='/' || strlen(z)>=MAX_NAME ) return z;
+  size_t n, nDatabase, i;
+  if( z==0 || z[0]!='/' || (n = strlen(z))>=MAX_NAME ) return z;
+  nDatabase = lengthOfDatabase(z, n);
+  if( nDatabase>MAX_OURS ){
+    /* FNV-1a */
+    unsigned long long hash = 0xcbf29ce484222325ULL;
+    for(i=0; i<nDatabase; i++) hash = (hash ^ (unsigned char)z[i]) * 0x100000001b3ULL;
+    sqlite3_snprintf(MAX_NAME, zBuf, "@long/%016llx%s", hash, z+nDatabase);
+    return zBuf;
+  }
   strcpy(zBuf, z);
   zBuf[0] = '@';
   return zBuf;

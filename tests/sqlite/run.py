@@ -8,10 +8,13 @@ Result of a file: what testfixture counted, and the names of the cases that fail
 an entry no case fails and no test is missing that the unix VFS runs. The last line has the form that tests/run.sh reads.
 
 With --stock the files run in a plain tclsh with the system's own library of SQLite and its Tcl binding, on both sides (stock.tcl). A file
-that needs commands of testfixture which are not there does not get to its end on unix either; it is counted by what it lacks.
+that needs commands of testfixture which are not there does not get to its end on unix either; it is counted by what it lacks. The
+manifest names those files ("unix"): another one that unix does not get through is a failure, and its result is not kept.
 
 Each result is kept in LABEL.jsonl as soon as it is there. With --resume the files that have one are not run again, only judged by the
 manifest of now, so a run that was ended goes on; --again names those that are run all the same.
+
+A whole run (no --only, no --shard) is compared with counts.tsv: with fewer files or tests than it says there it fails.
 """
 
 import argparse
@@ -37,6 +40,7 @@ sys.path.insert(0, str(HERE.parent))
 import harness  # noqa: E402
 
 MANIFEST = HERE / "manifest.tsv"
+COUNTS = HERE / "counts.tsv"
 # The permutation of SQLite that ends in an error where the default VFS has no batch-atomic writes, as unix has none. It sets nothing, so
 # on unix the same file is run as one of "veryquick", and the manifest's lines of plain runs, which have batch-atomic writes, hold.
 BATCH_ATOMIC = "atomic-batch-write"
@@ -49,6 +53,8 @@ SUMMARY = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILED = re.compile(r"^! (\S+) expected|^(\S+)\.\.\.\s*\nError:|^!?\s*Failures on these tests: (.*)$", re.M)
 LACKS = re.compile(r"^(?:Error: )?(invalid command name \"[^\"]*\"|can't read \"[^\"]*\"|no such function: \S+|no such module: \S+)", re.M)
 PASSED = re.compile(r"\.\.\. Ok$", re.M)
+# Of a file that is run command by command, see prelude.tcl.
+OUTSIDE = re.compile(r"^proof: an error outside of a case: ", re.M)
 PANIC = re.compile(r"panicked at|a bug in pagewire|stack backtrace|Segmentation|AddressSanitizer")
 
 
@@ -66,7 +72,7 @@ def identity():
 class Outcome:
     """What became of one file."""
 
-    def __init__(self, status, tests, failed, seconds, counts, note="", done=0, lacks=""):
+    def __init__(self, status, tests, failed, seconds, counts, note="", done=0, lacks="", outside=-1):
         self.status = status
         self.tests = tests
         self.done = done
@@ -76,6 +82,8 @@ class Outcome:
         self.note = note
         # Of a file that stops before its summary: what was not there.
         self.lacks = lacks
+        # Of a file that is run command by command: errors outside of a case. -1: it was run as a whole.
+        self.outside = outside
 
 
 class Kept:
@@ -120,11 +128,25 @@ class Runner:
         # A short path: a database's name has at most 400 bytes. Everybody may pass through, each file's folder is its own.
         self.work = pathlib.Path(tempfile.mkdtemp(prefix="pw."))
         self.work.chmod(0o755)
+        # What is under way, each in a process group of its own, or a server: it ends with this program.
+        self.groups = set()
+        self.servers = set()
 
     def take(self, uid_files):
         if self.who:
             for path in uid_files:
                 os.chown(path, self.who.pw_uid, self.who.pw_gid)
+
+    def end(self, number, _frame):
+        for server in list(self.servers):
+            server.kill()
+        for group in list(self.groups):
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        shutil.rmtree(self.work, ignore_errors=True)
+        os._exit(128 + number)
 
     def become(self):
         os.setsid()
@@ -135,7 +157,7 @@ class Runner:
             os.setgid(self.who.pw_gid)
             os.setuid(self.who.pw_uid)
 
-    def run(self, path, store):
+    def run(self, path, store, in_steps=False):
         name = re.sub(r"[^A-Za-z0-9_-]", "_", pathlib.PurePath(path).stem)
         folder = self.work / f"{name}.{store}"
         cwd = folder / "d"
@@ -156,11 +178,15 @@ class Runner:
             settings["PROOF_STOCK"] = str(self.programs)
         if self.options.no_batch_atomic:
             settings["PAGEWIRE_BATCH_ATOMIC"] = "0"
+        if in_steps:
+            settings["PROOF_PRELUDE"] = str(self.prelude)
+            settings["PROOF_STEPS"] = str(self.suite / "src" / path)
         settings.update(pair.split("=", 1) for pair in self.options.env)
         server = None
         if store != "unix":
             where = f"local:{folder / 'store'}" if store == "local" else store
             server = harness.Server(where, str(log) + ".server", port=None).start()
+            self.servers.add(server)
         command = list(self.program)
         permutation = self.options.permutation
         if permutation == BATCH_ATOMIC and store == "unix":
@@ -182,6 +208,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 preexec_fn=self.become,
             )
+            self.groups.add(process.pid)
             try:
                 code = process.wait(self.options.timeout)
             except subprocess.TimeoutExpired:
@@ -191,6 +218,7 @@ class Runner:
             except ProcessLookupError:
                 pass
             code = process.wait()
+            self.groups.discard(process.pid)
         seconds = time.monotonic() - started
         note = ""
         if server:
@@ -198,6 +226,7 @@ class Runner:
                 note = f"the server ended with {server.process.poll()}"
             else:
                 server.kill()
+            self.servers.discard(server)
             said = pathlib.Path(str(log) + ".server")
             text = said.read_text(errors="replace")
             if PANIC.search(text):
@@ -205,6 +234,8 @@ class Runner:
             if not text:
                 said.unlink()
         outcome = self.judge(log, code, expired, seconds, folder / "counts", note)
+        if in_steps:
+            outcome.outside = len(OUTSIDE.findall(log.read_bytes().decode("utf8", "replace")))
         if not self.options.keep:
             shutil.rmtree(folder, ignore_errors=True)
         return outcome
@@ -269,6 +300,9 @@ class Manifest:
             if len(fields) != 6 or not all(fields):
                 sys.exit(f"{MANIFEST}:{number}: must have 6 fields")
             of_run, path, _, tests, cases, _ = fields
+            # What ends before its summary has that of the permutation.
+            if of_run == "plain" and run == BATCH_ATOMIC and cases == "unix":
+                continue
             if of_run in ranks:
                 where = found[ranks.index(of_run)]
                 if path in where:
@@ -276,15 +310,28 @@ class Manifest:
                 where[path] = (tests, [] if cases == "-" else cases.split(","))
         self.entries = {path: entry for where in found for path, entry in where.items()}
 
+    def cases(self, path):
+        return self.entries.get(path, ("-", []))[1]
+
     def skips(self, path):
-        return self.entries.get(path, ("-", []))[1] == ["all"]
+        return self.cases(path) == ["all"]
+
+    def unix_fails(self, path):
+        """Whether the programs of this kind of run do not get through the file with the unix VFS."""
+        return self.cases(path) == ["unix"]
+
+    def outside(self, path):
+        """How many errors outside of a case the file has when it is run command by command; None if it is run as a whole."""
+        found = [case.removeprefix("steps=") for case in self.cases(path) if case.startswith("steps=")]
+        return int(found[0]) if found else None
 
     def judge(self, path, outcome, unix_tests):
         """None if the outcome is what is said here; otherwise what is wrong."""
         tests, cases = self.entries.get(path, ("-", []))
         stops = "stops" in cases
-        cases = [case for case in cases if case != "stops"]
-        patterns = {case: re.compile(re.escape(case.rstrip("?")).replace(r"\*", ".*") + "$") for case in cases}
+        outside = self.outside(path)
+        cases = [case for case in cases if case != "stops" and not case.startswith("steps=")]
+        patterns = {case: self.pattern(case) for case in cases}
         unexplained = [case for case in outcome.failed if not any(known.match(case) for known in patterns.values())]
         if unexplained:
             return f"{outcome.status}: {' '.join(unexplained[:12])}"
@@ -298,6 +345,8 @@ class Manifest:
             return self.stale(patterns, outcome)
         if outcome.status not in ("pass", "fail"):
             return outcome.status
+        if outside is not None and outcome.outside != outside:
+            return f"{outcome.outside} errors outside of a case, {outside} in the manifest"
         exact = tests.isdigit()
         least = int(tests.removeprefix(">=")) if tests != "-" else unix_tests
         if outcome.tests < least:
@@ -307,14 +356,51 @@ class Manifest:
         return self.stale(patterns, outcome)
 
     @staticmethod
-    def stale(patterns, outcome):
+    def split(case):
+        """Of `a*=12` the name and how many cases have it; of anything else the name and None."""
+        counted = re.fullmatch(r"(.*\*.*)=(\d+)", case)
+        return (counted[1], int(counted[2])) if counted else (case.rstrip("?"), None)
+
+    @classmethod
+    def pattern(cls, case):
+        return re.compile(re.escape(cls.split(case)[0]).replace(r"\*", ".*") + "$")
+
+    @classmethod
+    def stale(cls, patterns, outcome):
         """What the manifest says of cases that did not fail."""
+        for case, known in patterns.items():
+            wanted = cls.split(case)[1]
+            found = sum(bool(known.match(failed)) for failed in outcome.failed)
+            if wanted is not None and found != wanted:
+                return f"{found} cases of {cls.split(case)[0]} failed, {wanted} in the manifest"
         names = [
             case
             for case, known in patterns.items()
             if not case.endswith("?") and not any(known.match(failed) for failed in outcome.failed)
         ]
         return f"the manifest is out of date: {' '.join(names)} did not fail" if names else None
+
+
+def compare_counts(run, store, files, tests, unix_failed):
+    """What is wrong with a whole run, by counts.tsv: None if nothing is. Says it where the numbers there may be raised."""
+    for number, line in enumerate(COUNTS.read_text().splitlines(), 1):
+        if not line or line.startswith("#"):
+            continue
+        fields = line.split("\t")
+        if len(fields) != 6 or not all(fields):
+            sys.exit(f"{COUNTS}:{number}: must have 6 fields")
+        if fields[:2] != [run, store]:
+            continue
+        least_files, least_tests, most_failed = map(int, fields[2:5])
+        if files < least_files or tests < least_tests:
+            return f"{files} files and {tests} tests, {COUNTS.name} wants {least_files} and {least_tests}"
+        if unix_failed > most_failed:
+            return f"{unix_failed} cases fail on unix too, {COUNTS.name} has {most_failed}"
+        if (files, tests, unix_failed) != (least_files, least_tests, most_failed):
+            print(f"{COUNTS.name} may be changed to {files} files, {tests} tests, {unix_failed} that fail on unix for {run} on {store}")
+        return None
+    print(f"{COUNTS.name} has no line for {run} on {store}: {files} files, {tests} tests, {unix_failed} that fail on unix too")
+    return None
 
 
 def main():
@@ -353,6 +439,8 @@ def main():
     mode = "no-batch-atomic" if options.no_batch_atomic else kind
     manifest = Manifest(mode, options.store)
     runner = Runner(options, identity())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, runner.end)
     kept = Kept(pathlib.Path(options.suite) / f"{options.label}.jsonl", options.resume)
     # What the unix VFS does there does not depend on us: kept for as long as the source is the same.
     source = (pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()[:12]
@@ -366,15 +454,20 @@ def main():
 
     def one(path):
         unix = baseline.outcomes.get(path)
-        if unix is None:
+        # Without a summary it proves nothing, and may have been the machine's load.
+        if unix is None or (unix.tests < 0 and not manifest.unix_fails(path)):
             unix = runner.run(path, "unix")
-            baseline.add(path, unix)
-        # What testfixture cannot do on unix either says nothing about the VFS.
+            # A test may be wrong by itself.
+            if unix.status == "no summary" and manifest.outside(path) is not None:
+                unix = runner.run(path, "unix", in_steps=True)
+            if unix.tests >= 0 or (manifest.unix_fails(path) and unix.status != "timeout"):
+                baseline.add(path, unix)
         if unix.tests < 0:
             return unix, None
         outcome = kept.outcomes.get(path)
-        if outcome is None or (options.again and re.search(options.again, path)):
-            outcome = runner.run(path, options.store)
+        in_steps = manifest.outside(path) is not None
+        if outcome is None or in_steps != (outcome.outside >= 0) or (options.again and re.search(options.again, path)):
+            outcome = runner.run(path, options.store, in_steps)
             kept.add(path, outcome)
         return unix, outcome
 
@@ -383,7 +476,15 @@ def main():
         for path, (unix, outcome) in zip(files, pool.map(one, files)):
             if outcome is None:
                 out.write(f"{path}\tnot run\t-\t-\t-\t-\t-\t{unix.lacks or unix.status} on unix\n")
-                nowhere[unix.lacks or unix.status] += 1
+                if manifest.unix_fails(path):
+                    nowhere[unix.lacks or unix.status] += 1
+                else:
+                    failed += 1
+                    print(f"FAILED {path}: unix does not get through it: {unix.lacks or unix.status}", flush=True)
+                continue
+            if manifest.unix_fails(path):
+                failed += 1
+                print(f"FAILED {path}: the manifest is out of date: unix gets through it", flush=True)
                 continue
             theirs += len(unix.failed)
             # A permutation puts its name before those of the cases.
@@ -412,6 +513,12 @@ def main():
     if total[0] == 0:
         failed += 1
         print("FAILED: no database was opened on pagewire, so this run proves nothing")
+    if not options.only and not options.shard:
+        what = mode if mode != "plain" else pathlib.PurePath(options.list).stem
+        short = compare_counts(what, options.store, passed + failed, tests, theirs)
+        if short:
+            failed += 1
+            print(f"FAILED: {short}")
     if nowhere:
         print("not on unix: " + ", ".join(f"{count} {why}" for why, count in nowhere.most_common()))
     if theirs:

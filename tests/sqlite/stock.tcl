@@ -12,8 +12,9 @@ if {![info exists ::env(PROOF_VFS)] || $::env(PROOF_VFS) ne "unix"} {
   proof_loader eval {SELECT load_extension($::proof_stock || '/libpagewire.so')}
   proof_loader close
   if {[proof_begin]} { error "pagewire is not registered" }
-  source $::env(PROOF_PRELUDE)
 }
+# With the unix VFS only where a file is run command by command.
+if {[info exists ::env(PROOF_PRELUDE)]} { source $::env(PROOF_PRELUDE) }
 
 # Each file of a suite in an interpreter of its own.
 proc load_testfixture_extensions {child} {

@@ -3,6 +3,7 @@
 //! Nothing in here imitates Pagewire: the server is the built command and every database goes through the built VFS.
 
 pub mod connection;
+pub mod delay;
 pub mod process;
 pub mod proxy;
 pub mod random;

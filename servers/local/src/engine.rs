@@ -306,7 +306,7 @@ pub(crate) fn check<'t>(key: &[u8], row: &'t [u8]) -> Result<&'t [u8], StoreErro
 }
 
 /// Whether a row lies under the key that it was written under (KEY1).
-fn check_key(key: &[u8], row: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn check_key(key: &[u8], row: &[u8]) -> Result<(), StoreError> {
     let stored = row.get(4..).and_then(|rest| rest.first_chunk());
     match stored.map(|stored| u32::from_be_bytes(*stored)) {
         Some(stored) if stored == crc32fast::hash(key) => Ok(()),

@@ -25,6 +25,7 @@ mod segments;
 mod stagings;
 mod start;
 mod transaction;
+mod tree;
 mod truncation;
 pub mod values;
 
@@ -69,6 +70,10 @@ pub const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// longer than a writer takes from one commit to the next.
 pub const DEFAULT_QUIET: Duration = Duration::from_millis(20);
 
+/// [`LocalOptions::check_bytes`] unless set: a fraction of a second where the file is in the system's cache, and as long as the disk takes for
+/// 65,536 pages one after the other where it is not.
+pub const DEFAULT_CHECK_BYTES: u64 = 256 << 20;
+
 /// How a [`LocalStore`] is opened.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -85,6 +90,9 @@ pub struct LocalOptions {
     pub clock: Clock,
     /// How long nothing has to have been written before collection takes transactions of its own.
     pub collect_after_quiet: Duration,
+    /// Largest size of the file up to which an opening goes through all of its tree before it uses it, so that bits that flipped are told
+    /// (`tree.rs`): 0 for never, [`u64::MAX`] for always. It takes about as long as reading the file.
+    pub check_bytes: u64,
     /// For tests.
     pub faults: Option<Arc<Faults>>,
 }
@@ -98,6 +106,7 @@ impl Default for LocalOptions {
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),
             collect_after_quiet: DEFAULT_QUIET,
+            check_bytes: DEFAULT_CHECK_BYTES,
             faults: None,
         }
     }

@@ -1,7 +1,7 @@
 //! The roots of the engine's tree, as they lie in the first two pages of its file.
 //!
-//! Layout of such a page: a header of 16 bytes, then magic (4 bytes), version (4), address (8), largest size (8), two trees (48 each, the last 8 bytes
-//! the page of its root; the first 4 of the first one the size of a page), last page (8), number of the transaction (8). All in the order of the
+//! Layout of such a page: a header of 16 bytes, then magic (4 bytes), version (4), address (8), largest size (8), two trees (48 each: 4 bytes, in the first one
+//! the size of a page, flags (2), depth (2), inner pages, leaves, overflow pages, rows, page of the root, 8 each), last page (8), number of the transaction (8). All in the order of the
 //! machine, which the engine requires to be the same; the size of a page is that of the machine on which the file was made. From the
 //! largest size on it is written with each commit, within one sector.
 
@@ -47,6 +47,34 @@ pub(crate) struct Root {
     pub(crate) last_page: u64,
     /// Pages of the trees; all ones for an empty one.
     pub(crate) trees: [u64; 2],
+    /// What both have: that of free pages, and that of rows.
+    pub(crate) stats: [Tree; 2],
+}
+
+/// What a root says of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tree {
+    pub(crate) depth: u16,
+    pub(crate) branch_pages: u64,
+    pub(crate) leaf_pages: u64,
+    pub(crate) overflow_pages: u64,
+    pub(crate) entries: u64,
+    /// All ones for an empty one.
+    pub(crate) root: u64,
+}
+
+impl Tree {
+    fn read(root: &[u8; ROOT_BYTES], tree: usize) -> Self {
+        let at = TREE_AT + tree * TREE_BYTES;
+        Self {
+            depth: u16_at(root, at + 6),
+            branch_pages: u64_at(root, at + 8),
+            leaf_pages: u64_at(root, at + 16),
+            overflow_pages: u64_at(root, at + 24),
+            entries: u64_at(root, at + 32),
+            root: u64_at(root, at + 40),
+        }
+    }
 }
 
 impl Roots {
@@ -74,18 +102,41 @@ impl Roots {
         self.0.iter().find_map(page_bytes_of)
     }
 
+    /// Whether both are roots: one that was being written when the power went may be trash.
+    pub(crate) fn are_whole(&self) -> bool {
+        self.0.iter().all(|bytes| page_bytes_of(bytes).is_some())
+    }
+
+    /// Bug: a store was refused after a loss of power, for a commit that never was. Cause: of a root that was being written the sector was trash, and the
+    /// number in it was believed, for the magic before it was whole. Fix: the size of pages, which is written with the number, has to be one.
+    ///
     /// `None` where neither is one.
     pub(crate) fn newest(&self) -> Option<Root> {
-        let whole = self
-            .0
-            .iter()
-            .filter(|bytes| u32_at(*bytes, META_AT) == MAGIC);
-        let roots = whole.map(|bytes| Root {
+        let bytes = &self.0[self.newest_place()?];
+        Some(Root {
             number: u64_at(bytes, LAST_PAGE_AT + 8),
             last_page: u64_at(bytes, LAST_PAGE_AT),
-            trees: [0, 1].map(|tree| u64_at(bytes, TREE_AT + tree * TREE_BYTES + 40)),
-        });
-        roots.max_by_key(|root| root.number)
+            trees: [0, 1].map(|tree| Tree::read(bytes, tree).root),
+            stats: [0, 1].map(|tree| Tree::read(bytes, tree)),
+        })
+    }
+
+    fn newest_place(&self) -> Option<usize> {
+        // A loss of power may leave anything in what is written with each commit: the magic alone tells nothing, for it is written once.
+        let whole = [0, 1]
+            .into_iter()
+            .filter(|place| page_bytes_of(&self.0[*place]).is_some());
+        whole.max_by_key(|place| u64_at(&self.0[*place], LAST_PAGE_AT + 8))
+    }
+
+    /// Bug: a store was refused after a loss of power while it was opened. Cause: both roots were being put back, which left that of a marked transaction
+    /// and trash for the other one, and the next opening put back both as they were. Fix: of those in the file only the newest one is taken.
+    pub(crate) fn with_newest_of(&self, in_file: &Self) -> Self {
+        let mut roots = self.clone();
+        if let Some(place) = in_file.newest_place() {
+            roots.0[place] = in_file.0[place];
+        }
+        roots
     }
 }
 

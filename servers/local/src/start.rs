@@ -23,7 +23,7 @@ use crate::log::opening::{self, Found, NotFound};
 use crate::log::record;
 use crate::log::slots::{Checkpoint, Slots};
 use crate::roots::{self, Roots};
-use crate::truncation;
+use crate::{tree, truncation};
 
 /// Bytes by which the file may be larger than its largest size while the log is done again: the last record may be of what found no room, and
 /// another order of free pages may need some more.
@@ -160,12 +160,29 @@ impl<'d> Opening<'d> {
             NotFound::Io(error) => self.failed(error),
             NotFound::Refused(error) => error,
         })?;
+        self.check_tree(&found.base.roots)?;
         // Of a marked transaction they are what is there, and in the cache alone where the sync of it failed. Of another the disk may have
         // one that the cache has not, of a transaction that never was: it goes before a page of that is written (LOG6, LOG7).
         let put_back = found.base.roots.write(&self.data);
         let put_back = put_back.and_then(|()| self.data.sync_data());
         put_back.map_err(|error| self.failed(error))?;
         Ok(found)
+    }
+
+    /// Goes through the tree before the engine does, where that is asked for (`tree.rs`).
+    fn check_tree(&self, roots: &Roots) -> Result<(), StoreError> {
+        let length = self.data.metadata().map_err(|error| self.failed(error))?;
+        if length.len() > self.options.check_bytes {
+            return Ok(());
+        }
+        let found = tree::find(&self.data, roots);
+        match found.map_err(|error| self.failed(error))? {
+            None => Ok(()),
+            Some(why) => Err(StoreError::Corrupt(format!(
+                "{} is damaged: {why}; put back a copy of the whole directory",
+                self.directory.join(ROWS_FILE).display()
+            ))),
+        }
     }
 
     /// Opens the engine, does again what the log has, and begins the log of this run.
@@ -395,7 +412,13 @@ mod tests {
         u32::from_ne_bytes(made[20..24].try_into().unwrap())
     }
 
-    /// LOG3: the size of a page is that of the file, wherever it was made.
+    /// A row with the checksum of its key, long enough for pages of its own.
+    fn row(key: &[u8; 8]) -> Vec<u8> {
+        let sum = crc32fast::hash(key).to_be_bytes();
+        [&[0; 4], &sum[..], &key.repeat(100)].concat()
+    }
+
+    /// LOG3, TREE1 to TREE6: the size of a page is that of the file, wherever it was made.
     #[test]
     fn log3_roots_are_put_back_where_the_pages_of_the_file_have_them() {
         let options = LocalOptions::default();
@@ -413,9 +436,9 @@ mod tests {
             for number in 0..40_u64 {
                 let mut txn = env.write_txn().unwrap();
                 let mut changes = record::Changes::new();
-                let row = number.to_be_bytes().repeat(100);
-                rows.put(&mut txn, &row[..8], &row).unwrap();
-                changes.put(&row[..8], &[], &row);
+                let key = number.to_be_bytes();
+                rows.put(&mut txn, &key, &row(&key)).unwrap();
+                changes.put(&key, &[], &row(&key));
                 let id = txn.id() as u64;
                 log.append(&env, id, changes).unwrap();
                 txn.commit().unwrap();
@@ -434,8 +457,8 @@ mod tests {
             let (env, rows, mut log) = opening.open(false).unwrap();
             let txn = env.read_txn().unwrap();
             for number in 0..40_u64 {
-                let row = rows.get(&txn, &number.to_be_bytes()).unwrap().unwrap();
-                assert_eq!(row, number.to_be_bytes().repeat(100));
+                let key = number.to_be_bytes();
+                assert_eq!(rows.get(&txn, &key).unwrap().unwrap(), row(&key));
             }
             drop(txn);
             log.close(&env);

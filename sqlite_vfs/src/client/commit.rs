@@ -13,6 +13,7 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::counters::{COUNTERS, CallKind};
+use super::deadline::before;
 use super::{Core, PageSource, valid};
 use crate::cache::PageCache;
 use crate::compression::Encodings;
@@ -31,7 +32,7 @@ pub struct CommitPage {
 }
 
 /// What a commit makes of one database.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CommitPart {
     /// Which database.
     pub id: DatabaseId,
@@ -181,10 +182,10 @@ impl Core {
         };
         let outcome = tokio::select! {
             biased;
-            answer = tokio::time::timeout_at(deadline, call) => match answer {
-                Ok(Ok(response)) => Ok(response),
-                Ok(Err(status)) => Err(CallError::from_status(&status)),
-                Err(_) => Err(CallError::timeout(begun.elapsed())),
+            answer = before(deadline, call) => match answer {
+                Some(Ok(response)) => Ok(response),
+                Some(Err(status)) => Err(CallError::from_status(&status)),
+                None => Err(CallError::timeout(begun.elapsed())),
             },
             left = chosen.left() => Err(left),
         };

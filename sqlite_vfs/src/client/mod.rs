@@ -1,6 +1,6 @@
 //! Domain request -> call: one client for each endpoint and credential of the process.
 //!
-//! A call has a deadline. One that may be repeated is repeated while the transport fails and time is left. Everything that
+//! A call has a deadline (`deadline.rs`). One that may be repeated is repeated while the transport fails and time is left. Everything that
 //! comes back is validated here; nothing behind this folder sees a protocol message.
 
 mod body;
@@ -8,11 +8,12 @@ mod calls;
 mod commit;
 mod connect;
 pub mod counters;
+mod deadline;
 mod gather;
 mod history;
 mod known;
 mod lane;
-mod link;
+pub mod link;
 mod news;
 mod open;
 mod runtime;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 pub use calls::Acquired;
 use calls::{page_beside, valid};
 pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
+pub use deadline::is_held_up;
 pub use history::{Description, IfTaken, VersionList};
 use known::Known;
 pub use link::Link;

@@ -74,12 +74,17 @@ impl Membership {
 
     /// The number, where the transaction holds something beside this (T-2); 0 otherwise.
     pub fn number_of_holder(&self) -> u64 {
-        let running = self.transactions.running.lock();
-        let transaction = self.owner.and_then(|owner| running.by_owner.get(&owner));
-        match transaction {
-            Some(transaction) if transaction.databases > 1 => self.number,
+        match self.databases() {
+            Some(databases) if databases > 1 => self.number,
             _ => 0,
         }
+    }
+
+    /// How many databases the transaction has locked for writing, this one among them; `None` where SQLite has not said whose it is.
+    pub fn databases(&self) -> Option<usize> {
+        let running = self.transactions.running.lock();
+        let transaction = self.owner.and_then(|owner| running.by_owner.get(&owner));
+        transaction.map(|transaction| transaction.databases)
     }
 }
 
@@ -126,9 +131,11 @@ mod tests {
         let held = wanted;
         let wanted = transactions.join(owner);
         assert_eq!(wanted.number_of_holder(), held.number());
+        assert_eq!(held.databases(), Some(2));
         drop(held);
         assert_eq!(wanted.number_of_holder(), 0);
         let (nobody, nothing) = (transactions.join(None), transactions.join(None));
         assert_eq!((nobody.number(), nothing.number_of_holder()), (0, 0));
+        assert_eq!(nobody.databases(), None);
     }
 }

@@ -48,13 +48,13 @@ impl Connection {
                     ..
                 }
             );
-            return match is_made {
-                false => Ok(Prepared::Nothing),
+            if is_made {
                 // K6. The second FCNTL_SYNC of a transaction is the end of its rollback.
-                true => Err(Error::io(
+                return Err(Error::io(
                     "SQLite found nothing to roll it back with, as where the main database is a local file",
-                )),
-            };
+                ));
+            }
+            return Ok(Prepared::Nothing);
         }
         let State::Writing {
             base,

@@ -16,6 +16,7 @@ use pagewire_proto::PageSize;
 use super::staging::Stager;
 use crate::client::PageSource;
 use crate::error::Result;
+use crate::file::read_buffer::ReadBuffer;
 use crate::file::spool::{local_error, shared_temporary_file};
 
 /// See the file's header.
@@ -121,6 +122,28 @@ impl Overlay {
                 }
             }
         }
+        Ok(true)
+    }
+
+    /// The same, behind what the buffer has.
+    pub fn read_into(
+        &self,
+        index: u32,
+        within: usize,
+        length: usize,
+        out: &mut ReadBuffer<'_>,
+    ) -> Result<bool> {
+        if let Some(Place::Memory(content)) = self.slots.get(&index).map(|slot| &slot.place) {
+            out.put(&content[within..within + length]);
+            return Ok(true);
+        }
+        if !self.has(index) {
+            return Ok(false);
+        }
+        // A file is read into what is initialised.
+        let mut bytes = vec![0; length];
+        self.read(index, within, &mut bytes)?;
+        out.put(&bytes);
         Ok(true)
     }
 

@@ -1,5 +1,6 @@
 //! Byte ranges of a snapshot and of an overlay on it: what SQLite reads is put together from pages here.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use pagewire_proto::{PageNumber, PageSize, Snapshot, Version};
@@ -9,6 +10,7 @@ use super::overlay::Overlay;
 use super::{Connection, OwnCookie, State};
 use crate::database::Database;
 use crate::error::{Error, Kind, Result};
+use crate::file::read_buffer::ReadBuffer;
 use crate::prefetch::Prefetcher;
 
 /// The prefetcher of one reader. What it has asked for and nobody has read is given up with it.
@@ -17,6 +19,8 @@ pub struct ReadAhead {
     database: Arc<Database>,
     /// The version that is read.
     version: Version,
+    /// Roots that came along with what was asked for.
+    roots: Vec<u32>,
 }
 
 impl ReadAhead {
@@ -26,13 +30,16 @@ impl ReadAhead {
             prefetcher: Prefetcher::default(),
             database: Arc::clone(database),
             version: Version::ZERO,
+            roots: Vec::new(),
         }
     }
 
     /// The snapshot ends, or another takes its place while a statement goes on: what was fetched for it makes room (F6 of
     /// `cache/ahead.rs`).
     pub fn snapshot_ends(&mut self) {
-        self.database.abandon_pages(self.prefetcher.asked());
+        let mut unread = self.prefetcher.asked();
+        unread.append(&mut self.roots);
+        self.database.abandon_pages(unread);
     }
 
     fn read_at(&mut self, version: Version) {
@@ -45,7 +52,9 @@ impl ReadAhead {
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        self.database.abandon_pages(self.prefetcher.end());
+        let mut unread = self.prefetcher.end();
+        unread.append(&mut self.roots);
+        self.database.abandon_pages(unread);
         self.database.note_hot_pages(self.prefetcher.hot());
     }
 }
@@ -60,13 +69,24 @@ pub enum ReadOutcome {
 }
 
 impl Connection {
-    /// xRead: any range, aligned or not.
-    pub fn read(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
+    /// xRead: any range, aligned or not. What it returns well has filled `out`.
+    pub fn read(&mut self, out: &mut ReadBuffer<'_>, offset: u64) -> Result<ReadOutcome> {
+        if offset >= header::LENGTH as u64 {
+            return self.read_as_it_is(out, offset);
+        }
+        // What is looked at and changed on its way.
+        let mut bytes = vec![0; out.room()];
+        let outcome = self.read_header(&mut bytes, offset)?;
+        out.put(&bytes);
+        Ok(outcome)
+    }
+
+    fn read_header(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
         let is_cache_check = header::is_cache_check(offset, out.len());
         if is_cache_check {
             self.transaction_begins();
         }
-        let outcome = self.read_as_it_is(out, offset)?;
+        let outcome = self.read_as_it_is(&mut (&mut *out).into(), offset)?;
         if offset == 0
             && let Some(base) = self.page_1_comes_from()
             && let Some(header) = header::Header::of(out)
@@ -99,12 +119,12 @@ impl Connection {
         }
     }
 
-    fn read_as_it_is(&mut self, out: &mut [u8], offset: u64) -> Result<ReadOutcome> {
+    fn read_as_it_is(&mut self, out: &mut ReadBuffer<'_>, offset: u64) -> Result<ReadOutcome> {
         let timeout = self.settings.timeout;
         match &self.state {
             State::Reading { base } | State::Failed { base, .. } => {
                 let snapshot = base.snapshot();
-                read_range(
+                read_into(
                     &self.database,
                     &snapshot,
                     None,
@@ -116,7 +136,7 @@ impl Connection {
             }
             State::Writing { base, overlay, .. } => {
                 let snapshot = base.snapshot();
-                read_range(
+                read_into(
                     &self.database,
                     &snapshot,
                     Some(overlay),
@@ -126,7 +146,12 @@ impl Connection {
                     timeout,
                 )
             }
-            State::Idle => self.read_unlocked(out, offset),
+            State::Idle => {
+                let mut bytes = vec![0; out.room()];
+                let outcome = self.read_unlocked(&mut bytes, offset)?;
+                out.put(&bytes);
+                Ok(outcome)
+            }
             State::Refusing { error, .. } => Err(error.clone()),
         }
     }
@@ -184,38 +209,59 @@ pub fn read_range(
     offset: u64,
     timeout: std::time::Duration,
 ) -> Result<ReadOutcome> {
+    read_into(
+        database,
+        base,
+        overlay,
+        ahead,
+        &mut out.into(),
+        offset,
+        timeout,
+    )
+}
+
+/// Fills a buffer with a range. After an error it has some of it, and nobody may read on into the same.
+fn read_into(
+    database: &Arc<Database>,
+    base: &Snapshot,
+    overlay: Option<&Overlay>,
+    ahead: &mut ReadAhead,
+    out: &mut ReadBuffer<'_>,
+    offset: u64,
+    timeout: std::time::Duration,
+) -> Result<ReadOutcome> {
     let (unit, size) = match overlay {
         Some(overlay) => (overlay.unit(), overlay.size()),
         None => (base.page_size, base.byte_size()),
     };
+    let wanted = out.room();
     let Some(unit) = unit else {
-        out.fill(0);
+        out.finish();
         return Ok(ReadOutcome::Short);
     };
-    let there = size.saturating_sub(offset).min(out.len() as u64) as usize;
-    let (mut rest, beyond) = out.split_at_mut(there);
-    beyond.fill(0);
-    let outcome = if beyond.is_empty() {
-        ReadOutcome::Full
-    } else {
-        ReadOutcome::Short
-    };
+    let there = size.saturating_sub(offset).min(wanted as u64) as usize;
+    let mut rest = there;
     let mut at = offset;
-    while !rest.is_empty() {
+    while rest > 0 {
         let (index, within) = split(at, unit)?;
-        let length = rest.len().min(unit.bytes() - within);
-        let (part, tail) = rest.split_at_mut(length);
+        let length = rest.min(unit.bytes() - within);
         let written = match overlay {
-            Some(overlay) => overlay.read(index, within, part)?,
+            Some(overlay) => overlay.read_into(index, within, length, out)?,
             None => false,
         };
         if !written {
-            read_base(database, base, ahead, index, within, part, timeout)?;
+            let part = within..within + length;
+            read_base(database, base, ahead, index, part, out, timeout)?;
         }
-        rest = tail;
+        rest -= length;
         at += length as u64;
     }
-    Ok(outcome)
+    out.finish();
+    Ok(if there == wanted {
+        ReadOutcome::Full
+    } else {
+        ReadOutcome::Short
+    })
 }
 
 /// A part of one page of the base.
@@ -224,13 +270,13 @@ fn read_base(
     base: &Snapshot,
     ahead: &mut ReadAhead,
     index: u32,
-    within: usize,
-    out: &mut [u8],
+    part: Range<usize>,
+    out: &mut ReadBuffer<'_>,
     timeout: std::time::Duration,
 ) -> Result<()> {
     let number = PageNumber::try_from(index + 1)?;
     let Some(page_size) = base.page_size.filter(|_| base.page_count.has(number)) else {
-        out.fill(0);
+        out.put_zeros(part.len());
         return Ok(());
     };
     ahead.read_at(base.version);
@@ -243,17 +289,25 @@ fn read_base(
             content
         }
         None => {
-            let along = ahead.prefetcher.miss(&view, number.get());
+            let mut along = ahead.prefetcher.miss(&view, number.get());
+            if along.is_empty() {
+                along = view.roots_along(number);
+                if !along.is_empty() {
+                    // Those that came before go to the cache, where whoever reads them finds them: they hold no room.
+                    let before = std::mem::replace(&mut ahead.roots, along.clone());
+                    database.abandon_pages(before);
+                }
+            }
             let content = view.fetch(number, along)?;
             ahead.prefetcher.came(number.get(), &content);
             content
         }
     };
     if content.is_empty() {
-        out.fill(0);
+        out.put_zeros(part.len());
         return Ok(());
     }
-    let Some(part) = content.get(within..within + out.len()) else {
+    let Some(bytes) = content.get(part.clone()) else {
         return Err(Error::new(
             Kind::Corrupt,
             format!(
@@ -265,9 +319,12 @@ fn read_base(
             ),
         ));
     };
-    out.copy_from_slice(part);
     if number == PageNumber::FIRST && base.version > Version::ZERO {
-        derive_change_counter(&content, base.version, within, out);
+        let mut bytes = bytes.to_vec();
+        derive_change_counter(&content, base.version, part.start, &mut bytes);
+        out.put(&bytes);
+    } else {
+        out.put(bytes);
     }
     Ok(())
 }
@@ -300,8 +357,8 @@ pub fn write_through(
                     base,
                     &mut ReadAhead::new(database),
                     index,
-                    0,
-                    &mut whole,
+                    0..unit.bytes(),
+                    &mut whole.as_mut_slice().into(),
                     timeout,
                 )?;
             }

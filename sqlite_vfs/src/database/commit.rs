@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! sent --Committed--> applied
-//!  |  \--Conflict, LeaseLost, refused--> failed (nothing was applied)
+//!  |  \--Conflict, refused--> failed (nothing was applied)
+//!  |  \--LeaseLost, session or open unknown--> lease asked for again (`regain.rs`) --had--> sent again with a new id
+//!  |                                                                             \--> failed (nothing was applied)
 //!  |  \--StagingUnknown--> sent again with a new id, all pages in the call
 //!  |  \--EncodingRefused--> sent again with a new id, all pages raw
 //!  \--no answer--> in question --ResolveCommit--> applied | aborted | record gone
-//!                      |                              aborted, leases still ours: sent again with a new id
+//!                      |                              aborted: sent again with a new id, under leases that are still ours or are had again
 //!                      \--deadline--> unsettled: the error says so; settled before anything else begins
 //! ```
 
@@ -19,9 +21,12 @@ use pagewire_proto::{Changes, CommitId, Epoch, PageCount, PageNumber, Snapshot};
 use tokio::time::Instant;
 
 use super::lease::WriterId;
+use super::regain::begin_attempt;
 use super::state::Unsettled;
 use super::{Database, REOPEN_PAUSE, SLOWEST_TRANSFER, open_for_question, tokio_sleep};
-use crate::client::{CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled};
+use crate::client::{
+    Client, CommitAttempt, CommitPart, CommitResult, Opened, PageSource, Settled, is_held_up,
+};
 use crate::compression::Encodings;
 use crate::error::{CallError, Error, Kind, Result};
 
@@ -48,13 +53,8 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         return Ok(Vec::new());
     };
     let client = Arc::clone(&first.database.client);
-    let mut epochs = Vec::with_capacity(members.len());
     for member in &members {
         member.database.state.check()?;
-        match member.database.state.writer_epoch(member.writer) {
-            Some(epoch) => epochs.push(epoch),
-            None => return Err(lease_lost(&member.database)),
-        }
         if !Arc::ptr_eq(&member.database.client, &client) {
             return Err(Error::io(format!(
                 "{} and {} are on different endpoints: a transaction can't be atomic over both",
@@ -64,18 +64,20 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         }
     }
     let mut databases = Vec::with_capacity(members.len());
+    let mut writers = Vec::with_capacity(members.len());
     let mut parts = Vec::with_capacity(members.len());
     let mut bases = Vec::with_capacity(members.len());
     for member in members {
         databases.push(member.database);
+        writers.push(member.writer);
         parts.push(member.part);
         bases.push(member.base);
     }
     let patience = timeout.max(client.core.session.commit_patience());
     let mut attempt = CommitAttempt {
         id: new_id()?,
+        epochs: vec![Epoch::NONE; parts.len()],
         parts: Arc::new(parts),
-        epochs,
         with_stagings: true,
         encodings: client.core.encodings(),
         states: databases
@@ -83,11 +85,19 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
             .map(|database| Arc::clone(&database.state))
             .collect(),
     };
-    for database in &databases {
-        database.state.commit_begins();
-    }
     let transfer = Duration::from_secs(attempt.byte_size() / SLOWEST_TRANSFER);
-    let outcome = settle_attempt(&databases, &mut attempt, patience + transfer);
+    let begun = Instant::now();
+    // No page is moved for a lease.
+    let regained = begin_attempt(&databases, &writers, &mut attempt, begun + patience)?;
+    let mut time = Time {
+        patience: patience + transfer,
+        transfer,
+        deadline: begun + patience + transfer,
+    };
+    if regained {
+        time.has_enough_for_one_more(&client);
+    }
+    let outcome = settle_attempt(&databases, &writers, &mut attempt, time);
     match outcome {
         Ok(()) => Ok(applied(&databases, &bases, &attempt.parts)),
         Err(Failure::NotApplied(error)) => {
@@ -113,6 +123,24 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
     }
 }
 
+/// One deadline for the commit and for the question what became of it; the question gets a second of its own.
+struct Time {
+    /// Of the whole commit.
+    patience: Duration,
+    /// For the pages of it.
+    transfer: Duration,
+    deadline: Instant,
+}
+
+impl Time {
+    /// An attempt whose answer can't come before its deadline would make an unknown outcome of a certain one: a server that was started
+    /// again holds every commit back for as long as a lease of before may be trusted.
+    fn has_enough_for_one_more(&mut self, client: &Client) {
+        let enough = client.core.session.commit_patience() + self.transfer;
+        self.deadline = self.deadline.max(Instant::now() + enough);
+    }
+}
+
 enum Failure {
     NotApplied(Error),
     /// And whether asking again may tell more.
@@ -121,14 +149,26 @@ enum Failure {
 
 fn settle_attempt(
     databases: &[Arc<Database>],
+    writers: &[WriterId],
     attempt: &mut CommitAttempt,
-    patience: Duration,
+    mut time: Time,
 ) -> std::result::Result<(), Failure> {
     let client = &databases[0].client;
-    // One deadline for the commit and for the question what became of it; the question gets a second of its own.
-    let deadline = Instant::now() + patience;
+    // G1: nothing is under way now.
+    let again = |attempt: &mut CommitAttempt, time: &mut Time| {
+        attempt.id = new_id()?;
+        begin_attempt(databases, writers, attempt, time.deadline)?;
+        time.has_enough_for_one_more(client);
+        Ok(())
+    };
+    let mut was_held_up = false;
     for _ in 0..=MAX_RESENDS {
-        let error = match client.wait(client.core.commit(attempt, deadline)) {
+        let answer = client.wait(client.core.commit(attempt, time.deadline));
+        // Where this process was held up past its deadline, another one.
+        if !was_held_up && is_held_up(time.deadline) {
+            (time.deadline, was_held_up) = (Instant::now() + time.patience, true);
+        }
+        let error = match answer {
             Ok(CommitResult::Committed(_)) => return Ok(()),
             Ok(CommitResult::Conflict { index, head }) => {
                 let database = &databases[index];
@@ -141,7 +181,8 @@ fn settle_attempt(
             }
             Ok(CommitResult::LeaseLost { index }) => {
                 databases[index].state.lease_lost(attempt.epochs[index]);
-                return Err(Failure::NotApplied(lease_lost(&databases[index])));
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
+                continue;
             }
             Err(error) => error,
         };
@@ -161,7 +202,12 @@ fn settle_attempt(
                 continue;
             }
             if error.wants_reopen() {
-                return Err(Failure::NotApplied(lease_lost(&databases[0])));
+                // Which of the opens, or the session with all of them: the leases went with what it was.
+                for (database, epoch) in databases.iter().zip(&attempt.epochs) {
+                    database.state.lease_lost(*epoch);
+                }
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
+                continue;
             }
             return Err(Failure::NotApplied(
                 Error::from(error).within(&databases[0].describe()),
@@ -171,25 +217,22 @@ fn settle_attempt(
         match resolve(
             databases,
             attempt,
-            deadline.max(Instant::now() + SHORTEST_QUESTION),
+            time.deadline.max(Instant::now() + SHORTEST_QUESTION),
         ) {
             Ok(Settled::Committed(_)) => return Ok(()),
             Ok(Settled::Aborted(epochs)) => {
                 for (database, epoch) in databases.iter().zip(&epochs) {
                     database.state.epoch_advanced(*epoch);
                 }
-                if epochs.contains(&Epoch::NONE) {
-                    return Err(Failure::NotApplied(lease_lost(&databases[0])));
-                }
-                if Instant::now() >= deadline {
+                if Instant::now() >= time.deadline {
                     return Err(Failure::NotApplied(Error::io(format!(
                         "{}: no answer within the deadline ({}); the commit was not applied",
                         databases[0].describe(),
                         error.message
                     ))));
                 }
-                attempt.epochs = epochs;
-                attempt.id = new_id().map_err(Failure::NotApplied)?;
+                // A lease of ours may be another one than that under which the transaction began: with an open on the way.
+                again(attempt, &mut time).map_err(Failure::NotApplied)?;
             }
             Ok(Settled::Unknown(reason)) => {
                 return Err(Failure::Unknown(unknown(&databases[0], &reason), false));
@@ -369,13 +412,6 @@ fn was_refused(error: &CallError) -> bool {
             | Reason::StoreFull
             | Reason::Unsupported => true,
         }
-}
-
-fn lease_lost(database: &Database) -> Error {
-    Error::io(format!(
-        "{}: the write lease was lost, nothing was applied: run the transaction again",
-        database.describe()
-    ))
 }
 
 fn unknown(database: &Database, reason: &str) -> Error {

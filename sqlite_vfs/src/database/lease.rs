@@ -4,7 +4,7 @@
 //!            open, acquire, push                     end of a write after a recall, recall while idle
 //! lease None ------------------> Held{epoch} -------------------------------------------------------> None
 //!                                  |  ^   recall during a write: Held{recalled}
-//!                                  +--+   lost, session anew: None
+//!                                  +--+   lost, session anew: None (a writer may have it again at its commit: `regain.rs`)
 //! ```
 //! The invariants (D1, D6, D7) are those of `state.rs`.
 
@@ -214,7 +214,9 @@ impl DatabaseState {
         epoch: Epoch,
         recalled: bool,
     ) {
-        if recalled && inner.writer.is_none() {
+        // Of a lease that a writer has again (`regain.rs`) nobody was told so yet.
+        let is_told = inner.writer.is_some_and(|(_, began)| began == epoch);
+        if recalled && !is_told {
             // Those who wait for an answer learn that a transaction is running.
             session.keep_lease(self.id(), epoch, transaction.number());
         }
@@ -251,6 +253,13 @@ impl DatabaseState {
             }
             _ => None,
         }
+    }
+
+    /// The transaction of the writer, be its lease there or not.
+    pub(super) fn transaction_of(&self, writer: WriterId) -> Option<Arc<Membership>> {
+        let inner = self.inner.lock();
+        let is_writer = inner.writer.is_some_and(|(current, _)| current == writer);
+        inner.transaction.clone().filter(|_| is_writer)
     }
 
     /// Whether a connection of this process is writing.

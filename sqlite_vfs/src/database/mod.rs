@@ -6,6 +6,7 @@ mod history;
 mod lease;
 mod pages;
 mod pins;
+mod regain;
 mod stage;
 mod state;
 mod subscription;
@@ -26,7 +27,7 @@ use crate::client::counters::PREFETCH;
 use crate::client::{Acquired, Client, Membership, OpenError, Opened, Owner, PinCall};
 use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
-use crate::prefetch::HotPages;
+use crate::prefetch::{HotPages, Roots};
 use crate::settings::ConnectionSettings;
 
 pub use commit::{CommitMember, commit};
@@ -58,6 +59,8 @@ pub struct Database {
     opened: Mutex<(OpenMode, u64)>,
     /// What its connections have read, to be named to the server with the close.
     hot: Mutex<HotPages>,
+    /// The roots that nobody has asked for yet.
+    roots: Mutex<Roots>,
     /// Byte 20 of page 1, as it was read last.
     reserved: AtomicU8,
     /// Of the store, where it is known to which one the open belonged: for files that outlive the session.
@@ -109,6 +112,7 @@ impl Database {
             client,
             opened: Mutex::new((mode, opened.open_sequence)),
             hot: Mutex::default(),
+            roots: Mutex::default(),
             reserved: AtomicU8::new(0),
         });
         for page in opened.pages {

@@ -16,10 +16,6 @@ use crate::client::counters::{COUNTERS, CallKind};
 use crate::error::{Error, Result};
 use crate::prefetch::{self, CALL_BYTES, Came, HotPages, Pages};
 
-/// A window is never held below this, whatever the link seems to need: what is known of the link grows with the window.
-const LEAST_WINDOW_BYTES: u64 = 1 << 20;
-/// Bytes in a second that nearly every link to a server carries: 100 Mbit/s.
-const MODEST_RATE: f64 = 12.5e6;
 /// Byte of page 1 that says how many bytes are reserved at the end of each page (SQLite file format, 1.3.4).
 const RESERVED_BYTE: usize = 20;
 
@@ -180,6 +176,11 @@ impl View<'_> {
         Some((content, came))
     }
 
+    /// The roots that shall come along with a page that is not here.
+    pub fn roots_along(&self, page: PageNumber) -> Vec<u32> {
+        self.database.roots.lock().miss(self, page.get())
+    }
+
     /// The page from the server, and others along with it. Empty content is a page that was never written.
     pub fn fetch(&self, page: PageNumber, along: Vec<u32>) -> Result<Bytes> {
         let database = self.database;
@@ -312,15 +313,16 @@ impl Pages for View<'_> {
     }
 
     fn window_limit(&self) -> u64 {
-        let needed = 2 * self.database.client.core.link.product();
-        needed
-            .max(LEAST_WINDOW_BYTES)
-            .min(self.cache().ahead.limit() / 2)
+        let link = &self.database.client.core.link;
+        link.window(self.cache().ahead.limit())
+    }
+
+    fn room(&self) -> u64 {
+        self.cache().ahead.room()
     }
 
     fn first_window(&self) -> u64 {
-        let way = self.database.client.core.link.round_trip();
-        (way.as_secs_f64() * MODEST_RATE) as u64
+        self.database.client.core.link.first_window()
     }
 }
 
@@ -337,7 +339,6 @@ impl PagesAhead {
         let came = received.map(|page| CamePage {
             number: page.number,
             from: page.version,
-            // It shares the message of all of them, which it would keep in memory.
             content: own(&page.content),
         });
         self.cache
@@ -352,6 +353,8 @@ impl Drop for PagesAhead {
     }
 }
 
+/// A copy of a page, for the cache. What came is a slice of the message of all the pages of a call, up to half a megabyte: one page of it that
+/// stays in the cache would keep all of that, and the cache would hold much more than the bytes that it counts.
 fn own(content: &Bytes) -> Bytes {
     Bytes::copy_from_slice(content)
 }

@@ -296,6 +296,11 @@ impl DatabaseState {
         self.inner.lock().committing = true;
     }
 
+    /// The commit was not applied so far, and never will be unless it is sent again.
+    pub fn commit_pauses(&self) {
+        self.inner.lock().committing = false;
+    }
+
     /// The commit was applied and made this version.
     pub fn commit_applied(&self, head: Snapshot, changes: &Changes) {
         let mut inner = self.inner.lock();

@@ -90,6 +90,8 @@ pub fn guarded(
         Ok(rc) => rc,
         Err(error) => {
             let rc = code_of(op, error.kind);
+            #[cfg(feature = "simulation")]
+            crate::simulation::failed(&error);
             // The error path must not be able to panic out either.
             let _ = catch_unwind(AssertUnwindSafe(|| {
                 let client = failed(&error);

@@ -370,6 +370,8 @@ unsafe fn result_error(
     client: Option<ClientKey>,
 ) {
     let rc = code_of(Op::Own, error.kind);
+    #[cfg(feature = "simulation")]
+    crate::simulation::failed(error);
     registration.log(rc, &error.message, client);
     let api = registration.api();
     let (Some(message), Some(set_code), Ok(length)) = (

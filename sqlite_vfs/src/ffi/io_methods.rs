@@ -1,6 +1,7 @@
 //! The methods of an open file: main database, journal, super-journal.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::client::Owner;
 use crate::connection::{Connection, LockLevel};
 use crate::error::{Error, Kind, Result};
 use crate::file::journal::SuperJournal;
+use crate::file::read_buffer::ReadBuffer;
 
 /// The methods of every file of ours.
 pub static METHODS: IoMethods = IoMethods {
@@ -112,28 +114,35 @@ unsafe extern "C" fn read(
     offset: i64,
 ) -> c_int {
     let length = length_of(buffer, amount);
-    let out = if length == 0 {
+    let memory = if length == 0 {
         &mut []
     } else {
-        // SAFETY: SQLite passes a buffer of `amount` bytes. It may be uninitialised, so it is filled before a slice is made.
-        unsafe {
-            std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
-            std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
-        }
+        // SAFETY: SQLite passes a buffer of `amount` bytes, which may be uninitialised.
+        unsafe { std::slice::from_raw_parts_mut(buffer.cast::<MaybeUninit<u8>>(), length) }
     };
+    let mut out = ReadBuffer::from(memory);
     // SAFETY: SQLite passes a file that xOpen filled.
-    unsafe {
+    let rc = unsafe {
         method(file, Op::Read, |handle| {
             check_amount(amount, length)?;
             let offset = offset_of(offset)?;
             let full = match &handle.kind {
                 FileKind::Main(connection, _) => {
-                    connection.lock().read(out, offset)? == crate::connection::ReadOutcome::Full
+                    connection.lock().read(&mut out, offset)?
+                        == crate::connection::ReadOutcome::Full
                 }
                 FileKind::Journal(connection) => {
-                    connection.lock().read_journal(out, offset)? == Some(out.len())
+                    let mut bytes = vec![0; length];
+                    let read = connection.lock().read_journal(&mut bytes, offset)?;
+                    out.put(&bytes);
+                    read == Some(length)
                 }
-                FileKind::Super(journal) => journal.lock().content.read(out, offset)? == out.len(),
+                FileKind::Super(journal) => {
+                    let mut bytes = vec![0; length];
+                    let read = journal.lock().content.read(&mut bytes, offset)?;
+                    out.put(&bytes);
+                    read == length
+                }
             };
             Ok(if full {
                 code::OK
@@ -141,7 +150,10 @@ unsafe extern "C" fn read(
                 code::IOERR_SHORT_READ
             })
         })
-    }
+    };
+    // After an error too, whatever had been read by then: nobody is shown what was in the memory.
+    out.finish();
+    rc
 }
 
 unsafe extern "C" fn write(

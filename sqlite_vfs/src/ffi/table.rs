@@ -304,6 +304,8 @@ unsafe fn guarded<T>(
         .unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a bug in pagewire")));
     outcome.map_err(|error| {
         let rc = code_of(Op::Own, error.kind);
+        #[cfg(feature = "simulation")]
+        crate::simulation::failed(&error);
         // SAFETY: promised by the caller. A message that SQLite has not taken yet is its own to free.
         unsafe {
             let ours = &*table.cast::<OurTable>();

@@ -54,10 +54,12 @@ impl Spool {
         }
         if let Spool::Memory(memory) = self {
             if end <= MEMORY_LIMIT {
-                if memory.len() < end as usize {
-                    memory.resize(end as usize, 0);
-                }
-                memory[offset as usize..end as usize].copy_from_slice(bytes);
+                // A journal grows at its end: nothing is zeroed there that is written at once.
+                let there = memory.len().clamp(offset as usize, end as usize);
+                memory.resize(memory.len().max(offset as usize), 0);
+                let (over, beyond) = bytes.split_at(there - offset as usize);
+                memory[offset as usize..there].copy_from_slice(over);
+                memory.extend_from_slice(beyond);
                 return Ok(());
             }
             let file = temporary_file()?;
@@ -120,6 +122,24 @@ pub fn local_error(error: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_over_the_end_at_it_and_beyond_it() {
+        let mut spool = Spool::default();
+        for (bytes, offset, whole) in [
+            (b"abcd".as_slice(), 0, b"abcd".as_slice()),
+            (b"ef", 4, b"abcdef"),
+            (b"XYZW", 4, b"abcdXYZW"),
+            (b"--", 1, b"a--dXYZW"),
+            (b"g", 10, b"a--dXYZW\0\0g"),
+            (b"", 2, b"a--dXYZW\0\0g"),
+        ] {
+            spool.write(bytes, offset).unwrap();
+            let mut buffer = vec![9; whole.len() + 2];
+            assert_eq!(spool.read(&mut buffer, 0).unwrap(), whole.len());
+            assert_eq!(&buffer[..whole.len()], whole);
+        }
+    }
 
     #[test]
     fn a_spool_behaves_like_a_file_on_both_sides_of_its_limit() {

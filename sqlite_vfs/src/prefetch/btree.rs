@@ -182,39 +182,15 @@ impl<'a> TreePage<'a> {
         if !matches!(self.kind, PageKind::InteriorIndex | PageKind::LeafIndex) {
             return None;
         }
-        let record = self.payload(index)?.local;
-        let (header_length, mut at) = varint_at(record, 0)?;
-        let header_length = usize::try_from(header_length).ok()?;
-        let mut value = header_length;
-        let mut last = None;
-        let mut columns = 0;
-        while at < header_length {
-            let (serial_type, next) = varint_at(record, at)?;
-            columns += 1;
-            if columns > MAX_COLUMNS {
-                return None;
-            }
-            if let Some((_, length)) = last {
-                value = value.checked_add(length)?;
-            }
-            last = Some((serial_type, length_of(serial_type)?));
-            at = next;
+        integer(self.payload(index)?.local, None)
+    }
+
+    /// Leaf of a table: the integer in a column of a row, counted from 0. `None` where it is none, or lies on an overflow page.
+    pub fn integer_of_row(&self, index: usize, column: usize) -> Option<i64> {
+        if self.kind != PageKind::LeafTable {
+            return None;
         }
-        let (serial_type, length) = last?;
-        let bytes = record.get(value..value.checked_add(length)?)?;
-        match serial_type {
-            1..=6 => {
-                let sign = if bytes.first()? & 0x80 == 0 { 0 } else { -1 };
-                Some(
-                    bytes
-                        .iter()
-                        .fold(sign, |value, byte| (value << 8) | i64::from(*byte)),
-                )
-            }
-            8 => Some(0),
-            9 => Some(1),
-            _ => None,
-        }
+        integer(self.payload(index)?.local, Some(column))
     }
 
     fn payload(&self, index: usize) -> Option<Payload<'a>> {
@@ -269,6 +245,45 @@ struct Payload<'a> {
     length: u64,
     begins: usize,
     local: &'a [u8],
+}
+
+/// The integer in a column of a record, or in its last one (SQLite file format, 2.1).
+fn integer(record: &[u8], column: Option<usize>) -> Option<i64> {
+    let (header_length, mut at) = varint_at(record, 0)?;
+    let header_length = usize::try_from(header_length).ok()?;
+    let mut value = header_length;
+    let mut found = None;
+    let mut columns = 0;
+    while at < header_length && column.is_none_or(|column| columns <= column) {
+        let (serial_type, next) = varint_at(record, at)?;
+        columns += 1;
+        if columns > MAX_COLUMNS {
+            return None;
+        }
+        if let Some((_, length)) = found {
+            value = value.checked_add(length)?;
+        }
+        found = Some((serial_type, length_of(serial_type)?));
+        at = next;
+    }
+    if column.is_some_and(|column| columns <= column) {
+        return None;
+    }
+    let (serial_type, length) = found?;
+    let bytes = record.get(value..value.checked_add(length)?)?;
+    match serial_type {
+        1..=6 => {
+            let sign = if bytes.first()? & 0x80 == 0 { 0 } else { -1 };
+            Some(
+                bytes
+                    .iter()
+                    .fold(sign, |value, byte| (value << 8) | i64::from(*byte)),
+            )
+        }
+        8 => Some(0),
+        9 => Some(1),
+        _ => None,
+    }
 }
 
 /// The page that follows an overflow page; `None` at the end of the chain.
@@ -331,6 +346,7 @@ pub fn look_at_everything(number: u32, content: &[u8], reserved: u8) -> usize {
     for index in 0..page.cells() + 2 {
         named += usize::from(page.child(index).is_some());
         named += usize::from(page.overflow(index).is_some());
+        named += usize::from(page.integer_of_row(index, index % 7).is_some());
         if let Some(rowid) = page.rowid_of_entry(index).or(page.largest_rowid(index)) {
             named += usize::from(page.child_for_rowid(rowid).is_some());
         }
@@ -474,6 +490,28 @@ mod tests {
             }
             assert!(chains > 20, "{tree}: {chains}");
         }
+    }
+
+    #[test]
+    fn the_integers_of_a_row_are_those_that_sqlite_reads() {
+        let file = database(
+            "CREATE TABLE t(a TEXT, b, c); CREATE INDEX t_b ON t(b);
+             INSERT INTO t VALUES('x', -3, 70000), ('', 0, 1), (NULL, 'text', -5000000000), (1.5, x'00', NULL);",
+        );
+        let schema = TreePage::parse(1, page(&file, 1), 0).unwrap();
+        let of_schema = |row| schema.integer_of_row(row, 3);
+        let roots = ["t", "t_b"].map(|name| Some(i64::from(root(&file, name))));
+        assert_eq!([of_schema(0), of_schema(1)], roots);
+        assert_eq!(of_schema(2), None);
+        let number = root(&file, "t");
+        let table = TreePage::parse(number, page(&file, number), 0).unwrap();
+        let rows: Vec<_> = (0..4)
+            .map(|row| [0, 1, 2, 3].map(|column| table.integer_of_row(row, column)))
+            .collect();
+        assert_eq!(rows[0], [None, Some(-3), Some(70000), None]);
+        assert_eq!(rows[1], [None, Some(0), Some(1), None]);
+        assert_eq!(rows[2], [None, None, Some(-5_000_000_000), None]);
+        assert_eq!(rows[3], [None; 4]);
     }
 
     #[test]

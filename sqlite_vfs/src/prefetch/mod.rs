@@ -11,6 +11,7 @@
 //!   two leaves of a table for rowids of one index leaf        lookups: the leaves for the rowids that follow
 //!   page n + 1 after page n                                   run: the pages that follow (backup)
 //! ```
+//! Beside the streams, the second root of a table or an index brings others along (`roots.rs`).
 //! So table and index scans, `PRAGMA integrity_check` (which descends), `CREATE INDEX` and `VACUUM` are walks, with chains where
 //! rows overflow.
 //!
@@ -21,20 +22,24 @@
 //!   comes in the time of a round trip anyway ([`Pages::first_window`]).
 //!   It grows when the reader stalls, before he waits and again when that wait is over: what he reads in one round trip earns what is asked for in
 //!   the same.
-//! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, at least 1 MiB) and half of what may lie
-//!   ahead.
+//! * **R4** A window is at most what the link needs (twice the bandwidth-delay product, four times as long as the rate rises, at least 1 MiB) and three
+//!   quarters of what may lie ahead. It asks for no more than there is room for: what is planned and not asked for would be asked for page by page.
 //! * **R5** Work is bounded, whatever the pages say: a read plans at most three windows, looks into some pages for each page planned, and looks for a
 //!   pattern in at most `MAX_INTERIOR` pages.
-//! * **R6** On a page that is in the cache and in no stream it costs some ten nanoseconds.
+//! * **R6** A page that is in the cache and in no stream costs some ten nanoseconds, and some forty where every second one is an interior page:
+//!   11 and 36 ns of a processor by `cost.rs`, in the release profile.
 
 #[cfg(not(feature = "fuzzing"))]
 mod btree;
 #[cfg(feature = "fuzzing")]
 pub mod btree;
 mod chains;
+#[cfg(test)]
+mod cost;
 mod hot;
 mod lookups;
 mod patterns;
+mod roots;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -46,6 +51,7 @@ use bytes::Bytes;
 
 pub use hot::HotPages;
 use patterns::Patterns;
+pub use roots::Roots;
 use stream::Stream;
 
 /// Streams of a connection: cursors that SQLite moves in turn, as in a join.
@@ -77,6 +83,8 @@ pub trait Pages {
     fn reserved(&self) -> u8;
     /// Largest window in bytes (R4).
     fn window_limit(&self) -> u64;
+    /// Bytes that may be asked for now: what others have asked for takes room too.
+    fn room(&self) -> u64;
     /// Bytes that cost no more than a wait for one page more does, R3.
     fn first_window(&self) -> u64;
 }
@@ -112,6 +120,15 @@ pub enum Came {
     Late,
 }
 
+/// What comes out of a read.
+#[derive(Default)]
+struct Asks {
+    /// To be asked for.
+    wanted: Vec<u32>,
+    /// Asked for, and not wanted any more by the stream that did.
+    given_up: Vec<u32>,
+}
+
 /// See the file's header.
 #[derive(Default)]
 pub struct Prefetcher {
@@ -125,40 +142,33 @@ impl Prefetcher {
     /// SQLite reads a page that did not have to be asked for.
     pub fn read(&mut self, pages: &impl Pages, page: u32, content: &[u8], came: Came) {
         if !self.streams.is_empty() {
-            let mut wanted = Vec::new();
-            self.advance(pages, page, came == Came::Late, &mut wanted);
-            if !wanted.is_empty() {
-                self.has_asked = true;
-                once(&mut wanted);
-                pages.request(wanted);
-            }
+            let mut asks = Asks::default();
+            self.advance(pages, page, came == Came::Late, &mut asks);
+            self.settle(pages, asks);
         }
         self.patterns.note(page, content);
     }
 
     /// SQLite is about to wait for a page that is on its way; [`Prefetcher::read`] follows when it has come.
     pub fn stalls(&mut self, pages: &impl Pages, page: u32) {
-        let mut wanted = Vec::new();
+        let mut asks = Asks::default();
         for stream in &mut self.streams {
-            if stream.stalls(pages, page, &mut wanted) {
+            if stream.stalls(pages, page, &mut asks) {
                 break;
             }
         }
-        if !wanted.is_empty() {
-            self.has_asked = true;
-            pages.request(wanted);
-        }
+        self.settle(pages, asks);
     }
 
     /// SQLite reads a page that has to be asked for now. Returns the pages that shall come along with it; more may have been asked
     /// for by the way.
     pub fn miss(&mut self, pages: &impl Pages, page: u32) -> Vec<u32> {
-        let mut wanted = Vec::new();
-        let mut foreseen = self.advance(pages, page, true, &mut wanted);
+        let mut asks = Asks::default();
+        let mut foreseen = self.advance(pages, page, true, &mut asks);
         if !foreseen && self.streams.iter().any(Stream::may_revise) {
             let revised = self.streams.iter_mut().filter(|stream| stream.may_revise());
-            revised.for_each(|stream| stream.fill(pages, &mut wanted));
-            foreseen = self.advance(pages, page, true, &mut wanted);
+            revised.for_each(|stream| stream.fill(pages, &mut asks));
+            foreseen = self.advance(pages, page, true, &mut asks);
         }
         if !foreseen {
             for stream in &mut self.streams {
@@ -168,23 +178,26 @@ impl Prefetcher {
                 .into_iter()
                 .partition(Stream::is_over);
             self.streams = going_on;
-            end(pages, over);
+            self.give_up(pages, over.into_iter().flat_map(Stream::unread).collect());
             if let Some(plan) = self.patterns.recognise(pages, page, &mut self.streams) {
                 if self.streams.len() >= MAX_STREAMS {
                     let idlest = (0..self.streams.len())
                         .max_by_key(|index| self.streams[*index].idle())
                         .unwrap_or(0);
-                    end(pages, vec![self.streams.remove(idlest)]);
+                    let idlest = self.streams.remove(idlest);
+                    self.give_up(pages, idlest.unread());
                 }
                 let first = pages.first_window().min(ALONG_BYTES as u64) as usize;
                 let first = (first / pages.page_bytes().max(1)).max(FIRST_WINDOW);
                 let mut stream = Stream::new(plan, first);
-                stream.fill(pages, &mut wanted);
+                stream.fill(pages, &mut asks);
                 self.streams.push(stream);
             }
         }
+        self.give_up(pages, asks.given_up);
+        let mut wanted = asks.wanted;
         wanted.retain(|wanted| *wanted != page);
-        once(&mut wanted);
+        self.once_and_still(&mut wanted);
         self.has_asked |= !wanted.is_empty();
         let along = wanted.len().min(ALONG_BYTES / pages.page_bytes().max(1));
         let rest = wanted.split_off(along);
@@ -200,22 +213,40 @@ impl Prefetcher {
     }
 
     /// Whether a stream had foreseen the page.
-    fn advance(
-        &mut self,
-        pages: &impl Pages,
-        page: u32,
-        stalled: bool,
-        wanted: &mut Vec<u32>,
-    ) -> bool {
+    fn advance(&mut self, pages: &impl Pages, page: u32, stalled: bool, asks: &mut Asks) -> bool {
         let mut foreseen = false;
         for stream in &mut self.streams {
-            if stream.read(pages, page, stalled, wanted) {
+            if stream.read(pages, page, stalled, asks) {
                 foreseen = true;
             } else {
                 stream.pass_over(false);
             }
         }
         foreseen
+    }
+
+    fn settle(&mut self, pages: &impl Pages, asks: Asks) {
+        self.give_up(pages, asks.given_up);
+        let mut wanted = asks.wanted;
+        self.once_and_still(&mut wanted);
+        if !wanted.is_empty() {
+            self.has_asked = true;
+            pages.request(wanted);
+        }
+    }
+
+    /// Each once, and not what only a stream wanted that has ended meanwhile: nobody would give it up.
+    fn once_and_still(&self, wanted: &mut Vec<u32>) {
+        wanted.retain(|page| self.streams.iter().any(|stream| stream.wants(*page)));
+        once(wanted);
+    }
+
+    /// What one stream has passed may be what another one waits for.
+    fn give_up(&self, pages: &impl Pages, mut given_up: Vec<u32>) {
+        given_up.retain(|page| !self.streams.iter().any(|stream| stream.wants(*page)));
+        if !given_up.is_empty() {
+            pages.abandon(given_up);
+        }
     }
 
     /// The interior pages that were read.
@@ -244,13 +275,6 @@ impl Prefetcher {
 fn once(wanted: &mut Vec<u32>) {
     let mut seen = HashSet::with_capacity(wanted.len());
     wanted.retain(|page| seen.insert(*page));
-}
-
-fn end(pages: &impl Pages, streams: Vec<Stream>) {
-    let unread: Vec<u32> = streams.into_iter().flat_map(Stream::unread).collect();
-    if !unread.is_empty() {
-        pages.abandon(unread);
-    }
 }
 
 /// The children of a page, if it is an interior page.

@@ -82,7 +82,7 @@ struct Row {
 impl Patterns {
     /// A page is read (R6).
     pub fn note(&mut self, page: u32, content: &[u8]) {
-        if page == self.last.wrapping_add(1) {
+        if self.follows_last(page) {
             self.run = self.run.saturating_add(1);
         } else if page != self.last {
             self.run = 0;
@@ -109,6 +109,11 @@ impl Patterns {
             Some(PageKind::LeafTable) => self.note_leaf(page),
             None => {}
         }
+    }
+
+    /// Page 1 follows none.
+    fn follows_last(&self, page: u32) -> bool {
+        self.last != 0 && page == self.last.wrapping_add(1)
     }
 
     fn note_interior(&mut self, page: u32) {
@@ -143,7 +148,7 @@ impl Patterns {
         page: u32,
         streams: &mut [Stream],
     ) -> Option<Plan> {
-        let run = match page == self.last.wrapping_add(1) {
+        let run = match self.follows_last(page) {
             true => self.run.saturating_add(1),
             false => 0,
         };

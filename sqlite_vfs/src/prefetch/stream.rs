@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::chains::Chains;
 use super::lookups::Lookups;
 use super::walk::Walk;
-use super::{CALL_BYTES, Pages, Step};
+use super::{Asks, CALL_BYTES, Pages, Step};
 
 /// By how much a window grows at a time, and how much larger it may be than what has been read (R3).
 const GROWTH: usize = 4;
@@ -130,18 +130,12 @@ impl Stream {
         }
     }
 
-    /// SQLite reads a page; `true` if it is one of this stream. What shall be asked for now is added to `wanted`.
-    pub fn read(
-        &mut self,
-        pages: &impl Pages,
-        page: u32,
-        stalled: bool,
-        wanted: &mut Vec<u32>,
-    ) -> bool {
+    /// SQLite reads a page; `true` if it is one of this stream.
+    pub fn read(&mut self, pages: &impl Pages, page: u32, stalled: bool, asks: &mut Asks) -> bool {
         if !self.unread.remove(&page) {
             let is_beside = self.beside.remove(&page);
             if is_beside && self.plan.put_off() > 0 {
-                self.fill(pages, wanted);
+                self.fill(pages, asks);
             }
             return is_beside;
         }
@@ -150,7 +144,7 @@ impl Stream {
         if !passed.is_empty() {
             self.passed += passed.len();
             self.window = self.window.saturating_sub(passed.len()).max(1);
-            pages.abandon(passed);
+            asks.given_up.extend(passed);
         }
         self.read_so_far += 1;
         self.confirmed += 1;
@@ -158,7 +152,7 @@ impl Stream {
             self.grow(pages);
         }
         if self.unread.len() <= self.few(pages) {
-            self.fill(pages, wanted);
+            self.fill(pages, asks);
         }
         true
     }
@@ -175,14 +169,14 @@ impl Stream {
 
     /// SQLite is about to wait for a page that is on its way; `true` if it is one of this stream. What the window has grown by goes out before the
     /// wait, not after it: a round trip earlier.
-    pub fn stalls(&mut self, pages: &impl Pages, page: u32, wanted: &mut Vec<u32>) -> bool {
+    pub fn stalls(&mut self, pages: &impl Pages, page: u32, asks: &mut Asks) -> bool {
         let is_ours = self.unread.contains(&page);
         if is_ours {
             self.grow(pages);
             // A small call besides those is worth it only where there is some room.
             let room = self.window.saturating_sub(self.unread.len());
             if room >= EASY_WINDOW || self.unread.len() <= self.few(pages) {
-                self.fill(pages, wanted);
+                self.fill(pages, asks);
             }
         }
         is_ours
@@ -243,7 +237,7 @@ impl Stream {
     }
 
     /// Plans up to the window (R5).
-    pub fn fill(&mut self, pages: &impl Pages, wanted: &mut Vec<u32>) {
+    pub fn fill(&mut self, pages: &impl Pages, asks: &mut Asks) {
         let pages = &Bounded {
             pages,
             looks: Cell::new(LOOKS_OF_A_PAGE * self.window + LOOKS),
@@ -251,11 +245,11 @@ impl Stream {
         let last = pages.page_count();
         let mut taken_back = self.plan.begin(pages);
         taken_back.retain(|page| self.unread.remove(page));
-        if !taken_back.is_empty() {
-            pages.abandon(taken_back);
-        }
+        asks.given_up.extend(taken_back);
         let mut steps = 2 * self.window + 16;
-        while self.unread.len() < self.window && steps > 0 {
+        // R4. Others have their wishes in `asks` already.
+        let most_wanted = (pages.room() / pages.page_bytes().max(1) as u64) as usize;
+        while self.unread.len() < self.window && asks.wanted.len() < most_wanted && steps > 0 {
             steps -= 1;
             let room = self.window - self.unread.len();
             match self.plan.next(self.window, room, pages) {
@@ -266,28 +260,28 @@ impl Stream {
                     if (self.plan.is_ordered() || !is_known) && self.unread.insert(page) {
                         self.order.push_back(page);
                         if !is_known {
-                            wanted.push(page);
+                            asks.wanted.push(page);
                         }
                     }
                 }
-                Step::Also(page) => self.ask_beside(page, pages, wanted),
+                Step::Also(page) => self.ask_beside(page, pages, asks),
                 Step::Needs(page) => {
-                    self.ask_beside(page, pages, wanted);
+                    self.ask_beside(page, pages, asks);
                     break;
                 }
                 Step::End => break,
             }
         }
         for page in self.plan.interior_pages(self.window, pages) {
-            self.ask_beside(page, pages, wanted);
+            self.ask_beside(page, pages, asks);
         }
     }
 
-    fn ask_beside(&mut self, page: u32, pages: &impl Pages, wanted: &mut Vec<u32>) {
+    fn ask_beside(&mut self, page: u32, pages: &impl Pages, asks: &mut Asks) {
         let is_valid = page != 0 && page <= pages.page_count();
-        if is_valid && !pages.is_known(page) && !wanted.contains(&page) {
+        if is_valid && !pages.is_known(page) && !asks.wanted.contains(&page) {
             self.beside.insert(page);
-            wanted.push(page);
+            asks.wanted.push(page);
         }
     }
 
@@ -329,6 +323,11 @@ impl Stream {
     /// Whether everything planned was read.
     pub fn is_read_out(&self) -> bool {
         self.unread.is_empty()
+    }
+
+    /// Whether a page was planned and not read yet.
+    pub fn wants(&self, page: u32) -> bool {
+        self.unread.contains(&page) || self.beside.contains(&page)
     }
 
     /// What was planned and not read yet.
@@ -381,6 +380,10 @@ impl<P: Pages> Pages for Bounded<'_, P> {
 
     fn window_limit(&self) -> u64 {
         self.pages.window_limit()
+    }
+
+    fn room(&self) -> u64 {
+        self.pages.room()
     }
 
     fn first_window(&self) -> u64 {

@@ -111,16 +111,9 @@ fn a_restarted_process_reads_64_mib_warm_after_at_most_one_round_trip() {
 }
 
 #[test]
+#[ignore = "some minutes in the release profile, 4 GiB of memory and 2 GiB of disk"]
 fn a_restarted_process_reads_1_gib_warm_after_at_most_one_round_trip() {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "asked for by whoever runs the tests"
-    )]
-    let wanted = std::env::var("PAGEWIRE_LONG_TESTS").is_ok_and(|value| value == "1");
-    // Some minutes and 4 GiB; with `cargo test`, since nextest ends what takes so long.
-    if wanted {
-        large(1024);
-    }
+    large(1024);
 }
 
 #[test]

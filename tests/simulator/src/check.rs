@@ -9,10 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::counts::{Event, count};
+use crate::finding::{Finding, Kind};
 use crate::history::{History, Key, Outcome, Step, Transaction};
 
 /// What is wrong with a history; `last` has the lists as they were found at the end.
-pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String> {
+pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<Finding> {
     let mut problems = history.violations.clone();
     let all = &history.transactions;
     let mut writer: BTreeMap<u64, (usize, Key)> = BTreeMap::new();
@@ -25,6 +27,7 @@ pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String
     }
     check_values(all, &writer, last, &mut problems);
     check_end(all, last, &mut problems);
+    check_snapshots(all, &mut problems);
     let databases: BTreeSet<usize> = last.keys().map(|(database, _)| *database).collect();
     for database in databases {
         let mut graph = Graph::new(all.len());
@@ -33,7 +36,7 @@ pub fn problems(history: &History, last: &BTreeMap<Key, Vec<u64>>) -> Vec<String
         }
         graph.add_times(all, database);
         if let Some(circle) = graph.circle() {
-            problems.push(describe(all, database, &circle));
+            problems.push(Kind::Order.finding(describe(all, database, &circle)));
         }
     }
     problems
@@ -44,13 +47,13 @@ fn check_values(
     all: &[Transaction],
     writer: &BTreeMap<u64, (usize, Key)>,
     last: &BTreeMap<Key, Vec<u64>>,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Finding>,
 ) {
     let reads = all.iter().enumerate().flat_map(|(number, transaction)| {
         let steps = transaction.steps.iter();
         steps.filter_map(move |step| match step {
             Step::Read(key, list) => Some((Some(number), *key, list)),
-            Step::Append(..) => None,
+            Step::Append(..) | Step::Saw(..) => None,
         })
     });
     let reads = reads.chain(last.iter().map(|(key, list)| (None, *key, list)));
@@ -58,22 +61,22 @@ fn check_values(
         let mut seen = BTreeSet::new();
         for value in list {
             if !seen.insert(*value) {
-                problems.push(format!(
+                problems.push(Kind::Value.finding(format!(
                     "list {key:?} has {value} twice, read by {reader:?}: {list:?}"
-                ));
+                )));
             }
             match writer.get(value) {
-                None => problems.push(format!(
+                None => problems.push(Kind::Value.finding(format!(
                     "list {key:?} has {value}, which nobody wrote, read by {reader:?}"
-                )),
-                Some((_, home)) if *home != key => problems.push(format!(
+                ))),
+                Some((_, home)) if *home != key => problems.push(Kind::Value.finding(format!(
                     "list {key:?} has {value}, which belongs to {home:?}, read by {reader:?}"
-                )),
+                ))),
                 Some((of, _)) if Some(*of) != reader && all[*of].outcome == Outcome::Aborted => {
-                    problems.push(format!(
+                    problems.push(Kind::Value.finding(format!(
                         "list {key:?} has {value} of the aborted transaction {of} ({:?}), read by {reader:?}",
                         all[*of].error
-                    ));
+                    )));
                 }
                 Some(_) => {}
             }
@@ -82,14 +85,14 @@ fn check_values(
 }
 
 /// What was acknowledged is there; what is unknown is there everywhere or nowhere.
-fn check_end(all: &[Transaction], last: &BTreeMap<Key, Vec<u64>>, problems: &mut Vec<String>) {
+fn check_end(all: &[Transaction], last: &BTreeMap<Key, Vec<u64>>, problems: &mut Vec<Finding>) {
     for (number, transaction) in all.iter().enumerate() {
         let appends: Vec<_> = transaction
             .steps
             .iter()
             .filter_map(|step| match step {
                 Step::Append(key, value) => Some((*key, *value)),
-                Step::Read(..) => None,
+                Step::Read(..) | Step::Saw(..) => None,
             })
             .collect();
         let there = appends
@@ -98,11 +101,48 @@ fn check_end(all: &[Transaction], last: &BTreeMap<Key, Vec<u64>>, problems: &mut
         let there = there.count();
         let lost = transaction.outcome == Outcome::Ok && there < appends.len();
         if lost || (there > 0 && there < appends.len()) {
-            problems.push(format!(
+            let kind = if lost { Kind::Lost } else { Kind::Torn };
+            problems.push(kind.finding(format!(
                 "of the {} values of transaction {number} ({:?}) {there} are there at the end: {appends:?}",
                 appends.len(),
                 transaction.outcome
-            ));
+            )));
+        }
+    }
+}
+
+/// A transaction reads one snapshot, and what it has written itself: whatever it asks again is answered as before.
+fn check_snapshots(all: &[Transaction], problems: &mut Vec<Finding>) {
+    for (number, transaction) in all.iter().enumerate() {
+        let mut own: BTreeMap<Key, usize> = BTreeMap::new();
+        let mut lists: BTreeMap<Key, &[u64]> = BTreeMap::new();
+        let mut answers: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut changed = |what: &dyn std::fmt::Debug,
+                           before: &dyn std::fmt::Debug,
+                           now: &dyn std::fmt::Debug| {
+            problems.push(Kind::Snapshot.finding(format!(
+                "transaction {number} (client {}) saw {what:?} twice: {before:?}, then {now:?}",
+                transaction.client
+            )));
+        };
+        for step in &transaction.steps {
+            match step {
+                Step::Append(key, _) => *own.entry(*key).or_default() += 1,
+                Step::Read(key, list) => {
+                    let mine = own.get(key).copied().unwrap_or(0);
+                    let others = &list[..list.len().saturating_sub(mine)];
+                    let before = *lists.entry(*key).or_insert(others);
+                    if before != others {
+                        changed(key, &before, &others);
+                    }
+                }
+                Step::Saw(question, answer) => {
+                    let before = *answers.entry(question).or_insert(answer);
+                    if before != answer {
+                        changed(question, &before, answer);
+                    }
+                }
+            }
         }
     }
 }
@@ -131,7 +171,7 @@ impl Graph {
         key: Key,
         list: &[u64],
         writer: &BTreeMap<u64, (usize, Key)>,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<Finding>,
     ) {
         let by = |value: &u64| writer.get(value).map(|(number, _)| *number);
         for pair in list.windows(2) {
@@ -148,20 +188,23 @@ impl Graph {
                         let others = seen.len().saturating_sub(own.len());
                         let (others, mine) = seen.split_at(others);
                         if mine != own || !list.starts_with(others) {
-                            problems.push(format!(
+                            problems.push(Kind::Order.finding(format!(
                                 "transaction {number} ({:?}) read list {key:?} as {seen:?}, having appended {own:?}; at the end it is {list:?}",
                                 transaction.outcome
-                            ));
+                            )));
                             continue;
                         }
                         if let Some(before) = others.last().and_then(by) {
                             self.edge(before, number, "was read by");
                         }
                         if let Some(after) = list.get(others.len()).and_then(by) {
+                            if all[after].ended.is_some_and(|at| at < transaction.begun) {
+                                count(Event::Stale);
+                            }
                             self.edge(number, after, "did not see");
                         }
                     }
-                    Step::Append(..) | Step::Read(..) => {}
+                    Step::Append(..) | Step::Read(..) | Step::Saw(..) => {}
                 }
             }
         }
@@ -172,6 +215,7 @@ impl Graph {
         let here = |transaction: &Transaction| {
             transaction.steps.iter().any(|step| match step {
                 Step::Read((of, _), _) | Step::Append((of, _), _) => *of == database,
+                Step::Saw(..) => false,
             })
         };
         for (first, ended) in all.iter().enumerate().filter(|(_, first)| here(first)) {
@@ -282,18 +326,14 @@ mod tests {
         }
     }
 
-    fn found(transactions: Vec<Transaction>, last: &[(Key, &[u64])]) -> Vec<String> {
+    fn found(transactions: Vec<Transaction>, last: &[(Key, &[u64])]) -> Vec<Kind> {
         let history = History {
             transactions,
             violations: Vec::new(),
         };
-        problems(
-            &history,
-            &last
-                .iter()
-                .map(|(key, list)| (*key, list.to_vec()))
-                .collect(),
-        )
+        let last = last.iter().map(|(key, list)| (*key, list.to_vec()));
+        let findings = problems(&history, &last.collect());
+        findings.into_iter().map(|finding| finding.kind).collect()
     }
 
     fn append(key: Key, value: u64) -> Step {
@@ -315,7 +355,7 @@ mod tests {
                 &[append(KEY, 3), read(KEY, &[1, 2, 3])],
             ),
         ];
-        assert_eq!(found(history, &[(KEY, &[1, 2])]), Vec::<String>::new());
+        assert_eq!(found(history, &[(KEY, &[1, 2])]), []);
     }
 
     #[test]
@@ -324,7 +364,26 @@ mod tests {
             transaction((1, 2), Outcome::Ok, &[append(KEY, 1)]),
             transaction((3, 4), Outcome::Ok, &[read(KEY, &[])]),
         ];
-        assert_eq!(found(history, &[(KEY, &[1])]).len(), 1);
+        assert_eq!(found(history, &[(KEY, &[1])]), [Kind::Order]);
+    }
+
+    #[test]
+    fn a_snapshot_that_changes_is_found() {
+        let seen = |answer: &str| Step::Saw("the sum".to_owned(), answer.to_owned());
+        let stable = [
+            read(KEY, &[]),
+            seen("1"),
+            append(KEY, 1),
+            read(KEY, &[1]),
+            seen("1"),
+        ];
+        let fine = vec![transaction((1, 2), Outcome::Ok, &stable)];
+        assert_eq!(found(fine, &[(KEY, &[1])]), []);
+        let other = transaction((1, 9), Outcome::Ok, &[append(KEY, 1)]);
+        let twice = transaction((1, 9), Outcome::Ok, &[read(KEY, &[]), read(KEY, &[1])]);
+        assert!(found(vec![other, twice], &[(KEY, &[1])]).contains(&Kind::Snapshot));
+        let twice = vec![transaction((1, 2), Outcome::Ok, &[seen("1"), seen("2")])];
+        assert_eq!(found(twice, &[]), [Kind::Snapshot]);
     }
 
     #[test]
@@ -334,7 +393,7 @@ mod tests {
             transaction((3, 4), Outcome::Ok, &[read(KEY, &[])]),
         ];
         history[1].staleness = 2;
-        assert_eq!(found(history, &[(KEY, &[1])]), Vec::<String>::new());
+        assert_eq!(found(history, &[(KEY, &[1])]), []);
     }
 
     #[test]
@@ -343,7 +402,7 @@ mod tests {
             transaction((1, 9), Outcome::Ok, &[read(KEY, &[]), append(OTHER, 1)]),
             transaction((1, 9), Outcome::Ok, &[read(OTHER, &[]), append(KEY, 2)]),
         ];
-        assert_eq!(found(history, &[(KEY, &[2]), (OTHER, &[1])]).len(), 1);
+        assert_eq!(found(history, &[(KEY, &[2]), (OTHER, &[1])]), [Kind::Order]);
     }
 
     #[test]
@@ -352,15 +411,15 @@ mod tests {
             transaction((1, 9), Outcome::Ok, &[append(KEY, 1), append(OTHER, 2)]),
             transaction((1, 9), Outcome::Ok, &[read(KEY, &[1]), read(OTHER, &[])]),
         ];
-        assert_eq!(found(history, &[(KEY, &[1]), (OTHER, &[2])]).len(), 1);
+        assert_eq!(found(history, &[(KEY, &[1]), (OTHER, &[2])]), [Kind::Order]);
     }
 
     #[test]
     fn lost_values_and_those_of_the_aborted_are_found() {
         let lost = vec![transaction((1, 2), Outcome::Ok, &[append(KEY, 1)])];
-        assert_eq!(found(lost, &[(KEY, &[])]).len(), 1);
+        assert_eq!(found(lost, &[(KEY, &[])]), [Kind::Lost]);
         let risen = vec![transaction((1, 2), Outcome::Aborted, &[append(KEY, 1)])];
-        assert_eq!(found(risen, &[(KEY, &[1])]).len(), 1);
+        assert_eq!(found(risen, &[(KEY, &[1])]), [Kind::Value]);
     }
 
     #[test]
@@ -370,6 +429,6 @@ mod tests {
             Outcome::Unknown,
             &[append(KEY, 1), append((1, 1), 2)],
         )];
-        assert_eq!(found(half, &[(KEY, &[1]), ((1, 1), &[])]).len(), 1);
+        assert_eq!(found(half, &[(KEY, &[1]), ((1, 1), &[])]), [Kind::Torn]);
     }
 }

@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 
+use crate::counts;
+use crate::finding::{Finding, Kind};
 use crate::machine::{self, Child};
-use crate::{Defect, Plan, Report, Store, Workload};
+use crate::plan;
+use crate::{Blow, Defect, Plan, Report, Store, Sweep, Workload};
 
 /// Of a seed, that are told.
 const MOST_PROBLEMS: usize = 6;
@@ -47,6 +50,16 @@ pub struct Options {
     /// Says so of each seed.
     #[arg(long)]
     verbose: bool,
+    /// Instead of storms, a small plan in which each client in turn stands still, sleeps or is held back for two lifetimes of a lease, behind every
+    /// so many turns of each seed.
+    #[arg(long, value_name = "TURNS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    sweep: Option<u64>,
+    /// One of those: behind which turn, to which client, what.
+    #[arg(long, value_name = "TURN:PLACE:BLOW", value_parser = sweep, conflicts_with = "sweep")]
+    blow: Option<Sweep>,
+    /// Fails if a fault or a feature of the table never happened in all the seeds.
+    #[arg(long)]
+    everything: bool,
     /// Real seconds for a seed.
     #[arg(long, default_value_t = 120)]
     patience: u32,
@@ -84,6 +97,7 @@ struct Sums {
     unknown: u64,
     turns: u64,
     seconds: f64,
+    counts: Vec<u64>,
 }
 
 /// Runs the seeds; fails if one of them does.
@@ -106,25 +120,17 @@ pub fn run_options(options: &Options) -> ExitCode {
         (None, None) => 0..100,
     };
     let mut sums = Sums::default();
-    let mut running: Vec<(u64, Vec<Child>)> = Vec::new();
-    let mut next = seeds.clone();
-    let mut stopped = false;
-    loop {
-        while !stopped && running.len() < options.jobs.max(1) {
-            let Some(seed) = next.next() else { break };
-            let times = if options.twice { 2 } else { 1 };
-            let children =
-                (0..times).map(|_| machine::fork(options.patience, || one(seed, options)));
-            running.push((seed, children.collect()));
-        }
-        if running.is_empty() {
-            break;
-        }
-        let (seed, children) = running.remove(0);
-        let answers: Vec<_> = children.into_iter().map(Child::answer).collect();
-        if !judge(seed, options, &answers, &mut sums) {
-            stopped = !options.keep_going;
-        }
+    let jobs: Box<dyn Iterator<Item = Job>> = match (options.sweep, options.blow) {
+        (Some(every), _) => Box::new(seeds.flat_map(move |seed| blows(seed, options, every))),
+        (None, sweep) => Box::new(seeds.map(move |seed| Job { seed, sweep })),
+    };
+    run_jobs(jobs, options, &mut sums);
+    sums.counts.resize(counts::Event::ALL.len(), 0);
+    println!("{}", counts::table(&sums.counts));
+    let missing = counts::missing(&sums.counts);
+    let is_empty = options.everything && !missing.is_empty();
+    if is_empty {
+        println!("never happened: {}", missing.join("; "));
     }
     println!(
         "{} seeds, {} failed; {} transactions, {} committed, {} unknown; {} turns, {:.0} simulated seconds",
@@ -136,22 +142,113 @@ pub fn run_options(options: &Options) -> ExitCode {
         sums.turns,
         sums.seconds
     );
-    if sums.failed > 0 {
+    if sums.failed > 0 || is_empty {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     }
 }
 
+/// One process of the operating system.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    seed: u64,
+    sweep: Option<Sweep>,
+}
+
+impl std::fmt::Display for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.sweep {
+            Some(sweep) => write!(f, "seed {} with {}", self.seed, told(sweep)),
+            None => write!(f, "seed {}", self.seed),
+        }
+    }
+}
+
+fn run_jobs(mut jobs: impl Iterator<Item = Job>, options: &Options, sums: &mut Sums) {
+    let mut running: Vec<(Job, Vec<Child>)> = Vec::new();
+    let mut stopped = false;
+    loop {
+        while !stopped && running.len() < options.jobs.max(1) {
+            let Some(job) = jobs.next() else { break };
+            let times = if options.twice { 2 } else { 1 };
+            let children =
+                (0..times).map(|_| machine::fork(options.patience, || one(job, options)));
+            running.push((job, children.collect()));
+        }
+        if running.is_empty() {
+            break;
+        }
+        let (job, children) = running.remove(0);
+        let answers: Vec<_> = children.into_iter().map(Child::answer).collect();
+        if !judge(job, options, &answers, sums) {
+            stopped = !options.keep_going;
+        }
+    }
+}
+
+/// Every blow to every client behind every so many turns of the small plan, of which a run without any tells how many there are.
+fn blows(seed: u64, options: &Options, every: u64) -> Vec<Job> {
+    let quiet = Job { seed, sweep: None };
+    let answer = machine::fork(options.patience, || one(quiet, options)).answer();
+    let turns = answer
+        .ok()
+        .and_then(|text| text.split(' ').nth(4)?.parse().ok());
+    let mut jobs = vec![quiet];
+    for turn in (0..turns.unwrap_or(0)).step_by(usize::try_from(every).unwrap_or(1).max(1)) {
+        for blow in Blow::value_variants() {
+            for place in 0..plan::SWEPT_CLIENTS {
+                if *blow != Blow::StopServer || place == 0 {
+                    let sweep = Some(Sweep {
+                        turn,
+                        place,
+                        blow: *blow,
+                    });
+                    jobs.push(Job { seed, sweep });
+                }
+            }
+        }
+    }
+    jobs
+}
+
+/// As the option takes it.
+fn told(sweep: Sweep) -> String {
+    let blow = sweep.blow.to_possible_value();
+    let blow = blow.map(|value| value.get_name().to_owned());
+    format!(
+        "{}:{}:{}",
+        sweep.turn,
+        sweep.place,
+        blow.unwrap_or_default()
+    )
+}
+
+fn sweep(text: &str) -> Result<Sweep, String> {
+    let wrong = || "must be TURN:PLACE:BLOW".to_owned();
+    let mut parts = text.splitn(3, ':');
+    let (Some(turn), Some(place), Some(blow)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(wrong());
+    };
+    Ok(Sweep {
+        turn: turn.parse().map_err(|_| wrong())?,
+        place: place.parse().map_err(|_| wrong())?,
+        blow: Blow::from_str(blow, false)?,
+    })
+}
+
 /// In the child: what a seed came to, as lines.
-fn one(seed: u64, options: &Options) -> String {
-    let plan = Plan::new(
-        seed,
-        options.workload,
-        options.store,
-        options.steps,
-        options.defect,
-    );
+fn one(job: Job, options: &Options) -> String {
+    let plan = match options.sweep.is_some() || options.blow.is_some() {
+        true => Plan::small(job.seed, options.store, options.defect, job.sweep),
+        false => Plan::new(
+            job.seed,
+            options.workload,
+            options.store,
+            options.steps,
+            options.defect,
+        ),
+    };
     let report: Report = crate::simulate(plan, options.trace, !options.threads);
     let mut text = format!(
         "{} {} {} {} {} {} {}\n",
@@ -163,31 +260,53 @@ fn one(seed: u64, options: &Options) -> String {
         report.ns,
         report.longest_ns
     );
+    let counts: Vec<String> = report.counts.iter().map(ToString::to_string).collect();
+    text.push_str(&format!("{}\n", counts.join(" ")));
     let more = report.problems.len().saturating_sub(MOST_PROBLEMS);
-    text.push_str(&report.problems[..report.problems.len() - more].join("\n"));
+    let told = one_of_each_first(report.problems).into_iter();
+    let told: Vec<String> = told.take(MOST_PROBLEMS).map(|it| it.to_string()).collect();
+    text.push_str(&told.join("\n"));
     if more > 0 {
         text.push_str(&format!("\nand {more} more"));
     }
     text
 }
 
-fn judge(
-    seed: u64,
-    options: &Options,
-    answers: &[Result<String, String>],
-    sums: &mut Sums,
-) -> bool {
+/// So that no kind is hidden by many of another.
+fn one_of_each_first(problems: Vec<Finding>) -> Vec<Finding> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    let (mut firsts, mut rest) = (Vec::new(), Vec::new());
+    for problem in problems {
+        if kinds.contains(&problem.kind) {
+            rest.push(problem);
+        } else {
+            kinds.push(problem.kind);
+            firsts.push(problem);
+        }
+    }
+    firsts.append(&mut rest);
+    firsts
+}
+
+fn judge(job: Job, options: &Options, answers: &[Result<String, String>], sums: &mut Sums) -> bool {
     sums.seeds += 1;
     let mut problem = None;
     for answer in answers {
         match answer {
             Err(error) => problem = Some(error.clone()),
             Ok(text) => {
-                let (first, problems) = text.split_once('\n').unwrap_or((text, ""));
-                let numbers: Vec<u64> = first
-                    .split(' ')
-                    .filter_map(|number| number.parse().ok())
-                    .collect();
+                let numbers_of = |line: &str| -> Vec<u64> {
+                    line.split(' ')
+                        .filter_map(|number| number.parse().ok())
+                        .collect()
+                };
+                let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+                let (second, problems) = rest.split_once('\n').unwrap_or((rest, ""));
+                let numbers = numbers_of(first);
+                sums.counts.resize(counts::Event::ALL.len(), 0);
+                for (sum, more) in sums.counts.iter_mut().zip(numbers_of(second)) {
+                    *sum += more;
+                }
                 if let [trace, transactions, committed, unknown, turns, ns, longest] = numbers[..] {
                     sums.transactions += transactions;
                     sums.committed += committed;
@@ -196,7 +315,7 @@ fn judge(
                     sums.seconds += ns as f64 / 1e9;
                     if options.verbose {
                         println!(
-                            "seed {seed}: trace {trace:016x}, {transactions} transactions, {committed} committed, {unknown} unknown, \
+                            "{job}: trace {trace:016x}, {transactions} transactions, {committed} committed, {unknown} unknown, \
                              {turns} turns, {:.3} s, longest statement {:.3} s",
                             ns as f64 / 1e9,
                             longest as f64 / 1e9
@@ -214,20 +333,17 @@ fn judge(
     }
     let Some(problem) = problem else { return true };
     sums.failed += 1;
-    println!(
-        "seed {seed} failed:\n{problem}\nreplay: {}",
-        replay(seed, options)
-    );
+    println!("{job} failed:\n{problem}\nreplay: {}", replay(job, options));
     false
 }
 
-fn replay(seed: u64, options: &Options) -> String {
+fn replay(job: Job, options: &Options) -> String {
+    let seed = job.seed;
     let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         value()
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default()
     };
-    use clap::ValueEnum as _;
     let mut command = format!(
         "pagewire-sim --seed {seed} --workload {}",
         name(&|| options.workload.to_possible_value())
@@ -244,6 +360,41 @@ fn replay(seed: u64, options: &Options) -> String {
             name(&|| defect.to_possible_value())
         ));
     }
-    command.push_str(" --trace");
+    if let Some(sweep) = job.sweep {
+        command.push_str(&format!(" --blow {}", told(sweep)));
+    }
+    if options.twice {
+        command.push_str(" --twice");
+    }
+    if options.threads {
+        command.push_str(" --threads");
+    }
+    command.push_str(&format!(" --patience {} --trace", options.patience));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_not_hidden_by_many_of_another() {
+        let slow = || Kind::Slow.finding("a statement");
+        let order = one_of_each_first(vec![slow(), slow(), Kind::Torn.finding("half")]);
+        let kinds: Vec<_> = order.iter().map(|finding| finding.kind).collect();
+        assert_eq!(kinds, [Kind::Slow, Kind::Torn, Kind::Slow]);
+    }
+
+    #[test]
+    fn a_blow_is_read_as_it_is_told() {
+        for blow in Blow::value_variants() {
+            let of = Sweep {
+                turn: 17,
+                place: 1,
+                blow: *blow,
+            };
+            assert_eq!(sweep(&told(of)), Ok(of));
+        }
+        assert!(sweep("17:1").is_err());
+    }
 }

@@ -1,17 +1,31 @@
-//! A store with one of its checks switched off, so that the simulator can be tested. Two more switches are in the server itself
-//! (feature `defects` of `pagewire-server`), since no store could make them.
+//! A store with one of its checks switched off, or that fails in a way no fault explains, so that the simulator can be tested. Two more switches are
+//! in the server itself (feature `defects` of `pagewire-server`), since no store could make them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pagewire_proto::{CommitId, DatabaseId, Epoch};
+use pagewire_proto::{
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageNumber, TagName, Version, VersionEntry,
+};
 use pagewire_server::layer::Layer;
-use pagewire_server::store::{Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError};
+use pagewire_server::store::{
+    Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError, StoredPage,
+};
 use parking_lot::Mutex;
 
-use crate::plan::Defect;
+use crate::plan::{self, Defect};
+
+/// What happens now and then happens once in so many times.
+const NOW_AND_THEN: u64 = 20;
+
+/// Whether it is time for what happens now and then.
+fn now_and_then() -> bool {
+    static TIMES: AtomicU64 = AtomicU64::new(0);
+    (TIMES.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(NOW_AND_THEN)
+}
 
 /// See the file's header.
 #[derive(Debug)]
@@ -34,18 +48,39 @@ pub fn switch_off(defect: Option<Defect>) {
     let _ = defect;
 }
 
+/// Where the library asks which process it is in, within a callback of SQLite.
+pub fn panic_in_the_library() {
+    let is_wanted = plan::chosen().is_some_and(|plan| plan.defect == Some(Defect::LibraryPanic));
+    if is_wanted && plan::steps() > 0 && now_and_then() {
+        panic!("switched on by the defect");
+    }
+}
+
 impl Defective {
     /// The store itself if nothing is switched off in it.
     pub fn around(inner: Arc<dyn PageStore>, defect: Option<Defect>) -> Arc<dyn PageStore> {
         match defect {
-            Some(defect @ (Defect::EpochCheck | Defect::CommitIds | Defect::StagingFlip)) => {
-                Arc::new(Self {
-                    inner,
-                    defect,
-                    epochs: Mutex::default(),
-                })
-            }
-            Some(Defect::Fencing | Defect::InvalidationWait) | None => inner,
+            Some(
+                defect @ (Defect::EpochCheck
+                | Defect::CommitIds
+                | Defect::StagingFlip
+                | Defect::ServerPanic
+                | Defect::Refusal
+                | Defect::Damage
+                | Defect::NoVersions),
+            ) => Arc::new(Self {
+                inner,
+                defect,
+                epochs: Mutex::default(),
+            }),
+            Some(Defect::Fencing | Defect::InvalidationWait | Defect::LibraryPanic) | None => inner,
+        }
+    }
+
+    fn check_versions(&self) -> Result<(), StoreError> {
+        match self.defect {
+            Defect::NoVersions => Err(StoreError::Unavailable("switched off".to_owned())),
+            _ => Ok(()),
         }
     }
 
@@ -58,12 +93,16 @@ impl Defective {
             first.stagings = std::mem::take(&mut rest.stagings);
             rest.base = rest.base.next();
         }
-        match self.inner.commit(first).await? {
-            CommitOutcome::Committed(_) => {}
+        let half = match self.inner.commit(first).await? {
+            CommitOutcome::Committed(versions) => versions,
             refused => return Ok(refused),
-        }
+        };
         tokio::time::sleep(Duration::from_millis(5)).await;
-        self.inner.commit(commit).await
+        match self.inner.commit(commit).await? {
+            // A client takes no other version than the one behind its base; whoever reads it by itself reads half.
+            CommitOutcome::Committed(_) => Ok(CommitOutcome::Committed(half)),
+            refused => Ok(refused),
+        }
     }
 }
 
@@ -73,10 +112,62 @@ impl Layer for Defective {
         &*self.inner
     }
 
+    async fn find(
+        &self,
+        database: DatabaseId,
+        moment: &Moment,
+    ) -> Result<VersionEntry, StoreError> {
+        self.check_versions()?;
+        self.inner.find(database, moment).await
+    }
+
+    async fn set_tag(
+        &self,
+        database: DatabaseId,
+        tag: &TagName,
+        moment: &Moment,
+        replace: bool,
+    ) -> Result<VersionEntry, StoreError> {
+        self.check_versions()?;
+        self.inner.set_tag(database, tag, moment, replace).await
+    }
+
+    async fn branch(
+        &self,
+        source: DatabaseId,
+        moment: &Moment,
+        branch: DatabaseId,
+        name: &DatabaseName,
+    ) -> Result<VersionEntry, StoreError> {
+        self.check_versions()?;
+        self.inner.branch(source, moment, branch, name).await
+    }
+
     async fn fence(&self, database: DatabaseId) -> Result<Epoch, StoreError> {
         let epoch = self.inner.fence(database).await?;
         self.epochs.lock().insert(database, epoch);
         Ok(epoch)
+    }
+
+    async fn read(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        pages: &[PageNumber],
+    ) -> Result<Vec<StoredPage>, StoreError> {
+        let mut found = self.inner.read(database, version, pages).await?;
+        match self.defect {
+            Defect::Refusal if now_and_then() => {
+                return Err(StoreError::Corrupt("switched on by the defect".to_owned()));
+            }
+            Defect::Damage if now_and_then() => {
+                for page in &mut found {
+                    page.content = bytes::Bytes::new();
+                }
+            }
+            _ => {}
+        }
+        Ok(found)
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<CommitOutcome, StoreError> {
@@ -100,7 +191,8 @@ impl Layer for Defective {
             {
                 return self.commit_in_two(commit).await;
             }
-            Defect::StagingFlip | Defect::Fencing | Defect::InvalidationWait => {}
+            Defect::ServerPanic if now_and_then() => panic!("switched on by the defect"),
+            _ => {}
         }
         self.inner.commit(commit).await
     }

@@ -2,6 +2,9 @@
 
 use parking_lot::Mutex;
 
+use crate::counts::{Event, count};
+use crate::finding::{Finding, Kind};
+
 /// A list: a database and a key.
 pub type Key = (usize, i64);
 
@@ -12,6 +15,8 @@ pub enum Step {
     Read(Key, Vec<u64>),
     /// It added a value that nobody else adds.
     Append(Key, u64),
+    /// It asked something else, and was answered. The same question has the same answer for the rest of the transaction.
+    Saw(String, String),
 }
 
 /// What became of it, as its client was told.
@@ -50,7 +55,7 @@ pub struct History {
     /// In the order in which they began.
     pub transactions: Vec<Transaction>,
     /// What is wrong whatever else happened.
-    pub violations: Vec<String>,
+    pub violations: Vec<Finding>,
 }
 
 static HISTORY: Mutex<History> = Mutex::new(History {
@@ -80,6 +85,11 @@ pub fn step(transaction: usize, step: Step) {
 
 /// It ended.
 pub fn end(transaction: usize, ended: u64, outcome: Outcome, error: Option<String>) {
+    count(match outcome {
+        Outcome::Ok => Event::Committed,
+        Outcome::Aborted => Event::Aborted,
+        Outcome::Unknown => Event::Unknown,
+    });
     let mut history = HISTORY.lock();
     let transaction = &mut history.transactions[transaction];
     transaction.ended = (outcome != Outcome::Unknown).then_some(ended);
@@ -88,8 +98,8 @@ pub fn end(transaction: usize, ended: u64, outcome: Outcome, error: Option<Strin
 }
 
 /// Something is wrong.
-pub fn violation(what: String) {
-    HISTORY.lock().violations.push(what);
+pub fn violation(kind: Kind, what: String) {
+    HISTORY.lock().violations.push(kind.finding(what));
 }
 
 /// All of it.

@@ -4,11 +4,15 @@
 //! What is real: SQLite, the VFS with its threads, tokio, hyper, tonic, the page server, the stores. What is not: the operating
 //! system below them ([`machine`]), the network ([`net`]) and the medium. `docs/simulation.md` tells what it does and how to use it.
 
+mod blame;
 pub mod check;
 pub mod cli;
 mod client;
+mod counts;
 mod defect;
+pub mod finding;
 mod history;
+mod ledger;
 #[allow(unsafe_code, reason = "it stands in for the operating system")]
 mod machine;
 mod nemesis;
@@ -18,10 +22,15 @@ mod plan;
 mod random;
 mod server;
 mod sqlite;
+mod watched;
 
-pub use plan::{Defect, Plan, Store, Workload};
+pub use plan::{Blow, Defect, Plan, Store, Sweep, Workload};
+
+use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+
+use finding::{Finding, Kind};
 
 use random::Random;
 
@@ -29,7 +38,7 @@ use random::Random;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Everything that is wrong; nothing, one hopes.
-    pub problems: Vec<String>,
+    pub problems: Vec<Finding>,
     /// A hash of everything that happened.
     pub trace: u64,
     /// Turns of threads.
@@ -44,15 +53,21 @@ pub struct Report {
     pub ns: u64,
     /// Of those, the longest that a statement took.
     pub longest_ns: u64,
+    /// What happened how often, in the order of [`counts::Event::ALL`].
+    pub counts: Vec<u64>,
 }
 
-static PROBLEMS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static PROBLEMS: Mutex<Vec<Finding>> = Mutex::new(Vec::new());
 static COUNTS: Mutex<(usize, usize, usize)> = Mutex::new((0, 0, 0));
+
+/// The server that each client process has connected to last.
+static NODES: Mutex<BTreeMap<machine::ProcessId, usize>> = Mutex::new(BTreeMap::new());
 
 struct Outside;
 
 impl pagewire::simulation::World for Outside {
     fn process(&self) -> u64 {
+        defect::panic_in_the_library();
         machine::process() as u64
     }
 
@@ -64,9 +79,32 @@ impl pagewire::simulation::World for Outside {
             .unwrap_or(usize::MAX);
         Box::pin(async move {
             let socket = net::connect(node).await?;
+            let before = NODES.lock().insert(machine::process(), node);
+            if before.is_some_and(|before| before != node) {
+                counts::count(counts::Event::FailOver);
+            }
             Ok(Box::new(socket) as Box<dyn pagewire::simulation::Stream>)
         })
     }
+
+    fn failed(&self, kind: pagewire::simulation::Kind, message: &str) {
+        blame::reported(kind, message);
+    }
+
+    fn refused(&self, reason: pagewire_proto::status::Reason, message: &str) {
+        blame::refused(reason, message);
+    }
+}
+
+/// Panics that were caught, by tokio in a server or by the library, end nothing: they are known by this alone.
+static PANICS: Mutex<Vec<Finding>> = Mutex::new(Vec::new());
+
+fn hear_panics(seed: u64) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let what = format!("p{}: {panic}", machine::process());
+        eprintln!("seed {seed}: {what}");
+        PANICS.lock().push(Kind::Panic.finding(what));
+    }));
 }
 
 /// Simulates a seed. Once in an operating-system process, on its only thread, since much of what is left behind stays.
@@ -77,12 +115,13 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     machine::set_environment("PAGEWIRE_OVERLAY_BYTES", "65536");
     pagewire::simulation::install(&Outside);
     defect::switch_off(plan.defect);
+    hear_panics(plan.seed);
     let (seed, store) = (plan.seed, plan.store);
     if store == Store::Local
         && let Err(error) = machine::disk::begin()
     {
         return Report {
-            problems: vec![format!("no disk: {error}")],
+            problems: vec![Kind::Machine.finding(format!("no disk: {error}"))],
             ..Report::default()
         };
     }
@@ -97,9 +136,12 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
         });
     });
     let mut problems = std::mem::take(&mut *PROBLEMS.lock());
-    problems.extend(ended.problem);
+    problems.append(&mut PANICS.lock());
+    // Where there was no last look.
+    problems.extend(history::take().violations);
+    problems.extend(ended.problem.map(|what| Kind::Machine.finding(what)));
     if store == Store::Local {
-        problems.extend(machine::disk::unseen());
+        problems.extend(machine::disk::unseen().map(|what| Kind::Machine.finding(what)));
     }
     let (transactions, committed, unknown) = *COUNTS.lock();
     Report {
@@ -111,6 +153,7 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
         unknown,
         ns: ended.ns,
         longest_ns: machine::longest(0),
+        counts: counts::all(),
     }
 }
 
@@ -138,7 +181,7 @@ fn last_look() {
             }
             Err(error) => {
                 let mut problems = history.violations;
-                problems.push(format!("the last look failed: {error}"));
+                problems.push(Kind::Stuck.finding(format!("the last look failed: {error}")));
                 problems
             }
         };

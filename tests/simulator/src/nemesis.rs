@@ -3,9 +3,11 @@
 use parking_lot::Mutex;
 
 use crate::client;
+use crate::counts::{Event, count};
+use crate::finding::Kind;
 use crate::machine::{self, ProcessId};
 use crate::net::{self, Break, Way};
-use crate::plan::{self, Phase};
+use crate::plan::{self, Blow, Phase, Sweep};
 use crate::random::Random;
 use crate::server;
 
@@ -18,6 +20,8 @@ struct World {
     clients: Vec<ProcessId>,
     servers: Vec<ProcessId>,
     calm_since: Option<u64>,
+    /// When the blow is over.
+    quiet_at: u64,
 }
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
@@ -36,6 +40,7 @@ pub fn begin(mut random: Random) {
         clients: Vec::new(),
         servers,
         calm_since: None,
+        quiet_at: 0,
     });
 }
 
@@ -51,6 +56,9 @@ pub fn storm() {
             net::set_slow_percent(2);
         }
     });
+    if let Some(sweep) = plan.sweep {
+        machine::at_turn(sweep.turn, move || blow(sweep));
+    }
     machine::at(machine::now(), next_fault);
     machine::at(machine::now(), watch);
 }
@@ -65,6 +73,29 @@ fn next_fault() {
         world.random.below(2 * every * MS)
     });
     machine::at(machine::now() + pause.unwrap_or(0), next_fault);
+}
+
+/// See [`Sweep`].
+fn blow(sweep: Sweep) {
+    let ns = 2 * plan::get().ttl_ms * MS;
+    let (client, server) = with(|world| {
+        world.quiet_at = machine::now() + ns;
+        (world.clients[sweep.place], world.servers[0])
+    })
+    .unwrap_or_default();
+    let hold = |way| {
+        let key = (sweep.place, 0);
+        net::hold(key, way, true);
+        machine::at(machine::now() + ns, move || net::hold(key, way, false));
+    };
+    machine::trace(format_args!("{sweep:?}"));
+    match sweep.blow {
+        Blow::Stop => machine::stop_for(client, ns, false),
+        Blow::Sleep => machine::stop_for(client, ns, true),
+        Blow::HoldUp => hold(Way::Up),
+        Blow::HoldDown => hold(Way::Down),
+        Blow::StopServer => machine::stop_for(server, ns, false),
+    }
 }
 
 fn one_fault(world: &mut World) {
@@ -96,6 +127,7 @@ fn one_fault(world: &mut World) {
                 "link {place}-{node} {way:?} held for {} ms",
                 long / MS
             ));
+            count(Event::Hold);
             net::hold((place, node), way, true);
             machine::at(machine::now() + long, move || {
                 net::hold((place, node), way, false)
@@ -103,6 +135,9 @@ fn one_fault(world: &mut World) {
         }
         60..72 => {
             let machine_too = random.percent(50);
+            if machine::is_alive(world.clients[place]) {
+                count(Event::ClientKilled);
+            }
             kill(world.clients[place], machine_too);
             machine::at(machine::now() + long, move || {
                 with(|world| {
@@ -118,8 +153,12 @@ fn one_fault(world: &mut World) {
         }
         74..80 if plan.store.is_durable() => {
             let machine_too = random.percent(50);
+            if machine::is_alive(world.servers[node]) {
+                count(Event::ServerKilled);
+            }
             kill(world.servers[node], machine_too);
             if machine_too {
+                count(Event::ServerMachineKilled);
                 server::lost_power();
             }
             machine::at(machine::now() + long, move || {
@@ -140,6 +179,7 @@ fn one_fault(world: &mut World) {
                 "p{who} stops for {} ms, its machine sleeps: {sleeps}",
                 long / MS
             ));
+            count(if sleeps { Event::Slept } else { Event::Stopped });
             machine::stop_for(who, long, sleeps);
         }
         _ => {
@@ -148,6 +188,7 @@ fn one_fault(world: &mut World) {
                 false => world.servers[node],
             };
             let by = random.below(7_200_000 * MS).cast_signed() - (3_600_000 * MS).cast_signed();
+            count(Event::WallClock);
             machine::turn_wall_clock(who, by);
         }
     }
@@ -186,7 +227,9 @@ fn watch() {
             plan::set_phase(Phase::Over)
         }
         Phase::Over if plan::count_end(0) >= plan.client_threads() => {
-            machine::at(now, crate::last_look);
+            // A blow that fell late is over first.
+            let quiet = with(|world| world.quiet_at).unwrap_or(now);
+            machine::at(now.max(quiet), crate::last_look);
             return;
         }
         Phase::Calm | Phase::Over => {
@@ -195,9 +238,12 @@ fn watch() {
                 let threads = plan.client_threads();
                 let missing = threads - plan::clients_done().min(threads);
                 let left = threads - plan::count_end(0);
-                crate::history::violation(format!(
-                    "{missing} threads of clients do not get on in the calm, {left} do not end"
-                ));
+                crate::history::violation(
+                    Kind::Stuck,
+                    format!(
+                        "{missing} threads of clients do not get on in the calm, {left} do not end"
+                    ),
+                );
                 plan::set_phase(Phase::Over);
                 machine::at(now, crate::last_look);
                 return;

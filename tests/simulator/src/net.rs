@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use crate::counts::{Event, count};
 use crate::machine::{self, ProcessId};
 use crate::random::Random;
 
@@ -144,7 +145,12 @@ impl Net {
         let (share, slow) = (random.below(1 << 20), random.percent(slow_percent));
         let link = self.link(key);
         let delay = link.delay + link.jitter * share / (1 << 20);
-        if slow { delay * 100 } else { delay }
+        if slow {
+            count(Event::SlowPiece);
+            delay * 100
+        } else {
+            delay
+        }
     }
 
     fn link(&mut self, key: LinkKey) -> &mut Link {
@@ -371,6 +377,12 @@ impl Connection {
             }
         }
         machine::trace(format_args!("c{} cut {how:?}", self.number));
+        count(match how {
+            Break::Told => Event::CutTold,
+            Break::ClientTold(_) => Event::CutClientTold,
+            Break::ServerTold => Event::CutServerTold,
+            Break::Quiet => Event::CutQuiet,
+        });
         match how {
             Break::Told => {
                 self.finish(Way::Up, Piece::Reset);
@@ -473,6 +485,11 @@ fn syn(client: ProcessId, node: usize, done: oneshot::Sender<io::Result<Socket>>
         acceptor.wake();
     }
     let now = machine::now();
+    match answer {
+        Answer::Lost => count(Event::SynLost),
+        Answer::Refused => count(Event::SynRefused),
+        Answer::Accepted(_) => {}
+    }
     match answer {
         Answer::Lost => machine::at(now + SYN_AGAIN, move || syn(client, node, done)),
         Answer::Refused => machine::at(now + delay, move || {

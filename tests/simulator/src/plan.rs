@@ -68,6 +68,42 @@ pub enum Defect {
     InvalidationWait,
     /// What was staged and what came with the commit become visible one after the other.
     StagingFlip,
+    /// The store panics in a commit now and then, which ends a task of the server and nothing else.
+    ServerPanic,
+    /// The library panics in a callback of SQLite now and then, where it is caught.
+    LibraryPanic,
+    /// The store finds a page damaged now and then, and says so.
+    Refusal,
+    /// The store answers zeros for a page now and then.
+    Damage,
+    /// The store refuses old versions, branches, tags and restores, as one does that cannot do it now.
+    NoVersions,
+}
+
+/// What happens to a client at a certain turn, for as long as two lifetimes of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Blow {
+    /// Its process stands still.
+    Stop,
+    /// Its machine sleeps, and its clock with it.
+    Sleep,
+    /// What it sends is held back.
+    HoldUp,
+    /// What it is sent is held back.
+    HoldDown,
+    /// The server stands still.
+    StopServer,
+}
+
+/// The only fault of a plan: a blow to a place behind so many turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// Behind which turn.
+    pub turn: u64,
+    /// Of the client.
+    pub place: usize,
+    /// See there.
+    pub blow: Blow,
 }
 
 /// See the file's header.
@@ -109,6 +145,8 @@ pub struct Plan {
     pub older_percent: u64,
     /// What is switched off.
     pub defect: Option<Defect>,
+    /// Instead of the storm.
+    pub sweep: Option<Sweep>,
 }
 
 impl Plan {
@@ -133,7 +171,7 @@ impl Plan {
             store = Store::Versioned;
         }
         let mut servers = match store {
-            Store::Shadow if random.percent(30) => 2,
+            Store::Shadow if random.percent(50) => 2,
             Store::Shadow | Store::Local | Store::Memory | Store::Versioned => 1,
         };
         // Drawn beside the others, so that these stay what they were.
@@ -163,11 +201,57 @@ impl Plan {
             retention_ms: *latest.one_of(&[None, Some(0), Some(1_000), Some(10_000)]),
             copies_on_write: latest.percent(30),
             defect,
+            sweep: None,
+        }
+    }
+
+    /// A small one without a storm, so that every turn can have its blow.
+    pub fn small(
+        seed: u64,
+        store: Option<Store>,
+        defect: Option<Defect>,
+        sweep: Option<Sweep>,
+    ) -> Self {
+        let store = Some(store.unwrap_or(Store::Versioned));
+        Self {
+            servers: 1,
+            clients: SWEPT_CLIENTS,
+            databases: 1,
+            threads: 1,
+            older_percent: 0,
+            lists: 2,
+            ttl_ms: 500,
+            timeout_ms: 1_000,
+            fault_every_ms: 0,
+            drift_ppm: 0,
+            weather_percent: 0,
+            retention_ms: None,
+            copies_on_write: false,
+            sweep,
+            ..Self::new(seed, Workload::Append, store, Some(4), defect)
         }
     }
 }
 
+/// Clients of a small plan.
+pub const SWEPT_CLIENTS: usize = 2;
+
 impl Plan {
+    /// Whether versions that nobody uses are taken away.
+    pub fn forgets_versions(&self) -> bool {
+        self.store == Store::Local && self.retention_ms.is_some()
+    }
+
+    /// Whether there are versions, branches and restores.
+    pub fn has_versions(&self) -> bool {
+        self.store.keeps_versions() && matches!(self.workload, Workload::Mixed | Workload::Versions)
+    }
+
+    /// Whether the clients at a place know both servers, and go to the other one when theirs does not answer.
+    pub fn knows_both(&self, place: usize) -> bool {
+        self.servers > 1 && (place as u64 + self.seed).is_multiple_of(2)
+    }
+
     /// Threads of clients at a time.
     pub fn client_threads(&self) -> usize {
         self.clients * self.threads
@@ -201,6 +285,11 @@ pub fn get() -> &'static Plan {
         Some(plan) => plan,
         None => unreachable!("set before the simulation begins"),
     }
+}
+
+/// The plan, if there is one yet.
+pub fn chosen() -> Option<&'static Plan> {
+    PLAN.get()
 }
 
 /// Where we are.

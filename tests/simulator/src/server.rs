@@ -20,6 +20,7 @@ use pagewire_versioned_memory::VersionedMemoryStore;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::counts::{Event, count};
 use crate::defect::Defective;
 use crate::machine::disk::{self, DiskWeather};
 use crate::machine::{self, ProcessId};
@@ -28,6 +29,7 @@ use crate::net;
 use crate::older::Older;
 use crate::plan::{self, Store};
 use crate::random::Random;
+use crate::watched::Watched;
 
 static MEDIUM: Mutex<Option<Arc<Medium>>> = Mutex::new(None);
 
@@ -77,6 +79,9 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
     machine::trace(format_args!(
         "server {node} starts as p{process}, older: {older}"
     ));
+    if older {
+        count(Event::ServerOlder);
+    }
     let folder = match plan.store {
         Store::Local => folder(process, random, calm),
         Store::Memory | Store::Versioned | Store::Shadow => None,
@@ -166,6 +171,7 @@ async fn stop_when_asked(server: Server, stop: Arc<Stop>) {
     };
     let ended = server.close().await;
     machine::trace(format_args!("server {node} has ended: {ended:?}"));
+    count(Event::ServerEnded);
     nemesis::server_ended(machine::process(), node, pause);
 }
 
@@ -215,7 +221,10 @@ async fn build(start: &Start) -> anyhow::Result<Server> {
             Arc::new(ShadowStore::open_with(Arc::new(disk), options).await?)
         }
     };
-    let store = Older::around(Defective::around(store, plan.defect), older);
+    let store = Older::around(
+        Defective::around(Watched::around(store), plan.defect),
+        older,
+    );
     let settings = Settings {
         lease_ttl: Duration::from_millis(plan.ttl_ms),
         grace: Duration::from_millis(plan.ttl_ms),
@@ -245,10 +254,20 @@ impl Disk {
 
     fn check_room(&self) -> Result<(), KeyValueError> {
         match self.random.lock().percent(self.full_percent) {
-            true => Err(KeyValueError::Full("the disk".to_owned())),
+            true => {
+                count(Event::MediumFull);
+                Err(KeyValueError::Full("the disk".to_owned()))
+            }
             false => Ok(()),
         }
     }
+}
+
+fn heard<T>(done: Result<T, KeyValueError>) -> Result<T, KeyValueError> {
+    if done.is_err() {
+        count(Event::MediumFailed);
+    }
+    done
 }
 
 #[async_trait]
@@ -279,7 +298,7 @@ impl KeyValue for Disk {
     async fn put(&self, key: &str, value: Bytes) -> Result<(), KeyValueError> {
         self.pause().await;
         self.check_room()?;
-        let done = self.inner.put(key, value).await;
+        let done = heard(self.inner.put(key, value).await);
         self.pause().await;
         done
     }
@@ -292,14 +311,14 @@ impl KeyValue for Disk {
     ) -> Result<Swap, KeyValueError> {
         self.pause().await;
         self.check_room()?;
-        let done = self.inner.swap(key, expected, value).await;
+        let done = heard(self.inner.swap(key, expected, value).await);
         self.pause().await;
         done
     }
 
     async fn delete(&self, key: &str) -> Result<(), KeyValueError> {
         self.pause().await;
-        let done = self.inner.delete(key).await;
+        let done = heard(self.inner.delete(key).await);
         self.pause().await;
         done
     }

@@ -33,6 +33,8 @@ pub enum Passed {
     Call(Call),
     /// The answer to a Hello, to the client.
     Welcome,
+    /// One of these on the session stream.
+    News(Lost),
 }
 
 /// What happens to the call.

@@ -227,7 +227,14 @@ impl PageService for CallRelay {
                 };
                 let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
-                if relay.is_lost(Lost::of_request(&message)) || up.send(message).await.is_err() {
+                let news = Lost::of_request(&message);
+                if relay.is_lost(news) {
+                    return;
+                }
+                if let Some(news) = news {
+                    relay.passes_on(Passed::News(news));
+                }
+                if up.send(message).await.is_err() {
                     return;
                 }
             }
@@ -266,6 +273,9 @@ impl PageService for CallRelay {
                 };
                 if answer.as_ref().is_ok_and(is_welcome) {
                     relay.passes_on(Passed::Welcome);
+                }
+                if let Some(news) = answer.as_ref().ok().and_then(Lost::of_response) {
+                    relay.passes_on(Passed::News(news));
                 }
                 for _ in 0..times {
                     if down.send(answer.clone()).await.is_err() {

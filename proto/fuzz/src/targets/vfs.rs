@@ -197,6 +197,10 @@ impl Pages for File<'_> {
         16 * PAGE as u64
     }
 
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
     fn first_window(&self) -> u64 {
         4 * PAGE as u64
     }

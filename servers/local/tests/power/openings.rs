@@ -12,7 +12,7 @@ use pagewire_server::store::StoreError;
 use crate::bench::{SIZE, commit_part, database, part};
 use crate::log::until;
 use crate::recorder::{DATA, Disk, Image, LOGS, Recording, SLOTS};
-use crate::{at_each_moment, check, home, is_long, open, open_keeping, options, random};
+use crate::{at_each_moment, check, goes_on, home, is_long, open, open_keeping, options, random};
 
 /// Where an opening can fail, and how often it passes there before.
 const PLACES: [(Place, u32); 6] = [
@@ -293,4 +293,11 @@ async fn log7_a_root_that_the_disk_alone_has_is_gone_before_its_pages_are_writte
     let tried = at_each_moment(&opening, home.path(), moments, &mut random, |_| {}).await;
     println!("{tried} states of the disk");
     assert!(tried > 20);
+    // Both roots are put back at once, and either may be trash while the other one is that of the marked transaction.
+    let put_back = opening.unsynced(DATA)[0];
+    for seed in 0..if is_long() { 400 } else { 64 } {
+        println!("moment {put_back} of {}, trash {seed}", opening.len());
+        opening.image(put_back, Disk::Trash(seed)).write(&again);
+        goes_on(&again, &opening.acknowledged(put_back)).await;
+    }
 }

@@ -2,7 +2,11 @@
 //!
 //! * A write that had returned when a sync of its file began, which has ended, is on the disk; one to a file that was opened to sync each write is
 //!   when it returns.
-//! * Any other write is there, or not, sector by sector, whatever came before or after it, in this file or another.
+//! * Any other write is there, or not, sector by sector, whatever came before or after it, in this file or another. With [`Disk::Trash`]
+//!   sectors of it may also have bytes that nobody wrote, or be torn within, but for the engine's roots (README.md, "Medium"); what is beside the write in the same sector stays (SQLite
+//!   calls that a powersafe overwrite), and so does a sector to which the bytes are written that it has.
+//! * Names that were made or taken away are durable when a sync of the directory began afterwards, and has ended; before that they are as before, or
+//!   not. A file whose name is lost is lost with what was synced in it. A length that was set is as durable as what is written.
 //! * Files have what was written to them before the recording began.
 //! * Where a sync failed, what it was for is in the cache, and on the disk only if it is written again ([`Recording::fail`]).
 //!
@@ -21,6 +25,8 @@ use parking_lot::Mutex;
 pub(crate) use rustix::io::Errno;
 
 const SECTOR: usize = 512;
+/// The engine's first two pages have its roots.
+const ROOTS_END: usize = 2 * 4096;
 
 /// The files of a store.
 pub(crate) const FILES: [&str; 4] = ["data.mdb", "checkpoint", "log.0", "log.1"];
@@ -37,6 +43,8 @@ pub(crate) enum Disk {
     OnlyTheLast,
     /// Each sector with even odds, by this seed.
     Sectors(u64),
+    /// Each sector is as before, written, torn within, or trash (as in SQLite's test6.c), by this seed.
+    Trash(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +55,12 @@ enum Event {
         bytes: Vec<u8>,
         synced: bool,
     },
+    /// A file has this length.
+    Length(usize, usize),
+    /// A name is there from now on, of an empty file; or is not there any more.
+    Name(usize, bool),
+    /// Of the directory; how many events were over when it began.
+    Names(usize),
     /// Of a file; how many events were over when it began.
     Sync(usize, usize),
     /// The same of one that failed: the operating system takes for written what was not.
@@ -62,27 +76,42 @@ pub(crate) struct Recording {
     events: Mutex<Vec<Event>>,
 }
 
+/// What a store that is being made has besides, empty; the name behind those of [`FILES`].
+const MAKING: &str = "NEW";
+const NAMES: usize = FILES.len() + 1;
+
 /// What was recorded, by file.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) writes: [usize; 4],
     pub(crate) synced_writes: [usize; 4],
     pub(crate) syncs: [usize; 4],
+    /// Lengths that were set.
+    pub(crate) lengths: usize,
+    /// Names that were made, and taken away; syncs of the directory.
+    pub(crate) names: [usize; 2],
+    pub(crate) directory_syncs: usize,
 }
 
-/// What the files are; `None` where there is none.
+/// What the files are; `None` where there is none. And whether the store is being made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Image(pub(crate) [Option<Vec<u8>>; 4]);
+pub(crate) struct Image(pub(crate) [Option<Vec<u8>>; 4], pub(crate) bool);
 
 impl Image {
     /// As they are in a directory.
     pub(crate) fn read(directory: &Path) -> Self {
-        Self(FILES.map(|name| std::fs::read(directory.join(name)).ok()))
+        Self(
+            FILES.map(|name| std::fs::read(directory.join(name)).ok()),
+            directory.join(MAKING).exists(),
+        )
     }
 
     /// Makes a directory with them.
     pub(crate) fn write(&self, directory: &Path) {
         std::fs::create_dir(directory).unwrap();
+        if self.1 {
+            std::fs::write(directory.join(MAKING), []).unwrap();
+        }
         for (name, bytes) in FILES.iter().zip(&self.0) {
             let Some(bytes) = bytes else { continue };
             let used = bytes.iter().rposition(|byte| *byte != 0);
@@ -98,12 +127,26 @@ impl Image {
 struct Live {
     directory: PathBuf,
     events: Vec<Event>,
+    /// Which names are there, as far as was noticed.
+    names: [bool; NAMES],
     failing: Option<Failing>,
     /// What was written back to a file in vain, and which open files were told.
     lost: Option<(usize, Errno, Vec<c_int>)>,
     /// Of this file the first sync does not end, which is of this thread.
     held: Option<usize>,
     holder: Option<ThreadId>,
+}
+
+impl Live {
+    fn notice_names(&mut self) {
+        let all = FILES.iter().chain([&MAKING]);
+        for (name, (path, was_there)) in all.zip(&mut self.names).enumerate() {
+            let is_there = self.directory.join(path).exists();
+            if is_there != std::mem::replace(was_there, is_there) {
+                self.events.push(Event::Name(name, is_there));
+            }
+        }
+    }
 }
 
 /// Which call.
@@ -153,6 +196,7 @@ impl Recording {
         let parent = directory.parent().unwrap().canonicalize().unwrap();
         let directory = parent.join(directory.file_name().unwrap());
         LIVE.lock().push(Live {
+            names: names_in(&directory),
             directory: directory.clone(),
             events: Vec::new(),
             failing: None,
@@ -173,7 +217,9 @@ impl Recording {
         let index = live
             .iter()
             .position(|live| live.directory == self.directory);
-        *self.events.lock() = live.remove(index.unwrap()).events;
+        let mut live = live.remove(index.unwrap());
+        live.notice_names();
+        *self.events.lock() = live.events;
         LIVE_COUNT.fetch_sub(1, Ordering::SeqCst);
     }
 
@@ -256,6 +302,9 @@ impl Recording {
                 } => told.synced_writes[*file] += 1,
                 Event::Write { file, .. } => told.writes[*file] += 1,
                 Event::Sync(file, _) => told.syncs[*file] += 1,
+                Event::Length(..) => told.lengths += 1,
+                Event::Name(_, is_there) => told.names[usize::from(!is_there)] += 1,
+                Event::Names(_) => told.directory_syncs += 1,
                 Event::Lost(..) | Event::Acknowledged(..) => {}
             }
         }
@@ -302,74 +351,81 @@ impl Recording {
     pub(crate) fn image(&self, moment: usize, disk: Disk) -> Image {
         let events = self.events.lock();
         let over = &events[..moment];
-        // Of each write: whether a sync says that it is on the disk, or one that failed says that it is not.
-        let mut ends = vec![None; over.len()];
-        let mut pending: [Vec<usize>; 4] = Default::default();
-        for (index, event) in over.iter().enumerate() {
-            let (file, began, is_durable) = match event {
-                Event::Write { file, .. } => {
-                    pending[*file].push(index);
-                    continue;
-                }
-                Event::Sync(file, began) => (*file, *began, true),
-                Event::Lost(file, began) => (*file, *began, false),
-                Event::Acknowledged(..) => continue,
-            };
-            let of_it = pending[file].partition_point(|index| *index < began);
-            for index in pending[file].drain(..of_it) {
-                ends[index] = Some(is_durable);
-            }
-        }
+        let ends = ends(over);
+        let mut random = match disk {
+            Disk::Sectors(seed) | Disk::Trash(seed) => Random::new(seed),
+            _ => Random::new(1),
+        };
+        let last_name = over
+            .iter()
+            .rposition(|event| matches!(event, Event::Name(..)));
         let mut image = self.before.clone();
+        // How often each name was that of a new file, and whether that one has it on the disk.
+        let mut files = image.0.each_ref().map(|file| (0, file.is_some()));
         // Durable by the last sync, or by itself: in the order of the calls.
-        let mut loose: Vec<(usize, usize, &[u8])> = Vec::new();
-        for (end, event) in ends.iter().zip(over) {
-            if let Event::Write {
-                file,
-                offset,
-                bytes,
-                synced,
-            } = event
-            {
-                // What shows in the files is not held back from them.
-                if *end == Some(true) || *synced || disk == Disk::Everything {
-                    put(&mut image, *file, *offset, bytes);
-                } else if end.is_none() {
-                    loose.push((*file, *offset, bytes));
+        let mut loose: Vec<(usize, usize, &Event)> = Vec::new();
+        for (index, (end, event)) in ends.iter().zip(over).enumerate() {
+            match event {
+                Event::Name(name, is_there) => {
+                    let is_done = *end == Some(true)
+                        || match disk {
+                            Disk::Nothing => false,
+                            Disk::Everything => true,
+                            Disk::OnlyTheLast => Some(index) == last_name,
+                            Disk::Sectors(_) | Disk::Trash(_) => random.next() & 1 == 0,
+                        };
+                    let Some((made, has_it)) = files.get_mut(*name) else {
+                        image.1 = if is_done { *is_there } else { image.1 };
+                        continue;
+                    };
+                    *made += usize::from(*is_there);
+                    *has_it = *is_there && is_done;
+                    if is_done {
+                        image.0[*name] = is_there.then(Vec::new);
+                    }
                 }
+                Event::Write { file, synced, .. } => {
+                    // What shows in the files is not held back from them.
+                    if *end == Some(true) || *synced || disk == Disk::Everything {
+                        if files[*file].1 {
+                            put(&mut image, event);
+                        }
+                    } else if end.is_none() {
+                        loose.push((*file, files[*file].0, event));
+                    }
+                }
+                Event::Length(file, _) => {
+                    if *end == Some(true) || disk == Disk::Everything {
+                        if files[*file].1 {
+                            put(&mut image, event);
+                        }
+                    } else if end.is_none() {
+                        loose.push((*file, files[*file].0, event));
+                    }
+                }
+                _ => {}
             }
         }
         // A write that has not returned may be there in part, be it one that is synced.
-        if let Some(Event::Write {
-            file,
-            offset,
-            bytes,
-            ..
-        }) = events.get(moment)
+        if let Some(event @ (Event::Write { file, .. } | Event::Length(file, _))) =
+            events.get(moment)
         {
-            loose.push((*file, *offset, bytes));
+            loose.push((*file, files[*file].0, event));
         }
+        // What was written to a file of which the disk does not know is nowhere.
+        loose.retain(|(file, made, _)| files[*file] == (*made, true));
+        let loose: Vec<&Event> = loose.into_iter().map(|(_, _, event)| event).collect();
         match disk {
             Disk::Nothing => {}
-            Disk::Everything => loose
-                .iter()
-                .for_each(|(file, at, bytes)| put(&mut image, *file, *at, bytes)),
-            Disk::OnlyTheLast => {
-                if let Some((file, at, bytes)) = loose.last() {
-                    put(&mut image, *file, *at, bytes);
-                }
-            }
-            Disk::Sectors(seed) => {
-                let mut random = Random::new(seed);
-                for (file, at, bytes) in loose {
-                    let (mut from, end) = (at, at + bytes.len());
-                    while from < end {
-                        let to = end.min((from / SECTOR + 1) * SECTOR);
-                        if random.next() & 1 == 0 {
-                            put(&mut image, file, from, &bytes[from - at..to - at]);
-                        }
-                        from = to;
-                    }
+            Disk::Everything => loose.iter().for_each(|event| put(&mut image, event)),
+            Disk::OnlyTheLast => loose
+                .last()
+                .into_iter()
+                .for_each(|event| put(&mut image, event)),
+            Disk::Sectors(_) | Disk::Trash(_) => {
+                let has_trash = matches!(disk, Disk::Trash(_));
+                for event in loose {
+                    put_in_part(&mut image, event, has_trash, &mut random);
                 }
             }
         }
@@ -377,10 +433,97 @@ impl Recording {
     }
 }
 
-fn put(image: &mut Image, file: usize, offset: usize, bytes: &[u8]) {
+/// Of each event: whether a sync says that it is on the disk, or one that failed says that it is not.
+fn ends(over: &[Event]) -> Vec<Option<bool>> {
+    let mut ends = vec![None; over.len()];
+    // Of each file, and of the directory.
+    let mut pending: [Vec<usize>; NAMES] = Default::default();
+    for (index, event) in over.iter().enumerate() {
+        let (of, began, is_durable) = match event {
+            Event::Write { file, .. } | Event::Length(file, _) => {
+                pending[*file].push(index);
+                continue;
+            }
+            Event::Name(..) => {
+                pending[FILES.len()].push(index);
+                continue;
+            }
+            Event::Names(began) => (FILES.len(), *began, true),
+            Event::Sync(file, began) => (*file, *began, true),
+            Event::Lost(file, began) => (*file, *began, false),
+            Event::Acknowledged(..) => continue,
+        };
+        let of_it = pending[of].partition_point(|index| *index < began);
+        for index in pending[of].drain(..of_it) {
+            ends[index] = Some(is_durable);
+        }
+    }
+    ends
+}
+
+/// Does all that a write, or a length that is set, does.
+fn put(image: &mut Image, event: &Event) {
+    match event {
+        Event::Write {
+            file,
+            offset,
+            bytes,
+            ..
+        } => put_bytes(image, *file, *offset, bytes),
+        Event::Length(file, length) => image.0[*file].get_or_insert_default().resize(*length, 0),
+        _ => {}
+    }
+}
+
+fn put_bytes(image: &mut Image, file: usize, offset: usize, bytes: &[u8]) {
     let image = image.0[file].get_or_insert_default();
     image.resize(image.len().max(offset + bytes.len()), 0);
     image[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Does some of it.
+fn put_in_part(image: &mut Image, event: &Event, has_trash: bool, random: &mut Random) {
+    let Event::Write {
+        file,
+        offset: at,
+        bytes,
+        ..
+    } = event
+    else {
+        if random.next() & 1 == 0 {
+            put(image, event);
+        }
+        return;
+    };
+    let is_root = *file == DATA && *at < ROOTS_END;
+    let (mut from, end) = (*at, at + bytes.len());
+    while from < end {
+        let to = end.min((from / SECTOR + 1) * SECTOR);
+        let mut piece = bytes[from - at..to - at].to_vec();
+        let there = image.0[*file].as_ref();
+        let there = there.and_then(|there| there.get(from..to));
+        let is_same = there == Some(&piece[..]);
+        match random.next() % if has_trash { 4 } else { 2 } {
+            // As it was.
+            0 => {}
+            2 if !is_same => {
+                piece
+                    .iter_mut()
+                    .for_each(|byte| *byte = random.next() as u8);
+                put_bytes(image, *file, from, &piece);
+            }
+            3 if !is_same && !is_root => {
+                // Its beginning, or its end.
+                let cut = random.next() as usize % piece.len();
+                match random.next() & 1 {
+                    0 => put_bytes(image, *file, from, &piece[..cut]),
+                    _ => put_bytes(image, *file, from + cut, &piece[cut..]),
+                }
+            }
+            _ => put_bytes(image, *file, from, &piece),
+        }
+        from = to;
+    }
 }
 
 /// Small and repeatable.
@@ -389,7 +532,11 @@ pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
+        // Spread over all bits (splitmix64): the first numbers of small seeds are alike otherwise.
+        let mut bits = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self((bits ^ bits >> 31) | 1)
     }
 
     pub(crate) fn seed() -> u64 {
@@ -412,15 +559,29 @@ fn record(path: &Path, event: Event) {
         .iter_mut()
         .find(|live| path.starts_with(&live.directory))
     {
+        live.notice_names();
         live.events.push(event);
     }
 }
 
 /// How many events are over of the recording that a path is of.
 fn events_over(path: &Path) -> usize {
-    let live = LIVE.lock();
-    let live = live.iter().find(|live| path.starts_with(&live.directory));
-    live.map_or(0, |live| live.events.len())
+    let mut live = LIVE.lock();
+    let mut all = live.iter_mut();
+    let live = all.find(|live| path.starts_with(&live.directory));
+    live.map_or(0, |live| {
+        live.notice_names();
+        live.events.len()
+    })
+}
+
+fn names_in(directory: &Path) -> [bool; NAMES] {
+    let mut names = FILES.iter().chain([&MAKING]);
+    std::array::from_fn(|_| {
+        names
+            .next()
+            .is_some_and(|name| directory.join(name).exists())
+    })
 }
 
 /// The error that a call is to answer.
@@ -640,5 +801,44 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     // SAFETY: the caller holds the file open for the time of the call.
     let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    synced(fd, || done(rustix::fs::fsync(file), "fsync"))
+    let directory = directory_of(fd);
+    let began = directory.as_ref().map_or(0, |path| events_over(path));
+    let result = synced(fd, || done(rustix::fs::fsync(file), "fsync"));
+    if let Some(path) = directory {
+        record(&path, Event::Names(began));
+    }
+    result
+}
+
+/// The path of an open directory of a store that is recorded.
+fn directory_of(fd: c_int) -> Option<PathBuf> {
+    if LIVE_COUNT.load(Ordering::SeqCst) == 0 {
+        return None;
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let live = LIVE.lock();
+    live.iter()
+        .any(|live| live.directory == path)
+        .then_some(path)
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate64(fd: c_int, length: i64) -> c_int {
+    // SAFETY: the caller holds the file open for the time of the call.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    done(rustix::fs::ftruncate(file, length as u64), "ftruncate");
+    if let Some((path, file)) = file_of(fd) {
+        record(&path, Event::Length(file, length as usize));
+    }
+    0
+}
+
+/// # Safety
+/// As that of the C library.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate(fd: c_int, length: i64) -> c_int {
+    // SAFETY: the same function under its other name.
+    unsafe { ftruncate64(fd, length) }
 }

@@ -132,6 +132,7 @@ fn measure_all(
                 | Workload::BulkLoad
                 | Workload::Ycsb
                 | Workload::NewOrder
+                | Workload::HandOver
                 | Workload::Tenants
                 | Workload::Speedtest
         );

@@ -43,6 +43,10 @@ pub struct Row {
     pub floors: Vec<Floor>,
     /// Round trips that one operation may cost, where the design says so.
     pub calls_aim: Option<f64>,
+    /// Megabytes in a second that ours should have at least.
+    pub throughput_aim: Option<f64>,
+    /// Ours ran in another process, whose calls and bytes are not known here.
+    pub is_elsewhere: bool,
 }
 
 impl Row {
@@ -77,12 +81,22 @@ impl Row {
             Some(aim) => format!(" (aim {aim})"),
             None => String::new(),
         };
+        let traffic = match self.is_elsewhere {
+            true => "calls and bytes are those of another process".to_owned(),
+            false => {
+                format!("{calls:.2} calls{calls_aim}, {sent:.0} bytes sent, {received:.0} received")
+            }
+        };
         let _ = writeln!(
             text,
-            "{}: {calls:.2} calls{calls_aim}, {sent:.0} bytes sent, {received:.0} received; {} operations",
+            "{}: {traffic}; {} operations",
             self.operation,
             ours.operations()
         );
+        if let Some((aim, is_reached)) = self.throughput() {
+            let word = if is_reached { "reached" } else { "missed" };
+            let _ = writeln!(text, "  aim >= {aim:.0} MB/s {word}");
+        }
         for (index, series) in self.series.iter().enumerate() {
             let _ = write!(
                 text,
@@ -123,9 +137,26 @@ impl Row {
         text
     }
 
+    /// The least throughput that is aimed at, and whether ours has it.
+    fn throughput(&self) -> Option<(f64, bool)> {
+        let (aim, Unit::Throughput { bytes }) = (self.throughput_aim?, self.unit) else {
+            return None;
+        };
+        let ours = bytes as f64 / self.series[0].quantile_us(0.5);
+        Some((aim, ours >= aim))
+    }
+
     /// The row as a JSON object.
     pub fn json(&self) -> String {
-        let [calls, sent, received] = self.series[0].traffic_per_operation();
+        let [calls, sent, received] = match self.is_elsewhere {
+            true => ["null".to_owned(), "null".to_owned(), "null".to_owned()],
+            false => self.series[0]
+                .traffic_per_operation()
+                .map(|count| format!("{count:.3}")),
+        };
+        let throughput_aim = self
+            .throughput()
+            .map_or_else(|| "null".to_owned(), |(aim, _)| aim.to_string());
         let (bytes, together) = match self.unit {
             Unit::Microseconds => ("null".to_owned(), 1),
             Unit::Throughput { bytes } => (bytes.to_string(), 1),
@@ -159,7 +190,7 @@ impl Row {
             })
             .collect();
         format!(
-            "{{\"operation\":{},\"bytes\":{bytes},\"together\":{together},\"calls\":{calls:.3},\"bytes_sent\":{sent:.0},\"bytes_received\":{received:.0},\"series\":[{}],\"ratios\":[{}]}}",
+            "{{\"operation\":{},\"bytes\":{bytes},\"together\":{together},\"calls\":{calls},\"bytes_sent\":{sent},\"bytes_received\":{received},\"throughput_aim\":{throughput_aim},\"series\":[{}],\"ratios\":[{}]}}",
             quoted(&self.operation),
             series.join(","),
             ratios.join(",")

@@ -1,6 +1,6 @@
 //! The command line of `pagewire shell`: the options of `sqlite3`, with one dash or two.
 //!
-//! It only reads; what the options mean is in `startup.rs`.
+//! It only reads; what the options mean is in `mod.rs`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

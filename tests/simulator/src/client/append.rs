@@ -1,6 +1,7 @@
 //! Transactions that read lists and append to them.
 
 use super::{Client, Databases, Failure, in_time};
+use crate::finding::Kind;
 use crate::history::{self, Key, Step};
 use crate::machine;
 use crate::plan::Plan;
@@ -9,27 +10,21 @@ impl Client {
     pub(super) fn append(&mut self, plan: &Plan) -> Result<(), Failure> {
         let reading = self.random.percent(35);
         self.record(reading, |client, databases, transaction| {
-            let mut seen: Vec<(Key, Vec<u64>)> = Vec::new();
             for _ in 0..client.random.between(1, 4) {
                 let database = client.random.below(plan.databases as u64) as usize;
                 let key = (database, client.random.below(plan.lists).cast_signed());
                 if !reading && client.random.percent(60) {
                     let value = client.next_value();
                     append(databases, transaction, key, value)?;
-                    seen.retain(|(of, _)| *of != key);
                 } else {
-                    let list = read(databases, transaction, key)?;
-                    if let Some((_, before)) = seen.iter().find(|(of, _)| *of == key)
-                        && *before != list
-                    {
-                        history::violation(format!(
-                            "transaction {transaction} read {key:?} twice: {before:?}, then {list:?}"
-                        ));
-                    }
-                    seen.push((key, list));
+                    read(databases, transaction, key)?;
                 }
                 if client.random.percent(30) {
-                    let most = if client.random.percent(10) { 3 * plan.ttl_ms } else { 30 };
+                    let most = if client.random.percent(10) {
+                        3 * plan.ttl_ms
+                    } else {
+                        30
+                    };
                     machine::sleep_ns(client.random.below(most * 1_000_000));
                 }
             }
@@ -57,11 +52,7 @@ pub(super) fn append(
 }
 
 /// Reads a list.
-pub(super) fn read(
-    databases: &Databases,
-    transaction: usize,
-    key: Key,
-) -> Result<Vec<u64>, Failure> {
+pub(super) fn read(databases: &Databases, transaction: usize, key: Key) -> Result<(), Failure> {
     let schema = databases.schemas[key.0];
     let sql =
         format!("SELECT list, (SELECT number FROM {schema}.home) FROM {schema}.lists WHERE k = ?1");
@@ -71,10 +62,13 @@ pub(super) fn read(
             .query_row(&sql, [key.1], |row| Ok((row.get(0)?, row.get(1)?)))
     })?;
     if home != key.0 {
-        history::violation(format!(
-            "transaction {transaction} read database {home} where {} is",
-            key.0
-        ));
+        history::violation(
+            Kind::Value,
+            format!(
+                "transaction {transaction} read database {home} where {} is",
+                key.0
+            ),
+        );
     }
     let list: Vec<u64> = text
         .split_whitespace()
@@ -83,6 +77,6 @@ pub(super) fn read(
     machine::trace(format_args!(
         "transaction {transaction} read {key:?}: {list:?}"
     ));
-    history::step(transaction, Step::Read(key, list.clone()));
-    Ok(list)
+    history::step(transaction, Step::Read(key, list));
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::setup::{ACCOUNTS, BALANCE};
 use super::{Client, Failure, in_time};
+use crate::finding::Kind;
 use crate::history;
 use crate::plan::Plan;
 
@@ -24,14 +25,17 @@ impl Client {
                 let value = client.next_value();
                 super::append::append(databases, transaction, (database, 0), value)?;
             }
-            let sql = format!("SELECT sum(balance), count(*) FROM {schema}.accounts");
+            let sum = format!("SELECT sum(balance), count(*) FROM {schema}.accounts");
             let found: (i64, u64) = in_time("SELECT", || {
-                connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+                connection.query_row(&sum, [], |row| Ok((row.get(0)?, row.get(1)?)))
             })?;
+            let each = format!("SELECT group_concat(balance) FROM {schema}.accounts");
+            client.ask_twice(databases, transaction, &each)?;
             if found != (ACCOUNTS.cast_signed() * BALANCE, ACCOUNTS) {
-                history::violation(format!(
-                    "transaction {transaction}: the accounts are {found:?}"
-                ));
+                history::violation(
+                    Kind::Content,
+                    format!("transaction {transaction}: the accounts are {found:?}"),
+                );
             }
             Ok(())
         })

@@ -1,6 +1,7 @@
 //! Transactions that SQLite spills and the library stages while they run.
 
 use super::{Client, Failure, in_time};
+use crate::finding::Kind;
 use crate::history;
 use crate::plan::Plan;
 
@@ -27,6 +28,8 @@ impl Client {
                 let bytes = ROW_BYTES + client.random.below(200);
                 in_time("INSERT", || connection.execute(&sql, (value, ROWS, bytes)))?;
             }
+            let writers = format!("SELECT group_concat(writer || ' ' || n) FROM {schema}.bulk");
+            client.ask_twice(databases, transaction, &writers)?;
             let sql = format!("SELECT writer, count(*), sum(n) FROM {schema}.bulk GROUP BY writer");
             let rows: Vec<(u64, u64, u64)> = in_time("SELECT", || {
                 let mut statement = connection.prepare(&sql)?;
@@ -35,7 +38,7 @@ impl Client {
             })?;
             for (writer, count, sum) in rows {
                 if (count, sum) != (ROWS, ROWS * (ROWS + 1) / 2) {
-                    history::violation(format!(
+                    history::violation(Kind::Torn, format!(
                         "transaction {transaction} saw {count} rows of the large one that wrote {writer}"
                     ));
                 }

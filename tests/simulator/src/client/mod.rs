@@ -2,6 +2,7 @@
 
 mod append;
 mod bank;
+mod heads;
 mod large;
 mod setup;
 mod sql;
@@ -9,10 +10,13 @@ mod versions;
 
 use rusqlite::Connection;
 
-use crate::history::{self, Outcome};
+use crate::blame;
+use crate::counts::{Event, count};
+use crate::finding::Kind;
+use crate::history::{self, Outcome, Step};
 use crate::machine::{self, ProcessId};
 use crate::net::{self, Break};
-use crate::plan::{self, Phase, Plan, Store, Workload};
+use crate::plan::{self, Phase, Plan, Workload};
 use crate::random::Random;
 use crate::sqlite;
 
@@ -44,6 +48,7 @@ pub struct Client {
     writer: Option<Databases>,
     reader: Option<Databases>,
     pair: Option<sql::Pair>,
+    heads: Option<Connection>,
 }
 
 /// A connection to all databases.
@@ -73,12 +78,15 @@ pub fn start(place: usize, random: &mut Random) -> ProcessId {
     process
 }
 
-/// The URI of a database.
-fn uri(node: usize, database: usize, more: &str) -> String {
+/// The URI of a database on the servers of these nodes.
+fn uri(nodes: &[usize], database: usize, more: &str) -> String {
     let timeout = plan::get().timeout_ms;
-    format!(
-        "file:db{database}?vfs=pagewire&endpoint=http://s{node}:7240&timeout_ms={timeout}{more}"
-    )
+    let servers: Vec<_> = nodes
+        .iter()
+        .map(|node| format!("http://s{node}:7240"))
+        .collect();
+    let endpoint = servers.join(",");
+    format!("file:db{database}?vfs=pagewire&endpoint={endpoint}&timeout_ms={timeout}{more}")
 }
 
 /// Whether transactions may wait for each other's databases through two servers: only their busy timeouts end that.
@@ -110,11 +118,14 @@ fn in_time<T>(what: &str, body: impl FnOnce() -> Result<T, Failure>) -> Result<T
         most += plan.databases as u64 * LOCK_MS;
     }
     if took > most * 1_000_000 {
-        history::violation(format!(
-            "{what} took {} ms: {:?}",
-            took / 1_000_000,
-            done.as_ref().err()
-        ));
+        history::violation(
+            Kind::Slow,
+            format!(
+                "{what} took {} ms: {:?}",
+                took / 1_000_000,
+                done.as_ref().err()
+            ),
+        );
     }
     machine::longest(took);
     done
@@ -131,6 +142,7 @@ impl Client {
             writer: None,
             reader: None,
             pair: None,
+            heads: None,
         }
     }
 
@@ -154,6 +166,7 @@ impl Client {
         drop(self.writer.take());
         drop(self.reader.take());
         drop(self.pair.take());
+        drop(self.heads.take());
         plan::count_end(1);
     }
 
@@ -174,6 +187,7 @@ impl Client {
             }
             other => other,
         };
+        blame::forget();
         let done = match workload {
             Workload::Bank => self.bank(plan),
             Workload::Large => self.large(plan),
@@ -185,11 +199,13 @@ impl Client {
             Ok(()) => true,
             Err(error) => {
                 machine::trace(format_args!("{workload:?} failed: {error}"));
+                blame::judge(&format!("{workload:?}"), &error);
                 // Some errors last as long as the connection does.
                 if self.random.percent(40) {
                     self.writer = None;
                     self.reader = None;
                     self.pair = None;
+                    self.heads = None;
                 }
                 false
             }
@@ -201,8 +217,18 @@ impl Client {
         machine::sleep_ns(self.random.below(ms * 1_000_000));
     }
 
-    fn node(&self) -> usize {
-        self.place % plan::get().servers
+    /// The servers that it knows, in the order in which they are tried.
+    fn nodes(&self) -> Vec<usize> {
+        let plan = plan::get();
+        let mut nodes = vec![self.place % plan.servers];
+        if plan.knows_both(self.place) {
+            nodes.push((self.place + 1) % plan.servers);
+        }
+        nodes
+    }
+
+    fn uri(&self, database: usize, more: &str) -> String {
+        uri(&self.nodes(), database, more)
     }
 
     fn next_value(&mut self) -> u64 {
@@ -229,7 +255,8 @@ impl Client {
         }
         let mut more = String::new();
         let mut staleness = 0;
-        if reading && plan.store != Store::Memory && self.random.percent(50) {
+        // A read-only connection reads old versions.
+        if reading && plan.store.keeps_versions() && self.random.percent(50) {
             more.push_str("&mode=ro");
         }
         if reading && self.random.percent(50) {
@@ -239,19 +266,20 @@ impl Client {
         }
         let subscribe = self.random.one_of(&["auto", "always", "always", "never"]);
         more.push_str(&format!("&subscribe={subscribe}"));
-        let node = self.node();
         let mut schemas = vec!["main"; plan.databases];
-        let connection = in_time("open", || sqlite::open(&uri(node, order[0], &more)))?;
+        let connection = in_time("open", || sqlite::open(&self.uri(order[0], &more)))?;
         connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS))?;
         for database in order.iter().skip(1) {
             schemas[*database] = "other";
-            let attached = uri(node, *database, &more);
+            let attached = self.uri(*database, &more);
             in_time("ATTACH", || {
                 connection.execute("ATTACH ?1 AS other", [&attached])
             })?;
         }
         if self.random.percent(50) {
-            connection.execute_batch("PRAGMA cache_size = 10; PRAGMA other.cache_size = 10")?;
+            for schema in &schemas {
+                connection.execute_batch(&format!("PRAGMA {schema}.cache_size = 10"))?;
+            }
         }
         Ok(Databases {
             connection,
@@ -276,7 +304,12 @@ impl Client {
         if plan.fault_every_ms == 0 || plan::phase() != Phase::Faults || !self.random.percent(20) {
             return;
         }
-        let key = (self.place, self.node());
+        // Who knows two servers may be at either.
+        let keys: Vec<_> = self
+            .nodes()
+            .into_iter()
+            .map(|node| (self.place, node))
+            .collect();
         // The original comes when its client has been told what became of it, before and after others have gone on.
         let latest = *self.random.one_of(&[15, 40, 100, 2 * plan.ttl_ms]);
         let later = self.random.below(latest * 1_000_000);
@@ -286,8 +319,32 @@ impl Client {
             5 | 6 => Break::ServerTold,
             _ => Break::Quiet,
         };
-        let after = self.random.below(3 * net::one_way(key));
-        machine::at(machine::now() + after, move || net::cut(key, how));
+        let after = self.random.below(3 * net::one_way(keys[0]));
+        machine::at(machine::now() + after, move || {
+            for key in keys {
+                net::cut(key, how);
+            }
+        });
+    }
+
+    /// A question that the transaction asks twice, with a pause between now and then.
+    fn ask_twice(
+        &mut self,
+        databases: &Databases,
+        transaction: usize,
+        sql: &str,
+    ) -> Result<(), Failure> {
+        for _ in 0..2 {
+            let answer: Option<String> = in_time("SELECT", || {
+                databases.connection.query_row(sql, [], |row| row.get(0))
+            })?;
+            let answer = answer.unwrap_or_default();
+            history::step(transaction, Step::Saw(sql.to_owned(), answer));
+            if self.random.percent(30) {
+                machine::sleep_ns(self.random.below(30_000_000));
+            }
+        }
+        Ok(())
     }
 
     /// Runs a transaction and tells its history. The connection is given back unless it is of no use any more.
@@ -298,6 +355,9 @@ impl Client {
     ) -> Result<(), Failure> {
         let databases = self.databases(reading)?;
         let transaction = history::begin(self.process, machine::now(), databases.staleness);
+        if databases.staleness > 0 {
+            count(Event::Bounded);
+        }
         machine::trace(format_args!(
             "transaction {transaction} begins, reading: {reading}"
         ));
@@ -336,10 +396,12 @@ impl Client {
             }
         };
         if !databases.connection.is_autocommit() {
-            // Whatever it says: the connection has nothing open then.
-            let _ = in_time("ROLLBACK", || {
+            let done = in_time("ROLLBACK", || {
                 databases.connection.execute_batch("ROLLBACK")
             });
+            if let Err(error) = done {
+                blame::judge("ROLLBACK", &error);
+            }
         }
         if databases.connection.is_autocommit() {
             self.give_back(databases, reading);

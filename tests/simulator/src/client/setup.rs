@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Failure, uri};
+use super::{Failure, heads, sql, uri, versions};
+use crate::blame;
+use crate::finding::{Finding, Kind};
 use crate::history::Key;
+use crate::ledger;
 use crate::machine;
 use crate::plan;
 use crate::sqlite;
@@ -19,9 +22,15 @@ pub const BALANCE: i64 = 100;
 ///
 /// Tried again for a while: the medium may be unreliable from the beginning.
 pub fn prepare() -> Result<(), Failure> {
-    for database in 0..plan::get().databases {
+    let plan = plan::get();
+    let heads = plan.has_versions().then_some(heads::HEADS);
+    for database in (0..plan.databases).chain(heads) {
         let mut tries = 0;
-        while let Err(error) = prepare_one(database) {
+        while let Err(error) = {
+            blame::forget();
+            prepare_one(database)
+        } {
+            blame::judge("the beginning", &error);
             tries += 1;
             if tries == TRIES {
                 return Err(error);
@@ -35,7 +44,7 @@ pub fn prepare() -> Result<(), Failure> {
 fn prepare_one(database: usize) -> Result<(), Failure> {
     let plan = plan::get();
     {
-        let connection = sqlite::open(&uri(0, database, ""))?;
+        let connection = sqlite::open(&uri(&[0], database, ""))?;
         let tables: i64 =
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         if tables > 0 {
@@ -74,26 +83,26 @@ pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Fa
 pub type Lists = BTreeMap<Key, Vec<u64>>;
 
 /// The lists as a process finds them that knows nothing, and what is wrong with the databases.
-pub fn final_look() -> Result<(Lists, Vec<String>), Failure> {
+pub fn final_look() -> Result<(Lists, Vec<Finding>), Failure> {
     let plan = plan::get();
     let mut found = BTreeMap::new();
     let mut problems = Vec::new();
     for database in 0..plan.databases {
-        let connection = sqlite::open(&uri(0, database, ""))?;
+        let connection = sqlite::open(&uri(&[0], database, ""))?;
         let sound: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
         if sound != "ok" {
-            problems.push(format!("database {database} at the end: {sound}"));
+            problems.push(Kind::Damage.finding(format!("database {database} at the end: {sound}")));
         }
         let home: usize = connection.query_row("SELECT number FROM home", [], |row| row.get(0))?;
         if home != database {
-            problems.push(format!("database {database} is {home} at the end"));
+            problems.push(Kind::Value.finding(format!("database {database} is {home} at the end")));
         }
         let sum: i64 =
             connection.query_row("SELECT sum(balance) FROM accounts", [], |row| row.get(0))?;
         if sum != ACCOUNTS.cast_signed() * BALANCE {
-            problems.push(format!(
+            problems.push(Kind::Content.finding(format!(
                 "database {database}: the accounts have {sum} at the end"
-            ));
+            )));
         }
         for (key, text) in self::lists(&connection)? {
             let list = text
@@ -103,5 +112,12 @@ pub fn final_look() -> Result<(Lists, Vec<String>), Failure> {
             found.insert((database, key), list);
         }
     }
+    let uri = |database: usize, more: &str| uri(&[0], database, more);
+    problems.extend(sql::last_look(uri)?);
+    if plan.has_versions() {
+        problems.extend(versions::last_look(uri)?);
+        heads::last_look(uri)?;
+    }
+    problems.extend(ledger::problems());
     Ok((found, problems))
 }

@@ -8,9 +8,14 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::{Client, Failure, in_time, uri};
+use super::{Client, Failure, in_time};
+use crate::counts::{Event, count};
+use crate::finding::{Finding, Kind};
 use crate::plan::Plan;
 use crate::{history, machine, sqlite};
+
+/// The databases of this workload, of which each thread of each place has one.
+const FIRST: usize = 100;
 
 /// What was committed at a place, and what nobody knows of.
 type Statements = (Vec<String>, Option<Vec<String>>);
@@ -43,28 +48,11 @@ impl Client {
     }
 
     fn open_pair(&mut self) -> Result<Pair, Failure> {
-        let database = 100 + self.own();
-        let remote = in_time("open", || sqlite::open(&uri(self.node(), database, "")))?;
+        let database = FIRST + self.own();
+        let remote = in_time("open", || sqlite::open(&self.uri(database, "")))?;
         remote.busy_timeout(std::time::Duration::from_millis(super::BUSY_MS))?;
         remote.execute_batch("PRAGMA cache_size = 20")?;
-        let found = dump(&remote)?;
-        let (committed, unknown) = STATEMENTS.lock().entry(self.own()).or_default().clone();
-        let plain = replay(&committed)?;
-        let before = dump(&plain)?;
-        if found == before {
-            STATEMENTS.lock().insert(self.own(), (committed, None));
-            return Ok(Pair { remote, plain });
-        }
-        let mut all = committed;
-        all.extend(unknown.clone().unwrap_or_default());
-        let plain = replay(&all)?;
-        let behind = dump(&plain)?;
-        if unknown.is_none() || found != behind {
-            history::violation(format!(
-                "database {database} is neither what it was before {unknown:?} nor what it is behind:\n{found:?}\n{before:?}\n{behind:?}"
-            ));
-        }
-        STATEMENTS.lock().insert(self.own(), (all, None));
+        let plain = settle(self.own(), database, &remote)?;
         Ok(Pair { remote, plain })
     }
 
@@ -77,13 +65,18 @@ impl Client {
                 let there = in_time(&sql, || both(&pair.remote, &sql));
                 let here = both(&pair.plain, &sql);
                 match (&there, &here) {
-                    (Ok(there), Ok(here)) if there == here => made.push(sql),
+                    (Ok(there), Ok(here)) if there == here => {
+                        count(Event::SqlSame);
+                        made.push(sql);
+                    }
                     // No such table, a value that is there already: the same on both sides.
                     (Err(there), Err(here)) if there.to_string() == here.to_string() => {}
+                    // Whether a fault explains it is judged with all other errors.
                     (Err(_), _) => return there.map(|_| ()),
-                    _ => history::violation(format!(
-                        "{sql}: {there:?}, a plain database says {here:?}"
-                    )),
+                    _ => history::violation(
+                        Kind::Content,
+                        format!("{sql}: {there:?}, a plain database says {here:?}"),
+                    ),
                 }
             }
             Ok(())
@@ -125,9 +118,10 @@ impl Client {
             dump(&pair.plain)?,
         );
         if there != here {
-            history::violation(format!(
-                "after {made:?}: {there:?}, a plain database has {here:?}"
-            ));
+            history::violation(
+                Kind::Content,
+                format!("after {made:?}: {there:?}, a plain database has {here:?}"),
+            );
         }
         Ok(())
     }
@@ -151,6 +145,52 @@ impl Client {
             _ => format!("SELECT count(*), sum(b), max(c), sum(length(d)) FROM t{table} WHERE b > {low} % 17"),
         }
     }
+}
+
+/// What a database has settles whether the last transaction, of which nobody knew, was committed. The plain one with the same.
+fn settle(own: usize, database: usize, remote: &Connection) -> Result<Connection, Failure> {
+    let found = in_time("SELECT", || dump(remote))?;
+    let (committed, unknown) = STATEMENTS.lock().entry(own).or_default().clone();
+    let plain = replay(&committed)?;
+    let before = dump(&plain)?;
+    if found == before {
+        if unknown.is_some() {
+            count(Event::SqlBefore);
+        }
+        STATEMENTS.lock().insert(own, (committed, None));
+        return Ok(plain);
+    }
+    let mut all = committed;
+    all.extend(unknown.clone().unwrap_or_default());
+    let plain = replay(&all)?;
+    let behind = dump(&plain)?;
+    if unknown.is_none() || found != behind {
+        history::violation(
+            Kind::Content,
+            format!(
+                "database {database} is neither what it was before {unknown:?} nor what it is behind:\n{found:?}\n{before:?}\n{behind:?}"
+            ),
+        );
+    }
+    count(Event::SqlBehind);
+    STATEMENTS.lock().insert(own, (all, None));
+    Ok(plain)
+}
+
+/// In the end: every database is sound, and has what was committed to it.
+pub fn last_look(uri: impl Fn(usize, &str) -> String) -> Result<Vec<Finding>, Failure> {
+    let owners: Vec<usize> = STATEMENTS.lock().keys().copied().collect();
+    let mut problems = Vec::new();
+    for own in owners {
+        let database = FIRST + own;
+        let remote = sqlite::open(&uri(database, ""))?;
+        let sound: String = remote.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        if sound != "ok" {
+            problems.push(Kind::Damage.finding(format!("database {database} at the end: {sound}")));
+        }
+        settle(own, database, &remote)?;
+    }
+    Ok(problems)
 }
 
 /// Rows, and how many changed.

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use super::ProcessId;
+use crate::counts::{Event, count};
 use crate::random::Random;
 
 const SECTOR: usize = 512;
@@ -205,9 +206,13 @@ pub fn has_room(path: &Path, end: usize) -> bool {
     });
     match refused.flatten() {
         None => true,
-        Some((true, _)) => false,
+        Some((true, _)) => {
+            count(Event::DiskFull);
+            false
+        }
         Some((false, failed)) => {
             super::trace(format_args!("what is written again finds no room"));
+            count(Event::DiskFullInPlace);
             failed(process);
             false
         }
@@ -290,6 +295,7 @@ pub fn sync(fd: c_int, path: &Path) -> bool {
     });
     if let Some(failed) = failed.flatten() {
         super::trace(format_args!("a sync fails"));
+        count(Event::SyncFailed);
         failed(process);
         return false;
     }
@@ -353,7 +359,11 @@ impl Disk {
         if power_was_lost {
             kept = lose_names(kept, removed, &names, random);
             for content in kept.values_mut() {
+                let before = content.now.clone();
                 content.lose_power(random);
+                if content.now != before {
+                    count(Event::PowerTore);
+                }
             }
             self.names = kept.keys().map(|path| moved(path)).collect();
         } else {

@@ -117,6 +117,8 @@ struct Machine {
     processes: Vec<Process>,
     events: BTreeMap<(u64, u64), Event>,
     events_so_far: u64,
+    /// What happens behind so many turns.
+    at_turn: Option<(u64, Event)>,
     /// All epoll descriptors that threads wait for.
     epolls: c_int,
     epolls_so_far: u64,
@@ -228,6 +230,12 @@ pub fn at(moment: u64, event: impl FnOnce() + Send + 'static) {
         let key = (moment.max(machine.now), machine.events_so_far);
         machine.events.insert(key, event);
     });
+}
+
+/// Something that the scheduler does behind so many turns; one thing.
+pub fn at_turn(turn: u64, event: impl FnOnce() + Send + 'static) {
+    let event: Event = Box::new(event);
+    with(|machine| machine.at_turn = Some((turn, event)));
 }
 
 /// A process whose clocks show what they like and go faster by so many millionths.
@@ -345,6 +353,7 @@ pub fn run(seed: u64, tells: bool, fibers: bool, begin: impl FnOnce()) -> Ended 
         processes: Vec::new(),
         events: BTreeMap::new(),
         events_so_far: 0,
+        at_turn: None,
         epolls,
         epolls_so_far: 0,
         known_epolls: BTreeMap::new(),
@@ -420,6 +429,10 @@ impl Machine {
     }
 
     fn due_event(&mut self) -> Option<Event> {
+        let turns = self.turns;
+        if let Some((_, event)) = self.at_turn.take_if(|(turn, _)| *turn <= turns) {
+            return Some(event);
+        }
         let first = self.events.first_entry()?;
         (first.key().0 <= self.now).then(|| first.remove())
     }

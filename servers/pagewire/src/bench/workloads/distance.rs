@@ -83,7 +83,8 @@ impl Scene<'_> {
         let nearer = format!("{}, 5 ms", self.ours());
         let aim = [(nearer.as_str(), 1.5)];
         // It is one for 100 MB: a small table is over before the window is wide.
-        let aim = match self.sizes.table_bytes >= Sizes::FULL.table_bytes {
+        let is_full = self.sizes.table_bytes >= Sizes::FULL.table_bytes;
+        let aim = match is_full {
             true => &aim[..],
             false => &[],
         };
@@ -92,13 +93,15 @@ impl Scene<'_> {
             .windows(2)
             .zip(aims)
             .map(|(pair, aims)| {
-                self.row(
+                let mut row = self.row(
                     self.of_table(&format!("cold scan, {} ms added", pair[1])),
                     self.throughput(),
                     self.sizes.long(),
                     vec![at(pair[1])?, at(pair[0])?],
                     aims,
-                )
+                )?;
+                row.throughput_aim = (is_full && pair[1] == 5).then_some(100.0);
+                Ok(row)
             })
             .collect()
     }

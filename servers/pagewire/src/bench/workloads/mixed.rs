@@ -74,15 +74,11 @@ impl Scene<'_> {
         let mut rows = Vec::new();
         for mix in MIXES {
             let letter = &mix.name[..1];
-            let mut contestants = vec![Contestant::new(
-                self.ours(),
-                Ycsb::new(
-                    self.remote.open(&format!("ycsb-{letter}"))?,
-                    mix,
-                    self.sizes.records,
-                )?,
-            )];
-            for local in self.same_durability() {
+            let remote = self.remote.open(&format!("ycsb-{letter}"))?;
+            let mut ours = Ycsb::new(remote, mix, self.sizes.records)?;
+            let echo = self.echo_of(&mut ours, 4)?;
+            let mut contestants = vec![Contestant::new(self.ours(), ours), echo];
+            for local in self.journal_modes() {
                 let connection =
                     local.open(self.directory, &self.local_name(&format!("ycsb-{letter}")))?;
                 contestants.push(Contestant::new(

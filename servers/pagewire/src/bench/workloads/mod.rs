@@ -2,6 +2,7 @@
 
 mod commits;
 mod distance;
+mod hand_over;
 mod mixed;
 mod new_order;
 mod operations;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use super::echo::{EchoClient, EchoRequest};
 use super::report::{Floor, Row, Unit};
-use super::rounds::{Contestant, Shape, Traffic, alternate};
+use super::rounds::{Contestant, Operation, Shape, Traffic, alternate, traffic_of};
 use super::subjects::{Local, Remote, fill};
 use operations::Opener;
 
@@ -40,6 +41,8 @@ pub struct Sizes {
     pub records: u64,
     /// Commits of each tenant in a turn.
     pub tenant_commits: u64,
+    /// Commits of each of two writers in a turn.
+    pub hand_over_commits: u64,
     /// `--size` of speedtest1.
     pub speedtest_size: u32,
 }
@@ -55,6 +58,7 @@ impl Sizes {
         warm_bytes: 8 << 20,
         records: 10_000,
         tenant_commits: 4,
+        hand_over_commits: 50,
         speedtest_size: 5,
     };
     /// The usual.
@@ -67,6 +71,7 @@ impl Sizes {
         warm_bytes: 32 << 20,
         records: 100_000,
         tenant_commits: 16,
+        hand_over_commits: 400,
         speedtest_size: 100,
     };
 
@@ -138,6 +143,8 @@ pub enum Workload {
     Ycsb,
     /// New orders in the manner of TPC-C.
     NewOrder,
+    /// Two clients that write to one database at once.
+    HandOver,
     /// Many tenants that write at once.
     Tenants,
     /// SQLite's speedtest1, where a program of it is named.
@@ -177,6 +184,7 @@ impl Scene<'_> {
             Workload::Distinct => vec![self.distinct()?],
             Workload::Ycsb => self.ycsb()?,
             Workload::NewOrder => vec![self.new_order()?],
+            Workload::HandOver => vec![self.hand_over()?],
             Workload::Tenants => vec![self.tenants()?],
             Workload::Speedtest => self.speedtest()?,
         };
@@ -236,16 +244,22 @@ impl Scene<'_> {
             series,
             floors,
             calls_aim: None,
+            throughput_aim: None,
+            is_elsewhere: false,
         })
     }
 
-    /// Local files that a commit of this store may be compared with.
-    fn same_durability(&self) -> Vec<Local> {
-        if self.durable {
-            vec![Local::WalFull, Local::Delete]
-        } else {
-            vec![Local::WalNormal]
+    /// Local files that this store is compared with; the rollback journal, with its several syncs, only where the store waits for a disk too.
+    fn journal_modes(&self) -> &'static [Local] {
+        match self.durable {
+            true => &[Local::WalNormal, Local::WalFull, Local::Delete],
+            false => &[Local::WalNormal, Local::WalFull],
         }
+    }
+
+    /// An echo of the calls and bytes that an operation has, by some turns of it.
+    fn echo_of(&self, operation: &mut dyn Operation, turns: u64) -> anyhow::Result<Contestant> {
+        self.echo(traffic_of(operation, turns)?)
     }
 
     fn throughput(&self) -> Unit {

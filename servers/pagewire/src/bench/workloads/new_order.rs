@@ -15,11 +15,10 @@ const DISTRICTS: u64 = 10;
 impl Scene<'_> {
     /// One row.
     pub(super) fn new_order(&self) -> anyhow::Result<Row> {
-        let mut contestants = vec![Contestant::new(
-            self.ours(),
-            NewOrder::new(self.remote.open("new-order")?)?,
-        )];
-        for local in self.same_durability() {
+        let mut ours = NewOrder::new(self.remote.open("new-order")?)?;
+        let echo = self.echo_of(&mut ours, 16)?;
+        let mut contestants = vec![Contestant::new(self.ours(), ours), echo];
+        for local in self.journal_modes() {
             let connection = local.open(self.directory, &self.local_name("new-order"))?;
             contestants.push(Contestant::new(local.name(), NewOrder::new(connection)?));
         }

@@ -27,11 +27,11 @@ impl Scene<'_> {
             })
             .collect::<anyhow::Result<_>>()?;
         let total = commits * TENANTS as u64;
+        let mut ours = Tenants::new(all, commits)?;
+        let echo = self.echo_of(&mut ours, 1)?;
         let contestants = vec![
-            Contestant::new(
-                format!("{}, {TENANTS} tenants", self.ours()),
-                Tenants::new(all, commits)?,
-            ),
+            Contestant::new(format!("{}, {TENANTS} tenants", self.ours()), ours),
+            echo,
             Contestant::new(
                 format!("{}, one tenant", self.ours()),
                 Tenants::new(one, total)?,
@@ -57,13 +57,15 @@ impl Scene<'_> {
     }
 }
 
-struct Tenants {
+/// Connections that write at once, each in a thread of its own.
+pub struct Tenants {
     inserts: Vec<Insert>,
     commits: u64,
 }
 
 impl Tenants {
-    fn new(connections: Vec<Connection>, commits: u64) -> anyhow::Result<Self> {
+    /// So many commits by each.
+    pub fn new(connections: Vec<Connection>, commits: u64) -> anyhow::Result<Self> {
         let inserts = connections
             .into_iter()
             .map(Insert::new)

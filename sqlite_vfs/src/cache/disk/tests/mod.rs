@@ -2,6 +2,7 @@
 
 mod facts;
 mod limits;
+mod power;
 
 use std::path::Path;
 
