@@ -331,7 +331,13 @@ impl Database {
         snapshot: Version,
         timeout: Duration,
     ) -> Result<()> {
-        let transaction = Arc::new(self.client.core.transactions.join(owner));
+        let state = Arc::downgrade(&self.state);
+        let is_locked = move || {
+            let state = state.upgrade();
+            state.is_some_and(|state| state.writer_epoch(writer).is_some())
+        };
+        let transactions = &self.client.core.transactions;
+        let transaction = Arc::new(transactions.join(owner, is_locked));
         let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
         if outcome.is_err()
             && let Some(epoch) = self.state.is_recalled_and_idle()
