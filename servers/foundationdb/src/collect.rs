@@ -23,11 +23,11 @@
 //! * **COL5** A row of a page is claimed before it is deleted: of two that delete it one fails, so that sums stay right.
 
 mod expiry;
+mod steps;
 mod sweep;
 
 use std::collections::HashSet;
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::try_join;
@@ -39,6 +39,9 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::values::Database;
+#[cfg(test)]
+pub(crate) use steps::MOST_HALVINGS;
+pub(crate) use steps::{StepPace, Steps};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -57,26 +60,6 @@ pub(crate) const STEP_PAST: usize = 512;
 pub(crate) const STEP_TIME: Duration = Duration::from_secs(2);
 /// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
 const STEP_FAILURES: usize = 3;
-/// How often steps are halved at most.
-pub(crate) const MOST_HALVINGS: u32 = 6;
-
-/// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Steps {
-    halvings: u32,
-}
-
-impl Steps {
-    #[cfg(test)]
-    pub(crate) fn halved(halvings: u32) -> Self {
-        Self { halvings }
-    }
-
-    /// At least 2: the last row of a sweep is not judged.
-    pub(crate) fn of(self, usual: usize) -> usize {
-        (usual >> self.halvings).max(2)
-    }
-}
 
 /// How far a look at all databases has come.
 #[derive(Debug, Default)]
@@ -239,29 +222,6 @@ impl Inner {
             || self.sweep_some(database, freed).await?)
     }
 
-    pub(crate) fn steps(&self) -> Steps {
-        let halvings = self.steps.load(Ordering::Relaxed);
-        Steps { halvings }
-    }
-
-    /// What came of a transaction: as it is, and as what it says of how much the next ones should look at.
-    pub(crate) fn paced(&self, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
-        match &done {
-            Ok(true) => self.change_steps(|halvings| halvings.saturating_sub(1)),
-            Err(StoreError::Unavailable(_) | StoreError::Internal(_)) => {
-                self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-            }
-            Ok(false) | Err(_) => {}
-        }
-        done
-    }
-
-    pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
-        // Another collection may do the same: it is a guess at what the cluster can do.
-        let halvings = self.steps.load(Ordering::Relaxed);
-        self.steps.store(change(halvings), Ordering::Relaxed);
-    }
-
     /// Drops the bells and messages of servers that are gone.
     async fn drop_post(&self, living: &HashSet<ServerId>) -> Result<(), StoreError> {
         let post = transact!(self.engine, |txn| {
@@ -367,19 +327,5 @@ pub(crate) async fn tidy(store: Weak<Inner>) {
             drop(store);
             tokio::task::yield_now().await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_get_smaller_and_never_too_small() {
-        let of = |halvings, usual| Steps::halved(halvings).of(usual);
-        assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
-        assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
-        // A sweep that looks at one row judges none, and would never end.
-        assert_eq!(of(MOST_HALVINGS, STEP_ROWS), 2);
     }
 }

@@ -188,6 +188,7 @@ impl Rounds {
         let txn = self.txn.take()?;
         let wrote = txn.writes.load(Ordering::Relaxed);
         let (space, asked) = (txn.space, txn.asked);
+        let mut too_late = false;
         let next = match outcome {
             Err(Fail::Answer(error)) => return Some(Err(error)),
             Ok(value) if !wrote => return Some(Ok(value)),
@@ -203,6 +204,7 @@ impl Rounds {
                 }
                 Committed::No(error) => {
                     let why = FdbError::from_code(error.code());
+                    too_late = why.code() == TOO_OLD;
                     if why.is_maybe_committed() || why.code() == TIMED_OUT {
                         self.maybe_applied = true;
                         asked.unknown.fetch_add(1, Ordering::Relaxed);
@@ -214,11 +216,16 @@ impl Rounds {
                     error.on_error().await
                 }
             },
-            Err(Fail::Cluster(error)) => txn.transaction.on_error(error).await,
+            Err(Fail::Cluster(error)) => {
+                too_late = error.code() == TOO_OLD;
+                txn.transaction.on_error(error).await
+            }
         };
         match next {
             Ok(transaction) => {
-                self.txn = Some(Txn::begin(transaction, space, asked));
+                let mut txn = Txn::begin(transaction, space, asked);
+                txn.too_late = too_late;
+                self.txn = Some(txn);
                 None
             }
             Err(error) if self.maybe_applied => Some(Err(StoreError::Internal(format!(

@@ -113,10 +113,10 @@ pub struct Past {
 /// A version was dropped: rows of the changed pages of the next one are to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// The dropped version. The changed pages of the next one are in rows `Changed`.
+    /// The dropped version. The changed pages of the next one are in its record, or in rows `Changed`.
     pub dropped: Version,
-    /// The chunk of them from which on they were not looked at.
-    pub chunk: u32,
+    /// How many of them were looked at, in their order.
+    pub after: u32,
 }
 
 /// A database that was removed.
@@ -385,7 +385,7 @@ impl Due {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.dropped.get().to_be_bytes().to_vec();
-        out.extend(self.chunk.to_be_bytes());
+        out.extend(self.after.to_be_bytes());
         out
     }
 
@@ -393,8 +393,8 @@ impl Due {
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         let dropped = Version::new(fields.u64()?);
-        let chunk = fields.u32()?;
-        fields.end(Self { dropped, chunk })
+        let after = fields.u32()?;
+        fields.end(Self { dropped, after })
     }
 }
 

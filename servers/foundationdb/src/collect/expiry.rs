@@ -10,7 +10,7 @@ use crate::age::Now;
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Range, Sum};
 use crate::segments::Links;
-use crate::values::{Changed, Database, Due, Past, Protection, Record};
+use crate::values::{CHANGES_CHUNK, Changed, Database, Due, Past, Protection, Record};
 
 /// What keeps a version.
 enum Keeps {
@@ -36,7 +36,7 @@ impl Inner {
         // Past those that are kept for themselves.
         loop {
             let (last, step) = transact!(self.engine, |txn| {
-                let (steps, now) = (self.steps(), txn.now(&self.options).await?);
+                let (steps, now) = (self.steps(txn), txn.now(&self.options).await?);
                 txn.drop_some(database, &range, steps, now, retention_ms)
                     .await
             })?;
@@ -51,7 +51,7 @@ impl Inner {
         }
     }
 
-    /// Looks at the pages of a chunk of a list that was too long for the transaction that dropped the version before it.
+    /// Looks at some pages of a list that was too long for the transaction that dropped the version before it (STEP3).
     pub(super) async fn look_at_due(
         &self,
         database: DatabaseId,
@@ -64,7 +64,8 @@ impl Inner {
             };
             let mut step = Collected::default();
             let of = due.dropped.next();
-            let pages = txn.changed_chunks(database, of, due.chunk, 1).await?;
+            let most = self.steps(txn).of(STEP_PAGES);
+            let pages = txn.changed_from(database, of, due.after, most).await?;
             if pages.is_empty() {
                 txn.delete(&key);
                 return Ok(Some(step));
@@ -72,7 +73,7 @@ impl Inner {
             txn.examine(database, &pages, due.dropped, &mut step)
                 .await?;
             let next = Due {
-                chunk: due.chunk + 1,
+                after: due.after.saturating_add(pages.len() as u32),
                 ..due
             };
             txn.put(&key, &next.encode());
@@ -85,7 +86,7 @@ impl Inner {
     pub(super) async fn drop_past(&self, database: DatabaseId) -> Result<bool, StoreError> {
         transact!(self.engine, |txn| {
             let range = txn.space.past(database);
-            let most = self.steps().of(STEP_PAST);
+            let most = self.steps(txn).of(STEP_PAST);
             let rows = txn.scan(&range, most, false, Read::Loose);
             let (rows, now) = try_join(rows, txn.now(&self.options)).await?;
             let mut any = false;
@@ -163,10 +164,19 @@ impl Txn {
                 Keeps::ForItself => {}
                 Keeps::Nothing => {
                     let next = next.as_ref();
-                    pages += self
-                        .drop_version(database, record, next, now, &mut step, &mut links)
+                    let most = steps.of(STEP_PAGES);
+                    let (many, is_due) = match next.map(|next| &next.changed) {
+                        Some(Changed::Inline(list)) => (list.len(), list.len() > most),
+                        Some(Changed::Chunks(_)) => (0, true),
+                        Some(Changed::All) | None => (0, false),
+                    };
+                    if !is_due && step.versions > 0 && pages + many > most {
+                        return Ok((None, step));
+                    }
+                    pages += many + 1;
+                    self.drop_version(database, record, next, is_due, now, &mut step, &mut links)
                         .await?;
-                    if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
+                    if is_due {
                         return Ok((None, step));
                     }
                 }
@@ -174,6 +184,29 @@ impl Txn {
         }
         let last = rows.last().filter(|_| rows.len() == most);
         Ok((last.map(|row| row.key.clone()), step))
+    }
+
+    /// Some of the changed pages of a version whose list is not gone, behind the first so many.
+    async fn changed_from(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        after: u32,
+        most: usize,
+    ) -> Result<Vec<PageNumber>, Fail> {
+        let after = after as usize;
+        let record = self.record(database, version, Read::Loose).await?;
+        let (mut pages, skipped) = match record.map(|record| record.changed) {
+            Some(Changed::Inline(pages)) => (pages, after),
+            _ => {
+                let chunk = (after / CHANGES_CHUNK) as u32;
+                let pages = self.changed_chunks(database, version, chunk, 1).await?;
+                (pages, after % CHANGES_CHUNK)
+            }
+        };
+        pages.drain(..skipped.min(pages.len()));
+        pages.truncate(most);
+        Ok(pages)
     }
 
     /// What servers protect: firmly, see COL2.
@@ -210,16 +243,21 @@ impl Txn {
         })
     }
 
-    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4). Answers at how many pages.
+    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4), where they are not to be looked at later.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a step knows, and what it adds up"
+    )]
     async fn drop_version(
         &self,
         database: DatabaseId,
         record: &Record,
         next: Option<&Record>,
+        is_due: bool,
         now: Now,
         step: &mut Collected,
         links: &mut Links,
-    ) -> Result<usize, Fail> {
+    ) -> Result<(), Fail> {
         let version = record.head.snapshot.version;
         let key = Key::Record(database, version);
         self.claim(&self.space.encode(&key))?;
@@ -239,23 +277,18 @@ impl Txn {
         }
         self.add(&Key::Sum(database, Sum::Versions), -1);
         step.versions += 1;
-        let mut looked_at = 1;
         match next.map(|next| &next.changed) {
-            Some(Changed::Inline(pages)) => {
-                looked_at += pages.len();
-                self.examine(database, pages, version, step).await?;
-            }
-            Some(Changed::Chunks(_)) => {
+            _ if is_due => {
                 let due = Due {
                     dropped: version,
-                    chunk: 0,
+                    after: 0,
                 };
                 self.put(&Key::Due(database), &due.encode());
             }
-            Some(Changed::All) | None => self.sweep(database),
+            Some(Changed::Inline(pages)) => self.examine(database, pages, version, step).await?,
+            Some(Changed::Chunks(_) | Changed::All) | None => self.sweep(database),
         }
-        self.reader_gone(database, version, links).await?;
-        Ok(looked_at)
+        self.reader_gone(database, version, links).await
     }
 
     /// Deletes the rows of pages that a dropped version read and no other: the next version has others.

@@ -32,6 +32,8 @@ pub struct Trouble {
     too_old: AtomicU64,
     /// Rows that a transaction reads within the time of the cluster.
     most_rows: u64,
+    /// Transactions that read more.
+    too_late: AtomicU64,
 }
 
 impl Trouble {
@@ -40,6 +42,7 @@ impl Trouble {
             lost: Mutex::new(lost),
             too_old: AtomicU64::new(too_old),
             most_rows,
+            too_late: AtomicU64::new(0),
         }
     }
 
@@ -63,12 +66,20 @@ impl Trouble {
         self.lost.lock().len()
     }
 
-    /// A transaction has read so many rows.
-    pub(super) fn reads(&self, rows: u64) -> FdbResult<()> {
-        match rows > self.most_rows {
-            true => Err(FdbError::from_code(TOO_OLD)),
-            false => Ok(()),
+    /// How many transactions lasted too long because of the rows that they read: each would have taken the 5 s of the cluster.
+    pub fn too_late(&self) -> u64 {
+        self.too_late.load(Ordering::Relaxed)
+    }
+
+    /// A transaction that had read so many rows has read some more.
+    pub(super) fn reads(&self, before: u64, rows: u64) -> FdbResult<()> {
+        if before + rows <= self.most_rows {
+            return Ok(());
         }
+        if before <= self.most_rows {
+            self.too_late.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(FdbError::from_code(TOO_OLD))
     }
 
     /// Whether the transaction that begins reads a version that the cluster has forgotten.

@@ -37,6 +37,8 @@ pub(crate) struct Txn {
     /// Rows that were read.
     read: AtomicU64,
     trouble: Option<Arc<Trouble>>,
+    /// The round before was too late.
+    pub(super) too_late: bool,
 }
 
 /// A row as it is stored.
@@ -66,12 +68,18 @@ impl Txn {
             writes: AtomicBool::new(false),
             read: AtomicU64::new(0),
             trouble,
+            too_late: false,
         };
         if txn.trouble.as_ref().is_some_and(|t| t.begins_too_late()) {
             // Which the cluster has forgotten.
             txn.claims_since(1);
         }
         txn
+    }
+
+    /// Whether the round before came to nothing because it was too late: this one should do less.
+    pub(crate) fn follows_one_too_late(&self) -> bool {
+        self.too_late
     }
 
     /// The version of the cluster that this transaction reads. Asked for once.
@@ -92,8 +100,9 @@ impl Txn {
 
     /// So many rows came.
     fn has_read(&self, rows: u64) -> FdbResult<()> {
-        let all = self.read.fetch_add(rows, Ordering::Relaxed) + rows;
-        self.trouble.as_ref().map_or(Ok(()), |t| t.reads(all))
+        let before = self.read.fetch_add(rows, Ordering::Relaxed);
+        let trouble = self.trouble.as_ref();
+        trouble.map_or(Ok(()), |t| t.reads(before, rows))
     }
 
     /// One range read, counted.

@@ -90,7 +90,7 @@ proptest! {
         id in any::<[u8; 16]>(), one in any::<u64>(), two in any::<u32>(),
         floor in proptest::option::of(version()), pins in proptest::collection::vec(version(), 0..9)
     ) {
-        let due = Due { dropped: Version::new(one), chunk: two };
+        let due = Due { dropped: Version::new(one), after: two };
         prop_assert_eq!(Due::decode(&due.encode()), Some(due));
         for left in [Left::All, Left::Segments(Version::new(one)), Left::Nothing] {
             let removed = Removed { time_ms: one, cluster: !one, left };
