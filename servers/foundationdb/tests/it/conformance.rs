@@ -135,8 +135,12 @@ mod through_a_server {
 
     /// What a killed server had claimed is free after two of it.
     const LEASE_TTL: Duration = Duration::from_secs(4);
+    /// It counts as dead when collections have seen it silent for two TTLs and a second; and this machine may be loaded.
+    const DEATH: Duration = Duration::from_secs(60);
 
-    pagewire_server::for_each_conformance_rule!(rules, |_| {}, |store| Served::with_lease_ttl(
-        store, LEASE_TTL
-    ));
+    pagewire_server::for_each_conformance_rule!(
+        rules,
+        |options| options.collect_every = Duration::from_secs(2),
+        |store| Served::on_a_shared_store(store, LEASE_TTL, DEATH)
+    );
 }

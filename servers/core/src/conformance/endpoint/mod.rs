@@ -321,6 +321,11 @@ impl StoreUnderTest for Endpoint {
     fn behind_a_server(&self) -> bool {
         true
     }
+
+    fn killed_is_believed_for(&self) -> Duration {
+        // Whether its store may have other servers cannot be told from outside.
+        DEATH_PATIENCE
+    }
 }
 
 /// The tiers that were earned: all rules of a tier and of the minimal one kept, and at least one of its own tried.
