@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
 use pagewire_proto::{
-    Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version, pb,
+    Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, PageSize, Snapshot, Version, pb,
 };
 use prost::Message;
 use tokio::time::Instant;
@@ -274,7 +275,6 @@ impl Core {
     }
 }
 
-/// The pages of an answer, which are the first of those asked for.
 /// Page 1 as it comes along with the news of a version.
 pub(super) fn page_beside(
     wire: Option<pb::PageContent>,
@@ -291,6 +291,25 @@ pub(super) fn page_beside(
     Ok(Some(page))
 }
 
+/// A page of a message that has so many, for the cache.
+///
+/// What came raw is a slice of the whole message, up to half a megabyte: one page that stays in the cache would keep all of that, and the cache would hold
+/// much more than the bytes that it counts. So it is copied, but for a page that is all of its message: about 2 us for 4 KiB, into a cache of 64 MiB.
+/// What came compressed has been expanded into a memory of its own.
+pub(super) fn page_of_many(
+    wire: pb::PageContent,
+    page_size: Option<PageSize>,
+    count: usize,
+) -> std::result::Result<Page, pagewire_proto::Invalid> {
+    let is_slice = wire.encoding == pb::PageEncoding::Raw as i32 && count > 1;
+    let mut page = Page::from_answer(wire, page_size)?;
+    if is_slice {
+        page.content = Bytes::copy_from_slice(&page.content);
+    }
+    Ok(page)
+}
+
+/// The pages of an answer, which are the first of those asked for.
 fn pages_of(
     answer: pb::ReadPagesResponse,
     pages: &[PageNumber],
@@ -302,9 +321,10 @@ fn pages_of(
             format!("{} pages for {} asked", answer.pages.len(), pages.len()),
         )));
     }
-    let mut received = Vec::with_capacity(answer.pages.len());
+    let count = answer.pages.len();
+    let mut received = Vec::with_capacity(count);
     for (wire, asked) in answer.pages.into_iter().zip(pages) {
-        let page = valid(Page::from_answer(wire, snapshot.page_size))?;
+        let page = valid(page_of_many(wire, snapshot.page_size, count))?;
         if page.number != *asked || page.version > snapshot.version {
             return valid(Err(pagewire_proto::Invalid::new(
                 "pages",

@@ -370,7 +370,19 @@ impl Database {
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
                 BeginWrite::Acquire(known, released) => {
                     let holds = transaction.number_of_holder();
-                    match self.acquire(known, released, holds, patience, deadline)? {
+                    let asked = self.acquire(known, released, holds, patience, deadline);
+                    let asked = match asked {
+                        // Somebody has it, as the server said a moment ago: that it is slow to say so again makes no I/O error of it.
+                        Err(error)
+                            if !may_wait
+                                && error.kind == Kind::Io
+                                && Instant::now() >= deadline =>
+                        {
+                            Acquired::Pending
+                        }
+                        asked => asked?,
+                    };
+                    match asked {
                         Acquired::Granted(grant) => {
                             self.state.begin_write_with(
                                 session,
@@ -425,7 +437,7 @@ impl Database {
                     self.state.id(),
                     known,
                     released,
-                    patience.saturating_duration_since(Instant::now()),
+                    wait_at_server(patience, deadline, Instant::now()),
                     transaction,
                     deadline,
                 )
@@ -476,6 +488,13 @@ impl Drop for Database {
 /// Why a server without old versions refuses to look at one, and read-only connections.
 const NO_VERSIONS: &str = "the store of this server keeps no old versions (start it with --store local:DIR or \
                            versioned-memory)";
+
+/// How long the server may wait for another holder before it answers that there is one. Half of the time until the deadline at most: an
+/// answer that comes behind it would be a server that does not answer, which is an I/O error, where the lock is merely held (busy).
+fn wait_at_server(patience: Instant, deadline: Instant, now: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(now);
+    patience.saturating_duration_since(now).min(left / 2)
+}
 
 async fn tokio_sleep(duration: Duration) {
     // In an async block, so that the timer is made inside the runtime.
@@ -550,4 +569,24 @@ fn cannot_open(name: &DatabaseName, endpoint: &str, error: CallError) -> Error {
         _ => error.message,
     };
     Error::new(Kind::CantOpen, format!("{name} at {endpoint}: {next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_not_asked_to_wait_until_its_answer_comes_too_late() {
+        let now = Instant::now();
+        let after = |ms| now + Duration::from_millis(ms);
+        let wait_ms = |patience, deadline, at| {
+            wait_at_server(after(patience), after(deadline), after(at)).as_millis()
+        };
+        assert_eq!(wait_ms(1000, 30_000, 0), 1000);
+        assert_eq!(wait_ms(1000, 746, 0), 373);
+        assert_eq!(wait_ms(1000, 1010, 0), 505);
+        assert_eq!(wait_ms(1000, 30_000, 600), 400);
+        assert_eq!(wait_ms(1000, 746, 600), 73);
+        assert_eq!(wait_ms(1000, 746, 800), 0);
+    }
 }
