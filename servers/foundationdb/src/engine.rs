@@ -200,7 +200,13 @@ impl Rounds {
                 Committed::Lost(transaction) => {
                     self.maybe_applied = true;
                     asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    trouble::interruption().await;
                     transaction.on_error(FdbError::from_code(UNKNOWN)).await
+                }
+                Committed::Late => {
+                    asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    self.maybe_applied = true;
+                    Err(FdbError::from_code(TIMED_OUT))
                 }
                 Committed::No(error) => {
                     let why = FdbError::from_code(error.code());
@@ -242,6 +248,8 @@ enum Committed {
     No(TransactionCommitError),
     /// A test has lost the answer.
     Lost(Transaction),
+    /// A test holds it back.
+    Late,
 }
 
 async fn commit(transaction: Transaction) -> Committed {
@@ -249,6 +257,9 @@ async fn commit(transaction: Transaction) -> Committed {
     if lost == Some(Lost::NotApplied) {
         return Committed::Lost(transaction);
     }
+    let Some(transaction) = trouble::unless_late(transaction) else {
+        return Committed::Late;
+    };
     match transaction.commit().await {
         Ok(committed) if lost == Some(Lost::Applied) => Committed::Lost(committed.reset()),
         Ok(committed) => Committed::Yes(committed),

@@ -170,14 +170,16 @@ impl Txn {
         Ok(all)
     }
 
-    /// Writes what sessions of a server read: the rows that are another than those that are known to be there.
+    /// Writes what sessions of a server read: the rows that are another than those that are known to be there. Nobody else writes them, but an earlier
+    /// word of which the outcome is not known may still be under way: behind this one it fails, since it claims them too.
     fn say(
         &self,
         database: DatabaseId,
         server: ServerId,
         known: Option<&Protection>,
         wanted: &Protection,
-    ) {
+    ) -> Result<(), Fail> {
+        self.claim_range(&self.space.protections_of(database, server, 0))?;
         let before = known.map(Protection::rows);
         let rows = wanted.rows();
         for (number, row) in (0..).zip(&rows) {
@@ -192,6 +194,7 @@ impl Txn {
                 .protections_of(database, server, rows.len() as u32);
             self.delete_range(&rest);
         }
+        Ok(())
     }
 }
 
@@ -345,8 +348,7 @@ impl Inner {
         transact!(self.engine, |txn| {
             txn.lasting(database).await?;
             txn.are_there(database, new).await?;
-            txn.say(database, self.server, known.as_ref(), &protection);
-            Ok(())
+            txn.say(database, self.server, known.as_ref(), &protection)
         })?;
         let mut said = self.said.lock();
         // What was said before a loss that another call has found meanwhile may be dropped by now.
@@ -376,7 +378,7 @@ impl Inner {
                 None => txn.protected(database, self.server).await?,
             };
             let now = before.with(&more);
-            txn.say(database, self.server, known, &now);
+            txn.say(database, self.server, known, &now)?;
             Ok(now)
         })
     }

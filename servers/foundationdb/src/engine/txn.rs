@@ -110,6 +110,9 @@ impl Txn {
         self.reads_one_more();
         let counted = &*self.asked;
         let waiting = counted.one_more_waits();
+        if let Some(trouble) = &self.trouble {
+            trouble.pause().await;
+        }
         let got = self.transaction.get_range(asked, nth, read == Read::Loose);
         let got = got.await?;
         drop(waiting);
@@ -262,6 +265,13 @@ impl Txn {
         let end = [key, &[0]].concat();
         let kind = ConflictRangeType::Read;
         Ok(self.transaction.add_conflict_range(key, &end, kind)?)
+    }
+
+    /// As [`Txn::claim`], for all rows of a range, those that are not there too.
+    pub(crate) fn claim_range(&self, range: &Range) -> Result<(), Fail> {
+        let kind = ConflictRangeType::Read;
+        let (begin, end) = (&range.begin, &range.end);
+        Ok(self.transaction.add_conflict_range(begin, end, kind)?)
     }
 
     /// Rows of a range, at most as many, from its beginning or, backwards, from its end.

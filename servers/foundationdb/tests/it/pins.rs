@@ -1,8 +1,10 @@
 //! Many pins: what the sessions of a server have open is in rows that a value has room for, and is bounded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_foundationdb::FoundationDbOptions;
+use pagewire_foundationdb::hooks::{Trouble, in_trouble};
 use pagewire_foundationdb::values::{MAX_PROTECTED_PINS, PINS_OF_A_ROW};
 use pagewire_proto::Version;
 use pagewire_server::store::{PageStore as _, StoreError};
@@ -94,5 +96,33 @@ fn pins_beyond_the_limit_are_refused_by_name() {
             panic!("{refused:?}");
         };
         assert!(why.contains("65536 old versions"), "{why}");
+    });
+}
+
+/// Cause: pins were written blindly, so a transaction whose caller had given up could land behind the next one. Damage: its rows took the place of newer
+/// ones, and a version of which a session was told that it is protected was collected.
+#[test]
+fn a_word_that_lands_late_does_not_replace_a_newer_one() {
+    with_two(nothing_is_kept, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, 9).await.unwrap();
+        let late = Arc::new(Trouble::late());
+        let older = versions(2..=3);
+        let unknown = in_trouble(&late, one.protect(database, None, &older)).await;
+        assert!(
+            matches!(unknown, Err(StoreError::Internal(_))),
+            "{unknown:?}"
+        );
+        one.protect(database, None, &versions(4..=5)).await.unwrap();
+        assert_eq!(
+            late.land().await,
+            Some(false),
+            "it was held back, and failed"
+        );
+        while two.collect(Some(database)).await.unwrap().more {}
+        for version in versions(4..=5) {
+            two.read(database, version, &[]).await.unwrap();
+        }
+        assert_eq!(two.describe(database).await.unwrap().versions, 3);
     });
 }
