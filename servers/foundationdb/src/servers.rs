@@ -51,12 +51,36 @@ impl Listed {
 /// What the cluster is known to have of what sessions here read.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
-    /// The last words that it took.
-    words: HashMap<DatabaseId, Protection>,
+    words: HashMap<DatabaseId, Word>,
     /// How often this server had been silent for too long when they were said.
     losses: u64,
     /// For databases of which something is being said: one after another.
     turns: HashMap<DatabaseId, Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// What the cluster is known to have of what sessions here read of a database.
+#[derive(Debug)]
+enum Word {
+    /// This, in these rows.
+    Whole(Protection),
+    /// These pins, and what else is not known: a call was cut, or failed. None of them has to be looked at again.
+    AtLeast(Vec<Version>),
+}
+
+impl Word {
+    fn pins(&self) -> &[Version] {
+        match self {
+            Self::Whole(protection) => &protection.pins,
+            Self::AtLeast(pins) => pins,
+        }
+    }
+
+    fn whole(self) -> Option<Protection> {
+        match self {
+            Self::Whole(protection) => Some(protection),
+            Self::AtLeast(_) => None,
+        }
+    }
 }
 
 /// Something is said of a database, or waits to be.
@@ -95,6 +119,18 @@ impl Said {
         if std::mem::replace(&mut self.losses, losses) != losses {
             self.words.clear();
         }
+    }
+
+    /// What the cluster has now; nothing of it is known if what was said before a loss that was found meanwhile may be dropped.
+    fn note(&mut self, database: DatabaseId, losses: u64, word: Word) {
+        let is_empty = match &word {
+            Word::Whole(protection) => *protection == Protection::default(),
+            Word::AtLeast(pins) => pins.is_empty(),
+        };
+        match is_empty || self.losses != losses {
+            true => self.words.remove(&database),
+            false => self.words.insert(database, word),
+        };
     }
 }
 
@@ -326,35 +362,39 @@ impl Inner {
         // One after another for each database: the last word is the one that stays.
         let turn = Turn::of(&self.said, database);
         let _turn = turn.turn.lock().await;
-        let (losses, mut known) = {
+        let (losses, word) = {
             let mut said = self.said.lock();
             let losses = self.peering.losses();
             said.forget_losses(losses);
-            // Until the cluster has taken this word it is not known which one it has.
             (losses, said.words.remove(&database))
         };
-        let is_new = |pin: &Version| {
-            let known = known.as_ref();
-            known.is_none_or(|known| known.pins.binary_search(pin).is_err())
-        };
-        let new: Vec<_> = protection.pins.iter().copied().filter(is_new).collect();
+        let is_in = |pins: &[Version], pin: &Version| pins.binary_search(pin).is_ok();
+        let mut held = word
+            .as_ref()
+            .map_or(Vec::new(), |word| word.pins().to_vec());
+        let mut known = word.and_then(Word::whole);
+        let pins = protection.pins.iter().copied();
+        let new: Vec<_> = pins.filter(|pin| !is_in(&held, pin)).collect();
         let mut new = &new[..];
+        // Until the cluster has taken a word it is not known which one it has: what both have it has.
+        let note = |word| self.said.lock().note(database, losses, word);
         while new.len() > NEW_PINS {
+            note(Word::AtLeast(held));
             let (some, rest) = new.split_at(NEW_PINS);
             let said = self.protect_too(database, known.as_ref(), &protection, some);
-            known = Some(said.await?);
+            let now = said.await?;
+            held = now.pins.clone();
+            known = Some(now);
             new = rest;
         }
+        held.retain(|pin| is_in(&protection.pins, pin));
+        note(Word::AtLeast(held));
         transact!(self.engine, |txn| {
             txn.lasting(database).await?;
             txn.are_there(database, new).await?;
             txn.say(database, self.server, known.as_ref(), &protection)
         })?;
-        let mut said = self.said.lock();
-        // What was said before a loss that another call has found meanwhile may be dropped by now.
-        if protection != Protection::default() && said.losses == losses {
-            said.words.insert(database, protection);
-        }
+        note(Word::Whole(protection));
         Ok(())
     }
 

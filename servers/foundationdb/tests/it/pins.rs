@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_foundationdb::FoundationDbOptions;
-use pagewire_foundationdb::hooks::{Trouble, in_trouble};
+use pagewire_foundationdb::hooks::{Lost, Trouble, in_trouble};
 use pagewire_foundationdb::values::{MAX_PROTECTED_PINS, PINS_OF_A_ROW};
 use pagewire_proto::Version;
 use pagewire_server::store::{PageStore as _, StoreError};
@@ -124,5 +124,44 @@ fn a_word_that_lands_late_does_not_replace_a_newer_one() {
             two.read(database, version, &[]).await.unwrap();
         }
         assert_eq!(two.describe(database).await.unwrap().versions, 3);
+    });
+}
+
+/// Cause: a call that failed forgot which pins the cluster had taken. Damage: the next one looked at all of them again, so that on a slow cluster none
+/// of thousands was ever protected, and no session of that server could open a version or give one back.
+#[test]
+fn a_call_that_is_cut_goes_on_where_it_was() {
+    let impatient = |options: &mut FoundationDbOptions| {
+        nothing_is_kept(options);
+        options.patience = Duration::from_secs(3);
+    };
+    with_two(impatient, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, 6000).await.unwrap();
+        let pins = versions(1..=5000);
+        // Two of the five transactions, and then no more.
+        let mut answers = vec![None; 2];
+        answers.resize(100_000, Some(Lost::NotApplied));
+        let trouble = Arc::new(Trouble::lost(&answers));
+        let cut = in_trouble(&trouble, one.protect(database, None, &pins)).await;
+        assert!(matches!(cut, Err(StoreError::Internal(_))), "{cut:?}");
+        // What it took is protected meanwhile.
+        while two.collect(Some(database)).await.unwrap().more {}
+        assert_eq!(two.describe(database).await.unwrap().versions, 2049);
+        let reads = one.reads();
+        one.protect(database, None, &pins[..2048]).await.unwrap();
+        let reads = one.reads() - reads;
+        assert!(reads < 100, "{reads} reads: they are looked at again");
+        one.protect(database, None, &pins[..1]).await.unwrap();
+        // An outcome that is not known leaves what was there and is to stay.
+        let silent = Arc::new(Trouble::lost(&[Some(Lost::NotApplied); 10_000]));
+        let head = versions(6001..=6001);
+        let both = [&pins[..1], &head[..]].concat();
+        let cut = in_trouble(&silent, one.protect(database, None, &both)).await;
+        assert!(matches!(cut, Err(StoreError::Internal(_))), "{cut:?}");
+        one.protect(database, None, &both).await.unwrap();
+        while two.collect(Some(database)).await.unwrap().more {}
+        two.read(database, pins[0], &[]).await.unwrap();
+        assert_eq!(two.describe(database).await.unwrap().versions, 2);
     });
 }
