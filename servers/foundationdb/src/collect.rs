@@ -26,7 +26,7 @@ mod expiry;
 mod steps;
 mod sweep;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::values::Database;
+use expiry::Walk;
 #[cfg(test)]
 pub(crate) use steps::MOST_HALVINGS;
 pub(crate) use steps::{StepPace, Steps};
@@ -72,6 +73,8 @@ pub(crate) struct Pass {
     pub(crate) unread_after: Option<Vec<u8>>,
     /// The last key of a segment that is to be flattened and could not be, where there may be more.
     pub(crate) flatten_after: Option<Vec<u8>>,
+    /// Databases whose versions were not all looked at since there are too many that are kept for themselves, and the last key of those that were.
+    walks: HashMap<DatabaseId, Vec<u8>>,
     /// Something was done since the first.
     did: bool,
 }
@@ -119,7 +122,7 @@ impl Inner {
         if let Some(database) = only {
             let row = transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
             freed.more = self
-                .collect_database(database, &row, &living, &mut freed)
+                .collect_database(database, &row, &living, &mut pass.walks, &mut freed)
                 .await?;
             return Ok(freed);
         }
@@ -154,7 +157,8 @@ impl Inner {
                 let space = &self.engine.space;
                 let collected = match decode(space, row, Database::decode) {
                     Ok(head) => {
-                        self.collect_database(database, &head, &living, &mut freed)
+                        let walks = &mut pass.walks;
+                        self.collect_database(database, &head, &living, walks, &mut freed)
                             .await
                     }
                     Err(error) => Err(error),
@@ -181,6 +185,10 @@ impl Inner {
             || pass.unread_after.is_some()
             || pass.flatten_after.is_some();
         freed.more = goes_on || std::mem::take(&mut pass.did);
+        if !freed.more {
+            // Of databases that were removed: a walk that was left is something that was done.
+            pass.walks.clear();
+        }
         Ok(freed)
     }
 
@@ -190,6 +198,7 @@ impl Inner {
         database: DatabaseId,
         row: &Database,
         living: &HashSet<ServerId>,
+        walks: &mut HashMap<DatabaseId, Vec<u8>>,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
@@ -197,13 +206,16 @@ impl Inner {
             return Ok(true);
         }
         let begun = Instant::now();
+        let mut walk = Walk::begun_at(begun, walks.remove(&database));
         for _ in 0..STEP_TRANSACTIONS {
-            let did = self.paced(self.collect_some(database, freed).await)?;
+            let did = self.paced(self.collect_some(database, &mut walk, freed).await)?;
             any |= did;
             if !did {
                 break;
             }
             if begun.elapsed() >= STEP_TIME {
+                // The next step of this database goes on there, else it would come no further.
+                walks.extend(walk.after().map(|after| (database, after)));
                 break;
             }
         }
@@ -214,10 +226,11 @@ impl Inner {
     async fn collect_some(
         &self,
         database: DatabaseId,
+        walk: &mut Walk,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         Ok(self.look_at_due(database, freed).await?
-            || self.drop_versions(database, freed).await?
+            || self.drop_versions(database, walk, freed).await?
             || self.drop_past(database).await?
             || self.sweep_some(database, freed).await?)
     }

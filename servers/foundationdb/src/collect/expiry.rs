@@ -3,8 +3,9 @@
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::{Collected, StoreError};
+use tokio::time::Instant;
 
-use super::{STEP_PAGES, STEP_PAST, STEP_VERSIONS, Steps, add};
+use super::{STEP_PAGES, STEP_PAST, STEP_TIME, STEP_VERSIONS, Steps, add};
 use crate::Inner;
 use crate::age::Now;
 use crate::engine::{Fail, Read, Txn, transact};
@@ -21,20 +22,48 @@ enum Keeps {
     AndLater,
 }
 
+/// How far one step of a database has come with its versions, the oldest first. Thousands may be kept for themselves: each is looked at once a step, and a
+/// step that has lasted long enough leaves the rest to the next one.
+pub(super) struct Walk {
+    begun: Instant,
+    after: Option<Vec<u8>>,
+    is_over: bool,
+}
+
+impl Walk {
+    /// From behind the last key that was looked at, in a step that has begun then.
+    pub(super) fn begun_at(begun: Instant, after: Option<Vec<u8>>) -> Self {
+        Self {
+            begun,
+            after,
+            is_over: false,
+        }
+    }
+
+    /// Where it was left; `None` at its beginning and at its end.
+    pub(super) fn after(self) -> Option<Vec<u8>> {
+        self.after.filter(|_| !self.is_over)
+    }
+}
+
 impl Inner {
-    /// Drops versions that nothing keeps, oldest first.
+    /// Drops versions that nothing keeps, oldest first; whether any was, or there are more to look at.
     pub(super) async fn drop_versions(
         &self,
         database: DatabaseId,
+        walk: &mut Walk,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let Some(retention) = self.options.retention else {
             return Ok(false);
         };
         let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-        let mut range = self.engine.space.records(database);
         // Past those that are kept for themselves.
-        loop {
+        while !walk.is_over {
+            let mut range = self.engine.space.records(database);
+            if let Some(after) = &walk.after {
+                range = range.after(after);
+            }
             let (last, step) = transact!(self.engine, |txn| {
                 let (steps, now) = (self.steps(txn), txn.now(&self.options).await?);
                 txn.drop_some(database, &range, steps, now, retention_ms)
@@ -45,10 +74,18 @@ impl Inner {
                 return Ok(true);
             }
             match last {
-                Some(last) => range = range.after(&last),
-                None => return Ok(false),
+                Some(last) => {
+                    // As many as it could look at (STEP2).
+                    self.step_pace.done();
+                    walk.after = Some(last);
+                    if walk.begun.elapsed() >= STEP_TIME {
+                        return Ok(true);
+                    }
+                }
+                None => walk.is_over = true,
             }
         }
+        Ok(false)
     }
 
     /// Looks at some pages of a list that was too long for the transaction that dropped the version before it (STEP3).

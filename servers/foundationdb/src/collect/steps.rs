@@ -2,7 +2,8 @@
 //!
 //! * **STEP1** A transaction of which the cluster says `transaction_too_old` looks at a quarter in its next round, and what comes to nothing at all
 //!   at a quarter in the next call: no failing step is repeated as it was.
-//! * **STEP2** Twice as much again only after [`GROWS_AFTER`] that were done: one that is too large takes the cluster's 5 s.
+//! * **STEP2** Twice as much again only after [`GROWS_AFTER`] that were done: one that is too large takes the cluster's 5 s. One that found nothing to
+//!   do counts where it looked at as much as it may.
 //! * **STEP3** What the smallest one looks at does not depend on what a version has: a list of changed pages that is too long for one transaction is
 //!   looked at from `Due` on, a part at a time.
 
@@ -57,7 +58,7 @@ impl StepPace {
         state.done = 0;
     }
 
-    fn done(&self) {
+    pub(super) fn done(&self) {
         let mut state = self.0.lock();
         state.done += 1;
         if state.done >= GROWS_AFTER {

@@ -240,3 +240,53 @@ fn a_staged_commit_and_every_other_call_is_repeated_where_it_was_too_late() {
         assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
     });
 }
+
+/// A database with so many pinned versions, and one before and one behind them that nothing keeps.
+async fn many_pinned(store: &FoundationDbStore, pinned: u64) -> DatabaseId {
+    let (database, _) = begun(store, &[(1, 1)]).await;
+    store.make_versions(database, pinned + 2).await.unwrap();
+    let pins: Vec<_> = (2..pinned + 2).map(Version::new).collect();
+    store.protect(database, None, &pins).await.unwrap();
+    database
+}
+
+/// Cause: steps grew only after something was dropped. Damage: on a server whose versions are all pinned they stayed as small as they get, and each look at 65,536
+/// of them was 32,768 transactions.
+#[test]
+fn step2_a_look_at_versions_that_are_kept_makes_steps_larger_too() {
+    with_two(nothing_is_kept, |one, _two| async move {
+        let database = many_pinned(&one, 2100).await;
+        one.smallest_steps();
+        let begun = one.transactions();
+        while one.collect(Some(database)).await.unwrap().more {}
+        let now = one.transactions();
+        let spent = (now.0 - begun.0) - (now.1 - begun.1);
+        assert_eq!(one.describe(database).await.unwrap().versions, 2101);
+        assert!(spent < 500, "{spent} transactions");
+    });
+}
+
+/// Cause: a step looked at all versions that are kept for themselves, however long that took, and again after each that it dropped. Damage: other databases waited for
+/// one with thousands of pins.
+#[test]
+fn a_look_at_versions_that_are_kept_is_left_for_later_and_goes_on_there() {
+    with_two(nothing_is_kept, |one, _two| async move {
+        let database = many_pinned(&one, 3000).await;
+        let pausing = Arc::new(Trouble::pausing(Duration::from_millis(100)));
+        let mut steps = Vec::new();
+        loop {
+            let reads = pausing.pauses();
+            let step = in_trouble(&pausing, one.collect(Some(database)));
+            let step = step.await.unwrap();
+            steps.push(pausing.pauses() - reads);
+            if !step.more {
+                break;
+            }
+            assert!(steps.len() < 20, "it comes to no end: {steps:?}");
+        }
+        // The first one and the last but one are gone.
+        assert_eq!(one.describe(database).await.unwrap().versions, 3001);
+        let most = steps.iter().max();
+        assert!(most.is_some_and(|most| *most < 60), "{steps:?}");
+    });
+}
