@@ -11,7 +11,7 @@ use pagewire_server::store::{StoreError, StoredPage};
 use crate::FoundationDbStore;
 use crate::engine::{Read, transact};
 use crate::keys::Key;
-use crate::names::no_randomness;
+use crate::names::{FORMAT, no_randomness};
 use crate::values::{Changed, Record, Removed};
 
 pub use crate::engine::trouble::{Lost, Trouble};
@@ -144,6 +144,16 @@ impl FoundationDbStore {
             let rows = txn.scan(&servers, usize::MAX, false, Read::Firm).await?;
             let others = rows.iter().filter(|row| row.key != own);
             Ok(others.fold(false, |any, row| any | txn.damage(row)))
+        })
+    }
+
+    /// Says that the installation has another format, so much later than this one. For tests.
+    #[doc(hidden)]
+    pub async fn set_format(&self, later: i32) -> Result<(), StoreError> {
+        let format = FORMAT.saturating_add_signed(later);
+        transact!(self.0.engine, |txn| {
+            txn.put(&Key::Format, &format.to_be_bytes());
+            Ok(())
         })
     }
 
