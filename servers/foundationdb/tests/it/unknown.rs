@@ -124,30 +124,31 @@ fn m1_what_others_did_meanwhile_is_not_taken_for_its_own() {
         let (database, epoch) = begun(&one, &[(1, 1)]).await;
         for lost in [Lost::Applied, Lost::NotApplied] {
             let base = one.head(database).await.unwrap().version.get();
-            let mut current = one.fence(database).await.unwrap();
+            let current = one.fence(database).await.unwrap();
             assert!(current > epoch);
             let commit = commit_of(vec![part(database, base, current, &[(1, 9)])]);
-            // The first round of it, and no other.
-            let trouble = Arc::new(Trouble::lost(&vec![Some(Lost::NotApplied); 10_000]));
+            let trouble = Arc::new(Trouble::interrupted(lost));
+            let before = one.unknown_outcomes();
             let call = in_trouble(&trouble, one.commit(commit.clone()));
-            if lost == Lost::Applied {
-                assert!(two.commit(commit.clone()).await.is_ok());
-                current = two.fence(database).await.unwrap();
-                let made = CommitOutcome::Committed(vec![Version::new(base + 1)]);
-                assert_eq!(call.await.unwrap(), made);
-                continue;
-            }
+            // Between its first round and the second.
             let (outcome, fenced) = tokio::join!(call, async {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                two.fence(database).await.unwrap()
+                trouble.interruption().await;
+                let there = one.head(database).await.unwrap().version.get();
+                assert_eq!(there, base + u64::from(lost == Lost::Applied));
+                let fenced = two.fence(database).await.unwrap();
+                trouble.go_on();
+                fenced
             });
             assert!(fenced > current);
-            let lost = CommitOutcome::LeaseLost {
-                index: 0,
-                current: fenced,
+            assert_eq!((one.unknown_outcomes() - before, trouble.left()), (1, 0));
+            let right = match lost {
+                Lost::Applied => CommitOutcome::Committed(vec![Version::new(base + 1)]),
+                Lost::NotApplied => CommitOutcome::LeaseLost {
+                    index: 0,
+                    current: fenced,
+                },
             };
-            assert_eq!(outcome.unwrap(), lost);
-            assert_eq!(one.head(database).await.unwrap().version.get(), base);
+            assert_eq!(outcome.unwrap(), right, "{lost:?}");
         }
     });
 }
