@@ -168,7 +168,10 @@ impl Inner {
         transact!(self.engine, |txn| {
             let versions = versions.iter().rev();
             let each = versions.map(|version| txn.record(database, *version, Read::Loose));
-            Ok(try_join_all(each).await?.into_iter().flatten().collect())
+            // If it was removed meanwhile the list is no short one.
+            let there = txn.database(database, Read::Loose);
+            let (records, _) = try_join(try_join_all(each), there).await?;
+            Ok(records.into_iter().flatten().collect())
         })
     }
 
@@ -184,7 +187,9 @@ impl Inner {
                 begin: txn.space.records(database).begin,
                 end: txn.space.encode(&Key::Record(database, before)),
             };
-            let rows = txn.scan(&range, most, true, Read::Loose).await?;
+            let rows = txn.scan(&range, most, true, Read::Loose);
+            // If it was removed meanwhile the list is no short one.
+            let (rows, _) = try_join(rows, txn.database(database, Read::Loose)).await?;
             let each = rows.iter().map(|row| txn.decode(row, Record::decode));
             each.collect::<Result<Vec<_>, _>>()
         })

@@ -6,7 +6,9 @@ use std::time::Duration;
 use pagewire_foundationdb::hooks::{Trouble, in_trouble};
 use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::{DatabaseId, Moment, PageCount, PageSize, StagingId, TagName, Version};
-use pagewire_server::store::{CommitOutcome, DatabaseCommit, PageStore as _, PageWrite};
+use pagewire_server::store::{
+    CommitOutcome, DatabaseCommit, PageStore as _, PageWrite, StoreError,
+};
 
 use crate::servers::{SIZE, begun, commit, content, name, number, part, stamp, with_two};
 
@@ -288,5 +290,29 @@ fn a_look_at_versions_that_are_kept_is_left_for_later_and_goes_on_there() {
         assert_eq!(one.describe(database).await.unwrap().versions, 3001);
         let most = steps.iter().max();
         assert!(most.is_some_and(|most| *most < 60), "{steps:?}");
+    });
+}
+
+/// Cause: a list of versions is put together of several transactions, and only the first looked whether the database is there. Damage: of one that was removed
+/// meanwhile a part of it was given as all of it.
+#[test]
+fn a_list_of_versions_of_a_database_that_is_removed_meanwhile_is_no_short_one() {
+    with_two(nothing_is_kept, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, 999).await.unwrap();
+        let pausing = Arc::new(Trouble::pausing(Duration::from_millis(300)));
+        let list = in_trouble(&pausing, one.versions(database, None, false, 2000));
+        let (list, ()) = tokio::join!(list, async {
+            // The tags, and the first pieces.
+            while pausing.pauses() < 3 {
+                tokio::task::yield_now().await;
+            }
+            two.remove(&name("a")).await.unwrap();
+            while two.collect(None).await.unwrap().more {}
+        });
+        assert!(
+            matches!(list, Err(StoreError::DatabaseNotFound)),
+            "{list:?}"
+        );
     });
 }
