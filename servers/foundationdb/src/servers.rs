@@ -343,7 +343,7 @@ impl Inner {
 
     /// Sets what sessions here read of a database. Of many new pins some at a time are looked at, and added to what is protected already, before the
     /// rest goes: no transaction is larger than the cluster takes or lasts longer, and at each moment what was protected is. Where one
-    /// of them is gone by then, those before it stay protected until the next call.
+    /// of them is gone by then, what was protected before the call is put in the place of those that were added.
     pub(crate) async fn protect(
         &self,
         database: DatabaseId,
@@ -378,34 +378,63 @@ impl Inner {
         let mut new = &new[..];
         // Until the cluster has taken a word it is not known which one it has: what both have it has.
         let note = |word| self.said.lock().note(database, losses, word);
+        let mut before = None;
         while new.len() > NEW_PINS {
             note(Word::AtLeast(held));
             let (some, rest) = new.split_at(NEW_PINS);
             let said = self.protect_too(database, known.as_ref(), &protection, some);
-            let now = said.await?;
+            let (was, now) = match said.await {
+                Ok(said) => said,
+                Err(error) => return self.refused(database, losses, before, error).await,
+            };
+            before.get_or_insert(was);
             held = now.pins.clone();
             known = Some(now);
             new = rest;
         }
         held.retain(|pin| is_in(&protection.pins, pin));
         note(Word::AtLeast(held));
-        transact!(self.engine, |txn| {
+        let said = transact!(self.engine, |txn| {
             txn.lasting(database).await?;
             txn.are_there(database, new).await?;
             txn.say(database, self.server, known.as_ref(), &protection)
-        })?;
+        });
+        if let Err(error) = said {
+            return self.refused(database, losses, before, error).await;
+        }
         note(Word::Whole(protection));
         Ok(())
     }
 
-    /// Protects some pins, and the floor, beside what was protected before: which is everything then.
+    /// Ends a call that failed. Where a pin is gone nothing is replaced (C10): what was there before its first transaction is put back.
+    async fn refused(
+        &self,
+        database: DatabaseId,
+        losses: u64,
+        before: Option<Protection>,
+        error: StoreError,
+    ) -> Result<(), StoreError> {
+        let (Some(before), StoreError::VersionGone { .. }) = (before, &error) else {
+            return Err(error);
+        };
+        let note = |word| self.said.lock().note(database, losses, word);
+        note(Word::AtLeast(before.pins.clone()));
+        transact!(self.engine, |txn| {
+            txn.lasting(database).await?;
+            txn.say(database, self.server, None, &before)
+        })?;
+        note(Word::Whole(before));
+        Err(error)
+    }
+
+    /// Protects some pins, and the floor, beside what was protected before: which is everything then. Answers that and what it was before.
     async fn protect_too(
         &self,
         database: DatabaseId,
         known: Option<&Protection>,
         wanted: &Protection,
         some: &[Version],
-    ) -> Result<Protection, StoreError> {
+    ) -> Result<(Protection, Protection), StoreError> {
         let more = Protection {
             floor: wanted.floor,
             pins: some.to_vec(),
@@ -419,7 +448,7 @@ impl Inner {
             };
             let now = before.with(&more);
             txn.say(database, self.server, known, &now)?;
-            Ok(now)
+            Ok((before, now))
         })
     }
 

@@ -165,3 +165,34 @@ fn a_call_that_is_cut_goes_on_where_it_was() {
         assert_eq!(two.describe(database).await.unwrap().versions, 2);
     });
 }
+
+/// Cause: pins that earlier transactions of a call had added stayed where a later one found a version gone. Damage: they kept versions, although nothing was
+/// to be replaced.
+#[test]
+fn a_pin_that_is_gone_in_the_last_transaction_takes_back_those_before_it() {
+    with_two(nothing_is_kept, |one, two| async move {
+        let (database, _) = begun(&one, &[(1, 1)]).await;
+        one.make_versions(database, 3000).await.unwrap();
+        two.protect(database, None, &versions(1..=2998))
+            .await
+            .unwrap();
+        let floor = Some(Version::new(3001));
+        one.protect(database, floor, &versions(5..=5))
+            .await
+            .unwrap();
+        while two.collect(Some(database)).await.unwrap().more {}
+        let refused = one.protect(database, None, &versions(1..=2999)).await;
+        assert!(
+            matches!(refused, Err(StoreError::VersionGone { .. })),
+            "{refused:?}"
+        );
+        two.protect(database, None, &[]).await.unwrap();
+        while two.collect(Some(database)).await.unwrap().more {}
+        two.read(database, Version::new(5), &[]).await.unwrap();
+        assert_eq!(two.describe(database).await.unwrap().versions, 2);
+        // And the next word is taken as ever.
+        one.protect(database, None, &[]).await.unwrap();
+        while two.collect(Some(database)).await.unwrap().more {}
+        assert_eq!(two.describe(database).await.unwrap().versions, 1);
+    });
+}
