@@ -89,12 +89,8 @@ pub(crate) struct Inner {
     /// What the cluster was told last of what sessions here read.
     said: Mutex<servers::Said>,
     collecting: tokio::sync::Mutex<collect::Pass>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        network::stop_at_exit();
-    }
+    /// Dropped after what uses it.
+    network: network::Network,
 }
 
 impl std::fmt::Debug for Inner {
@@ -117,7 +113,7 @@ impl FoundationDbStore {
         cluster_file: &Path,
         options: FoundationDbOptions,
     ) -> Result<Self, StoreError> {
-        network::start(options.library.as_deref())?;
+        network::load(options.library.as_deref())?;
         let path = cluster_file.to_str();
         let named = path.ok_or_else(|| {
             let path = cluster_file.display();
@@ -128,6 +124,7 @@ impl FoundationDbStore {
                 "cluster file {named}: {why}"
             )));
         }
+        let network = network::start()?;
         let database = foundationdb::Database::from_path(named).map_err(|error| {
             StoreError::Unavailable(format!("cluster file {named}: {error} ({})", error.code()))
         })?;
@@ -163,10 +160,12 @@ impl FoundationDbStore {
             peering: peers::Peering::default(),
             said: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
+            network,
             options,
         });
         // Before anything of this server is in the cluster.
         inner.beat().await?;
+        inner.network.stops_at_exit();
         tokio::spawn(servers::live(Arc::downgrade(&inner)));
         tokio::spawn(collect::tidy(Arc::downgrade(&inner)));
         Ok(Self(inner))

@@ -13,40 +13,58 @@ use parking_lot::Mutex;
 static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
 static NETWORK: Mutex<Option<NetworkAutoStop>> = Mutex::new(None);
 
-/// Opens the client library (the one that is named, or that of the system) and starts its network; later calls answer as the first one.
-pub(crate) fn start(library: Option<&Path>) -> Result<(), StoreError> {
-    if let Err(missing) = foundationdb_sys::load(library) {
+/// Opens the client library: the one that is named, or that of the system.
+pub(crate) fn load(library: Option<&Path>) -> Result<(), StoreError> {
+    foundationdb_sys::load(library).map_err(|missing| {
         // Not remembered: another call may name another library.
-        return Err(StoreError::Unavailable(format!(
+        StoreError::Unavailable(format!(
             "the FoundationDB client library cannot be opened ({missing}): install the package foundationdb-clients 7.3 or \
              name the file libfdb_c.so in PAGEWIRE_FDB_LIBRARY"
-        )));
-    }
-    let started = STARTED.get_or_init(boot);
-    started.clone().map_err(StoreError::Unavailable)
+        ))
+    })
 }
+
+/// Starts the network of the library, which was opened; later calls answer as the first one.
+pub(crate) fn start() -> Result<Network, StoreError> {
+    let started = STARTED.get_or_init(boot);
+    started.clone().map_err(StoreError::Unavailable)?;
+    Ok(Network(()))
+}
+
+/// Somebody who uses the network: see [`Network::stops_at_exit`].
+#[derive(Debug)]
+pub(crate) struct Network(());
 
 fn boot() -> Result<(), String> {
     let api = FdbApiBuilder::default().build();
     let api =
         api.map_err(|e| format!("the FoundationDB client library is not of version 7.3: {e}"))?;
-    // SAFETY: `stop` below drops the handle before the process ends: see `stop_at_exit`.
+    // SAFETY: `stop` below drops the handle before the process ends: see `Network::stops_at_exit`.
     let network = unsafe { api.boot() };
     let network =
         network.map_err(|e| format!("the network of FoundationDB cannot be started: {e}"))?;
     *NETWORK.lock() = Some(network);
-    stop_at_exit();
     Ok(())
 }
 
-/// Has the network stopped when the process ends, before what the library made up to now is torn down.
-///
-/// Handlers run in the reverse order of their registration, and the library registers some whenever it makes a static for the first
-/// time. So this is called again when a store is dropped: whoever has no store makes nothing new.
-pub(crate) fn stop_at_exit() {
-    // SAFETY: a function without parameters, which does not unwind: it only drops what is in a static.
-    if unsafe { libc::atexit(stop) } != 0 {
-        tracing::warn!("the network of FoundationDB will not be stopped when the process ends");
+impl Network {
+    /// Has the network stopped when the process ends, before what the library made up to now is torn down.
+    ///
+    /// Handlers of `atexit` run in the reverse order of their registration, and the library registers some whenever it makes a static for the
+    /// first time, most of them on its network thread, which begins beside us. What was torn down before the network was stopped, that
+    /// thread reads as it ends (SIGSEGV). So this is to be called once a transaction was answered, after which the thread makes
+    /// hardly anything new; and it is called again when the last of a store is dropped, for what it did make.
+    pub(crate) fn stops_at_exit(&self) {
+        // SAFETY: a function without parameters, which does not unwind: it only drops what is in a static.
+        if unsafe { libc::atexit(stop) } != 0 {
+            tracing::warn!("the network of FoundationDB will not be stopped when the process ends");
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.stops_at_exit();
     }
 }
 

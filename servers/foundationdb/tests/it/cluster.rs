@@ -14,6 +14,8 @@ use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::DatabaseId;
 use pagewire_server::store::StoreError;
 
+/// Which nextest sets in each test's process.
+pub const RUN_ID: &str = "NEXTEST_RUN_ID";
 /// No run takes longer.
 const LONGEST: &str = "3600";
 
@@ -59,12 +61,18 @@ fn program(name: &str, variable: &str) -> Option<PathBuf> {
 impl Cluster {
     /// The cluster of this run; `None`, and a line that says so, where it cannot be had.
     pub fn shared() -> Option<Self> {
-        let (owner, run) = match setting("NEXTEST_RUN_ID") {
-            Some(run) => (std::os::unix::process::parent_id(), run),
-            None => (std::process::id(), std::process::id().to_string()),
+        let owner = match setting(RUN_ID) {
+            Some(_) => std::os::unix::process::parent_id(),
+            None => std::process::id(),
         };
+        let run = Self::run_id();
         let directory = std::env::temp_dir().join(format!("pagewire-fdb-{run}"));
         Self::start(directory, owner, "memory")
+    }
+
+    /// What tells this run's cluster from that of another, for a process of this one's: [`RUN_ID`] is to be that.
+    pub fn run_id() -> String {
+        setting(RUN_ID).unwrap_or_else(|| std::process::id().to_string())
     }
 
     /// A cluster of this test alone, which ends with its process at the latest.

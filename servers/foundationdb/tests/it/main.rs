@@ -10,6 +10,7 @@ mod known;
 mod large;
 mod left;
 mod pins;
+mod process_end;
 mod reads;
 mod removed;
 mod servers;
