@@ -106,20 +106,20 @@ fn collections_take_the_steps_that_the_cluster_can_do() {
     with_two(nothing_is_kept, |one, _two| async move {
         let database = garbage(&one).await;
         let trouble = slow(60);
-        while in_trouble(&trouble, one.collect(Some(database)))
-            .await
-            .unwrap()
-            .more
-        {}
-        assert_few_too_late(&trouble);
+        collect_in_trouble(&one, Some(database), &trouble).await;
         let left = one.describe(database).await.unwrap();
         assert_eq!((left.versions, left.pages), (1, 40));
         assert_eq!(one.audit().await.unwrap(), Vec::<String>::new());
     });
 }
 
-/// Each takes the 5 s of a cluster, and a larger step is tried again after some that could be done.
-fn assert_few_too_late(trouble: &Trouble) {
+/// Collects to the end: each step that is too large takes the 5 s of a cluster, and a larger one is tried again after some that could be done.
+async fn collect_in_trouble(
+    store: &FoundationDbStore,
+    what: Option<DatabaseId>,
+    trouble: &Arc<Trouble>,
+) {
+    while in_trouble(trouble, store.collect(what)).await.unwrap().more {}
     let too_late = trouble.too_late();
     assert!(too_late > 0, "all steps were small: this has shown nothing");
     assert!(too_late < 16, "{too_late} steps were too large");
@@ -141,12 +141,7 @@ fn no_version_is_too_large_to_be_collected() {
             assert_eq!(made, CommitOutcome::Committed(vec![Version::new(base + 1)]));
         }
         let trouble = slow(40);
-        while in_trouble(&trouble, one.collect(Some(database)))
-            .await
-            .unwrap()
-            .more
-        {}
-        assert_few_too_late(&trouble);
+        collect_in_trouble(&one, Some(database), &trouble).await;
         let left = one.describe(database).await.unwrap();
         assert_eq!((left.versions, left.pages), (1, 1500));
         for (page, stamped) in [(1, 6), (200, 6), (201, 5), (300, 5), (301, 4), (1500, 4)] {
@@ -177,8 +172,7 @@ fn so_do_sweeps_and_removals() {
         one.branch(database, &at, branch, &name("b")).await.unwrap();
         in_trouble(&late(), one.remove(&name("a"))).await.unwrap();
         let trouble = slow(60);
-        while in_trouble(&trouble, one.collect(None)).await.unwrap().more {}
-        assert_few_too_late(&trouble);
+        collect_in_trouble(&one, None, &trouble).await;
         assert_eq!(stamp(&two, branch, 1, 1).await, 1);
         assert_eq!(two.describe(branch).await.unwrap().versions, 1);
         one.remove(&name("b")).await.unwrap();
