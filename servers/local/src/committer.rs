@@ -184,10 +184,9 @@ impl Committer {
 
     /// Milliseconds until there is something to collect; `None` for never.
     fn work_in_ms(&self) -> Option<u64> {
-        let never = self.options.collect_after_quiet == Duration::MAX;
-        match self.dead.is_some() || never {
-            true => None,
-            false => self.collection_in_ms(),
+        match self.dead {
+            Some(_) => None,
+            None => self.collection_in_ms(),
         }
     }
 
@@ -216,12 +215,10 @@ impl Committer {
     /// How long until there may be something to collect and it is quiet; `None` for ever.
     fn collection_in(&self) -> Option<Duration> {
         let work_ms = self.work_in_ms()?;
+        let after_quiet = self.options.collect_after_quiet?;
         let quiet = match self.is_pressed() {
             true => Duration::ZERO,
-            false => {
-                let quiet = self.options.collect_after_quiet;
-                quiet.saturating_sub(self.busy_at.elapsed())
-            }
+            false => after_quiet.saturating_sub(self.busy_at.elapsed()),
         };
         Some(match work_ms {
             0 => quiet,

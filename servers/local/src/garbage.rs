@@ -88,6 +88,7 @@ impl Garbage {
 impl Committer {
     /// Milliseconds until there is something dead, or something to collect; `None` for never.
     pub(crate) fn collection_in_ms(&self) -> Option<u64> {
+        self.options.collect_after_quiet?;
         let work_ms = match self.garbage.is_empty() {
             false => Some(0),
             true => self.collector.idle_ms(self.options.clock.now_ms()),

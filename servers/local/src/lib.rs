@@ -89,8 +89,9 @@ pub struct LocalOptions {
     pub retention: Option<Duration>,
     /// For the times of versions.
     pub clock: Clock,
-    /// How long nothing has to have been written before collection takes transactions of its own; [`Duration::MAX`]: it never does.
-    pub collect_after_quiet: Duration,
+    /// How long nothing has to have been written before collection takes transactions of its own. `None`: nothing is collected but what
+    /// somebody asks for.
+    pub collect_after_quiet: Option<Duration>,
     /// Largest size of the file up to which an opening goes through all of its tree before it uses it, so that bits that flipped are told
     /// (`tree.rs`): 0 for never, [`u64::MAX`] for always. It takes about as long as reading the file. Never is for whoever must get at what is left of a
     /// damaged store: it may hide rows, read older ones in their place, overwrite others, and end the process.
@@ -109,7 +110,7 @@ impl Default for LocalOptions {
             staging_buffer_bytes: 8 << 20,
             retention: Some(DEFAULT_RETENTION),
             clock: Clock::wall(),
-            collect_after_quiet: DEFAULT_QUIET,
+            collect_after_quiet: Some(DEFAULT_QUIET),
             check_bytes: DEFAULT_CHECK_BYTES,
             stop: None,
             faults: None,

@@ -38,7 +38,7 @@ fn open(directory: &Path, faults: Option<Arc<Faults>>) -> LocalStore {
         checkpoint_bytes: 256 << 10,
         staging_buffer_bytes: 4096,
         // So that collection takes transactions of its own between commits.
-        collect_after_quiet: Duration::ZERO,
+        collect_after_quiet: Some(Duration::ZERO),
         faults,
         ..LocalOptions::default()
     };

@@ -19,7 +19,7 @@ fn open(directory: &Path) -> LocalStore {
     let options = LocalOptions {
         retention: Some(Duration::ZERO),
         // Only beside commits, and when the tests ask.
-        collect_after_quiet: Duration::from_secs(3600),
+        collect_after_quiet: Some(Duration::from_secs(3600)),
         ..LocalOptions::default()
     };
     LocalStore::open_with(directory, options).unwrap()
@@ -82,7 +82,7 @@ async fn col6_damage_of_a_dead_staging_keeps_nobody_from_collecting() {
         let options = LocalOptions {
             staging_buffer_bytes: 0,
             retention: Some(Duration::ZERO),
-            collect_after_quiet: Duration::from_secs(3600),
+            collect_after_quiet: Some(Duration::from_secs(3600)),
             ..LocalOptions::default()
         };
         LocalStore::open_with(directory, options).unwrap()

@@ -18,7 +18,7 @@ fn options(faults: &Arc<Faults>) -> LocalOptions {
     LocalOptions {
         retention: Some(Duration::ZERO),
         // Only beside commits.
-        collect_after_quiet: Duration::from_secs(3600),
+        collect_after_quiet: Some(Duration::from_secs(3600)),
         faults: Some(Arc::clone(faults)),
         ..LocalOptions::default()
     }

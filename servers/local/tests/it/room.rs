@@ -151,7 +151,7 @@ async fn room3_flattening_waits_for_room_and_keeps_nobody_waiting() {
 async fn room4_no_room_in_mid_work_gives_up_one_transaction() {
     let directory = tempfile::tempdir().unwrap();
     let options = LocalOptions {
-        collect_after_quiet: Duration::ZERO,
+        collect_after_quiet: Some(Duration::ZERO),
         ..LocalOptions::default()
     };
     let (store, faults) = open(directory.path(), options);
@@ -198,7 +198,7 @@ async fn room4_no_room_in_mid_work_gives_up_one_transaction() {
 async fn room5_where_room_is_short_collection_waits_for_no_quiet() {
     let directory = tempfile::tempdir().unwrap();
     let options = LocalOptions {
-        collect_after_quiet: Duration::from_secs(3600),
+        collect_after_quiet: Some(Duration::from_secs(3600)),
         ..LocalOptions::default()
     };
     let (store, faults) = open(directory.path(), options);

@@ -11,6 +11,10 @@ use pagewire_server::store::PageStore;
 use crate::bench::{collect, commit, database, name};
 
 fn open(directory: &Path, quiet: Duration) -> (LocalStore, Arc<Faults>) {
+    open_quiet_for(directory, Some(quiet))
+}
+
+fn open_quiet_for(directory: &Path, quiet: Option<Duration>) -> (LocalStore, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let options = LocalOptions {
         retention: Some(Duration::ZERO),
@@ -46,6 +50,31 @@ async fn grp4_what_is_collected_beside_a_commit_is_bounded_and_the_rest_is_owed(
         assert!(base < 20, "what is owed is not paid: {left} rows are left");
     }
     collect(&store).await;
+}
+
+/// What `serve --check never` promises: neither by itself, nor beside commits, of however much.
+#[tokio::test]
+async fn grp5_where_collection_is_off_only_what_is_asked_for_is_collected() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open_quiet_for(directory.path(), None);
+    let (db, dead) = (database(&store, "a").await, database(&store, "b").await);
+    let pages = 3000;
+    commit(&store, dead, 0, pages, 1..=pages).await;
+    store.remove(&name("b")).await.unwrap();
+    let before = store.audit(true).unwrap();
+    for base in 0..12 {
+        commit(&store, db, base, pages, 1..=pages).await;
+    }
+    // Time enough for a step, if one is taken.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!before.is_empty(), "nothing is there to be collected");
+    assert_eq!(store.audit(true).unwrap(), before);
+    let versions = store.describe(db.0).await.unwrap();
+    assert_eq!(versions.pages, u64::from(12 * pages));
+    collect(&store).await;
+    assert_eq!(store.audit(true).unwrap(), Vec::<String>::new());
+    let left = store.describe(db.0).await.unwrap().pages;
+    assert_eq!(left, u64::from(pages));
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ fn options(retention: Option<Duration>, checkpoint_bytes: u64) -> LocalOptions {
         // Stagings have rows, and collection its own transactions.
         checkpoint_bytes,
         staging_buffer_bytes: 2048,
-        collect_after_quiet: Duration::ZERO,
+        collect_after_quiet: Some(Duration::ZERO),
         ..LocalOptions::default()
     }
 }
