@@ -1,13 +1,12 @@
 //! What becomes of leases and opens whose message was lost. The session goes on all the while, so that no lapse mends anything: a
 //! server that believes in what its client does not know of would believe in it for ever.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::uri;
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Lost, Proxy};
-use pagewire_tests::server::{PageServer, target_dir};
+use pagewire_tests::server::PageServer;
 
 const TTL: &[&str] = &["--lease-ttl-ms", "4000"];
 /// More than one TTL, for which a commit may have to wait after a stream broke, on a loaded machine too.
@@ -64,17 +63,6 @@ impl Scene {
     }
 }
 
-fn delete(server: &PageServer, name: &str) -> Result<(), String> {
-    let output = Command::new(target_dir().join("pagewire"))
-        .args(["db", "delete", name, "--endpoint", &server.endpoint()])
-        .output()
-        .expect("run");
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
 fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
     let began = Instant::now();
     while !attempt() {
@@ -91,10 +79,10 @@ fn a_close_whose_message_was_lost_is_repeated() {
     scene.near.close("t").expect("close");
     scene.proxy.lose(Lost::Close);
     scene.far.close("t").expect("close");
-    eventually("the close", || delete(&scene.server, "t.db").is_ok());
+    eventually("the close", || scene.server.delete("t.db").is_ok());
     assert!(scene.proxy.has_lost_all());
     // The other database of the session was not closed with it.
-    let refused = delete(&scene.server, "kept.db").expect_err("it is open");
+    let refused = scene.server.delete("kept.db").expect_err("it is open");
     assert!(refused.contains("open in 1 session"), "{refused}");
     scene.far.ok("kept", "INSERT INTO k VALUES(1)");
 }
@@ -112,7 +100,7 @@ fn a_close_that_is_repeated_does_not_undo_a_later_open() {
     scene.near.close("t").expect("close");
     // The stream is back, and with it the repeated close, when a lease has come by it.
     scene.assert_session_is_back();
-    let refused = delete(&scene.server, "t.db").expect_err("it is open");
+    let refused = scene.server.delete("t.db").expect_err("it is open");
     assert!(refused.contains("open in 1 session"), "{refused}");
     scene.far.ok("t", "INSERT INTO t VALUES('far')");
 }
@@ -284,7 +272,7 @@ fn a_database_that_was_opened_for_one_question_is_closed_after_it() {
     scene.far.open("second", &second).expect("open");
     assert_eq!(scene.far.ok("second", "SELECT v FROM s"), ["1"]);
     scene.far.close("second").expect("close");
-    eventually("the close", || delete(&scene.server, "second.db").is_ok());
+    eventually("the close", || scene.server.delete("second.db").is_ok());
     scene.far.ok("t", "INSERT INTO t VALUES('far')");
 }
 
@@ -301,6 +289,6 @@ fn an_open_for_one_question_leaves_other_opens_alone() {
     scene.far.ok("second", "INSERT INTO s VALUES(2)");
     // Whatever the question has closed by now, this is not it.
     scene.far.ok("t", "INSERT INTO t VALUES('far')");
-    let refused = delete(&scene.server, "second.db").expect_err("it is open");
+    let refused = scene.server.delete("second.db").expect_err("it is open");
     assert!(refused.contains("open in 1 session"), "{refused}");
 }

@@ -1,6 +1,5 @@
 //! A server that is stopped, gone, or talks nonsense: an SQLite error within the deadline, no crash, and recovery.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{
@@ -8,7 +7,7 @@ use pagewire_tests::connection::{
 };
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
-use pagewire_tests::server::{PageServer, target_dir};
+use pagewire_tests::server::PageServer;
 use pagewire_tests::wire::{Relay, Wire};
 use rusqlite::Connection;
 
@@ -376,15 +375,6 @@ fn an_open_whose_answer_was_lost_does_not_hold_the_database_for_ever() {
     let mut guest = Guest::start(&[]);
     guest.open("kept", &at_proxy("kept.db")).expect("open");
     guest.ok("kept", "CREATE TABLE t(v INT)");
-    let delete = |name: &str| {
-        let delete = ["db", "delete", name, "--endpoint", &server.endpoint()];
-        let program = target_dir().join("pagewire");
-        let output = Command::new(program).args(delete).output().expect("run");
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    };
     proxy.arm(Call::Open, Fault::AnswerSilent);
     let lost = timed("open", || {
         guest.open("lost", &at_proxy("t.db"))?;
@@ -392,11 +382,8 @@ fn an_open_whose_answer_was_lost_does_not_hold_the_database_for_ever() {
     });
     assert!(lost.is_err(), "{lost:?}");
     proxy.wait_for_strike(Call::Open);
-    eventually("the delete", || delete("t.db").0);
-    let (deleted, message) = delete("kept.db");
-    assert!(
-        !deleted && message.contains("open in 1 session"),
-        "{message}"
-    );
+    eventually("the delete", || server.delete("t.db").is_ok());
+    let refused = server.delete("kept.db").expect_err("it is open");
+    assert!(refused.contains("open in 1 session"), "{refused}");
     guest.ok("kept", "INSERT INTO t VALUES(1)");
 }

@@ -1,13 +1,12 @@
 //! A write lease that was lost before its commit and asked for again (`sqlite_vfs/src/database/regain.rs`): nothing that somebody else did
 //! meanwhile is missed, and nothing is applied twice.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{OUTCOME_UNKNOWN, uri};
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
-use pagewire_tests::server::{PageServer, target_dir};
+use pagewire_tests::server::PageServer;
 
 const IOERR: i32 = 10;
 const SHORT_TTL: &[&str] = &["--lease-ttl-ms", "1000"];
@@ -146,7 +145,7 @@ fn g2_a_database_that_was_removed_and_made_again_is_not_the_one_of_the_transacti
     first.pause();
     let began = Instant::now();
     // Not before the session has lapsed.
-    while !deleted(&server, "t.db") {
+    while server.delete("t.db").is_err() {
         assert!(began.elapsed() < Duration::from_secs(30), "never deleted");
     }
     let mut second = guest_at(&at_server);
@@ -156,15 +155,6 @@ fn g2_a_database_that_was_removed_and_made_again_is_not_the_one_of_the_transacti
     assert!(why.contains("removed and created again"), "{why}");
     assert_eq!(second.ok("main", "SELECT count(*) FROM t"), ["0"]);
     assert_eq!(second.ok("main", "PRAGMA integrity_check"), ["ok"]);
-}
-
-fn deleted(server: &PageServer, name: &str) -> bool {
-    Command::new(target_dir().join("pagewire"))
-        .args(["db", "delete", name, "--endpoint", &server.endpoint()])
-        .output()
-        .expect("run")
-        .status
-        .success()
 }
 
 /// A store that is another after its restart, and has a version of the same number under the same name.

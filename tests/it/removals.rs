@@ -1,25 +1,15 @@
 //! Databases that go away below a connection that had them open: what else the connection has goes on.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::{OUTCOME_UNKNOWN, uri};
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Fault, Proxy};
-use pagewire_tests::server::{PageServer, target_dir};
+use pagewire_tests::server::PageServer;
 
 const SHORT_TTL: &[&str] = &["--lease-ttl-ms", "1000"];
 const TTL: Duration = Duration::from_millis(1000);
 const IOERR: i32 = 10;
-
-fn delete(server: &PageServer, name: &str) -> bool {
-    Command::new(target_dir().join("pagewire"))
-        .args(["db", "delete", name, "--endpoint", &server.endpoint()])
-        .output()
-        .expect("run")
-        .status
-        .success()
-}
 
 fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -57,7 +47,7 @@ fn f7_an_unsettled_commit_over_a_removed_database_does_not_hold_the_other_one_up
             let failure = guest.answer().expect_err("nobody knows");
             assert!(failure.message.contains(OUTCOME_UNKNOWN), "{failure:?}");
             // Not before the session has lapsed.
-            eventually("the delete", || delete(&server, removed));
+            eventually("the delete", || server.delete(removed).is_ok());
             proxy.lift();
             let kept = if removed == "first.db" {
                 "second_t"

@@ -141,6 +141,18 @@ impl PageServer {
         self.child.try_wait().expect("wait").is_none()
     }
 
+    /// Deletes a database with `pagewire db delete`; otherwise what that said.
+    pub fn delete(&self, name: &str) -> Result<(), String> {
+        let output = Command::new(target_dir().join("pagewire"))
+            .args(["db", "delete", name, "--endpoint", &self.endpoint()])
+            .output()
+            .expect("run");
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
     /// Bytes of memory that the process has resident.
     pub fn resident_bytes(&self) -> u64 {
         let status =

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::uri;
-use pagewire_tests::server::{PageServer, target_dir};
+use pagewire_tests::server::PageServer;
 
 use super::{ALL, CacheDir, NAME, count, end, fill, guest, open};
 
@@ -69,11 +69,7 @@ fn q1_a_database_made_again_under_the_name_is_another_one() {
         open(&mut again, &server, &[]);
         assert_eq!(again.ok("main", ALL), truth);
         end(again);
-        let deleted = std::process::Command::new(target_dir().join("pagewire"))
-            .args(["db", "delete", NAME, "--endpoint", &server.endpoint()])
-            .output()
-            .expect("run pagewire");
-        assert!(deleted.status.success(), "{deleted:?}");
+        server.delete(NAME).unwrap();
     }
 }
 
