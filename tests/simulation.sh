@@ -10,7 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 case ${1:-short} in
-short) seeds=0..1000 twice=0..20 sweep_seeds=1..2 sweep=${SIMULATION_SWEEP:-250} patience=120 ;;
+short) seeds=0..1000 twice=0..60 sweep_seeds=1..2 sweep=${SIMULATION_SWEEP:-250} patience=120 ;;
 long) seeds=100000..114000 twice=200000..200500 sweep_seeds=1..5 sweep=${SIMULATION_SWEEP:-1} patience=600 ;;
 *) echo "use: $0 [long]"; exit 2 ;;
 esac

@@ -38,7 +38,7 @@ pub struct Options {
     /// Tells everything that happens.
     #[arg(long)]
     trace: bool,
-    /// Runs each seed twice and compares the traces; without disk caches, beside which a seed has two now and then.
+    /// Runs each seed twice and compares the traces.
     #[arg(long)]
     twice: bool,
     /// Lets every thread run by itself instead of on its stack only: slower, and the same.
@@ -259,7 +259,7 @@ fn one(job: Job, options: &Options) -> String {
         true => plan.without_faults(),
         false => plan,
     };
-    let plan = match options.twice || options.no_disk_caches {
+    let plan = match options.no_disk_caches {
         true => plan.without_caches(),
         false => plan,
     };

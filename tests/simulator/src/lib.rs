@@ -110,6 +110,7 @@ fn hear_panics(seed: u64) {
 
 /// Simulates a seed. Once in an operating-system process, on its only thread, since much of what is left behind stays.
 pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
+    machine::stop_wall_clock(plan.seed);
     let mut random = Random::new(plan.seed);
     sqlite::prepare(plan.seed);
     machine::set_environment("PAGEWIRE_STAGE_BYTES", "65536");

@@ -217,17 +217,13 @@ impl Plan {
             weather_percent: *random.one_of(&[0, 0, 1, 3]),
             retention_ms: *latest.one_of(&[None, Some(0), Some(1_000), Some(10_000)]),
             copies_on_write: latest.percent(30),
-            caches: match store {
-                // Beside the local store's files a seed has two traces now and then, and why is not known.
-                Store::Local => Caches::None,
-                _ => *Random::new(seed ^ 0xcac4e).one_of(&[
-                    Caches::None,
-                    Caches::None,
-                    Caches::Each,
-                    Caches::Each,
-                    Caches::One,
-                ]),
-            },
+            caches: *Random::new(seed ^ 0xcac4e).one_of(&[
+                Caches::None,
+                Caches::None,
+                Caches::Each,
+                Caches::Each,
+                Caches::One,
+            ]),
             reorder_percent: *Random::new(seed ^ 0x57e4).one_of(&[0, 0, 3, 20]),
             defect,
             sweep: None,

@@ -78,6 +78,8 @@ struct Thread {
     /// Whether the last wait ended because its time was up.
     timed_out: Cell<bool>,
     handle: Cell<Option<pthread_t>>,
+    /// Of the operating system (gettid(2)).
+    id: Cell<libc::pid_t>,
     /// Where it goes on, with fibers.
     context: fiber::Context,
     /// 1 when the thread of the operating system has gone to sleep.
@@ -144,6 +146,10 @@ unsafe impl Sync for Thread {}
 
 static MACHINE: Place = Place(UnsafeCell::new(None));
 static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// Where the wall clocks of simulations begin.
+const FIRST_WALL_NS: u64 = 1_790_000_000_000_000_000;
+/// What the wall clock shows before the simulation: see [`stop_wall_clock`].
+static WALL_BEFORE: AtomicU64 = AtomicU64::new(0);
 /// The baton of the scheduler.
 static SCHEDULER: AtomicU32 = AtomicU32::new(0);
 /// Whether threads are switched without the kernel.
@@ -176,6 +182,18 @@ fn with<T>(body: impl FnOnce(&mut Machine) -> T) -> T {
         Some(machine) => body(machine),
         None => unreachable!("only while a simulation runs"),
     }
+}
+
+/// Until the simulation begins the wall clock of this process stands still, at a time that the seed decides.
+///
+/// A library may take randomness from it, and keep that for the whole process: what hashes the keys of the caches (foldhash) does, which decides in
+/// which shard a page is, so which of them makes room, and where memory is allocated; and by addresses parking_lot decides who is next.
+pub fn stop_wall_clock(seed: u64) {
+    WALL_BEFORE.store(FIRST_WALL_NS + seed % 1_000_000_000, Ordering::SeqCst);
+}
+
+fn wall_before() -> Option<u64> {
+    Some(WALL_BEFORE.load(Ordering::SeqCst)).filter(|ns| *ns > 0)
 }
 
 fn is_active() -> bool {
@@ -367,7 +385,7 @@ pub fn run(seed: u64, tells: bool, fibers: bool, begin: impl FnOnce()) -> Ended 
         clocks: Clocks {
             monotonic: 1 << 40,
             boot_ahead: 0,
-            wall: 1_790_000_000_000_000_000,
+            wall: i128::from(FIRST_WALL_NS),
             drift_ppm: 0,
         },
         dead: false,
@@ -420,6 +438,18 @@ fn turn() {
     real::futex_wake(&thread.go);
     while SCHEDULER.load(Ordering::SeqCst) == 0 {
         real::futex_wait(&SCHEDULER, 0);
+    }
+    if thread.state.get() == State::Over {
+        wait_until_it_is_gone(thread.id.get());
+    }
+}
+
+/// What a thread of the operating system has it frees until its very end, beside whoever runs by then: where memory is allocated after that
+/// would hang on who is faster.
+fn wait_until_it_is_gone(id: libc::pid_t) {
+    // SAFETY: no pointers, and no signal: it only asks.
+    while unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, 0) } == 0 {
+        std::thread::yield_now();
     }
 }
 
@@ -641,6 +671,7 @@ unsafe fn create_thread(
         state: Cell::new(State::Ready),
         timed_out: Cell::new(false),
         handle: Cell::new(None),
+        id: Cell::new(0),
         context: fiber::Context::new(),
         sleeps: AtomicU32::new(0),
         routine: Cell::new(None),
@@ -674,6 +705,8 @@ extern "C" fn begin(start: *mut c_void) -> *mut c_void {
     let start = unsafe { Box::from_raw(start.cast::<Start>()) };
     let thread = start.thread;
     CURRENT.set(Some(thread));
+    // SAFETY: no arguments.
+    thread.id.set(unsafe { libc::gettid() });
     let key = END_KEY.load(Ordering::SeqCst);
     // SAFETY: the key was created; the value is not null, so that `ended` runs after all destructors of thread-local values.
     unsafe { libc::pthread_setspecific(key, std::ptr::from_ref(thread).cast()) };
