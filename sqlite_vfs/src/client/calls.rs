@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use pagewire_proto::limits::MAX_GRANT_PAGE_BYTES;
 use pagewire_proto::{
     Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version, pb,
 };
@@ -22,12 +23,28 @@ const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
 /// How an AcquireLease ended.
 pub enum Acquired {
-    /// The lease is ours.
-    Granted(LeaseGrant),
+    /// The lease is ours, and these pages of its head came along.
+    Granted(LeaseGrant, Vec<Page>),
     /// Another session has it; our ticket is in the queue.
     Pending,
     /// It never comes: so many transactions wait for each other, and this one has to end.
     Deadlock(u32),
+}
+
+/// A request for the write lease.
+pub struct LeaseRequest {
+    /// The newest version about which the cache knows everything.
+    pub known: Version,
+    /// The newest epoch that was given back.
+    pub released: Epoch,
+    /// For a holder that does not answer.
+    pub wait: Duration,
+    /// For one that says that it is writing.
+    pub kept_wait: Duration,
+    /// Of a transaction that holds something already; 0 for none.
+    pub transaction: u64,
+    /// The pages written since are wanted along; version 0 for none.
+    pub pages_since: Version,
 }
 
 impl Core {
@@ -238,23 +255,23 @@ impl Core {
         }
     }
 
-    /// Asks for the write lease, for a transaction that holds something already if it has a number.
+    /// Asks for the write lease.
     pub async fn acquire_lease(
         &self,
         id: DatabaseId,
-        known: Version,
-        released: Epoch,
-        wait: Duration,
-        transaction: u64,
+        asked: LeaseRequest,
         deadline: Instant,
     ) -> std::result::Result<Acquired, CallError> {
+        let ms = |wait: Duration| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let request = pb::AcquireLeaseRequest {
             session_id: self.session.id().to_wire(),
             database_id: id.to_wire(),
-            known_version: known.get(),
-            released_epoch: released.get(),
-            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-            transaction,
+            known_version: asked.known.get(),
+            released_epoch: asked.released.get(),
+            wait_ms: ms(asked.wait),
+            transaction: asked.transaction,
+            kept_wait_ms: ms(asked.kept_wait),
+            pages_since: asked.pages_since.get(),
         };
         let answer = self
             .repeat(
@@ -266,7 +283,12 @@ impl Core {
             .await?;
         use pb::acquire_lease_response::Outcome;
         match answer.outcome {
-            Some(Outcome::Granted(grant)) => Ok(Acquired::Granted(valid(grant.try_into())?)),
+            Some(Outcome::Granted(mut grant)) => {
+                let pages = std::mem::take(&mut grant.pages);
+                let grant = valid(LeaseGrant::try_from(grant))?;
+                let pages = valid(pages_along(pages, &grant.head))?;
+                Ok(Acquired::Granted(grant, pages))
+            }
             Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
             Some(Outcome::Deadlock(deadlock)) => Ok(Acquired::Deadlock(deadlock.transactions)),
             None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
@@ -274,7 +296,27 @@ impl Core {
     }
 }
 
-/// The pages of an answer, which are the first of those asked for.
+/// Pages as they come along with a grant, of its head.
+fn pages_along(
+    wire: Vec<pb::PageContent>,
+    head: &Snapshot,
+) -> std::result::Result<Vec<Page>, pagewire_proto::Invalid> {
+    let invalid = |problem: &str| pagewire_proto::Invalid::new("pages", problem);
+    let page_bytes = head.page_size.map_or(0, |size| size.bytes());
+    if wire.len() > 1 && wire.len() * page_bytes > MAX_GRANT_PAGE_BYTES {
+        return Err(invalid("are more than may come along"));
+    }
+    let mut pages = Vec::with_capacity(wire.len());
+    for page in wire {
+        let page = Page::from_answer(page, head.page_size)?;
+        if !head.page_count.has(page.number) || page.version > head.version {
+            return Err(invalid("are not of the head"));
+        }
+        pages.push(page);
+    }
+    Ok(pages)
+}
+
 /// Page 1 as it comes along with the news of a version.
 pub(super) fn page_beside(
     wire: Option<pb::PageContent>,
@@ -291,6 +333,7 @@ pub(super) fn page_beside(
     Ok(Some(page))
 }
 
+/// The pages of an answer, which are the first of those asked for.
 fn pages_of(
     answer: pb::ReadPagesResponse,
     pages: &[PageNumber],

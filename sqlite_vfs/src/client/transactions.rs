@@ -64,6 +64,11 @@ impl Transactions {
             number,
         }
     }
+
+    /// Whether the connection has locked a database for writing.
+    pub fn is_writing(&self, owner: Option<Owner>) -> bool {
+        owner.is_some_and(|owner| self.running.lock().by_owner.contains_key(&owner))
+    }
 }
 
 impl Membership {

@@ -34,6 +34,7 @@
 
 mod commit;
 mod cut_off;
+mod habit;
 #[cfg(not(feature = "fuzzing"))]
 mod header;
 #[cfg(feature = "fuzzing")]
@@ -48,6 +49,7 @@ mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pagewire_proto::{PageCount, Snapshot, Version};
 
@@ -55,6 +57,7 @@ use crate::client::Owner;
 use crate::database::{Database, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::settings::ConnectionSettings;
+use habit::Habit;
 use journal::Journal;
 use overlay::Overlay;
 use read::ReadAhead;
@@ -91,6 +94,11 @@ pub struct Connection {
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
+    habit: Habit,
+    /// The transaction has the lease since it was asked for early, and has not written with it yet.
+    has_early_lease: bool,
+    /// What the transaction has waited in vain for an early lease.
+    waited_early: Duration,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
     cache_is_stale: bool,
     /// The same, since SQLite has looked at an empty version (K8), unless it has committed what it has in its cache since.
@@ -191,6 +199,9 @@ impl Connection {
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead,
+            habit: Habit::default(),
+            has_early_lease: false,
+            waited_early: Duration::ZERO,
             cache_is_stale: false,
             has_seen_empty: false,
             schema: None,
@@ -259,7 +270,7 @@ impl Connection {
         }
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
-                let base = self.begin_read()?;
+                let base = self.begin()?;
                 if base.snapshot().page_count == PageCount::ZERO {
                     self.has_seen_empty = true;
                     // There is no page 1 to read, and SQLite's own is empty.
@@ -274,6 +285,7 @@ impl Connection {
             }
             State::Reading { base } => {
                 let snapshot = base.snapshot();
+                self.habit.wants_to_write();
                 let outcome = self.database.begin_write(
                     self.writer,
                     self.owner,
@@ -285,13 +297,16 @@ impl Connection {
                         self.state = State::Reading { base };
                         return Err(error);
                     }
-                    Ok(()) => State::Writing {
-                        overlay: self.overlay_on(&snapshot),
-                        base,
-                        level: wanted,
-                        progress: Progress::Open,
-                        counter: snapshot.version.get() as u32,
-                    },
+                    Ok(()) => {
+                        self.has_early_lease = false;
+                        State::Writing {
+                            overlay: self.overlay_on(&snapshot),
+                            base,
+                            level: wanted,
+                            progress: Progress::Open,
+                            counter: snapshot.version.get() as u32,
+                        }
+                    }
                 };
                 Ok(())
             }
@@ -334,6 +349,39 @@ impl Connection {
                 outcome
             }
         }
+    }
+
+    /// Begins a transaction, with the lease where it will probably write.
+    fn begin(&mut self) -> Result<Pin> {
+        self.habit.begins();
+        self.waited_early = Duration::ZERO;
+        if self.habit.is_to_write() && self.view.pin().is_none() && !self.settings.read_only {
+            let begun = Instant::now();
+            self.has_early_lease = self
+                .database
+                .acquire_early(self.owner, self.settings.timeout);
+            if !self.has_early_lease {
+                self.waited_early = begun.elapsed();
+            }
+        }
+        let begun = self.begin_read();
+        if begun.is_err() {
+            self.transaction_ends();
+        }
+        begun
+    }
+
+    /// No transaction is open any more.
+    fn transaction_ends(&mut self) {
+        self.habit.ends();
+        if std::mem::take(&mut self.has_early_lease) {
+            self.database.claim_ends();
+        }
+    }
+
+    /// What this transaction has waited in vain before it asked for the write lock.
+    pub fn waited_early(&self) -> Duration {
+        self.waited_early
     }
 
     fn check_not_refusing(&self) -> Result<()> {
@@ -404,6 +452,7 @@ impl Connection {
             }
         };
         if matches!(self.state, State::Idle) {
+            self.transaction_ends();
             self.ahead.snapshot_ends();
         }
     }

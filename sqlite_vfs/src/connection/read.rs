@@ -124,6 +124,14 @@ impl Connection {
         match &self.state {
             State::Reading { base } | State::Failed { base, .. } => {
                 let snapshot = base.snapshot();
+                if snapshot
+                    .page_size
+                    .is_some_and(|size| offset >= u64::from(size.get()))
+                    && self.habit.reads()
+                    && std::mem::take(&mut self.has_early_lease)
+                {
+                    self.database.claim_ends();
+                }
                 read_into(
                     &self.database,
                     &snapshot,

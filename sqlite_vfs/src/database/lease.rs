@@ -5,8 +5,13 @@
 //! lease None ------------------> Held{epoch} -------------------------------------------------------> None
 //!                                  |  ^   recall during a write: Held{recalled}
 //!                                  +--+   lost, session anew: None (a writer may have it again at its commit: `regain.rs`)
+//!
+//!      push, early acquire                       xLock(RESERVED)
+//! None -------------------> Held{unclaimed_until} ---------------> Held, writing
+//!                                  | recalled, and: its time is over, or who asked early (`write.rs`) has ended its transaction
+//!                                  +--> None
 //! ```
-//! The invariants (D1, D6, D7) are those of `state.rs`.
+//! The invariants (D1, D6, D7) are those of `state.rs`. How a connection waits for the lease is in `write.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +25,12 @@ use crate::client::{Core, Membership, Session};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 
-/// How long a lease that came by push waits for the connection that wanted it: SQLite's busy handler sleeps up to 100 ms.
-const CLAIM_TIME: Duration = Duration::from_millis(250);
+/// How long a lease that came by push, or early, waits for the connection that wanted it: SQLite's busy handler sleeps up to 100 ms.
+pub(super) const CLAIM_TIME: Duration = Duration::from_millis(250);
+/// For how long a recall says that others write too: their next one is listened for.
+const CONTENDED_FOR: Duration = Duration::from_secs(1);
+/// How long what a writer has in its cache counts as what its next transaction uses.
+const FRESH_FOR: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lease {
@@ -36,6 +45,17 @@ pub(super) enum Lease {
 /// A connection, as the writer of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WriterId(pub u64);
+
+/// What follows from the end of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteEnded {
+    /// The release is to go out.
+    GaveBack,
+    /// The lease is kept, and others have wanted it a moment ago.
+    Contended,
+    /// Nothing.
+    Quiet,
+}
 
 /// What a connection that wants to write has to do.
 #[derive(Debug)]
@@ -121,6 +141,58 @@ impl DatabaseState {
         }
     }
 
+    /// The newest known version and the newest released epoch, for asking before it is known whether anything is written: where nobody here
+    /// has the lease, writes, or has to be waited for.
+    pub(super) fn may_acquire_early(&self) -> Option<(Version, Epoch)> {
+        let inner = self.inner.lock();
+        let may = inner.gone.is_none()
+            && inner.unsettled.is_none()
+            && !inner.committing
+            && inner.writer.is_none()
+            && inner.lease == Lease::None;
+        may.then_some((inner.head.version, inner.released))
+    }
+
+    /// Nobody waits any more to write with a lease that came early.
+    pub(super) fn claim_ends(&self, session: &Session) -> WriteEnded {
+        let mut inner = self.inner.lock();
+        let Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until: Some(_),
+        } = inner.lease
+        else {
+            return WriteEnded::Quiet;
+        };
+        inner.lease = Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until: None,
+        };
+        if !recalled || inner.writer.is_some() {
+            return WriteEnded::Quiet;
+        }
+        self.give_back(&mut inner, session);
+        WriteEnded::GaveBack
+    }
+
+    /// Whether a connection that wants to write finds the lease here.
+    pub(super) fn lease_is_here(&self) -> bool {
+        let inner = self.inner.lock();
+        matches!(inner.lease, Lease::Held { .. }) && inner.writer.is_none()
+    }
+
+    /// As of which version the cache has what writers use; version 0 where that is long ago. A guess.
+    pub(super) fn has_pages_of(&self) -> Version {
+        let inner = self.inner.lock();
+        match inner.wrote_at {
+            Some((version, at)) if Moment::now() < at.after(FRESH_FOR) => {
+                version.min(inner.head.version)
+            }
+            Some(_) | None => Version::ZERO,
+        }
+    }
+
     /// An acquire call goes out (D7).
     pub fn acquire_begins(&self) {
         self.inner.lock().acquiring += 1;
@@ -156,13 +228,20 @@ impl DatabaseState {
 
     /// Takes over a lease that the server granted to a call. `false` if something has happened since the call began that makes
     /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain.
-    pub fn lease_acquired(&self, grant: &LeaseGrant, doubts: u64) -> Result<bool> {
+    ///
+    /// With `unclaimed_until` nobody writes with it yet, and a recall waits so long for that.
+    pub fn lease_acquired(
+        &self,
+        grant: &LeaseGrant,
+        doubts: u64,
+        unclaimed_until: Option<Moment>,
+    ) -> Result<bool> {
         let mut inner = self.inner.lock();
         inner.check(&self.name)?;
         if inner.doubts != doubts {
             return Ok(false);
         }
-        self.take_lease(&mut inner, grant, None);
+        self.take_lease(&mut inner, grant, unclaimed_until);
         inner.become_certain(doubts);
         Ok(true)
     }
@@ -230,15 +309,24 @@ impl DatabaseState {
     }
 
     /// The connection is the writer no more; a recalled lease goes back now.
-    pub fn end_write(&self, writer: WriterId, session: &Session) {
+    pub(super) fn end_write(&self, writer: WriterId, session: &Session) -> WriteEnded {
         let mut inner = self.inner.lock();
         if !inner.writer.is_some_and(|(current, _)| current == writer) {
-            return;
+            return WriteEnded::Quiet;
         }
         inner.writer = None;
         inner.transaction = None;
-        if matches!(inner.lease, Lease::Held { recalled: true, .. }) {
-            self.give_back(&mut inner, session);
+        let now = Moment::now();
+        inner.wrote_at = Some((inner.head.version, now));
+        match inner.lease {
+            Lease::Held { recalled: true, .. } => {
+                self.give_back(&mut inner, session);
+                WriteEnded::GaveBack
+            }
+            Lease::Held { .. } if now < inner.recalled_at.after(CONTENDED_FOR) => {
+                WriteEnded::Contended
+            }
+            Lease::Held { .. } | Lease::None => WriteEnded::Quiet,
         }
     }
 
@@ -351,6 +439,7 @@ impl DatabaseState {
     /// Another session wants the lease.
     pub(crate) fn lease_recalled(self: &Arc<Self>, recalled: Epoch, core: &Arc<Core>) {
         let mut inner = self.inner.lock();
+        inner.recalled_at = Moment::now();
         let (epoch, unclaimed_until) = match inner.lease {
             Lease::Held {
                 epoch,

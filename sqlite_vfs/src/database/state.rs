@@ -72,6 +72,10 @@ pub(super) struct Inner {
     /// Acquire calls under way, and the newest epoch recalled meanwhile (D7).
     pub(super) acquiring: usize,
     pub(super) recalled: Epoch,
+    /// When another session wanted the lease last.
+    pub(super) recalled_at: Moment,
+    /// The newest version when a connection of this process stopped writing last, and when that was.
+    pub(super) wrote_at: Option<(Version, Moment)>,
     /// The writer, with the epoch under which it began.
     pub(super) writer: Option<(WriterId, Epoch)>,
     /// The transaction of the writer.
@@ -129,6 +133,8 @@ impl DatabaseState {
                 released: Epoch::NONE,
                 acquiring: 0,
                 recalled: Epoch::NONE,
+                recalled_at: Moment::default(),
+                wrote_at: None,
                 writer: None,
                 transaction: None,
                 committing: false,
@@ -163,6 +169,7 @@ impl DatabaseState {
         inner.lease = Lease::None;
         inner.released = Epoch::NONE;
         inner.recalled = Epoch::NONE;
+        inner.wrote_at = None;
         if let Some((_, began)) = &mut inner.writer {
             *began = Epoch::NONE;
         }

@@ -140,9 +140,13 @@ impl PageService for Service {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
-        lease::acquire_lease(&self.hub, request.into_inner())
-            .await
-            .map(Response::new)
+        let account = account(&request)?;
+        let (answer, charge) =
+            lease::acquire_lease(&self.hub, &account, request.into_inner()).await?;
+        Ok(match charge {
+            Some(charge) => charged((answer, charge)),
+            None => Response::new(answer),
+        })
     }
 
     async fn stage_pages(

@@ -1,0 +1,265 @@
+//! The write lock of a connection: how it waits for the lease, and how the lease goes on to the next process.
+//!
+//! ```text
+//! xLock(SHARED) of one that writes as a rule -- early acquire -- granted --> Held, unclaimed --> xLock(RESERVED): writing
+//!                                          \-- pending: it begins as any other |
+//!                                                                              +-> reads first, or ends: nobody claims it (W4)
+//! xLock(RESERVED) -- lease here, head is the snapshot ---------------------------------------> writing
+//!       |       \-- acquire -- granted, head is the snapshot --------------------------------> writing
+//!       |                  \-- granted, a later head --> BUSY_SNAPSHOT --> xSleep ends at once --> xLock(SHARED), xLock(RESERVED): writing
+//!       |                  \-- pending --> BUSY --> xSleep, until the grant comes --> the same
+//! end of the write -- recalled: the lease goes back, on the wire before xUnlock returns
+//!                 \-- kept, but others write too: the next recall is listened for
+//! ```
+//! * **W1** Nobody sleeps while the lease is there for him. Who waits in xLock or in the pauses of SQLite's busy handler goes on as soon as it comes:
+//!   the call is answered with it, or the push ends the wait. Every such wait has a bound, and a pause takes no longer than SQLite wants.
+//! * **W2** A lease that goes back is on its way when the callback returns, and a recall is heard between transactions: this thread may not call again
+//!   for long, and the idle thread of the runtime looks only now and then.
+//!   Where nobody else has written for a while it costs nothing: no thread is woken.
+//! * **W3** What is waited for within xLock is either so short that SQLite's busy handler need not know of it, or counted (`ffi/busy.rs`).
+//! * **W4** The early acquire is a guess and decides nothing: the transaction begins by D2, as if the lease had come with an open; the ticket is
+//!   the one that xLock(RESERVED) would file, at the same place (L-4 of `servers/core/src/lease.rs`); where it does not come in time, or fails, nobody hears
+//!   of it. A lease that came early waits for its writer as one that came by push does, `CLAIM_TIME` after a recall at most; no longer than the transaction,
+//!   and not at all once that has read a page: then the guess was wrong, and a recall is answered as at any other time. A transaction that holds another database never asks early: it might wait for one that waits for it.
+//! * **W5** Pages that come along with a grant were read at its head. They are put into the cache after its changes were taken in, and say nothing
+//!   about any other page; a grant that is not believed in (S3) brings none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_proto::{Epoch, Version};
+use tokio::time::Instant;
+
+use super::lease::{BeginWrite, CLAIM_TIME, WriteEnded, WriterId};
+use super::{Database, tokio_timeout};
+use crate::client::{Acquired, LeaseRequest, Membership, Owner};
+use crate::clock::Moment;
+use crate::error::{Error, Kind, Result};
+
+/// Longest wait in one xLock for a holder that does not answer: SQLite's busy handler is told of it (`ffi/busy.rs`).
+pub(super) const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
+/// The same where it is not known whether anything will be written: longer than a recall and its answer take on most ways.
+const EARLY_WAIT: Duration = Duration::from_millis(250);
+/// Longest time for a call of which nobody hears whether it failed.
+const EARLY_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long xLock waits for a holder that says that it is writing: transactions are short, the first pauses of SQLite's busy
+/// handler are not much shorter.
+const GRANT_WAIT: Duration = Duration::from_millis(25);
+
+/// A request for the lease.
+pub(super) struct Request {
+    /// The newest known version.
+    pub(super) known: Version,
+    /// The newest released epoch.
+    pub(super) released: Epoch,
+    /// Of one that holds something already; 0 for none.
+    pub(super) transaction: u64,
+    /// For a holder that does not answer.
+    pub(super) patience: Instant,
+    /// For one that is writing.
+    pub(super) patience_with_writers: Duration,
+    /// How long the lease may go unused although others want it; `None` where somebody writes with it at once.
+    pub(super) claim: Option<Duration>,
+}
+
+impl Database {
+    /// Gets the lease for a transaction that begins, and will probably write (W4). Whether it came.
+    pub fn acquire_early(&self, owner: Option<Owner>, timeout: Duration) -> bool {
+        let core = &self.client.core;
+        // Without trust the lease would spare nothing (D2), and the server may be out of reach.
+        if core.transactions.is_writing(owner) || !core.session.is_trusted() {
+            return false;
+        }
+        let Some((known, released)) = self.state.may_acquire_early() else {
+            return false;
+        };
+        let begun = Instant::now();
+        // What it takes in vain is added to what the transaction may take.
+        let deadline = begun + timeout.min(EARLY_TIMEOUT);
+        let request = Request {
+            known,
+            released,
+            transaction: 0,
+            patience: deadline.min(begun + EARLY_WAIT),
+            patience_with_writers: GRANT_WAIT,
+            claim: Some(CLAIM_TIME),
+        };
+        // One that comes by push counts as unclaimed too.
+        let came = self.acquire_or_wait(&request, deadline);
+        if let Some(epoch) = self.state.is_recalled_and_idle() {
+            // The recall came first (D7): it has found nobody to wait for.
+            self.give_back_later(epoch);
+        }
+        came.is_ok_and(|acquired| matches!(acquired, Acquired::Granted(..)))
+            || self.state.lease_is_here()
+    }
+
+    /// Whoever asked early reads first, or has ended its transaction (W4).
+    pub fn claim_ends(&self) {
+        self.write_ended(self.state.claim_ends(&self.client.core.session));
+    }
+
+    /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler.
+    pub fn begin_write(
+        &self,
+        writer: WriterId,
+        owner: Option<Owner>,
+        snapshot: Version,
+        timeout: Duration,
+    ) -> Result<()> {
+        let transaction = Arc::new(self.client.core.transactions.join(owner));
+        let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
+        if outcome.is_err()
+            && let Some(epoch) = self.state.is_recalled_and_idle()
+        {
+            // The busy handler may bring the connection back; if not, others shall not wait for it.
+            self.give_back_later(epoch);
+        }
+        outcome
+    }
+
+    fn give_back_later(&self, epoch: Epoch) {
+        let state = Arc::clone(&self.state);
+        self.client
+            .spawn(state.give_back_unclaimed(epoch, Arc::clone(&self.client.core)));
+    }
+
+    fn try_begin_write(
+        &self,
+        writer: WriterId,
+        transaction: &Arc<Membership>,
+        snapshot: Version,
+        timeout: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let patience = Instant::now() + ACQUIRE_WAIT;
+        let session = &self.client.core.session;
+        let mut has_waited = false;
+        loop {
+            match self
+                .state
+                .begin_write(session, writer, transaction, snapshot)?
+            {
+                BeginWrite::Ready => return Ok(()),
+                BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
+                BeginWrite::Acquire(..) if has_waited => {
+                    return Err(Error::busy(format!(
+                        "{}: another process is writing",
+                        self.describe()
+                    )));
+                }
+                BeginWrite::Acquire(known, released) => {
+                    let request = Request {
+                        known,
+                        released,
+                        transaction: transaction.number_of_holder(),
+                        patience,
+                        patience_with_writers: GRANT_WAIT,
+                        claim: None,
+                    };
+                    match self.acquire_or_wait(&request, deadline)? {
+                        Acquired::Granted(grant, _) => {
+                            self.state.begin_write_with(
+                                session,
+                                writer,
+                                transaction,
+                                snapshot,
+                                &grant,
+                            )?;
+                            return Ok(());
+                        }
+                        Acquired::Deadlock(transactions) => {
+                            return Err(Error::new(
+                                Kind::Deadlock,
+                                format!(
+                                    "{}: {transactions} transactions wait for each other's databases: roll this one back and \
+                                     run it again",
+                                    self.describe()
+                                ),
+                            ));
+                        }
+                        // It may have come by push since.
+                        Acquired::Pending => has_waited = true,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the lease. A server may answer before it is there: then the push is waited for.
+    fn acquire_or_wait(&self, request: &Request, deadline: Instant) -> Result<Acquired> {
+        let until = Instant::now() + request.patience_with_writers;
+        // Before the call: the push may be there before its answer.
+        let granted = self.state.granted.notified();
+        let acquired = self.acquire(request, deadline)?;
+        if matches!(acquired, Acquired::Pending) && !self.state.lease_is_here() {
+            let rest = until.saturating_duration_since(Instant::now());
+            if !rest.is_zero() {
+                let _ = self.client.wait(tokio_timeout(rest, granted));
+            }
+        }
+        Ok(acquired)
+    }
+
+    pub(super) fn acquire(&self, request: &Request, deadline: Instant) -> Result<Acquired> {
+        let core = &self.client.core;
+        self.state.acquire_begins();
+        let outcome = loop {
+            let doubts = self.state.doubts();
+            let outcome = self.call(deadline, || {
+                let asked = LeaseRequest {
+                    known: request.known,
+                    released: request.released,
+                    wait: request.patience.saturating_duration_since(Instant::now()),
+                    kept_wait: request.patience_with_writers,
+                    transaction: request.transaction,
+                    pages_since: self.state.has_pages_of().min(request.known),
+                };
+                core.acquire_lease(self.state.id(), asked, deadline)
+            });
+            match outcome {
+                Ok(Acquired::Granted(grant, pages)) => {
+                    let unclaimed_until = request.claim.map(|claim| Moment::now().after(claim));
+                    match self.state.lease_acquired(&grant, doubts, unclaimed_until) {
+                        Ok(true) => {
+                            // W5.
+                            for page in pages {
+                                let head = grant.head.version;
+                                self.state.page_came(&self.client.cache, page, head);
+                            }
+                            break Ok(Acquired::Granted(grant, Vec::new()));
+                        }
+                        Ok(false) if Instant::now() < deadline => {}
+                        Ok(false) => break Ok(Acquired::Pending),
+                        Err(error) => break Err(error),
+                    }
+                }
+                other => break other,
+            }
+        };
+        self.state.acquire_ends(&core.session);
+        outcome
+    }
+
+    /// The connection is the writer no more.
+    pub fn end_write(&self, writer: WriterId) {
+        self.write_ended(self.state.end_write(writer, &self.client.core.session));
+    }
+
+    /// W2.
+    fn write_ended(&self, ended: WriteEnded) {
+        match ended {
+            WriteEnded::GaveBack => self.client.flush(),
+            WriteEnded::Contended => self.client.listen(),
+            WriteEnded::Quiet => {}
+        }
+    }
+
+    /// A pause of SQLite's busy handler, which ends when the lease comes (W1).
+    pub fn await_lease(&self, most: Duration) {
+        let granted = self.state.granted.notified();
+        if !self.state.lease_is_here() {
+            let _ = self.client.wait(tokio_timeout(most, granted));
+        }
+    }
+}
