@@ -297,7 +297,7 @@ impl Core {
 }
 
 /// Pages as they come along with a grant, of its head.
-fn pages_along(
+pub(super) fn pages_along(
     wire: Vec<pb::PageContent>,
     head: &Snapshot,
 ) -> std::result::Result<Vec<Page>, pagewire_proto::Invalid> {

@@ -239,6 +239,11 @@ impl Core {
         }
     }
 
+    /// As of the client.
+    pub fn cache(&self) -> &PageCache {
+        &self.cache
+    }
+
     /// The endpoint of the server in use.
     pub fn server_in_use(&self) -> &str {
         &self.way.server().endpoint

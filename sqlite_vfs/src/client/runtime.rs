@@ -107,12 +107,15 @@ impl Runtime {
 
     /// Puts on the wire what was given to the session stream, on this thread: nobody else may drive for one or two `IDLE_POLL`.
     pub fn flush(&self) {
-        self.block_on(async {
+        // A task, which runs only where somebody drives: this thread may have to wait until the idle one has left.
+        let flushed = self.shared.runtime.get().spawn(async {
             // Each lets every task go on that can, and looks at the sockets: the stream takes the message, then the connection.
             for _ in 0..FLUSHES {
                 tokio::task::yield_now().await;
             }
         });
+        // It can't be cancelled but by the end of the runtime, with which everything ends.
+        let _ = self.block_on(flushed);
     }
 
     /// Lets the idle thread drive from now on, until somebody calls: a message is expected that is to be answered at once.

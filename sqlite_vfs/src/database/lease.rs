@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::TICKET_TTL_MS;
-use pagewire_proto::{Epoch, LeaseGrant, Version, pb};
+use pagewire_proto::{Epoch, LeaseGrant, Page, Version, pb};
 
 use super::DatabaseState;
 use super::state::{Inner, Unsettled};
@@ -419,7 +419,12 @@ impl DatabaseState {
     }
 
     /// A lease came by push for a ticket of ours.
-    pub(crate) fn lease_granted(self: &Arc<Self>, grant: LeaseGrant, core: &Arc<Core>) {
+    pub(crate) fn lease_granted(
+        self: &Arc<Self>,
+        grant: LeaseGrant,
+        pages: Vec<Page>,
+        core: &Arc<Core>,
+    ) {
         let taken = {
             let mut inner = self.inner.lock();
             let unclaimed_until = Some(Moment::now().after(CLAIM_TIME));
@@ -430,6 +435,10 @@ impl DatabaseState {
             taken
         };
         if taken {
+            // W5 of `write.rs`.
+            for page in pages {
+                self.page_came(core.cache(), page, grant.head.version);
+            }
             self.granted.notify_waiters();
         } else {
             core.session.release_lease(self.id(), grant.epoch, false);

@@ -153,6 +153,8 @@ pub(super) async fn acquire(
                 }
             }
             let answer = lease.request(session.id, known, Instant::now());
+            let since = pages.as_ref().map_or(Version::ZERO, |wanted| wanted.since);
+            lease.wants_pages(session.id, since);
             if waiting.is_none() && !matches!(answer, Request::Held { .. }) {
                 lease.begin_wait(session.id);
                 waiting = Some(Waiting {

@@ -25,7 +25,7 @@ use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, limits};
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use read::page_beside;
+pub(crate) use read::{page_beside, pages_along};
 
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};

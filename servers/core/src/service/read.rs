@@ -106,16 +106,16 @@ fn has_changed(changes: &Changes) -> bool {
 }
 
 /// Pages that go along with an answer, and their memory.
-pub(super) struct Along {
-    pub(super) pages: Vec<pb::PageContent>,
-    pub(super) charge: AnswerCharge,
+pub(crate) struct Along {
+    pub(crate) pages: Vec<pb::PageContent>,
+    pub(crate) charge: AnswerCharge,
 }
 
 /// The first pages of the head of a grant that were written after `since`: what one who had everything of that version has to read next. The grant is for
 /// one who knows of the changes up to `known`.
 ///
 /// A hint: where there is no memory for them, or the store does not answer, there are none.
-pub(super) async fn pages_along(
+pub(crate) async fn pages_along(
     hub: &Hub,
     account: &Arc<Account>,
     session: &Session,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::gate::GatedStore;
 use crate::harness::{
-    Client, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, reason,
+    Client, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, page, reason,
 };
 
 pub fn recall(database: &Opened, epoch: u64) -> News {
@@ -207,6 +207,30 @@ async fn with_a_grant_come_the_pages_that_were_written_since_as_many_as_may() {
     let first: Vec<u32> = (1..=200).take(most).collect();
     assert!(first.len() < 200);
     assert_eq!(pages_along(&mut client, &database, 3, 3).await, first);
+}
+
+#[tokio::test]
+async fn the_pages_come_with_a_grant_on_the_stream_too() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let first = TestCommit::new(&database, 0, epoch, 1);
+    assert_eq!(holder.commit(&first).await.unwrap(), committed(&[1]));
+    let mut request = other.acquire_request(&database, 0);
+    (request.known_version, request.pages_since) = (1, 1);
+    let answer = other.calls.acquire_lease(request).await.unwrap();
+    assert_eq!(acquired(answer.into_inner()), Err(1));
+    let second = TestCommit::new(&database, 1, epoch, 2);
+    assert_eq!(holder.commit(&second).await.unwrap(), committed(&[2]));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, false);
+    let News::LeaseGranted(granted) = other.news().await else {
+        panic!("no grant");
+    };
+    let grant = granted.grant.unwrap();
+    assert_eq!(grant.head.unwrap().version, 2);
+    let mut written = page(1, 2);
+    written.version = 2;
+    assert_eq!(grant.pages, [written]);
 }
 
 #[tokio::test]
