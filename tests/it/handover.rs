@@ -160,6 +160,10 @@ fn whoever_waits_in_a_pause_of_the_busy_handler_goes_on_when_the_lease_comes() {
         holder.ok("main", insert);
         waiter.begin_sql("main", insert);
         // By then it pauses 50 or 100 ms at a time, and is asked for the end at another moment of its pause each time.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "that it has paused for long is what is under test"
+        )]
         std::thread::sleep(Duration::from_millis(500 + 17 * round as u64));
         holder.ok("main", "COMMIT");
         let begun = Instant::now();

@@ -20,7 +20,8 @@
 //! * **W4** The early acquire is a guess and decides nothing: the transaction begins by D2, as if the lease had come with an open; the ticket is
 //!   the one that xLock(RESERVED) would file, at the same place (L-4 of `servers/core/src/lease.rs`); where it does not come in time, or fails, nobody hears
 //!   of it. A lease that came early waits for its writer as one that came by push does, `CLAIM_TIME` after a recall at most; no longer than the transaction,
-//!   and not at all once that has read a page: then the guess was wrong, and a recall is answered as at any other time. A transaction that holds another database never asks early: it might wait for one that waits for it.
+//!   and not at all once that has read a page: then the guess was wrong, and a recall is answered as at any other time. A transaction
+//!   that holds another database never asks early: it might wait for one that waits for it.
 //! * **W5** Pages that come along with a grant were read at its head. They are put into the cache after its changes were taken in, and say nothing
 //!   about any other page; a grant that is not believed in (S3) brings none.
 
