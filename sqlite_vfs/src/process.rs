@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use pagewire_proto::DatabaseName;
 use parking_lot::Mutex;
 
-use crate::client::Client;
+use crate::client::{Client, Transactions};
 use crate::connection::Connection;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
@@ -24,6 +24,8 @@ pub struct Process {
     pub settings: Result<ProcessSettings>,
     /// Journals of all connections.
     pub journals: Mutex<Journals>,
+    /// Over the databases of all clients.
+    transactions: Arc<Transactions>,
     clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
 }
 
@@ -47,6 +49,7 @@ impl Process {
             pid,
             settings: ProcessSettings::from_environment(),
             journals: Mutex::new(Journals::default()),
+            transactions: Arc::default(),
             clients: Mutex::new(HashMap::new()),
         }
     }
@@ -111,6 +114,7 @@ impl Process {
             process_settings.cache_bytes,
             process_settings.compression,
             disk,
+            &self.transactions,
         )?);
         clients.insert(key, Arc::downgrade(&client));
         Ok(client)

@@ -3,6 +3,8 @@
 //! Only with the feature `simulation`, and without effect until [`install`] was called. Time, randomness and threads need no
 //! seam: the simulator stands in for the operating system there.
 
+pub mod pages;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -37,6 +39,11 @@ pub trait World: Send + Sync {
     fn failed(&self, kind: Kind, message: &str);
     /// A server has refused a call and said why, whether or not anybody else is told of it.
     fn refused(&self, reason: Reason, message: &str);
+}
+
+/// What the disk caches of all simulated processes were worth.
+pub fn disk_cache() -> crate::client::counters::DiskCount {
+    crate::client::counters::DISK.read()
 }
 
 static WORLD: OnceLock<&'static dyn World> = OnceLock::new();

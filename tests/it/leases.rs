@@ -320,6 +320,32 @@ fn a_holder_that_does_not_answer_is_not_waited_for_longer_than_the_busy_timeout_
     second.answer().expect("its turn came");
 }
 
+/// Regression. With a `timeout_ms` below a second (and one that is not much longer) the server was asked to wait for another holder until
+/// behind the deadline, so a lock that is held was a server that does not answer: SQLITE_IOERR_LOCK, which no application tries again.
+#[test]
+fn a_lock_that_is_held_is_busy_and_no_i_o_error_also_with_a_short_timeout() {
+    let server = PageServer::start("memory", &["--lease-ttl-ms", "60000"]);
+    let (mut first, _) = two_processes(&server);
+    first.ok("main", "INSERT INTO t VALUES('first')");
+    first.pause();
+    for timeout_ms in ["300", "746", "1000"] {
+        let timeout = format!("timeout_ms={timeout_ms}");
+        let uri = uri(&server.endpoint(), "t.db", &[&timeout]);
+        let mut second = Guest::start(&[]);
+        second.open("main", &uri).expect("open");
+        second.ok("main", "PRAGMA busy_timeout = 0");
+        let refused = second
+            .sql("main", "INSERT INTO t VALUES('second')")
+            .expect_err("the first one has the lease");
+        assert_eq!(
+            refused.code & 0xff,
+            BUSY,
+            "timeout_ms={timeout_ms}: {refused:?}"
+        );
+    }
+    first.resume();
+}
+
 fn calls(rows: &[String]) -> i64 {
     rows.first()
         .map_or(0, |row| row.parse().expect("a number of calls"))

@@ -101,6 +101,22 @@ fn of_a_large_schema_few_roots_come_for_nothing_and_they_are_counted() {
     assert_eq!(calls, 0);
 }
 
+/// Bug: roots that had come along held the room of what is read ahead until the transaction ended, with each turn more of it.
+#[test]
+fn roots_that_came_along_hold_no_room_when_others_come() {
+    let server = PageServer::memory();
+    small_tables(&server, 300);
+    let cold = open_cold(&server, "room");
+    let waste = || prefetch(&cold, "prefetch_waste");
+    cold.execute_batch("BEGIN").expect("begin");
+    // The second root that is waited for brings sixteen along.
+    look_up(&cold, 100);
+    let before = waste();
+    look_up(&cold, 200);
+    assert_eq!(waste() - before, 16);
+    cold.execute_batch("COMMIT").expect("commit");
+}
+
 /// A root that others change is asked for again and again: it brings nothing along a second time.
 #[test]
 fn a_root_that_others_change_brings_others_along_once() {

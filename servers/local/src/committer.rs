@@ -184,9 +184,10 @@ impl Committer {
 
     /// Milliseconds until there is something to collect; `None` for never.
     fn work_in_ms(&self) -> Option<u64> {
-        match self.dead {
-            Some(_) => None,
-            None => self.collection_in_ms(),
+        let never = self.options.collect_after_quiet == Duration::MAX;
+        match self.dead.is_some() || never {
+            true => None,
+            false => self.collection_in_ms(),
         }
     }
 

@@ -33,6 +33,7 @@ use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -88,11 +89,14 @@ pub struct LocalOptions {
     pub retention: Option<Duration>,
     /// For the times of versions.
     pub clock: Clock,
-    /// How long nothing has to have been written before collection takes transactions of its own.
+    /// How long nothing has to have been written before collection takes transactions of its own; [`Duration::MAX`]: it never does.
     pub collect_after_quiet: Duration,
     /// Largest size of the file up to which an opening goes through all of its tree before it uses it, so that bits that flipped are told
-    /// (`tree.rs`): 0 for never, [`u64::MAX`] for always. It takes about as long as reading the file.
+    /// (`tree.rs`): 0 for never, [`u64::MAX`] for always. It takes about as long as reading the file. Never is for whoever must get at what is left of a
+    /// damaged store: it may hide rows, read older ones in their place, overwrite others, and end the process.
     pub check_bytes: u64,
+    /// Where it becomes true that pass ends, and with it the opening, which can be begun again.
+    pub stop: Option<Arc<AtomicBool>>,
     /// For tests.
     pub faults: Option<Arc<Faults>>,
 }
@@ -107,6 +111,7 @@ impl Default for LocalOptions {
             clock: Clock::wall(),
             collect_after_quiet: DEFAULT_QUIET,
             check_bytes: DEFAULT_CHECK_BYTES,
+            stop: None,
             faults: None,
         }
     }

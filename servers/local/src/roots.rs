@@ -17,6 +17,12 @@ const META_AT: usize = 16;
 const TREE_AT: usize = META_AT + 24;
 const TREE_BYTES: usize = 48;
 const LAST_PAGE_AT: usize = TREE_AT + 2 * TREE_BYTES;
+/// Of the trees, as the engine makes them: keys of the first one are numbers (LMDB, `MDB_INTEGERKEY`); rows have no duplicates, and keys of any length.
+const FLAGS: [u16; 2] = [0x08, 0];
+/// LMDB, `CURSOR_STACK`.
+pub(crate) const MOST_DEPTH: u16 = 32;
+/// 16 TiB in pages of 4 KiB. It decides how much memory the pass over the tree takes, and how much the engine maps.
+const MOST_PAGES: u64 = 1 << 32;
 
 /// Size of a page of an engine's file.
 pub(crate) fn page_bytes(file: &File) -> std::io::Result<u64> {
@@ -54,6 +60,7 @@ pub(crate) struct Root {
 /// What a root says of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tree {
+    pub(crate) flags: u16,
     pub(crate) depth: u16,
     pub(crate) branch_pages: u64,
     pub(crate) leaf_pages: u64,
@@ -67,6 +74,7 @@ impl Tree {
     fn read(root: &[u8; ROOT_BYTES], tree: usize) -> Self {
         let at = TREE_AT + tree * TREE_BYTES;
         Self {
+            flags: u16_at(root, at + 4),
             depth: u16_at(root, at + 6),
             branch_pages: u64_at(root, at + 8),
             leaf_pages: u64_at(root, at + 16),
@@ -74,6 +82,32 @@ impl Tree {
             entries: u64_at(root, at + 32),
             root: u64_at(root, at + 40),
         }
+    }
+}
+
+impl Root {
+    /// Whether it may be one (TREE6): what can be seen without a look at the trees. The engine believes all of it, and that of a marked transaction
+    /// (LOG7) has no checksum.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let used = self.stats.iter().fold(2_u64, |used, tree| {
+            [tree.branch_pages, tree.leaf_pages, tree.overflow_pages]
+                .iter()
+                .fold(used, |used, pages| used.saturating_add(*pages))
+        });
+        let has_pages = (1..MOST_PAGES).contains(&self.last_page) && used <= self.last_page + 1;
+        let are_trees = self.stats.iter().zip(FLAGS).all(|(tree, flags)| {
+            let is_empty = tree.root == u64::MAX;
+            let (depth, inner) = (u64::from(tree.depth), tree.branch_pages);
+            let has_depth = match tree.depth {
+                0 => is_empty && (inner, tree.leaf_pages, tree.entries) == (0, 0, 0),
+                1 => !is_empty && (inner, tree.leaf_pages) == (0, 1),
+                2..=MOST_DEPTH => inner >= depth - 1 && tree.leaf_pages > 0 && !is_empty,
+                _ => false,
+            };
+            let is_page = is_empty || (2..=self.last_page).contains(&tree.root);
+            tree.flags == flags && has_depth && is_page
+        });
+        has_pages && are_trees
     }
 }
 

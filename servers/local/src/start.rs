@@ -1,5 +1,8 @@
 //! Opening a directory that is held (`directory.rs`): what the last process left, and the log of this run (LOG6).
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -169,19 +172,32 @@ impl<'d> Opening<'d> {
         Ok(found)
     }
 
-    /// Goes through the tree before the engine does, where that is asked for (`tree.rs`).
+    /// Goes through the tree before the engine does, where that is asked for, and looks at the roots in any case (`tree.rs`).
     fn check_tree(&self, roots: &Roots) -> Result<(), StoreError> {
+        let damaged = |why: &str| {
+            let path = self.directory.join(ROWS_FILE);
+            let path = path.display();
+            let what = format!("{path} is damaged: {why}; put back a copy of the whole directory");
+            Err(StoreError::Corrupt(what))
+        };
+        if let Some(why) = tree::find_in_roots(roots) {
+            return damaged(&why);
+        }
+        if self.options.check_bytes == 0 {
+            tracing::warn!(
+                directory = %self.directory.display(),
+                "the tree of the store is not checked: if it is damaged, rows may be missing, or older ones be read in their place, a commit may overwrite \
+                 others, and the process may end; take a copy of the directory first, export what is needed, and write nothing"
+            );
+        }
         let length = self.data.metadata().map_err(|error| self.failed(error))?;
         if length.len() > self.options.check_bytes {
             return Ok(());
         }
-        let found = tree::find(&self.data, roots);
+        let found = tree::find(&self.data, roots, self.options.stop.as_deref());
         match found.map_err(|error| self.failed(error))? {
             None => Ok(()),
-            Some(why) => Err(StoreError::Corrupt(format!(
-                "{} is damaged: {why}; put back a copy of the whole directory",
-                self.directory.join(ROWS_FILE).display()
-            ))),
+            Some(why) => damaged(&why),
         }
     }
 
@@ -378,124 +394,4 @@ pub(crate) fn other_format(directory: &Path, format: u32) -> StoreError {
         "{} has format {format}, this program reads format {FORMAT}: use the program that wrote it, {age} one",
         directory.display()
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::directory::{FILES, MAKING_FILE};
-
-    /// The roots of an empty file, whose pages have another size than those of the machine.
-    fn made_elsewhere(page_bytes: usize) -> Vec<u8> {
-        let mut file = vec![0; 2 * page_bytes];
-        for (number, page) in (0_u64..).zip(file.chunks_mut(page_bytes)) {
-            page[..8].copy_from_slice(&number.to_ne_bytes());
-            page[10..12].copy_from_slice(&8_u16.to_ne_bytes());
-            let (magic, version) = (0xBEEF_C0DE_u32, heed_data_version());
-            page[16..20].copy_from_slice(&magic.to_ne_bytes());
-            page[20..24].copy_from_slice(&version.to_ne_bytes());
-            page[32..40].copy_from_slice(&(1_u64 << 30).to_ne_bytes());
-            page[40..44].copy_from_slice(&(page_bytes as u32).to_ne_bytes());
-            page[44..46].copy_from_slice(&8_u16.to_ne_bytes());
-            page[80..88].copy_from_slice(&u64::MAX.to_ne_bytes());
-            page[128..136].copy_from_slice(&u64::MAX.to_ne_bytes());
-            page[136..144].copy_from_slice(&1_u64.to_ne_bytes());
-        }
-        file
-    }
-
-    /// As the engine that is linked in writes it.
-    fn heed_data_version() -> u32 {
-        let directory = tempfile::tempdir().unwrap();
-        drop(map(directory.path(), 1 << 20).unwrap());
-        let made = std::fs::read(directory.path().join(ROWS_FILE)).unwrap();
-        u32::from_ne_bytes(made[20..24].try_into().unwrap())
-    }
-
-    /// A row with the checksum of its key, long enough for pages of its own.
-    fn row(key: &[u8; 8]) -> Vec<u8> {
-        let sum = crc32fast::hash(key).to_be_bytes();
-        [&[0; 4], &sum[..], &key.repeat(100)].concat()
-    }
-
-    /// LOG3, TREE1 to TREE6: the size of a page is that of the file, wherever it was made.
-    #[test]
-    fn log3_roots_are_put_back_where_the_pages_of_the_file_have_them() {
-        let options = LocalOptions::default();
-        for page_bytes in [512, 16 << 10] {
-            let directory = tempfile::tempdir().unwrap();
-            let path = directory.path();
-            std::fs::write(path.join(ROWS_FILE), made_elsewhere(page_bytes)).unwrap();
-            let held = File::open(path).unwrap();
-            let opening = Opening::new(path, &held, true, &options).unwrap();
-            let (env, rows, mut log) = opening.open(true).unwrap();
-            assert_eq!(
-                rows.stat(&env.read_txn().unwrap()).unwrap().page_size as usize,
-                page_bytes
-            );
-            for number in 0..40_u64 {
-                let mut txn = env.write_txn().unwrap();
-                let mut changes = record::Changes::new();
-                let key = number.to_be_bytes();
-                rows.put(&mut txn, &key, &row(&key)).unwrap();
-                changes.put(&key, &[], &row(&key));
-                let id = txn.id() as u64;
-                log.append(&env, id, changes).unwrap();
-                txn.commit().unwrap();
-                log.committed(&env, id, false).unwrap();
-                if number == 20 {
-                    log.checkpoint(&env).unwrap();
-                }
-            }
-            let copy = tempfile::tempdir().unwrap();
-            for name in FILES {
-                std::fs::copy(path.join(name), copy.path().join(name)).unwrap();
-            }
-            log.close(&env);
-            let held = File::open(copy.path()).unwrap();
-            let opening = Opening::new(copy.path(), &held, false, &options).unwrap();
-            let (env, rows, mut log) = opening.open(false).unwrap();
-            let txn = env.read_txn().unwrap();
-            for number in 0..40_u64 {
-                let key = number.to_be_bytes();
-                assert_eq!(rows.get(&txn, &key).unwrap().unwrap(), row(&key));
-            }
-            drop(txn);
-            log.close(&env);
-        }
-    }
-
-    /// DIR3: what is made by one that goes on is not taken away by another, though the file that tells of it is gone.
-    #[test]
-    fn dir3_what_is_being_made_is_not_made_anew_beside_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let engine = Engine::open(path, &LocalOptions::default()).unwrap();
-        std::fs::remove_file(path.join("LOCK")).unwrap();
-        let refused = Engine::open(path, &LocalOptions::default());
-        assert!(
-            matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("another process")),
-            "{refused:?}"
-        );
-        assert!(FILES.iter().all(|name| path.join(name).exists()));
-        engine.end_making(path).unwrap();
-        drop(engine);
-        drop(Engine::open(path, &LocalOptions::default()).unwrap());
-    }
-
-    /// LOG3: a file of other pages is another file, into which nothing is put.
-    #[test]
-    fn log3_a_file_of_other_pages_is_refused_before_anything_is_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        drop(Engine::open(path, &LocalOptions::default()).unwrap());
-        let mut other = made_elsewhere(16 << 10);
-        other.resize(1 << 20, 0);
-        std::fs::write(path.join(ROWS_FILE), &other).unwrap();
-        // Of one that was not made to its end nothing is kept.
-        std::fs::remove_file(path.join(MAKING_FILE)).unwrap();
-        let refused = Engine::open(path, &LocalOptions::default());
-        assert!(matches!(&refused, Err(StoreError::Corrupt(why)) if why.contains("16384")));
-        assert!(std::fs::read(path.join(ROWS_FILE)).unwrap() == other);
-    }
 }

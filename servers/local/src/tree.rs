@@ -13,7 +13,10 @@
 //! * **TREE3** The nodes of a page fill it from the end of the room between to the end of the page, without a gap and without an overlap.
 //! * **TREE4** Keys rise from the first leaf to the last, and lie between those of the inner pages on the way to them.
 //! * **TREE5** A row has the checksum of its key (KEY1). That of its body is looked at when it is read (C16).
-//! * **TREE6** Depth, numbers of pages of each kind and of rows are those that the root has.
+//! * **TREE6** Depth, numbers of pages of each kind and of rows are those that the root has, and the root may be one: its flags are those of an engine's
+//!   root, its pages in the file's range, as many as its depth needs. That is looked at before each opening, also where the rest is not.
+//! * **TREE7** A record of free pages has the number of a transaction that was, 1 to that of the root, and numbers of pages that fall from each to the
+//!   next, as the engine merges them.
 //!
 //! With all of them every row is where a search finds it, no search leaves the file, and what is written next takes no page that is in use. What is
 //! not looked at cannot do harm: the room between, free pages, padding, and the first key of an inner page, which no search looks at.
@@ -29,10 +32,12 @@
 mod tests;
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::engine::check_key;
-use crate::roots::{Roots, Tree, u16_at, u32_at, u64_at};
+use crate::roots::{MOST_DEPTH, Roots, Tree, u16_at, u32_at, u64_at};
 
 const HEADER_BYTES: usize = 16;
 const NODE_BYTES: usize = 8;
@@ -40,8 +45,6 @@ const BRANCH: u16 = 0x01;
 const LEAF: u16 = 0x02;
 const OVERFLOW: u16 = 0x04;
 const BIG: u16 = 0x01;
-/// LMDB, `CURSOR_STACK`.
-const MOST_DEPTH: u16 = 32;
 
 /// Why it was not gone through to its end.
 enum Stop {
@@ -59,29 +62,39 @@ fn damaged<T>(number: u64, what: &str) -> Result<T, Stop> {
     Err(Stop::Damaged(format!("its page {number} {what}")))
 }
 
-/// Why the file cannot be used with these roots, where it is damaged.
-pub(crate) fn find(file: &File, roots: &Roots) -> std::io::Result<Option<String>> {
-    match look(file, roots) {
+/// Why the file cannot be used with these roots, where they show that by themselves (TREE6).
+pub(crate) fn find_in_roots(roots: &Roots) -> Option<String> {
+    let is_plausible = roots.newest().is_some_and(|root| root.is_plausible());
+    (!is_plausible).then(|| "its root makes no sense".to_owned())
+}
+
+/// Why the file cannot be used with these roots, where it is damaged. It is an error where it was told to `stop`, which it looks at with each page.
+pub(crate) fn find(
+    file: &File,
+    roots: &Roots,
+    stop: Option<&AtomicBool>,
+) -> std::io::Result<Option<String>> {
+    match look(file, roots, stop) {
         Ok(_) => Ok(None),
         Err(Stop::Damaged(why)) => Ok(Some(why)),
         Err(Stop::Io(error)) => Err(error),
     }
 }
 
-fn look<'f>(file: &'f File, roots: &Roots) -> Result<Walk<'f>, Stop> {
+fn look<'f>(file: &'f File, roots: &Roots, stop: Option<&'f AtomicBool>) -> Result<Walk<'f>, Stop> {
     let (Some(page_bytes), Some(root)) = (roots.page_bytes(), roots.newest()) else {
         return Err(Stop::Damaged("it does not begin with a root".to_owned()));
     };
-    let Some(pages) = usize::try_from(root.last_page).ok().filter(|last| {
-        // 16 TiB in pages of 4 KiB: the root of a transaction that did not fit the log has no checksum, and this decides an allocation.
-        *last < 1 << 32
-    }) else {
+    let pages = usize::try_from(root.last_page).ok();
+    let Some(pages) = pages.filter(|_| root.is_plausible()) else {
         return Err(Stop::Damaged("its root makes no sense".to_owned()));
     };
     let mut walk = Walk {
         file,
         page_bytes: page_bytes as usize,
+        number: root.number,
         last_page: root.last_page,
+        stop,
         taken: vec![0; pages / 64 + 1],
         free: Vec::new(),
     };
@@ -116,7 +129,10 @@ enum Of {
 struct Walk<'f> {
     file: &'f File,
     page_bytes: usize,
+    /// Of the transaction that wrote the root.
+    number: u64,
     last_page: u64,
+    stop: Option<&'f AtomicBool>,
     /// A bit for each page that has its place (TREE1).
     taken: Vec<u64>,
     /// Pages that the list of free ones has.
@@ -175,6 +191,7 @@ impl Walk<'_> {
         let mut seen = Seen {
             of,
             found: Tree {
+                flags: said.flags,
                 depth: said.depth,
                 root: said.root,
                 ..Tree::default()
@@ -206,6 +223,10 @@ impl Walk<'_> {
         bounds: Bounds<'_>,
         seen: &mut Seen,
     ) -> Result<(), Stop> {
+        if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            let why = "it was told to stop";
+            return Err(Stop::Io(std::io::Error::new(ErrorKind::Interrupted, why)));
+        }
         self.take(number)?;
         let page = self.read(number, self.page_bytes)?;
         let is_leaf = depth == 1;
@@ -277,13 +298,14 @@ impl Walk<'_> {
             Of::FreePages => {
                 let count = u64_at(&row, 0);
                 let listed = row.get(8..).unwrap_or_default().chunks_exact(8);
-                // The number of a transaction, which are from 1. With 0 LMDB would hand out the same pages again.
-                let is_number = key.len() == 8 && u64_at(key, 0) != 0;
-                if count > listed.len() as u64 || !is_number {
+                // TREE7. With 0 LMDB would hand out the same pages again; those of a transaction that comes it would overwrite.
+                let is_number = key.len() == 8 && (1..=self.number).contains(&u64_at(key, 0));
+                let is_whole = count <= listed.len() as u64;
+                let pages: Vec<_> = listed.take(count as usize).map(|p| u64_at(p, 0)).collect();
+                if !is_number || !is_whole || !pages.is_sorted_by(|one, next| one > next) {
                     return damaged(number, "has a list of free pages that makes no sense");
                 }
-                let listed = listed.take(count as usize);
-                self.free.extend(listed.map(|number| u64_at(number, 0)));
+                self.free.extend(pages);
             }
         }
         seen.found.entries += 1;

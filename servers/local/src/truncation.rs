@@ -47,7 +47,7 @@ pub(crate) fn find(file: &File, roots: &Roots) -> std::io::Result<Option<String>
         if number >= pages || seen > pages {
             return Ok(Some(format!(
                 "it was cut short: it has {size} bytes, and what is in it needs {}",
-                (last + 1) * page
+                last.saturating_add(1).saturating_mul(page)
             )));
         }
         let bytes = read(file, number, page)?;

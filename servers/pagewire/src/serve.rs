@@ -5,6 +5,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -32,10 +33,14 @@ pub struct ServeArguments {
     /// [default: 24h, forever in versioned-memory].
     #[arg(long, env = "PAGEWIRE_RETENTION")]
     retention: Option<String>,
-    /// Goes through all of the tree of a local store before it serves, whatever its size, and says what is damaged; without it that is done up to
-    /// 256 MiB. Takes about as long as reading the file.
-    #[arg(long, env = "PAGEWIRE_CHECK", value_parser = clap::builder::FalseyValueParser::new())]
-    check: bool,
+    /// Whether it goes through all of the tree of a local store before it serves, and refuses one that is damaged: `always` (also `--check`
+    /// alone), `auto` (up to 256 MiB), or `never`. Takes about as long as reading the file.
+    ///
+    /// `never` is for whoever must get at what is left of a damaged store: rows may be missing, or older ones be read in their place, a commit may
+    /// overwrite others, and the process may end. Nothing is collected then, but an opening writes some pages of its own: open a copy of the
+    /// directory, never the only one, export what is needed, and write nothing.
+    #[arg(long, env = "PAGEWIRE_CHECK", value_name = "WHEN", num_args = 0..=1, default_value = "auto", default_missing_value = "always", value_parser = parse_check)]
+    check: Check,
     /// How many clients may be connected at a time.
     #[arg(long, env = "PAGEWIRE_MAX_CONNECTIONS", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
@@ -50,6 +55,29 @@ pub struct ServeArguments {
     memory_mib: usize,
 }
 
+/// When a local store is gone through before it is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Check {
+    /// Whatever its size.
+    Always,
+    /// Where that takes a fraction of a second.
+    #[default]
+    Auto,
+    /// Also where it is damaged.
+    Never,
+}
+
+impl Check {
+    /// [`LocalOptions::check_bytes`].
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Always => u64::MAX,
+            Self::Auto => DEFAULT_CHECK_BYTES,
+            Self::Never => 0,
+        }
+    }
+}
+
 /// Where pages are kept.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreSetting {
@@ -57,8 +85,8 @@ pub enum StoreSetting {
     Memory,
     /// In memory, all versions for this long; `None` for ever.
     VersionedMemory(Option<Duration>),
-    /// On the local disk, with all versions for this long; `None` for ever. Whether all of it is checked first, whatever its size.
-    Local(PathBuf, Option<Duration>, bool),
+    /// On the local disk, with all versions for this long; `None` for ever. And whether it is checked first.
+    Local(PathBuf, Option<Duration>, Check),
     /// In a FoundationDB cluster.
     FoundationDb(FoundationDbSetting),
 }
@@ -138,7 +166,7 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<Checked> {
             }
         },
     };
-    if arguments.check && !matches!(store, None | Some(StoreSetting::Local(..))) {
+    if arguments.check != Check::Auto && !matches!(store, None | Some(StoreSetting::Local(..))) {
         problems.push("--check: only the local store has a file to be checked".to_owned());
     }
     if retention.is_some() && store == Some(StoreSetting::Memory) {
@@ -194,8 +222,18 @@ fn parse_retention(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
-/// Opens a store.
-pub async fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
+/// As an environment says it too: what is off is no more than that nobody asked for it.
+fn parse_check(text: &str) -> Result<Check, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "always" | "1" | "true" | "yes" | "on" => Ok(Check::Always),
+        "auto" | "" | "0" | "false" | "no" | "off" => Ok(Check::Auto),
+        "never" => Ok(Check::Never),
+        _ => Err("must be always, auto or never".to_owned()),
+    }
+}
+
+/// Opens a store. A local one stops with an error where `stop` becomes true; that may be after this future was dropped.
+async fn open(store: &StoreSetting, stop: &Arc<AtomicBool>) -> anyhow::Result<Arc<dyn PageStore>> {
     Ok(match store {
         StoreSetting::Memory => Arc::new(pagewire_memory::MemoryStore::new()?),
         StoreSetting::VersionedMemory(retention) => {
@@ -206,16 +244,16 @@ pub async fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
             Arc::new(VersionedMemoryStore::with_options(options)?)
         }
         StoreSetting::Local(directory, retention, check) => {
-            let check_bytes = match check {
-                true => u64::MAX,
-                false => DEFAULT_CHECK_BYTES,
-            };
             let options = LocalOptions {
-                retention: *retention,
-                check_bytes,
-                ..LocalOptions::default()
+                check_bytes: check.bytes(),
+                stop: Some(Arc::clone(stop)),
+                ..collecting(*retention, *check)
             };
-            let store = LocalStore::open_with(directory, options);
+            let path = directory.clone();
+            // It may take minutes, in which a signal has to be heard.
+            let opening =
+                tokio::task::spawn_blocking(move || LocalStore::open_with(&path, options));
+            let store = opening.await.context("the opening panicked")?;
             Arc::new(store.with_context(|| format!("store local:{}", directory.display()))?)
         }
         StoreSetting::FoundationDb(setting) => {
@@ -232,10 +270,31 @@ pub async fn open(store: &StoreSetting) -> anyhow::Result<Arc<dyn PageStore>> {
     })
 }
 
+/// Nothing goes from a store that may be damaged.
+fn collecting(retention: Option<Duration>, check: Check) -> LocalOptions {
+    match check {
+        Check::Never => LocalOptions {
+            retention: None,
+            collect_after_quiet: Duration::MAX,
+            ..LocalOptions::default()
+        },
+        Check::Always | Check::Auto => LocalOptions {
+            retention,
+            ..LocalOptions::default()
+        },
+    }
+}
+
 async fn serve(checked: Checked) -> anyhow::Result<()> {
     // Before anything is opened: a signal that comes early is not lost.
-    let shutdown = termination()?;
-    let store = open(&checked.store).await?;
+    let mut shutdown = Box::pin(termination()?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let opening = open(&checked.store, &stop);
+    let Some(store) = unless(&mut shutdown, &stop, opening).await? else {
+        // The runtime waits for the opening, which ends soon, and lets go what it has.
+        tracing::info!("stopped before it served");
+        return Ok(());
+    };
     let name = store.capabilities().name;
     match checked.listen {
         ListenSetting::Tcp(address) => {
@@ -265,6 +324,22 @@ async fn serve(checked: Checked) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What an opening gives, unless a signal comes first: then it is told to stop.
+async fn unless<T>(
+    shutdown: &mut (impl Future<Output = ()> + Unpin),
+    stop: &AtomicBool,
+    opening: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    tokio::select! {
+        biased;
+        () = shutdown => {
+            stop.store(true, Ordering::Relaxed);
+            Ok(None)
+        }
+        opened = opening => opened.map(Some),
+    }
 }
 
 /// Ends with the first SIGTERM or SIGINT.
@@ -297,7 +372,7 @@ mod tests {
             listen: listen.into(),
             lease_ttl_ms,
             retention: None,
-            check: false,
+            check: Check::Auto,
             max_connections: 1024,
             memory_mib: 1024,
             fdb_library: None,
@@ -337,7 +412,7 @@ mod tests {
             retention: Some("forever".into()),
             ..arguments("local:/x", "[::1]:0", 1000)
         };
-        let local = StoreSetting::Local("/x".into(), None, false);
+        let local = StoreSetting::Local("/x".into(), None, Check::Auto);
         assert_eq!(check(&forever).unwrap().store, local);
         let memory = ServeArguments {
             store: "memory".into(),
@@ -354,17 +429,18 @@ mod tests {
         let checked = check(&arguments("local:/x/y", "unix:/tmp/s", 1000)).unwrap();
         let day = Some(Duration::from_secs(24 * 3600));
         let local = |check| StoreSetting::Local("/x/y".into(), day, check);
-        assert_eq!(checked.store, local(false));
-        let checking = |store: &str| {
-            let check = true;
+        assert_eq!(checked.store, local(Check::Auto));
+        let checking = |store: &str, check| {
             super::check(&ServeArguments {
                 check,
                 ..arguments(store, "unix:/tmp/s", 1000)
             })
         };
-        assert_eq!(checking("local:/x/y").unwrap().store, local(true));
-        let error = checking("memory").unwrap_err().to_string();
-        assert!(error.contains("--check"), "{error}");
+        for check in [Check::Always, Check::Never] {
+            assert_eq!(checking("local:/x/y", check).unwrap().store, local(check));
+            let error = checking("memory", check).unwrap_err().to_string();
+            assert!(error.contains("--check"), "{error}");
+        }
         assert_eq!(checked.listen, ListenSetting::Unix("/tmp/s".into()));
         let checked = check(&arguments("fdb:/etc/fdb.cluster", "[::1]:0", 1000)).unwrap();
         let cluster = FoundationDbSetting {
@@ -377,5 +453,114 @@ mod tests {
         let checked = check(&arguments("memory", "[::1]:0", 1000)).unwrap();
         assert_eq!(checked.store, StoreSetting::Memory);
         assert_eq!(checked.listen, ListenSetting::Tcp("[::1]:0".into()));
+    }
+
+    #[test]
+    fn check_is_always_auto_or_never() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: ServeArguments,
+        }
+        let parsed = |arguments: &[&str]| {
+            let line = <Line as clap::Parser>::try_parse_from([&["serve"], arguments].concat());
+            line.map(|line| line.arguments.check)
+        };
+        for (arguments, check) in [
+            (&[][..], Check::Auto),
+            (&["--check"], Check::Always),
+            (&["--check", "--store", "memory"], Check::Always),
+            (&["--check", "always"], Check::Always),
+            (&["--check=never"], Check::Never),
+            (&["--check", "never", "--store", "memory"], Check::Never),
+        ] {
+            assert_eq!(parsed(arguments).unwrap(), check, "{arguments:?}");
+        }
+        assert!(parsed(&["--check", "sometimes"]).is_err());
+        // As the environment has it. Bug: `PAGEWIRE_CHECK=0` was an error, and anything else than a word for no was yes.
+        for (text, check) in [
+            ("0", Some(Check::Auto)),
+            ("", Some(Check::Auto)),
+            ("1", Some(Check::Always)),
+            ("nevr", None),
+        ] {
+            assert_eq!(parse_check(text).ok(), check, "{text}");
+        }
+        assert_eq!((Check::Always.bytes(), Check::Never.bytes()), (u64::MAX, 0));
+        assert_eq!(Check::Auto.bytes(), LocalOptions::default().check_bytes);
+    }
+
+    /// What is opened with `--check never` is as it was an hour later.
+    #[test]
+    fn nothing_is_collected_from_a_store_that_is_not_checked() {
+        let never = collecting(Some(Duration::ZERO), Check::Never);
+        assert_eq!(
+            (never.retention, never.collect_after_quiet),
+            (None, Duration::MAX)
+        );
+        for check in [Check::Always, Check::Auto] {
+            let checked = collecting(Some(Duration::ZERO), check);
+            assert_eq!(checked.retention, Some(Duration::ZERO));
+            assert!(checked.collect_after_quiet < Duration::from_secs(1));
+        }
+    }
+
+    /// The signal reaches the pass over the tree.
+    #[test]
+    fn an_opening_that_is_told_to_stop_stops() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let local = StoreSetting::Local(folder.path().join("store"), None, Check::Always);
+        let opened = |stop: bool| {
+            let stop = Arc::new(AtomicBool::new(stop));
+            runtime.block_on(open(&local, &stop)).map(drop)
+        };
+        opened(false).unwrap();
+        let stopped = format!("{:#}", opened(true).unwrap_err());
+        assert!(stopped.contains("told to stop"), "{stopped}");
+        opened(false).unwrap();
+    }
+
+    /// Bug: a signal that came while a large store was gone through was not heard before the end of that.
+    #[test]
+    fn a_signal_ends_an_opening() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let seen = Arc::clone(&stop);
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        let stopped = runtime.block_on(async {
+            let opening = async {
+                let opening = tokio::task::spawn_blocking(move || {
+                    begun.send(()).unwrap();
+                    let begin = std::time::Instant::now();
+                    while begin.elapsed() < Duration::from_secs(20) {
+                        if seen.load(Ordering::Relaxed) {
+                            ended.send(()).unwrap();
+                            break;
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+                opening.await.context("it panicked")
+            };
+            // The signal comes when it is under way.
+            let mut signal = Box::pin(async { has_begun.await.unwrap() });
+            unless(&mut signal, &stop, opening).await
+        });
+        assert!(stopped.unwrap().is_none());
+        drop(runtime);
+        assert!(has_ended.try_recv().is_ok());
+        // And none comes where it is opened.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut never = std::future::pending();
+        let opened = unless(&mut never, &stop, async { Ok(1) });
+        assert_eq!(runtime.block_on(opened).unwrap(), Some(1));
     }
 }

@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
 use pagewire_proto::limits::MAX_GRANT_PAGE_BYTES;
 use pagewire_proto::{
-    Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, Snapshot, Version, pb,
+    Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, PageSize, Snapshot, Version, pb,
 };
 use prost::Message;
 use tokio::time::Instant;
@@ -308,6 +309,7 @@ pub(super) fn pages_along(
     }
     let mut pages = Vec::with_capacity(wire.len());
     for page in wire {
+        // Copied by whoever keeps it.
         let page = Page::from_answer(page, head.page_size)?;
         if !head.page_count.has(page.number) || page.version > head.version {
             return Err(invalid("are not of the head"));
@@ -333,6 +335,24 @@ pub(super) fn page_beside(
     Ok(Some(page))
 }
 
+/// A page of a message that has so many, for the cache.
+///
+/// What came raw is a slice of the whole message, up to half a megabyte: one page that stays in the cache would keep all of that, and the cache would hold
+/// much more than the bytes that it counts. So it is copied, but for a page that is all of its message: about 2 us for 4 KiB, into a cache of 64 MiB.
+/// What came compressed has been expanded into a memory of its own.
+pub(super) fn page_of_many(
+    wire: pb::PageContent,
+    page_size: Option<PageSize>,
+    count: usize,
+) -> std::result::Result<Page, pagewire_proto::Invalid> {
+    let is_slice = wire.encoding == pb::PageEncoding::Raw as i32 && count > 1;
+    let mut page = Page::from_answer(wire, page_size)?;
+    if is_slice {
+        page.content = Bytes::copy_from_slice(&page.content);
+    }
+    Ok(page)
+}
+
 /// The pages of an answer, which are the first of those asked for.
 fn pages_of(
     answer: pb::ReadPagesResponse,
@@ -345,9 +365,10 @@ fn pages_of(
             format!("{} pages for {} asked", answer.pages.len(), pages.len()),
         )));
     }
-    let mut received = Vec::with_capacity(answer.pages.len());
+    let count = answer.pages.len();
+    let mut received = Vec::with_capacity(count);
     for (wire, asked) in answer.pages.into_iter().zip(pages) {
-        let page = valid(Page::from_answer(wire, snapshot.page_size))?;
+        let page = valid(page_of_many(wire, snapshot.page_size, count))?;
         if page.number != *asked || page.version > snapshot.version {
             return valid(Err(pagewire_proto::Invalid::new(
                 "pages",

@@ -2,14 +2,19 @@
 //!
 //! The rate is sampled as BBR does it (draft-cardwell-iccrg-bbr-congestion-control, 4.1.1): what arrived between the last arrival before
 //! a call was sent (its sending, if nothing was under way) and its answer, over that time. A sample is too low where too little was asked for,
-//! and hardly ever too high, so the highest of late counts; a round trip is too long where something waited, so the shortest of late counts.
+//! and never much too high (L3), so the highest of late counts; a round trip is too long where something waited, so the shortest of late counts.
 //!
 //! * **L1** While the rate rises it is what was asked for, not what the way carries: a window may be larger then, or each step of its growth
 //!   would be a round trip of its own. A rate that has not risen by a quarter for two round trips rises no more.
 //! * **L2** An old round trip is replaced by a longer one only by a call that was alone: nothing else was under way when it was sent, nor when its
 //!   answer came, nor came in between. Behind a window of reads on a slow way, or beside them, every call is long, and a window that follows that makes the
 //!   next one longer. So a way that becomes longer in the middle of a scan is believed when the scan has come to a pause.
+//! * **L3** Calls share the way, so they come in bunches: what arrives after a call was sent may have been on its way for long. All of it was sent
+//!   after the oldest call that was under way then, or with it, and the first of that took a round trip: so the time of a sample is at least that since
+//!   the oldest was sent, less the shortest round trip. In a way that is full, call behind call, both times are the same. A call that hangs makes the
+//!   samples beside it too low, and windows small; that ends with the call.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,8 +41,9 @@ pub struct Link(Arc<Mutex<Samples>>);
 #[derive(Default)]
 struct Samples {
     arrived_bytes: u64,
-    /// Calls that have been sent, and have neither come nor failed.
-    under_way: usize,
+    /// Calls that have been sent, and have neither come nor failed: when, and which of all.
+    under_way: BTreeSet<(Instant, u64)>,
+    calls: u64,
     /// The last arrival, or the sending of the first call since nothing was under way.
     last_mark: Option<Instant>,
     last_arrival: Option<Instant>,
@@ -51,15 +57,20 @@ struct Samples {
 pub struct Sent {
     samples: Arc<Mutex<Samples>>,
     at: Instant,
+    /// Which of all calls.
+    call: u64,
     /// Where the time of its sample of the rate begins.
     since: Instant,
+    /// When the oldest call was sent that was under way then (L3).
+    oldest: Instant,
     arrived_bytes: u64,
     was_alone: bool,
 }
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        self.samples.lock().under_way -= 1;
+        let sent = (self.at, self.call);
+        self.samples.lock().under_way.remove(&sent);
     }
 }
 
@@ -67,8 +78,11 @@ impl Link {
     /// A call goes out.
     pub fn sent(&self, at: Instant) -> Sent {
         let mut samples = self.0.lock();
-        let was_alone = samples.under_way == 0;
-        samples.under_way += 1;
+        let was_alone = samples.under_way.is_empty();
+        samples.calls += 1;
+        let call = samples.calls;
+        samples.under_way.insert((at, call));
+        let oldest = samples.under_way.first().map_or(at, |(oldest, _)| *oldest);
         let since = match samples.last_mark {
             Some(mark) if !was_alone => mark,
             _ => at,
@@ -77,7 +91,9 @@ impl Link {
         Sent {
             samples: Arc::clone(&self.0),
             at,
+            call,
             since,
+            oldest,
             arrived_bytes: samples.arrived_bytes,
             was_alone,
         }
@@ -92,13 +108,13 @@ impl Link {
         let took = since(sent.at);
         let mut samples = self.0.lock();
         // L2.
-        let was_alone =
-            sent.was_alone && samples.under_way == 1 && samples.arrived_bytes == sent.arrived_bytes;
+        let was_alone = sent.was_alone
+            && samples.under_way.len() == 1
+            && samples.arrived_bytes == sent.arrived_bytes;
         samples.arrived_bytes += bytes;
         samples.last_arrival = Some(now);
         samples.last_mark = Some(now);
         let arrived = samples.arrived_bytes - sent.arrived_bytes;
-        let rate = arrived as f64 / since(sent.since).as_secs_f64();
         let is_late = |since: Instant| now.saturating_duration_since(since) > SAMPLE_LIFE;
         if samples
             .shortest
@@ -106,6 +122,10 @@ impl Link {
         {
             samples.shortest = Some((took, now));
         }
+        // L3.
+        let shortest = samples.shortest.map_or(Duration::ZERO, |(took, _)| took);
+        let carried = since(sent.oldest).saturating_sub(shortest);
+        let rate = arrived as f64 / since(sent.since).max(carried).as_secs_f64();
         if samples
             .highest
             .is_none_or(|(highest, since)| rate > highest || is_late(since))
@@ -202,6 +222,87 @@ mod tests {
         link.arrived(&small, 4_096, after(880));
         let rate = link.0.lock().highest.expect("a sample").0;
         assert!(rate < 2e6, "{rate}");
+    }
+
+    /// Bug: a small call that was sent between the arrivals of two that had shared the way saw the second of them in its own short time. Cause: that
+    /// began with the arrival of the first. The rate was taken for twenty-five times what it was, and a window for as much.
+    #[test]
+    fn l3_a_small_call_between_the_arrivals_of_large_ones_shows_no_more_than_the_rate_of_all() {
+        let link = Link::default();
+        let begin = Instant::now();
+        let after = |ms| begin + Duration::from_millis(ms);
+        link.arrived(&link.sent(begin), 4_096, after(20));
+        let large = [link.sent(after(100)), link.sent(after(100))];
+        link.arrived(&large[0], 500_000, after(1090));
+        let small = link.sent(after(1091));
+        link.arrived(&large[1], 500_000, after(1100));
+        link.arrived(&small, 4_096, after(1111));
+        let rate = link.0.lock().highest.expect("a sample").0;
+        assert!(rate < 1.05e6, "{rate}");
+    }
+
+    /// Answers that share a way, each with the same part of it, in time that is only counted; a small call follows each arrival. Returns the rate that
+    /// was seen last, and the most bytes on the way.
+    fn sharing(rate: f64, round_trip: Duration, steps: u32) -> (f64, u64) {
+        const STEP: Duration = Duration::from_micros(100);
+        const LARGE: u64 = 512 << 10;
+        const SMALL: u64 = 4 << 10;
+        let link = Link::default();
+        let begin = Instant::now();
+        let delay = (round_trip.as_micros() / STEP.as_micros()) as u32;
+        // The step in which it is sent, its bytes, and those that are left.
+        let mut calls = vec![(0, link.sent(begin), SMALL, SMALL as f64)];
+        let mut most = 0;
+        for step in 0..steps {
+            let now = begin + step * STEP;
+            let is_served = |at: u32| at + delay <= step;
+            let served = calls.iter().filter(|(at, ..)| is_served(*at)).count();
+            let part = rate * STEP.as_secs_f64() / served.max(1) as f64;
+            for (.., left) in calls.iter_mut().filter(|(at, ..)| is_served(*at)) {
+                *left -= part;
+            }
+            while let Some(place) = calls.iter().position(|(.., left)| *left <= 0.0) {
+                let (_, sent, bytes, _) = calls.remove(place);
+                link.arrived(&sent, bytes, now);
+                drop(sent);
+                if bytes == LARGE {
+                    calls.push((step, link.sent(now), SMALL, SMALL as f64));
+                }
+            }
+            let on_the_way =
+                |calls: &[(u32, Sent, u64, f64)]| calls.iter().map(|call| call.2).sum();
+            let mut bytes: u64 = on_the_way(&calls);
+            while step > 2 * delay && bytes + LARGE <= link.window(u64::MAX) {
+                calls.push((step, link.sent(now), LARGE, LARGE as f64));
+                bytes += LARGE;
+            }
+            most = most.max(bytes);
+        }
+        let rate = link.0.lock().highest.expect("a sample").0;
+        (rate, most)
+    }
+
+    #[test]
+    fn l3_beside_small_calls_a_window_of_calls_that_share_the_way_is_what_the_way_needs() {
+        for (rate, ms) in [
+            (1.25e6, 20),
+            (12.5e6, 20),
+            (12.5e6, 100),
+            (125e6, 20),
+            (125e6, 100),
+        ] {
+            let product = rate * ms as f64 / 1e3;
+            let (seen, most) = sharing(rate, Duration::from_millis(ms), 40_000);
+            println!(
+                "{rate} B/s, {ms} ms: {seen:.0} seen, {most} of {product:.0} bytes on the way"
+            );
+            assert!(seen <= 1.1 * rate && seen >= 0.7 * rate, "{seen} of {rate}");
+            let least = LEAST_WINDOW_BYTES as f64;
+            assert!(
+                most as f64 <= least.max(4.4 * product),
+                "{most} for {product}"
+            );
+        }
     }
 
     /// Bug: of two calls that share the way, and end together, the next pair's first had nothing arrive meanwhile, and was taken for one that was alone.

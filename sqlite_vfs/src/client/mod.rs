@@ -88,13 +88,14 @@ pub struct Core {
 }
 
 impl Client {
-    /// A client of the endpoint. Nothing is connected before the first call.
+    /// A client of the endpoint. Nothing is connected before the first call. Write transactions are those of the whole process.
     pub fn new(
         endpoint: &Endpoint,
         token: Option<&str>,
         cache_bytes: u64,
         compression: Compression,
         disk: Option<&DiskSettings>,
+        transactions: &Arc<Transactions>,
     ) -> Result<Self> {
         let runtime = Runtime::start()?;
         let way = runtime.block_on(async {
@@ -118,7 +119,7 @@ impl Client {
             session: Session::new()?,
             known: Arc::default(),
             link: Link::default(),
-            transactions: Arc::default(),
+            transactions: Arc::clone(transactions),
         });
         runtime.spawn(session::run(Arc::downgrade(&core)));
         Ok(Self {

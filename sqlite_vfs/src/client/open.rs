@@ -8,6 +8,7 @@ use pagewire_proto::{
 };
 use tokio::time::Instant;
 
+use super::calls::page_of_many;
 use super::counters::CallKind;
 use super::known::OpenUnderWay;
 use super::{Core, PinCall};
@@ -166,25 +167,7 @@ impl Opened {
             true => Some(VersionEntry::try_from(wire.found)?),
         };
         let read = found.as_ref().map_or(head, |found| found.snapshot);
-        // Before any is unpacked: a compressed page stands for up to 255 times its bytes.
-        let page_bytes = read.page_size.map_or(1, PageSize::bytes);
-        if wire.pages.len() > 1 && wire.pages.len() * page_bytes > MAX_MESSAGE_BYTES {
-            return Err(Error::from(pagewire_proto::Invalid::new(
-                "pages",
-                format!("{} came with an open", wire.pages.len()),
-            )));
-        }
-        let mut pages = Vec::with_capacity(wire.pages.len());
-        for page in wire.pages {
-            let page = Page::from_answer(page, read.page_size)?;
-            if page.version > read.version {
-                return Err(Error::from(pagewire_proto::Invalid::new(
-                    "pages",
-                    format!("page {} is of a later version", page.number),
-                )));
-            }
-            pages.push(page);
-        }
+        let pages = pages_of(wire.pages, &read)?;
         Ok(Self {
             id: DatabaseId::try_from(&wire.database_id[..])?,
             head,
@@ -194,5 +177,82 @@ impl Opened {
             under_way,
             found,
         })
+    }
+}
+
+/// The pages that came with an open, at a version.
+fn pages_of(wires: Vec<pb::PageContent>, read: &Snapshot) -> Result<Vec<Page>> {
+    // Before any is unpacked: a compressed page stands for up to 255 times its bytes.
+    let page_bytes = read.page_size.map_or(1, PageSize::bytes);
+    if wires.len() > 1 && wires.len() * page_bytes > MAX_MESSAGE_BYTES {
+        return Err(Error::from(pagewire_proto::Invalid::new(
+            "pages",
+            format!("{} came with an open", wires.len()),
+        )));
+    }
+    let count = wires.len();
+    let mut pages = Vec::with_capacity(count);
+    for page in wires {
+        let page = page_of_many(page, read.page_size, count)?;
+        if page.version > read.version {
+            return Err(Error::from(pagewire_proto::Invalid::new(
+                "pages",
+                format!("page {} is of a later version", page.number),
+            )));
+        }
+        pages.push(page);
+    }
+    Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pagewire_proto::{PageCount, PageNumber, Version};
+    use prost::Message as _;
+
+    use super::*;
+
+    /// Bug: a page of an open that stayed in the cache kept the message of all of them, some hundred times as large.
+    #[test]
+    fn a_page_of_an_open_keeps_nothing_of_its_message() {
+        let page_size = PageSize::try_from(4096).unwrap();
+        let read = Snapshot {
+            version: Version::new(3),
+            page_count: PageCount::try_from(96).unwrap(),
+            page_size: Some(page_size),
+        };
+        let page = |number: u32| Page {
+            number: PageNumber::try_from(number).unwrap(),
+            content: vec![number as u8; 4096].into(),
+            version: Version::new(3),
+        };
+        for (count, is_raw) in [(96, true), (96, false), (1, true)] {
+            let wire = pb::OpenDatabaseResponse {
+                pages: (1..=count)
+                    .map(|number| match is_raw {
+                        true => page(number).to_wire(),
+                        false => page(number).to_compressed_wire(),
+                    })
+                    .collect(),
+                ..pb::OpenDatabaseResponse::default()
+            };
+            let message = Bytes::from(wire.encode_to_vec());
+            drop(wire);
+            let wire = pb::OpenDatabaseResponse::decode(message.clone()).unwrap();
+            let pages = pages_of(wire.pages, &read).unwrap();
+            assert!(
+                pages
+                    .iter()
+                    .zip(1..)
+                    .all(|(came, number)| *came == page(number))
+            );
+            // One that is nearly all of its message needs no copy.
+            assert_eq!(
+                message.is_unique(),
+                count > 1,
+                "{count} pages, raw {is_raw}"
+            );
+        }
     }
 }

@@ -46,6 +46,9 @@ pub struct CommitMember {
 const SHORTEST_QUESTION: Duration = Duration::from_secs(1);
 /// How often a commit that was resolved as aborted is sent again.
 const MAX_RESENDS: usize = 3;
+/// How often the deadline of a commit may be set further for an attempt that is sent again: a server that was started again, and once more for what
+/// comes at once after that.
+const MAX_EXTENSIONS: u32 = 2;
 
 /// Commits all members or none, and returns their new snapshots.
 pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snapshot>> {
@@ -93,6 +96,7 @@ pub fn commit(members: Vec<CommitMember>, timeout: Duration) -> Result<Vec<Snaps
         patience: patience + transfer,
         transfer,
         deadline: begun + patience + transfer,
+        extensions: MAX_EXTENSIONS,
     };
     if regained {
         time.has_enough_for_one_more(&client);
@@ -130,14 +134,21 @@ struct Time {
     /// For the pages of it.
     transfer: Duration,
     deadline: Instant,
+    /// How often it may still be set further (P6).
+    extensions: u32,
 }
 
 impl Time {
     /// An attempt whose answer can't come before its deadline would make an unknown outcome of a certain one: a server that was started
     /// again holds every commit back for as long as a lease of before may be trusted.
     fn has_enough_for_one_more(&mut self, client: &Client) {
-        let enough = client.core.session.commit_patience() + self.transfer;
-        self.deadline = self.deadline.max(Instant::now() + enough);
+        let Some(left) = self.extensions.checked_sub(1) else {
+            return;
+        };
+        let enough = client.core.session.longest_patience() + self.transfer;
+        if Instant::now() + enough > self.deadline {
+            (self.deadline, self.extensions) = (Instant::now() + enough, left);
+        }
     }
 }
 

@@ -213,10 +213,7 @@ impl View<'_> {
         let taken = TakenPage {
             from: first.version,
             upto: self.snapshot.version,
-            content: match received.len() {
-                0 => first.content,
-                _ => own(&first.content),
-            },
+            content: first.content,
         };
         let content = taken.content.clone();
         self.put(page, taken);
@@ -339,7 +336,7 @@ impl PagesAhead {
         let came = received.map(|page| CamePage {
             number: page.number,
             from: page.version,
-            content: own(&page.content),
+            content: page.content,
         });
         self.cache
             .arrived_ahead(key, snapshot.version, came.collect());
@@ -351,12 +348,6 @@ impl Drop for PagesAhead {
     fn drop(&mut self) {
         self.cache.ahead.call_ended(self.state.key, &self.pages);
     }
-}
-
-/// A copy of a page, for the cache. What came is a slice of the message of all the pages of a call, up to half a megabyte: one page of it that
-/// stays in the cache would keep all of that, and the cache would hold much more than the bytes that it counts.
-fn own(content: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(content)
 }
 
 fn number(page: u32) -> Option<PageNumber> {

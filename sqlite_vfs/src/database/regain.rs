@@ -19,6 +19,9 @@
 //! * **G5** A database without a commit has another identity when it is opened anew (D8): the commit is for that one.
 //! * **G6** All databases that the transaction has locked for writing take part in the commit, or nothing is asked for. G2 holds for each database
 //!   alone: one that was only read under its write lock is compared by nobody, and may have been changed once that lock was lost.
+//! * **G7** For the same reason no commit goes on, with or without a lease that was lost, where one of a database that is not written is known
+//!   to be lost. One that was lost and is not known to be is beyond this: the server compares what takes part. Nor are databases known as those of
+//!   one transaction that two connections share by SQLite's `cache=shared`, which says only whose the first of them was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,7 @@ use crate::error::{Error, Kind, Result};
 
 /// How often leases are asked for again that are lost once more before the attempt begins.
 const MAX_REGAINS: usize = 3;
+const WAS_ONLY_READ: &str = "a database that it has only read may have been changed";
 
 /// Begins an attempt under the leases of its parts, and has those again that were lost. Whether there were such.
 pub(super) fn begin_attempt(
@@ -51,6 +55,10 @@ pub(super) fn begin_attempt(
             .map(|(database, writer)| database.state.writer_epoch(*writer))
             .collect();
         if let Some(epochs) = epochs {
+            if let Err(error) = check_all_are_locked(databases, writers) {
+                databases.iter().for_each(|it| it.state.commit_pauses());
+                return Err(error);
+            }
             attempt.epochs = epochs;
             // G5. Nobody else has the parts between two attempts; if somebody had, it would be a copy of references.
             for (database, part) in databases
@@ -72,14 +80,24 @@ pub(super) fn begin_attempt(
     Err(lease_lost(&databases[0], &again))
 }
 
+/// G7.
+fn check_all_are_locked(databases: &[Arc<Database>], writers: &[WriterId]) -> Result<()> {
+    for (database, writer) in databases.iter().zip(writers) {
+        let transaction = database.state.transaction_of(*writer);
+        if transaction.is_some_and(|transaction| !transaction.are_all_locked()) {
+            return Err(lease_lost(database, &Error::busy(WAS_ONLY_READ)));
+        }
+    }
+    Ok(())
+}
+
 /// G6.
 fn check_all_take_part(databases: &[Arc<Database>], writers: &[WriterId]) -> Result<()> {
     for (database, writer) in databases.iter().zip(writers) {
         let transaction = database.state.transaction_of(*writer);
         let locked = transaction.and_then(|transaction| transaction.databases());
         if locked.is_none_or(|locked| locked > databases.len()) {
-            let why = Error::busy("a database that it has only read may have been changed");
-            return Err(lease_lost(database, &why));
+            return Err(lease_lost(database, &Error::busy(WAS_ONLY_READ)));
         }
     }
     Ok(())
@@ -97,7 +115,10 @@ impl Database {
             .map_err(|error| match error.kind {
                 // Nothing of this transaction can be waited for.
                 Kind::Busy | Kind::BusySnapshot | Kind::CantOpen => lease_lost(self, &error),
-                _ => error,
+                kind => Error::new(
+                    kind,
+                    format!("{error}; the write lease was lost, nothing was applied"),
+                ),
             })
     }
 

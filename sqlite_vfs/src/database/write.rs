@@ -108,7 +108,13 @@ impl Database {
         snapshot: Version,
         timeout: Duration,
     ) -> Result<()> {
-        let transaction = Arc::new(self.client.core.transactions.join(owner));
+        let state = Arc::downgrade(&self.state);
+        let is_locked = move || {
+            let state = state.upgrade();
+            state.is_some_and(|state| state.writer_epoch(writer).is_some())
+        };
+        let transactions = &self.client.core.transactions;
+        let transaction = Arc::new(transactions.join(owner, is_locked));
         let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
         if outcome.is_err()
             && let Some(epoch) = self.state.is_recalled_and_idle()
@@ -143,6 +149,8 @@ impl Database {
             {
                 BeginWrite::Ready => return Ok(()),
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
+                // Somebody has it, as the server said a moment ago. It is asked once only: an answer that it is slow to give a second time would make
+                // an I/O error of a lock that is merely held.
                 BeginWrite::Acquire(..) if has_waited => {
                     return Err(Error::busy(format!(
                         "{}: another process is writing",
@@ -211,7 +219,7 @@ impl Database {
                 let asked = LeaseRequest {
                     known: request.known,
                     released: request.released,
-                    wait: request.patience.saturating_duration_since(Instant::now()),
+                    wait: wait_at_server(request.patience, deadline, Instant::now()),
                     kept_wait: request.patience_with_writers,
                     transaction: request.transaction,
                     pages_since: self.state.has_pages_of().min(request.known),
@@ -262,5 +270,32 @@ impl Database {
         if !self.state.lease_is_here() {
             let _ = self.client.wait(tokio_timeout(most, granted));
         }
+    }
+}
+
+/// How long the server may wait for another holder before it answers that there is one. Half of the time until the deadline at most: an
+/// answer that comes behind it would be a server that does not answer, which is an I/O error, where the lock is merely held (busy).
+fn wait_at_server(patience: Instant, deadline: Instant, now: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(now);
+    patience.saturating_duration_since(now).min(left / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_not_asked_to_wait_until_its_answer_comes_too_late() {
+        let now = Instant::now();
+        let after = |ms| now + Duration::from_millis(ms);
+        let wait_ms = |patience, deadline, at| {
+            wait_at_server(after(patience), after(deadline), after(at)).as_millis()
+        };
+        assert_eq!(wait_ms(1000, 30_000, 0), 1000);
+        assert_eq!(wait_ms(1000, 746, 0), 373);
+        assert_eq!(wait_ms(1000, 1010, 0), 505);
+        assert_eq!(wait_ms(1000, 30_000, 600), 400);
+        assert_eq!(wait_ms(1000, 746, 600), 73);
+        assert_eq!(wait_ms(1000, 746, 800), 0);
     }
 }

@@ -86,6 +86,24 @@ fn a_lease_that_expires_at_some_turns_of_a_small_plan_breaks_nothing() {
     assert!(fine, "{text}");
 }
 
+#[test]
+fn a_workload_that_never_happened_is_missed_by_the_table() {
+    let (fine, text) = sim(&["--seed", "1", "--workload", "append", "--everything"]);
+    let mut lines = text.lines();
+    let missing = lines.find(|line| line.starts_with("never happened: "));
+    let missing = missing.unwrap_or_default();
+    for feature in ["pages: committed", "pages: page written", "sql: statement"] {
+        assert!(!fine && missing.contains(feature), "{feature}: {text}");
+    }
+}
+
+/// Regression (F8). A lock that is waited for at two servers without any fault was an I/O error where `timeout_ms` is below a second.
+#[test]
+fn nothing_fails_at_two_servers_where_nothing_goes_wrong() {
+    let (fine, text) = sim(&["--seeds", "0..12", "--store", "shadow", "--no-faults"]);
+    assert!(fine, "{text}");
+}
+
 /// Seeds within which each switch is found, and as what.
 #[cfg(feature = "defects")]
 mod defects {
@@ -115,6 +133,7 @@ mod defects {
         assert!(fine, "without {defect}: {text}");
     }
 
+    const PAGES: [&str; 4] = ["--workload", "pages", "--store", "versioned"];
     const APPEND: [&str; 4] = ["--workload", "append", "--store", "versioned"];
 
     #[test]
@@ -143,6 +162,36 @@ mod defects {
     fn staging_flip() {
         let large = ["--workload", "large", "--store", "versioned"];
         is_found("staging-flip", "torn", 0..100, &large);
+    }
+
+    #[test]
+    fn fencing_without_sqlite() {
+        is_found("fencing", "order", 300..400, &PAGES);
+    }
+
+    #[test]
+    fn epoch_check_without_sqlite() {
+        is_found("epoch-check", "value", 50..150, &PAGES);
+    }
+
+    #[test]
+    fn commit_ids_without_sqlite() {
+        is_found("commit-ids", "value", 0..20, &PAGES);
+    }
+
+    #[test]
+    fn invalidation_wait_without_sqlite() {
+        is_found("invalidation-wait", "order", 20..120, &PAGES);
+    }
+
+    #[test]
+    fn staging_flip_without_sqlite() {
+        is_found("staging-flip", "order", 0..20, &PAGES);
+    }
+
+    #[test]
+    fn a_page_that_is_another_without_sqlite() {
+        is_found("damage", "value", 0..20, &PAGES);
     }
 
     #[test]

@@ -7,13 +7,14 @@
 use std::cell::RefCell;
 
 use pagewire::simulation::Kind as Reported;
+use pagewire::simulation::pages;
 use pagewire_proto::status::Reason;
 use rusqlite::ErrorCode;
 
 use crate::counts::{Event, count};
 use crate::finding::Kind;
 use crate::history;
-use crate::plan::{self, Plan, Workload};
+use crate::plan::{self, Plan, Store, Workload};
 
 /// How a server says that retention has taken a version away.
 const NOT_KEPT: &str = "is not kept any more";
@@ -35,6 +36,8 @@ pub struct Faults {
     pub anything: bool,
     /// Of the medium or the disk.
     pub medium: bool,
+    /// The medium takes its time, now and then longer than half of a lease: a server that does not reach it in time says so.
+    pub slow: bool,
     /// Versions are asked for that are not there, names that may be taken.
     pub refusals: bool,
     /// Versions are taken away with time, or there is only one.
@@ -46,9 +49,9 @@ impl Faults {
     pub fn of(plan: &Plan) -> Self {
         let medium = plan.weather_percent > 0 && plan.store.is_durable();
         Self {
-            // F8 in docs/simulation.md: who waits for another server's holder has an I/O error where its deadline is over, and not a busy one.
-            anything: plan.fault_every_ms > 0 || plan.sweep.is_some() || plan.servers > 1 || medium,
+            anything: plan.fault_every_ms > 0 || plan.sweep.is_some() || medium,
             medium,
+            slow: plan.store == Store::Shadow,
             refusals: matches!(plan.workload, Workload::Mixed | Workload::Versions),
             forgets: plan.forgets_versions() || !plan.store.keeps_versions(),
         }
@@ -106,6 +109,32 @@ pub fn judge(what: &str, error: &rusqlite::Error) {
     }
 }
 
+/// The same for what the library says itself, without SQLite.
+pub fn judge_pages(what: &str, error: &pages::Error) {
+    if error.message.contains(NOT_KEPT) {
+        count(Event::Gone);
+    }
+    if !is_explained_without_sqlite(error, Faults::of(plan::get())) {
+        history::violation(
+            Kind::Error,
+            format!("{what} failed: {error} ({:?})", error.kind),
+        );
+    }
+}
+
+fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
+    let is_gone = faults.forgets && error.message.contains(NOT_KEPT);
+    match error.kind {
+        Reported::Busy | Reported::BusySnapshot | Reported::Deadlock => true,
+        Reported::Io | Reported::OutcomeUnknown | Reported::CantOpen => {
+            !error.message.contains(NO_VERSIONS) && (faults.anything || is_gone)
+        }
+        Reported::Full => faults.medium,
+        // Nothing that is refused is asked for.
+        Reported::ReadOnly | Reported::Refused | Reported::Corrupt | Reported::Bug => false,
+    }
+}
+
 fn refusal_is_explained(reason: Reason, faults: Faults) -> bool {
     match reason {
         // What a server of an older release has not, and what a store has not that keeps one version.
@@ -116,8 +145,8 @@ fn refusal_is_explained(reason: Reason, faults: Faults) -> bool {
         Reason::SessionUnknown
         | Reason::DatabaseNotOpen
         | Reason::StagingUnknown
-        | Reason::Draining
-        | Reason::Unavailable => faults.anything,
+        | Reason::Draining => faults.anything,
+        Reason::Unavailable => faults.anything || faults.slow,
         Reason::DatabaseNotFound | Reason::TagNotFound | Reason::NameTaken => faults.refusals,
         Reason::StoreFull | Reason::Internal => faults.medium,
         Reason::ProtocolVersion
@@ -167,6 +196,7 @@ mod tests {
     const STORM: Faults = Faults {
         anything: true,
         medium: true,
+        slow: true,
         refusals: true,
         forgets: true,
     };
@@ -230,6 +260,30 @@ mod tests {
     }
 
     #[test]
+    fn without_sqlite_the_same_is_explained() {
+        let explained = |kind, message: &str, faults| {
+            is_explained_without_sqlite(&pages::Error::new(kind, message), faults)
+        };
+        let calm = Faults::default();
+        for kind in [Reported::Busy, Reported::BusySnapshot, Reported::Deadlock] {
+            assert!(explained(kind, "", calm));
+        }
+        for kind in [Reported::Io, Reported::OutcomeUnknown, Reported::CantOpen] {
+            assert!(explained(kind, "", STORM) && !explained(kind, "", calm));
+            assert!(!explained(kind, NO_VERSIONS, STORM));
+        }
+        assert!(explained(Reported::Full, "", STORM) && !explained(Reported::Full, "", calm));
+        for kind in [
+            Reported::ReadOnly,
+            Reported::Refused,
+            Reported::Corrupt,
+            Reported::Bug,
+        ] {
+            assert!(!explained(kind, "", STORM), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn what_a_store_can_never_do_is_no_fault() {
         let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), None);
         let said = |what: &str| [(Reported::CantOpen, what.to_owned())];
@@ -256,6 +310,16 @@ mod tests {
             assert_eq!(!refusal_is_explained(*reason, STORM), always, "{reason:?}");
         }
         assert!(!refusal_is_explained(Reason::Internal, network));
+        let slow = Faults {
+            slow: true,
+            ..Faults::default()
+        };
+        assert!(refusal_is_explained(Reason::Unavailable, slow));
+        assert!(!refusal_is_explained(
+            Reason::Unavailable,
+            Faults::default()
+        ));
+        assert!(!explained(ffi::SQLITE_IOERR_LOCK, &[Reported::Io], slow));
         assert!(!refusal_is_explained(
             Reason::SessionUnknown,
             Faults::default()

@@ -57,6 +57,9 @@ pub struct Options {
     /// One of those: behind which turn, to which client, what.
     #[arg(long, value_name = "TURN:PLACE:BLOW", value_parser = sweep, conflicts_with = "sweep")]
     blow: Option<Sweep>,
+    /// Takes the faults out of each plan: what fails then has no excuse.
+    #[arg(long, conflicts_with_all = ["sweep", "blow"])]
+    no_faults: bool,
     /// Fails if a fault or a feature of the table never happened in all the seeds.
     #[arg(long)]
     everything: bool,
@@ -249,6 +252,10 @@ fn one(job: Job, options: &Options) -> String {
             options.defect,
         ),
     };
+    let plan = match options.no_faults {
+        true => plan.without_faults(),
+        false => plan,
+    };
     let report: Report = crate::simulate(plan, options.trace, !options.threads);
     let mut text = format!(
         "{} {} {} {} {} {} {}\n",
@@ -362,6 +369,9 @@ fn replay(job: Job, options: &Options) -> String {
     }
     if let Some(sweep) = job.sweep {
         command.push_str(&format!(" --blow {}", told(sweep)));
+    }
+    if options.no_faults {
+        command.push_str(" --no-faults");
     }
     if options.twice {
         command.push_str(" --twice");

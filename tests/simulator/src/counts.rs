@@ -37,6 +37,8 @@ events! {
     Hold = "link held back",
     /// A piece took a hundred times as long.
     SlowPiece = "slow piece",
+    /// A message arrived before one of another stream of its connection that was sent first.
+    Reordered = "message before an earlier one",
     /// A SYN got no answer.
     SynLost = "connecting, no answer",
     /// A SYN was refused.
@@ -119,6 +121,36 @@ events! {
     Untagged = "tag removed",
     /// A version was read by its tag.
     TagRead = "at=TAG read",
+    /// A transaction without SQLite was committed.
+    PagesCommitted = "pages: committed",
+    /// One was refused, failed before its commit or was rolled back.
+    PagesAborted = "pages: aborted",
+    /// Nobody knows what became of its commit.
+    PagesUnknown = "pages: outcome unknown",
+    /// It was rolled back since its client wanted that.
+    PagesRolledBack = "pages: rolled back",
+    /// A commit over both of its databases.
+    PagesCommittedTwo = "pages: commit over two",
+    /// It was larger than what is staged.
+    PagesLarge = "pages: large transaction",
+    /// A page was read.
+    PagesRead = "pages: page read",
+    /// One was written.
+    PagesWritten = "pages: page written",
+    /// A database became shorter.
+    PagesCut = "pages: truncated",
+    /// What was there was looked at behind the end of a transaction.
+    PagesLookedBehind = "pages: read behind the end",
+    /// A client process began with what others had left in its disk cache.
+    CacheKept = "disk cache kept",
+    /// A loss of power took a part of it.
+    CacheTorn = "disk cache torn",
+    /// Bits in it turned over.
+    CacheDamaged = "disk cache damaged",
+    /// A page was read from it.
+    CacheRead = "disk cache: page found",
+    /// What lay there was no page.
+    CacheRefused = "disk cache: damage noticed",
     /// A client that knows two servers went from one to the other.
     FailOver = "client went to the other server",
 }
@@ -127,7 +159,12 @@ static COUNTS: [AtomicU64; Event::ALL.len()] = [const { AtomicU64::new(0) }; Eve
 
 /// It happened once more.
 pub fn count(event: Event) {
-    COUNTS[event as usize].fetch_add(1, Ordering::SeqCst);
+    add(event, 1);
+}
+
+/// It happened so many times more.
+pub fn add(event: Event, times: u64) {
+    COUNTS[event as usize].fetch_add(times, Ordering::SeqCst);
 }
 
 /// How often each has happened, in the order of [`Event::ALL`].

@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use finding::{Finding, Kind};
+use plan::Caches;
 
 use random::Random;
 
@@ -117,9 +118,12 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     defect::switch_off(plan.defect);
     hear_panics(plan.seed);
     let (seed, store) = (plan.seed, plan.store);
-    if store == Store::Local
-        && let Err(error) = machine::disk::begin()
-    {
+    let begun = match (store, plan.caches) {
+        (Store::Local, _) => machine::disk::begin(),
+        (_, Caches::None) => Ok(()),
+        (_, Caches::Each | Caches::One) => machine::disk::begin_folder().map(drop),
+    };
+    if let Err(error) = begun {
         return Report {
             problems: vec![Kind::Machine.finding(format!("no disk: {error}"))],
             ..Report::default()
@@ -143,6 +147,9 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     if store == Store::Local {
         problems.extend(machine::disk::unseen().map(|what| Kind::Machine.finding(what)));
     }
+    let caches = pagewire::simulation::disk_cache();
+    counts::add(counts::Event::CacheRead, caches.hits);
+    counts::add(counts::Event::CacheRefused, caches.damaged);
     let (transactions, committed, unknown) = *COUNTS.lock();
     Report {
         problems,

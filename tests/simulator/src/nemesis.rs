@@ -56,6 +56,7 @@ pub fn storm() {
             net::set_slow_percent(2);
         }
     });
+    net::set_reordering(plan.reorder_percent, plan.longest_reordering_ms() * MS);
     if let Some(sweep) = plan.sweep {
         machine::at_turn(sweep.turn, move || blow(sweep));
     }
@@ -139,6 +140,9 @@ fn one_fault(world: &mut World) {
                 count(Event::ClientKilled);
             }
             kill(world.clients[place], machine_too);
+            if machine_too {
+                client::cache::lost_power(place);
+            }
             machine::at(machine::now() + long, move || {
                 with(|world| {
                     if plan::phase() == Phase::Faults && !machine::is_alive(world.clients[place]) {

@@ -1,8 +1,10 @@
 //! The simulated network: connections that delay, hold back, break in the middle and keep quiet about it.
 //!
 //! What a process writes is a *piece*. Pieces of one direction of a connection arrive in order, as TCP has it; what is lost is
-//! lost from some piece on. Two connections know nothing of each other: a call that is held back on the old one can arrive behind
+//! lost from some piece on. Messages of different streams of a connection arrive in another order too (`net/streams.rs`). Two connections know nothing of each other: a call that is held back on the old one can arrive behind
 //! its repetition on the new one.
+
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -18,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::counts::{Event, count};
 use crate::machine::{self, ProcessId};
 use crate::random::Random;
+use streams::Streams;
 
 /// Bytes under way and not read in one direction.
 const WINDOW: usize = 4 << 20;
@@ -70,6 +73,8 @@ enum Piece {
 struct Direction {
     /// With the moment of arrival, in order.
     under_way: VecDeque<(u64, Piece)>,
+    /// What has arrived, on its way to the reader.
+    streams: Streams,
     arrived: VecDeque<u8>,
     bytes: usize,
     last_at: u64,
@@ -122,6 +127,9 @@ struct Net {
     so_far: u64,
     /// Of a hundred pieces, those that take a hundred times as long.
     slow_percent: u64,
+    /// Of a hundred DATA frames, those that are held until others have passed them.
+    reorder_percent: u64,
+    longest_reordering: u64,
 }
 
 static NET: Mutex<Net> = Mutex::new(Net {
@@ -132,6 +140,8 @@ static NET: Mutex<Net> = Mutex::new(Net {
     connections: BTreeMap::new(),
     so_far: 0,
     slow_percent: 0,
+    reorder_percent: 0,
+    longest_reordering: 0,
 });
 
 impl Net {
@@ -151,6 +161,23 @@ impl Net {
         } else {
             delay
         }
+    }
+
+    /// Until when a DATA frame is held, if it is.
+    fn reorders(&mut self) -> Option<u64> {
+        let (percent, longest) = (self.reorder_percent, self.longest_reordering);
+        if percent == 0 {
+            return None;
+        }
+        let random = self.random();
+        let is_held = random.percent(percent);
+        let most = if random.percent(85) {
+            longest / 10
+        } else {
+            longest
+        };
+        let until = machine::now() + random.below(most);
+        is_held.then_some(until)
     }
 
     fn link(&mut self, key: LinkKey) -> &mut Link {
@@ -186,6 +213,13 @@ pub fn one_way(key: LinkKey) -> u64 {
 /// How often a piece is slow.
 pub fn set_slow_percent(percent: u64) {
     NET.lock().slow_percent = percent;
+}
+
+/// How often a part of a message is held until others have passed it, and for how long at most.
+pub fn set_reordering(percent: u64, longest: u64) {
+    let mut net = NET.lock();
+    net.reorder_percent = percent;
+    net.longest_reordering = longest;
 }
 
 /// A client process is at this place.
@@ -288,6 +322,7 @@ pub fn calm() {
         }
     }
     set_slow_percent(0);
+    set_reordering(0, 0);
 }
 
 impl Connection {
@@ -319,14 +354,17 @@ impl Connection {
     }
 
     /// Lets arrive what is due.
-    fn pump(&self, way: Way) {
+    fn pump(self: &Arc<Self>, way: Way) {
         let held = NET.lock().link(self.link).held[way as usize];
         if held {
             return;
         }
         let now = machine::now();
+        let mut again = Vec::new();
         let wakers = {
             let mut direction = self.way(way).lock();
+            let let_go = direction.streams.let_go(now);
+            direction.arrived.extend(let_go);
             while let Some((at, _)) = direction.under_way.front()
                 && *at <= now
             {
@@ -337,9 +375,18 @@ impl Connection {
                             self.number,
                             bytes.len()
                         ));
-                        direction.arrived.extend(bytes);
+                        let taken = direction.streams.take(&bytes, || NET.lock().reorders());
+                        for _ in 0..taken.passed {
+                            count(Event::Reordered);
+                        }
+                        direction.arrived.extend(taken.bytes);
+                        again.extend(taken.held_until);
                     }
-                    Some((_, Piece::End)) => direction.ended = true,
+                    Some((_, Piece::End)) => {
+                        let rest = direction.streams.end();
+                        direction.arrived.extend(rest);
+                        direction.ended = true;
+                    }
                     Some((_, Piece::Reset)) => {
                         machine::trace(format_args!("c{} {way:?} reset", self.number));
                         direction.reset = true;
@@ -354,6 +401,9 @@ impl Connection {
             .lock()
             .reset
             .then(|| self.way(way.back()).lock().writer.take());
+        for at in again {
+            self.pump_at(way, at);
+        }
         for waker in wakers.into_iter().chain(other).flatten() {
             waker.wake();
         }

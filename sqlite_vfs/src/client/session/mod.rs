@@ -75,6 +75,8 @@ pub struct Session {
     pins: Mutex<PinCalls>,
     /// Subscribes so far.
     subscriptions: AtomicU64,
+    /// Of leases, that any server has told; 0 before the first one has.
+    longest_ttl_ms: AtomicU64,
     /// Welcomes so far: a grant of a call that began under an earlier stream says nothing any more.
     streams: AtomicU64,
     /// Hellos so far that may have reached a server, answered or not.
@@ -103,6 +105,7 @@ impl Session {
             lapses: AtomicU64::new(0),
             pins: Mutex::new(PinCalls::default()),
             subscriptions: AtomicU64::new(0),
+            longest_ttl_ms: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             hellos: AtomicU64::new(0),
             beats: AtomicU64::new(0),
@@ -183,6 +186,13 @@ impl Session {
         self.current_welcome().map_or(Duration::ZERO, |welcome| {
             welcome.lease_ttl + Duration::from_secs(1)
         })
+    }
+
+    /// The same by the longest TTL that was told so far, also while the session is begun anew: a server that was started again trusts the leases
+    /// of before.
+    pub fn longest_patience(&self) -> Duration {
+        let longest = Duration::from_millis(self.longest_ttl_ms.load(Ordering::Relaxed));
+        longest + Duration::from_secs(1)
     }
 
     /// Waits until the session stands or is refused.

@@ -152,6 +152,8 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     }
     session.repeat_closes(resumed);
     trust(session, sent_at, ttl);
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    session.longest_ttl_ms.fetch_max(ttl_ms, Ordering::Relaxed);
     session.phase.send_replace(Phase::Up(welcome));
     up(core, stream, number, sender, ttl).await
 }

@@ -2,8 +2,10 @@
 
 mod append;
 mod bank;
+pub mod cache;
 mod heads;
 mod large;
+mod pages;
 mod setup;
 mod sql;
 mod versions;
@@ -49,6 +51,8 @@ pub struct Client {
     reader: Option<Databases>,
     pair: Option<sql::Pair>,
     heads: Option<Connection>,
+    /// For writing, and for reading.
+    files: [Option<pages::Files>; 2],
 }
 
 /// A connection to all databases.
@@ -68,6 +72,7 @@ pub fn start(place: usize, random: &mut Random) -> ProcessId {
     let drift = i64::try_from(random.below(2 * plan.drift_ppm + 1)).unwrap_or(0);
     let process = machine::new_process(random, drift - i64::try_from(plan.drift_ppm).unwrap_or(0));
     net::client_starts(process, place);
+    cache::process_begins(place, random);
     machine::trace(format_args!("client {place} starts as p{process}"));
     for thread in 0..plan.threads {
         let own = random.fork();
@@ -81,12 +86,17 @@ pub fn start(place: usize, random: &mut Random) -> ProcessId {
 /// The URI of a database on the servers of these nodes.
 fn uri(nodes: &[usize], database: usize, more: &str) -> String {
     let timeout = plan::get().timeout_ms;
+    let endpoint = endpoint(nodes);
+    format!("file:db{database}?vfs=pagewire&endpoint={endpoint}&timeout_ms={timeout}{more}")
+}
+
+/// The servers of these nodes, as a setting names them.
+fn endpoint(nodes: &[usize]) -> String {
     let servers: Vec<_> = nodes
         .iter()
         .map(|node| format!("http://s{node}:7240"))
         .collect();
-    let endpoint = servers.join(",");
-    format!("file:db{database}?vfs=pagewire&endpoint={endpoint}&timeout_ms={timeout}{more}")
+    servers.join(",")
 }
 
 /// Whether transactions may wait for each other's databases through two servers: only their busy timeouts end that.
@@ -107,6 +117,11 @@ pub fn calm_within_ns(plan: &Plan) -> u64 {
 
 /// Does something that has to end in time, whatever it does.
 fn in_time<T>(what: &str, body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    timed(what, body)
+}
+
+/// The same, whatever its error is.
+fn timed<T, E: std::fmt::Debug>(what: &str, body: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let plan = plan::get();
     let (begun, stopped) = (machine::now(), machine::stopped_ns());
     let done = body();
@@ -143,6 +158,7 @@ impl Client {
             reader: None,
             pair: None,
             heads: None,
+            files: [None, None],
         }
     }
 
@@ -167,6 +183,7 @@ impl Client {
         drop(self.reader.take());
         drop(self.pair.take());
         drop(self.heads.take());
+        self.files = [None, None];
         plan::count_end(1);
     }
 
@@ -182,12 +199,17 @@ impl Client {
                     Workload::Large,
                     Workload::Sql,
                     Workload::Versions,
+                    Workload::Pages,
+                    Workload::Pages,
                 ];
                 *self.random.one_of(&all)
             }
             other => other,
         };
         blame::forget();
+        if workload == Workload::Pages {
+            return self.pages(plan);
+        }
         let done = match workload {
             Workload::Bank => self.bank(plan),
             Workload::Large => self.large(plan),
@@ -228,7 +250,10 @@ impl Client {
     }
 
     fn uri(&self, database: usize, more: &str) -> String {
-        uri(&self.nodes(), database, more)
+        // The first connection of a process decides for all of them.
+        let cache = cache::setting(self.place).map(|folder| format!("&cache_dir={folder}"));
+        let more = format!("{}{more}", cache.unwrap_or_default());
+        uri(&self.nodes(), database, &more)
     }
 
     fn next_value(&mut self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Failure, heads, sql, uri, versions};
+use super::{Failure, heads, pages, sql, uri, versions};
 use crate::blame;
 use crate::finding::{Finding, Kind};
 use crate::history::Key;
@@ -38,7 +38,24 @@ pub fn prepare() -> Result<(), Failure> {
             machine::sleep_ns(1_000_000_000);
         }
     }
+    let mut tries = 0;
+    while plan.has_pages()
+        && let Err(error) = pages::prepare()
+    {
+        blame::judge_pages("the beginning", &error);
+        tries += 1;
+        if tries == TRIES {
+            return Err(failure(error));
+        }
+        machine::sleep_ns(1_000_000_000);
+    }
     Ok(())
+}
+
+/// What the library says itself, as SQLite would.
+fn failure(error: pagewire::simulation::pages::Error) -> Failure {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+    Failure::SqliteFailure(code, Some(error.message))
 }
 
 fn prepare_one(database: usize) -> Result<(), Failure> {
@@ -117,6 +134,9 @@ pub fn final_look() -> Result<(Lists, Vec<Finding>), Failure> {
     if plan.has_versions() {
         problems.extend(versions::last_look(uri)?);
         heads::last_look(uri)?;
+    }
+    if plan.has_pages() {
+        found.extend(pages::final_look().map_err(failure)?);
     }
     problems.extend(ledger::problems());
     Ok((found, problems))

@@ -117,8 +117,11 @@ fn folder_of(parent: &Path, pid: u32) -> PathBuf {
     parent.join(format!("pagewire-simulator-{pid:010}"))
 }
 
-/// This process has a disk from now on.
-pub fn begin() -> std::io::Result<()> {
+/// Where the disk caches of clients are, beside what is known: they are files as any other (`client/cache.rs`).
+pub const CACHES: &str = "cache";
+
+/// This process has a folder of its own from now on, in which it is.
+pub fn begin_folder() -> std::io::Result<PathBuf> {
     remove_of(std::process::id());
     let [memory, disk] = parents();
     let parent = if has_enough(&memory) { memory } else { disk };
@@ -126,6 +129,12 @@ pub fn begin() -> std::io::Result<()> {
     std::fs::create_dir(&root)?;
     let root = root.canonicalize()?;
     std::env::set_current_dir(&root)?;
+    Ok(root)
+}
+
+/// There is a disk in it.
+pub fn begin() -> std::io::Result<()> {
+    let root = begin_folder()?;
     *DISK.lock() = Some(Disk {
         root,
         ..Disk::default()
@@ -174,16 +183,22 @@ fn root() -> Option<PathBuf> {
 pub fn path_of(fd: c_int) -> Option<PathBuf> {
     let root = root()?;
     let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
-    let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
-    is_ours.then_some(path)
+    is_known(&root, &path).then_some(path)
+}
+
+fn is_known(root: &Path, path: &Path) -> bool {
+    let Ok(within) = path.strip_prefix(root) else {
+        return false;
+    };
+    let is_cache = within.to_string_lossy().starts_with(CACHES);
+    !is_cache && path.file_name().is_some_and(|name| name != LOCK_FILE)
 }
 
 /// What a path names, if it is on the disk.
 pub fn place_of(path: &Path) -> Option<PathBuf> {
     let root = root()?;
     let path = root.join(path);
-    let is_ours = path.starts_with(&root) && path.file_name()? != LOCK_FILE;
-    is_ours.then_some(path)
+    is_known(&root, &path).then_some(path)
 }
 
 /// A file was opened.
