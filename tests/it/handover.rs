@@ -1,11 +1,12 @@
 //! What it costs that the write lease goes to and fro between two processes which both want it.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::uri;
 use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Lost, Passed, Proxy};
-use pagewire_tests::server::PageServer;
+use pagewire_tests::server::{PageServer, target_dir};
 
 /// How long a call waits for a holder that is writing: `GRANT_WAIT` of the library.
 const WAIT: Duration = Duration::from_millis(25);
@@ -207,4 +208,57 @@ fn a_lease_that_came_early_and_is_not_written_with_holds_up_nobody() {
     }
     let spent = waited(&mut writers, "acquire") - acquires;
     assert_eq!(spent, 2, "one by the reader, and one by the writer");
+}
+
+/// SQLite's busy handler counts its pauses, whatever they took. Where they ended as the lease came, and another thread of the process was quicker,
+/// "database is locked" was told after some milliseconds.
+#[test]
+fn no_thread_of_a_crowd_is_told_that_the_database_is_busy_before_its_timeout_has_passed() {
+    const PROCESSES: usize = 2;
+    const THREADS: usize = 6;
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    // Of 200 ms: 1, 2, 5, 10, 15, 20, 25, 25, 25, 50 and 22.
+    const LAST_PAUSE: Duration = Duration::from_millis(22);
+    let server = PageServer::memory();
+    let uri = uri(&server.endpoint(), "t.db", &[]);
+    let mut first = Guest::start(&[]);
+    first.open("main", &uri).expect("open");
+    first.ok("main", "CREATE TABLE t(i INTEGER PRIMARY KEY, who TEXT)");
+    let processes: Vec<_> = (0..PROCESSES)
+        .map(|_| {
+            Command::new(target_dir().join("pagewire-guest"))
+                .args(["crowd", &uri, &THREADS.to_string()])
+                .args([&TIMEOUT.as_millis().to_string(), "4000"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("start the guest")
+        })
+        .collect();
+    let (mut written, mut refused) = (Vec::new(), Vec::new());
+    for process in processes {
+        let ended = process.wait_with_output().expect("wait");
+        assert!(ended.status.success());
+        for line in String::from_utf8(ended.stdout).expect("text").lines() {
+            let (what, number) = line.split_once(' ').expect("two words");
+            let number: u64 = number.parse().expect("a number");
+            match what {
+                "written" => written.push(number),
+                _ => refused.push(Duration::from_micros(number)),
+            }
+        }
+    }
+    refused.sort();
+    println!(
+        "written {written:?}, {} refused, the first of them after {:?}",
+        refused.len(),
+        refused.first()
+    );
+    assert_eq!(written.len(), PROCESSES * THREADS);
+    let early: Vec<_> = refused
+        .iter()
+        .filter(|after| **after < TIMEOUT - LAST_PAUSE)
+        .collect();
+    assert!(early.is_empty(), "{early:?}");
+    let rows = written.iter().sum::<u64>().to_string();
+    assert_eq!(first.ok("main", "SELECT count(*) FROM t"), [rows]);
 }

@@ -379,9 +379,9 @@ impl Connection {
         }
     }
 
-    /// What this transaction has waited in vain before it asked for the write lock.
-    pub fn waited_early(&self) -> Duration {
-        self.waited_early
+    /// What this transaction has waited in vain before it asked for the write lock. Told once.
+    pub fn take_waited_early(&mut self) -> Duration {
+        std::mem::take(&mut self.waited_early)
     }
 
     fn check_not_refusing(&self) -> Result<()> {

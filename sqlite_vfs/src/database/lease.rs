@@ -323,10 +323,15 @@ impl DatabaseState {
                 self.give_back(&mut inner, session);
                 WriteEnded::GaveBack
             }
-            Lease::Held { .. } if now < inner.recalled_at.after(CONTENDED_FOR) => {
-                WriteEnded::Contended
+            Lease::Held { .. } => {
+                self.paused.notify_one();
+                if now < inner.recalled_at.after(CONTENDED_FOR) {
+                    WriteEnded::Contended
+                } else {
+                    WriteEnded::Quiet
+                }
             }
-            Lease::Held { .. } | Lease::None => WriteEnded::Quiet,
+            Lease::None => WriteEnded::Quiet,
         }
     }
 
@@ -440,6 +445,7 @@ impl DatabaseState {
                 self.page_came(core.cache(), page, grant.head.version);
             }
             self.granted.notify_waiters();
+            self.paused.notify_one();
         } else {
             core.session.release_lease(self.id(), grant.epoch, false);
         }

@@ -56,6 +56,8 @@ pub struct DatabaseState {
     pub(super) inner: Mutex<Inner>,
     /// Signalled when a lease comes by push.
     pub granted: Notify,
+    /// Signalled to one of those who pause when the lease is there for him.
+    pub(super) paused: Notify,
     /// Signalled when a Prepare has ended.
     pub told: Notify,
 }
@@ -145,6 +147,7 @@ impl DatabaseState {
                 waiting_until: Moment::default(),
             }),
             granted: Notify::new(),
+            paused: Notify::new(),
             told: Notify::new(),
         }
     }

@@ -13,10 +13,13 @@
 //! ```
 //! * **W1** Nobody sleeps while the lease is there for him. Who waits in xLock or in the pauses of SQLite's busy handler goes on as soon as it comes:
 //!   the call is answered with it, or the push ends the wait. Every such wait has a bound, and a pause takes no longer than SQLite wants.
+//!   Of those who pause one goes on for each lease that comes, and for each writer of this process that ends and leaves the lease here: the others would
+//!   find it taken, and have counted a pause.
 //! * **W2** A lease that goes back is on its way when the callback returns, and a recall is heard between transactions: this thread may not call again
 //!   for long, and the idle thread of the runtime looks only now and then.
 //!   Where nobody else has written for a while it costs nothing: no thread is woken.
-//! * **W3** What is waited for within xLock is either so short that SQLite's busy handler need not know of it, or counted (`ffi/busy.rs`).
+//! * **W3** What is waited for within xLock is either so short that SQLite's busy handler need not know of it, or counted. And what it has counted has
+//!   passed: pauses that ended because the lease came, which somebody else then took, are made up for by the next one (B1 of `ffi/busy.rs`).
 //! * **W4** The early acquire is a guess and decides nothing: the transaction begins by D2, as if the lease had come with an open; the ticket is
 //!   the one that xLock(RESERVED) would file, at the same place (L-4 of `servers/core/src/lease.rs`); where it does not come in time, or fails, nobody hears
 //!   of it. A lease that came early waits for its writer as one that came by push does, `CLAIM_TIME` after a recall at most; no longer than the transaction,
@@ -32,7 +35,7 @@ use pagewire_proto::{Epoch, Version};
 use tokio::time::Instant;
 
 use super::lease::{BeginWrite, CLAIM_TIME, WriteEnded, WriterId};
-use super::{Database, tokio_timeout};
+use super::{Database, tokio_sleep, tokio_timeout};
 use crate::client::{Acquired, LeaseRequest, Membership, Owner};
 use crate::clock::Moment;
 use crate::error::{Error, Kind, Result};
@@ -264,11 +267,19 @@ impl Database {
         }
     }
 
-    /// A pause of SQLite's busy handler, which ends when the lease comes (W1).
-    pub fn await_lease(&self, most: Duration) {
-        let granted = self.state.granted.notified();
-        if !self.state.lease_is_here() {
-            let _ = self.client.wait(tokio_timeout(most, granted));
+    /// A pause of SQLite's busy handler, which ends when the lease comes (W1), but not before the least time (W3).
+    pub fn await_lease(&self, least: Duration, most: Duration) {
+        if !least.is_zero() {
+            self.client.wait(tokio_sleep(least));
+        }
+        let until = Instant::now() + most.saturating_sub(least);
+        loop {
+            let came = self.state.paused.notified();
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() || self.state.lease_is_here() {
+                return;
+            }
+            let _ = self.client.wait(tokio_timeout(rest, came));
         }
     }
 }
