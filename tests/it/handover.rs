@@ -8,6 +8,9 @@ use pagewire_tests::process::Guest;
 use pagewire_tests::proxy::{Call, Lost, Passed, Proxy};
 use pagewire_tests::server::{PageServer, target_dir};
 
+/// SQLITE_BUSY_SNAPSHOT.
+const BUSY_SNAPSHOT: i32 = 517;
+
 /// How long a call waits for a holder that is writing: `GRANT_WAIT` of the library.
 const WAIT: Duration = Duration::from_millis(25);
 
@@ -261,4 +264,47 @@ fn no_thread_of_a_crowd_is_told_that_the_database_is_busy_before_its_timeout_has
     assert!(early.is_empty(), "{early:?}");
     let rows = written.iter().sum::<u64>().to_string();
     assert_eq!(first.ok("main", "SELECT count(*) FROM t"), [rows]);
+}
+
+/// The lease comes with a version that is newer than the snapshot, so SQLite has to begin anew. A recall that was heard in between, by another
+/// thread of the process, took the lease away again, and the turn was lost.
+#[test]
+fn whoever_has_to_begin_anew_keeps_the_turn_for_which_the_lease_came() {
+    let server = PageServer::memory();
+    let proxy = Proxy::new(&server.endpoint());
+    let mut writers = two_writers(&proxy);
+    let [first, second] = &mut writers;
+    let mut third = Guest::start(&[]);
+    third
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    third.ok("main", "PRAGMA busy_timeout = 30000");
+    let insert = |who: &str| format!("INSERT INTO t(who) VALUES('{who}')");
+    third.ok("main", &insert("third before"));
+    // A snapshot that is old when its transaction wants to write.
+    second.ok("main", "BEGIN");
+    second.ok("main", "SELECT count(*) FROM t");
+    first.ok("main", &insert("first"));
+    let refused = second
+        .sql("main", &insert("second, too late"))
+        .expect_err("its snapshot is old");
+    assert_eq!(refused.code, BUSY_SNAPSHOT);
+    second.ok("main", "ROLLBACK");
+    proxy.take_passed();
+    third.begin_sql("main", &insert("third"));
+    // The recall is heard by now: nobody calls, so the library's own thread listens.
+    let begun = Instant::now();
+    while count(&proxy.take_passed(), Passed::News(Lost::Recall)) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no recall");
+        std::thread::yield_now();
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "nothing tells that the library has heard it"
+    )]
+    std::thread::sleep(Duration::from_millis(20));
+    second.ok("main", &insert("second"));
+    third.answer().expect("its turn");
+    let last = "SELECT group_concat(who) FROM (SELECT who FROM t ORDER BY i DESC LIMIT 2)";
+    assert_eq!(first.ok("main", last), ["third,second"]);
 }

@@ -62,7 +62,7 @@ pub(super) struct Request {
     pub(super) patience: Instant,
     /// For one that is writing.
     pub(super) patience_with_writers: Duration,
-    /// How long the lease may go unused although others want it; `None` where somebody writes with it at once.
+    /// How long the lease may go unused although others want it; `None` where somebody writes with it at once, or never.
     pub(super) claim: Option<Duration>,
 }
 
@@ -167,7 +167,8 @@ impl Database {
                         transaction: transaction.number_of_holder(),
                         patience,
                         patience_with_writers: GRANT_WAIT,
-                        claim: None,
+                        // With a later head SQLite has to begin anew before it writes.
+                        claim: Some(CLAIM_TIME),
                     };
                     match self.acquire_or_wait(&request, deadline)? {
                         Acquired::Granted(grant, _) => {
