@@ -287,7 +287,7 @@ impl Core {
             Some(Outcome::Granted(mut grant)) => {
                 let pages = std::mem::take(&mut grant.pages);
                 let grant = valid(LeaseGrant::try_from(grant))?;
-                let pages = valid(pages_along(pages, &grant.head))?;
+                let pages = pages_along(pages, &grant.head);
                 Ok(Acquired::Granted(grant, pages))
             }
             Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
@@ -297,26 +297,18 @@ impl Core {
     }
 }
 
-/// Pages as they come along with a grant, of its head.
-pub(super) fn pages_along(
-    wire: Vec<pb::PageContent>,
-    head: &Snapshot,
-) -> std::result::Result<Vec<Page>, pagewire_proto::Invalid> {
-    let invalid = |problem: &str| pagewire_proto::Invalid::new("pages", problem);
+/// Pages as they come along with a grant, of its head. A hint: where one of them is wrong none is taken, and the grant is what it is without them.
+pub(super) fn pages_along(wire: Vec<pb::PageContent>, head: &Snapshot) -> Vec<Page> {
     let page_bytes = head.page_size.map_or(0, |size| size.bytes());
     if wire.len() > 1 && wire.len() * page_bytes > MAX_GRANT_PAGE_BYTES {
-        return Err(invalid("are more than may come along"));
+        return Vec::new();
     }
-    let mut pages = Vec::with_capacity(wire.len());
-    for page in wire {
-        // Copied by whoever keeps it.
-        let page = Page::from_answer(page, head.page_size)?;
-        if !head.page_count.has(page.number) || page.version > head.version {
-            return Err(invalid("are not of the head"));
-        }
-        pages.push(page);
-    }
-    Ok(pages)
+    // They are copied by whoever keeps them.
+    let pages = wire.into_iter().map(|page| {
+        let page = Page::from_answer(page, head.page_size).ok()?;
+        (head.page_count.has(page.number) && page.version <= head.version).then_some(page)
+    });
+    pages.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// Page 1 as it comes along with the news of a version.
@@ -392,4 +384,63 @@ pub(super) fn valid<T>(
         explicit: false,
         message: format!("the server's answer is not valid: {invalid}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pagewire_proto::PageCount;
+
+    use super::*;
+
+    const SIZE: usize = 4096;
+
+    fn page(number: u32, version: u64) -> pb::PageContent {
+        let content = Bytes::from(vec![number as u8; SIZE]);
+        pb::PageContent {
+            number,
+            version,
+            crc32: crc32fast::hash(&content),
+            content,
+            ..Default::default()
+        }
+    }
+
+    /// A hint that is wrong ended the call, or the stream, in an error, while the server went on believing that this session had the lease.
+    #[test]
+    fn pages_along_that_are_wrong_are_left_out_and_the_grant_is_taken() {
+        let head = Snapshot {
+            version: Version::new(7),
+            page_size: PageSize::try_from(SIZE as u32).ok(),
+            page_count: PageCount::try_from(30).expect("a count"),
+        };
+        let numbers = |wire| -> Vec<u32> {
+            let pages = pages_along(wire, &head);
+            pages.iter().map(|page| page.number.get()).collect()
+        };
+        let most = MAX_GRANT_PAGE_BYTES / SIZE;
+        let good: Vec<_> = (1..=most as u32).map(|number| page(number, 7)).collect();
+        assert_eq!(numbers(good.clone()).len(), most);
+        let mut more = good.clone();
+        more.push(page(20, 7));
+        assert_eq!(numbers(more), [0; 0], "too many");
+        let changed = |change: &dyn Fn(&mut pb::PageContent)| {
+            let mut pages = vec![page(1, 7), page(2, 7)];
+            change(&mut pages[1]);
+            numbers(pages)
+        };
+        assert_eq!(changed(&|_| {}), [1, 2]);
+        assert_eq!(changed(&|page| page.number = 31), [0; 0], "beyond the end");
+        assert_eq!(changed(&|page| page.number = 0), [0; 0], "no page");
+        assert_eq!(
+            changed(&|page| page.version = 8),
+            [0; 0],
+            "of a later version"
+        );
+        assert_eq!(changed(&|page| page.crc32 ^= 1), [0; 0], "damaged");
+        let short = |page: &mut pb::PageContent| {
+            page.content.truncate(SIZE / 2);
+            page.crc32 = crc32fast::hash(&page.content);
+        };
+        assert_eq!(changed(&short), [0; 0], "of another size");
+    }
 }

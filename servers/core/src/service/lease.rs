@@ -8,7 +8,7 @@
 //! ```
 //! A wait only puts off the answer: the ticket is filed before it, does not age during it, and is served in its turn (L-4, L-5 of `lease.rs`), whether a call
 //! waits or not. Pages are read at the head of the grant, after the fence, and before the look whether the lease is still there: what the
-//! store takes for them makes no grant true for longer.
+//! store takes for them makes no grant true for longer. It may take some milliseconds; then the grant goes without them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! BeginSnapshot and ReadPages: the head, strictly, and pages at a version.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pagewire_proto::limits::{MAX_GRANT_PAGE_BYTES, MAX_READ_BYTES, MAX_READ_PAGES};
@@ -19,6 +20,8 @@ use crate::session::Session;
 
 /// The largest page that is sent beside what was asked for: an eighth of what news of a connection may hold in any case.
 pub(super) const MAX_PAGE_BESIDE: usize = 8 << 10;
+/// How long the store may take for pages that go along with a grant: about what the client would need to ask for them on a near way.
+const ALONG_WAIT: Duration = Duration::from_millis(10);
 /// A page of an answer is held as it was read, and as it is sent.
 const HELD_TIMES: usize = 2;
 /// The rest of an answer: as many messages around pages as there may be.
@@ -114,8 +117,20 @@ pub(crate) struct Along {
 /// The first pages of the head of a grant that were written after `since`: what one who had everything of that version has to read next. The grant is for
 /// one who knows of the changes up to `known`.
 ///
-/// A hint: where there is no memory for them, or the store does not answer, there are none.
+/// A hint: where there is no memory for them, or the store does not have them at hand, there are none. Somebody waits for the grant.
 pub(crate) async fn pages_along(
+    hub: &Hub,
+    account: &Arc<Account>,
+    session: &Session,
+    database: &Database,
+    (known, grant): (Version, &LeaseGrant),
+    since: Version,
+) -> Option<Along> {
+    let pages = find_pages_along(hub, account, session, database, (known, grant), since);
+    tokio::time::timeout(ALONG_WAIT, pages).await.ok()?
+}
+
+async fn find_pages_along(
     hub: &Hub,
     account: &Arc<Account>,
     session: &Session,

@@ -233,6 +233,41 @@ async fn the_pages_come_with_a_grant_on_the_stream_too() {
     assert_eq!(grant.pages, [written]);
 }
 
+/// A store that hangs on one read: the grant came after 30 s, with an error, and nobody had the lease meanwhile.
+#[tokio::test(start_paused = true)]
+async fn no_grant_waits_for_pages_that_the_store_does_not_have_at_hand() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    for base in [0, 1] {
+        let commit = TestCommit::new(&database, base, epoch, base as u8 + 1);
+        assert_eq!(
+            holder.commit(&commit).await.unwrap(),
+            committed(&[base + 1])
+        );
+    }
+    store.reads.forget_permits(usize::MAX);
+    // By the answer of a call.
+    let begun = Instant::now();
+    assert_eq!(pages_along(&mut holder, &database, 1, 1).await, [0; 0]);
+    // And by the stream.
+    let mut request = other.acquire_request(&database, 0);
+    (request.known_version, request.pages_since) = (1, 1);
+    let answer = other.calls.acquire_lease(request).await.unwrap();
+    assert_eq!(acquired(answer.into_inner()), Err(1));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, false);
+    let News::LeaseGranted(granted) = other.news().await else {
+        panic!("no grant");
+    };
+    assert_eq!(granted.grant.unwrap().pages, []);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    // Where they are at hand they come.
+    store.reads.add_permits(1000);
+    assert_eq!(pages_along(&mut other, &database, 1, 1).await, [1]);
+}
+
 #[tokio::test]
 async fn the_lease_goes_round_in_the_order_of_the_tickets() {
     let server = TestServer::start(LONG_TTL).await;
