@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pagewire_tests::connection::uri;
 use pagewire_tests::process::Guest;
-use pagewire_tests::proxy::{Call, Lost, Passed, Proxy};
+use pagewire_tests::proxy::{Call, Fault, Lost, Passed, Proxy};
 use pagewire_tests::server::{PageServer, target_dir};
 
 /// SQLITE_BUSY_SNAPSHOT.
@@ -54,6 +54,7 @@ fn n_transactions_in_turns_cost_one_recall_one_release_one_acquire_and_one_commi
     let kinds = ["acquire", "commit", "begin", "read", "open", "resolve"];
     let before = kinds.map(|kind| waited(&mut writers, kind));
     proxy.take_passed();
+    let began = Instant::now();
     for turn in 0..TRANSACTIONS {
         writers[turn % 2].ok("main", "INSERT INTO t(who) VALUES('in turn')");
     }
@@ -73,18 +74,24 @@ fn n_transactions_in_turns_cost_one_recall_one_release_one_acquire_and_one_commi
     let [acquires, commits, begins, reads, opens, resolves] =
         std::array::from_fn(|kind| after[kind] - before[kind]);
     let each = i64::try_from(TRANSACTIONS).expect("a count");
-    assert_eq!([acquires, commits], [each; 2], "{spent:?}");
-    assert_eq!([reads, opens, resolves], [0; 3], "{spent:?}");
+    assert_eq!([commits, opens, resolves], [each, 0, 0], "{spent:?}");
+    // Where a process that has nothing to do takes so long for a recall, the lease comes later, and by push.
+    let late = i64::try_from(began.elapsed().as_millis() / WAIT.as_millis()).expect("a count");
+    assert!((each..=each + late).contains(&acquires), "{spent:?}");
+    assert!(reads <= late, "{spent:?}");
     // Until it is known that they write from the beginning.
-    assert!(begins <= 4, "{spent:?}");
-    for (what, most) in [
-        (Passed::News(Lost::Recall), TRANSACTIONS),
-        (Passed::News(Lost::Release), TRANSACTIONS),
-        (Passed::Call(Call::Acquire), TRANSACTIONS),
+    assert!(begins <= 4 + late, "{spent:?}");
+    let late = usize::try_from(late).expect("a count");
+    for (what, least, more) in [
+        (Passed::News(Lost::Recall), TRANSACTIONS, 0),
+        (Passed::News(Lost::Release), TRANSACTIONS, 0),
+        (Passed::Call(Call::Acquire), TRANSACTIONS, late),
         // The answer to the acquire is the grant.
-        (Passed::News(Lost::Granted), 0),
+        (Passed::News(Lost::Granted), 0, late),
     ] {
-        assert_eq!(count(&passed, what), most, "{what:?} in {spent:?}");
+        let passed = count(&passed, what);
+        let expected = least..=least + more;
+        assert!(expected.contains(&passed), "{passed} {what:?} in {spent:?}");
     }
     let rows = (TRANSACTIONS + 2).to_string();
     assert_eq!(writers[0].ok("main", "SELECT count(*) FROM t"), [rows]);
@@ -181,36 +188,124 @@ fn whoever_waits_in_a_pause_of_the_busy_handler_goes_on_when_the_lease_comes() {
     assert!(waited_for[ROUNDS / 2] < most, "{waited_for:?}, {most:?}");
 }
 
+/// Transactions that write from their beginning, in turns: a habit of both.
+fn make_a_habit(writers: &mut [Guest; 2]) {
+    for turn in 0..6 {
+        writers[turn % 2].ok("main", "INSERT INTO t(who) VALUES('x')");
+    }
+}
+
 /// Who has the habit to write asks for the lease when its transaction begins. If that only reads after all, the lease goes back to whoever writes,
 /// and what is read stays what it was.
 #[test]
 fn a_lease_that_came_early_and_is_not_written_with_holds_up_nobody() {
+    const ROUNDS: usize = 5;
     let server = PageServer::memory();
     let proxy = Proxy::new(&server.endpoint());
-    let mut writers = two_writers(&proxy);
-    let insert = "INSERT INTO t(who) VALUES('x')";
-    for turn in 0..6 {
-        writers[turn % 2].ok("main", insert);
+    let mut took = Vec::new();
+    for round in 0..ROUNDS {
+        // Others each time: a guess that was wrong is not made again so soon.
+        let mut writers = two_writers(&proxy);
+        make_a_habit(&mut writers);
+        let insert = "INSERT INTO t(who) VALUES('x')";
+        let acquires = waited(&mut writers, "acquire");
+        let [reader, writer] = &mut writers;
+        reader.ok("main", "BEGIN");
+        let before = reader.ok("main", "SELECT count(*) FROM t");
+        let begun = Instant::now();
+        for _ in 0..3 {
+            writer.ok("main", insert);
+        }
+        took.push(begun.elapsed());
+        assert_eq!(reader.ok("main", "SELECT count(*) FROM t"), before);
+        reader.ok("main", "COMMIT");
+        // It reads as anybody does from now on.
+        for _ in 0..3 {
+            reader.ok("main", "SELECT count(*) FROM t");
+        }
+        let spent = waited(&mut writers, "acquire") - acquires;
+        assert_eq!(
+            spent, 2,
+            "one by the reader, and one by the writer, in round {round}"
+        );
     }
-    let acquires = waited(&mut writers, "acquire");
-    let [reader, writer] = &mut writers;
-    reader.ok("main", "BEGIN");
-    let before = reader.ok("main", "SELECT count(*) FROM t");
-    let begun = Instant::now();
-    for _ in 0..3 {
+    // A recall waits a quarter of a second for whoever wants the lease.
+    let least = took.iter().min().expect("a round");
+    assert!(*least < Duration::from_millis(200), "{took:?}");
+}
+
+/// A transaction that only reads, of a connection that has the habit to write, waited for another's transaction. If its ticket was served while it read, the next
+/// one who wanted to write waited a quarter of a second for it.
+#[test]
+fn whoever_only_reads_waits_for_no_writer_and_no_writer_waits_for_it() {
+    const ROUNDS: usize = 7;
+    let server = PageServer::memory();
+    let proxy = Proxy::new(&server.endpoint());
+    let (mut read, mut written) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut writers = two_writers(&proxy);
+        make_a_habit(&mut writers);
+        let [reader, writer] = &mut writers;
+        let count = "SELECT count(*) FROM t";
+        let insert = "INSERT INTO t(who) VALUES('x')";
+        writer.ok("main", "BEGIN IMMEDIATE");
         writer.ok("main", insert);
+        reader.ok("main", "BEGIN");
+        let begun = Instant::now();
+        let before = reader.ok("main", count);
+        read.push(begun.elapsed());
+        // The lease goes to the reader's ticket.
+        writer.ok("main", "COMMIT");
+        let begun = Instant::now();
+        writer.ok("main", insert);
+        written.push(begun.elapsed());
+        assert_eq!(reader.ok("main", count), before);
+        reader.ok("main", "COMMIT");
     }
-    let took = begun.elapsed();
-    // A recall waits a quarter of a second for whoever wanted the lease.
-    assert!(took < Duration::from_secs(5), "it took {took:?}");
-    assert_eq!(reader.ok("main", "SELECT count(*) FROM t"), before);
-    reader.ok("main", "COMMIT");
-    // It reads as anybody does from now on.
-    for _ in 0..3 {
-        reader.ok("main", "SELECT count(*) FROM t");
+    println!("read {read:?}, written {written:?}");
+    // What it would wait it would wait each time.
+    let least = |times: &[Duration]| times.iter().min().copied().expect("a round");
+    assert!(least(&read) < WAIT, "{read:?}");
+    assert!(least(&written) < Duration::from_millis(200), "{written:?}");
+}
+
+/// "0 round trips" of a transaction that only reads is said for whoever has a live subscription, and for one that is bounded.
+#[test]
+fn whoever_reads_without_asking_does_not_ask_for_the_lease_either() {
+    let server = PageServer::versioned();
+    let bounded = ["consistency=bounded", "max_staleness_ms=60000"];
+    for parameters in [&["subscribe=always"][..], &bounded[..]] {
+        let mut writers = [Guest::start(&[]), Guest::start(&[])];
+        for writer in &mut writers {
+            let uri = uri(&server.endpoint(), "t.db", parameters);
+            writer.open("probe", ":memory:").expect("open");
+            writer.open("main", &uri).expect("open");
+            writer.ok("main", "PRAGMA busy_timeout = 30000");
+            writer.ok(
+                "main",
+                "CREATE TABLE IF NOT EXISTS t(i INTEGER PRIMARY KEY, who TEXT)",
+            );
+        }
+        // Whoever asks once is subscribed, if that is wanted.
+        writers[1].ok("main", "INSERT INTO t(who) VALUES('x')");
+        writers[0].ok("main", "SELECT count(*) FROM t");
+        if parameters.len() == 1 {
+            let begun = Instant::now();
+            loop {
+                let answer = writers[0].ok("main", "PRAGMA pagewire_subscription");
+                if answer == ["strict"] {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(10), "{answer:?}");
+            }
+        }
+        make_a_habit(&mut writers);
+        let kinds = ["acquire", "begin"];
+        let before = kinds.map(|kind| waited(&mut writers, kind));
+        writers[0].ok("main", "SELECT count(*) FROM t");
+        let after = kinds.map(|kind| waited(&mut writers, kind));
+        assert_eq!(after, before, "{parameters:?}");
     }
-    let spent = waited(&mut writers, "acquire") - acquires;
-    assert_eq!(spent, 2, "one by the reader, and one by the writer");
 }
 
 /// SQLite's busy handler counts its pauses, whatever they took. Where they ended as the lease came, and another thread of the process was quicker,
@@ -266,6 +361,65 @@ fn no_thread_of_a_crowd_is_told_that_the_database_is_busy_before_its_timeout_has
     assert_eq!(first.ok("main", "SELECT count(*) FROM t"), [rows]);
 }
 
+/// Waits until the library has heard of a recall: nobody calls, so its own thread listens.
+fn recall_is_heard(proxy: &Proxy) {
+    let begun = Instant::now();
+    while count(&proxy.take_passed(), Passed::News(Lost::Recall)) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no recall");
+        std::thread::yield_now();
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "nothing tells that it has come from the proxy to the library"
+    )]
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+/// A connection that asked early and does not write ended the claim of another one of its process, which had to begin anew with the lease that had come for it.
+#[test]
+fn whoever_does_not_write_ends_nobody_else_s_claim() {
+    let server = PageServer::memory();
+    let proxy = Proxy::new(&server.endpoint());
+    let mut writers = two_writers(&proxy);
+    let [first, second] = &mut writers;
+    let mut third = Guest::start(&[]);
+    third
+        .open("main", &uri(&server.endpoint(), "t.db", &[]))
+        .expect("open");
+    third.ok("main", "PRAGMA busy_timeout = 30000");
+    let insert = |who: &str| format!("INSERT INTO t(who) VALUES('{who}')");
+    third.ok("main", &insert("third before"));
+    second
+        .open("other", &uri(&proxy.endpoint(), "t.db", &[]))
+        .expect("open");
+    for _ in 0..3 {
+        first.ok("main", &insert("first"));
+        second.ok("other", &insert("a habit"));
+    }
+    // A snapshot that is old when its transaction wants to write.
+    second.ok("main", "BEGIN");
+    second.ok("main", "SELECT count(*) FROM t");
+    first.ok("main", &insert("first"));
+    // It asks early and has the lease. Page 1 is no page that it reads.
+    second.ok("other", "BEGIN");
+    second.ok("other", "PRAGMA schema_version");
+    // So long nobody claims it that it goes back.
+    first.ok("main", &insert("first"));
+    let refused = second
+        .sql("main", &insert("second, too late"))
+        .expect_err("its snapshot is old");
+    assert_eq!(refused.code, BUSY_SNAPSHOT);
+    second.ok("main", "ROLLBACK");
+    proxy.take_passed();
+    third.begin_sql("main", &insert("third"));
+    recall_is_heard(&proxy);
+    second.ok("other", "COMMIT");
+    second.ok("main", &insert("second"));
+    third.answer().expect("its turn");
+    let last = "SELECT group_concat(who) FROM (SELECT who FROM t ORDER BY i DESC LIMIT 2)";
+    assert_eq!(first.ok("main", last), ["third,second"]);
+}
+
 /// The lease comes with a version that is newer than the snapshot, so SQLite has to begin anew. A recall that was heard in between, by another
 /// thread of the process, took the lease away again, and the turn was lost.
 #[test]
@@ -292,17 +446,7 @@ fn whoever_has_to_begin_anew_keeps_the_turn_for_which_the_lease_came() {
     second.ok("main", "ROLLBACK");
     proxy.take_passed();
     third.begin_sql("main", &insert("third"));
-    // The recall is heard by now: nobody calls, so the library's own thread listens.
-    let begun = Instant::now();
-    while count(&proxy.take_passed(), Passed::News(Lost::Recall)) == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(10), "no recall");
-        std::thread::yield_now();
-    }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nothing tells that the library has heard it"
-    )]
-    std::thread::sleep(Duration::from_millis(20));
+    recall_is_heard(&proxy);
     second.ok("main", &insert("second"));
     third.answer().expect("its turn");
     let last = "SELECT group_concat(who) FROM (SELECT who FROM t ORDER BY i DESC LIMIT 2)";

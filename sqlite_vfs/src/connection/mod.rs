@@ -54,7 +54,7 @@ use std::time::{Duration, Instant};
 use pagewire_proto::{PageCount, Snapshot, Version};
 
 use crate::client::Owner;
-use crate::database::{Database, Looked, Pin, WriterId};
+use crate::database::{Database, Early, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::settings::ConnectionSettings;
 use habit::Habit;
@@ -95,8 +95,8 @@ pub struct Connection {
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
     habit: Habit,
-    /// The transaction has the lease since it was asked for early, and has not written with it yet.
-    has_early_lease: bool,
+    /// What came of the lease that the transaction asked for early, until it writes or reads.
+    early: Early,
     /// What the transaction has waited in vain for an early lease.
     waited_early: Duration,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
@@ -200,7 +200,7 @@ impl Connection {
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead,
             habit: Habit::default(),
-            has_early_lease: false,
+            early: Early::NotAsked,
             waited_early: Duration::ZERO,
             cache_is_stale: false,
             has_seen_empty: false,
@@ -286,10 +286,13 @@ impl Connection {
             State::Reading { base } => {
                 let snapshot = base.snapshot();
                 self.habit.wants_to_write();
+                // From here on it wants the lease as any other that tries.
+                let has_ticket = std::mem::take(&mut self.early) == Early::Waits;
                 let outcome = self.database.begin_write(
                     self.writer,
                     self.owner,
                     snapshot.version,
+                    has_ticket,
                     self.settings.timeout,
                 );
                 self.state = match outcome {
@@ -298,7 +301,7 @@ impl Connection {
                         return Err(error);
                     }
                     Ok(()) => {
-                        self.has_early_lease = false;
+                        self.habit.writes();
                         State::Writing {
                             overlay: self.overlay_on(&snapshot),
                             base,
@@ -357,11 +360,15 @@ impl Connection {
         self.waited_early = Duration::ZERO;
         if self.habit.is_to_write() && self.view.pin().is_none() && !self.settings.read_only {
             let begun = Instant::now();
-            self.has_early_lease = self
-                .database
-                .acquire_early(self.owner, self.settings.timeout);
-            if !self.has_early_lease {
-                self.waited_early = begun.elapsed();
+            let database = &self.database;
+            self.early = database.acquire_early(self.writer, self.owner, &self.settings);
+            match self.early {
+                Early::Waits => self.waited_early = begun.elapsed(),
+                Early::Failed => {
+                    self.waited_early = begun.elapsed();
+                    self.habit.is_over();
+                }
+                Early::NotAsked | Early::Came => {}
             }
         }
         let begun = self.begin_read();
@@ -374,8 +381,14 @@ impl Connection {
     /// No transaction is open any more.
     fn transaction_ends(&mut self) {
         self.habit.ends();
-        if std::mem::take(&mut self.has_early_lease) {
-            self.database.claim_ends();
+        self.early_is_over();
+    }
+
+    /// The transaction does not write, or not yet: nobody shall wait for it.
+    fn early_is_over(&mut self) {
+        match std::mem::take(&mut self.early) {
+            Early::Came | Early::Waits => self.database.claim_ends(self.writer),
+            Early::NotAsked | Early::Failed => {}
         }
     }
 

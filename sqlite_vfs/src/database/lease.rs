@@ -8,8 +8,8 @@
 //!
 //!      push, early acquire                       xLock(RESERVED)
 //! None -------------------> Held{unclaimed_until} ---------------> Held, writing
-//!                                  | recalled, and: its time is over, or who asked early (`write.rs`) has ended its transaction
-//!                                  +--> None
+//!                                  | recalled, and: its time is over, or who asked early (`write.rs`) has read, or ended its transaction,
+//!                                  +--> None                                and nobody else of the process wants it
 //! ```
 //! The invariants (D1, D6, D7) are those of `state.rs`. How a connection waits for the lease is in `write.rs`.
 
@@ -114,6 +114,7 @@ impl DatabaseState {
         if let Some(unsettled) = &inner.unsettled {
             return Ok(BeginWrite::Settle(unsettled.clone()));
         }
+        inner.wants(writer);
         if inner.writer.is_some_and(|(other, _)| other != writer) {
             inner.waiting_until = Moment::now().after(Duration::from_millis(TICKET_TTL_MS));
             return Err(Error::busy(format!(
@@ -142,20 +143,31 @@ impl DatabaseState {
     }
 
     /// The newest known version and the newest released epoch, for asking before it is known whether anything is written: where nobody here
-    /// has the lease, writes, or has to be waited for.
+    /// has the lease, writes, or has to be waited for, and the transaction would ask for its snapshot in any case (D2).
     pub(super) fn may_acquire_early(&self) -> Option<(Version, Epoch)> {
         let inner = self.inner.lock();
         let may = inner.gone.is_none()
             && inner.unsettled.is_none()
             && !inner.committing
             && inner.writer.is_none()
-            && inner.lease == Lease::None;
+            && inner.lease == Lease::None
+            && !inner.subscription.is_trusting()
+            && !inner.subscription.is_warned();
         may.then_some((inner.head.version, inner.released))
     }
 
-    /// Nobody waits any more to write with a lease that came early.
-    pub(super) fn claim_ends(&self, session: &Session) -> WriteEnded {
+    /// Who asked early has a ticket in the queue.
+    pub(super) fn waits_early(&self, writer: WriterId) {
+        self.inner.lock().wants(writer);
+    }
+
+    /// The connection will not write after all. A lease that came for it waits no longer, unless it is wanted by another one: then it may be that one's.
+    pub(super) fn claim_ends(&self, writer: WriterId, session: &Session) -> WriteEnded {
         let mut inner = self.inner.lock();
+        inner.wanting.retain(|(other, _)| *other != writer);
+        if inner.is_wanted() {
+            return WriteEnded::Quiet;
+        }
         let Lease::Held {
             epoch,
             recalled,
@@ -306,6 +318,7 @@ impl DatabaseState {
         };
         inner.writer = Some((writer, epoch));
         inner.transaction = Some(Arc::clone(transaction));
+        inner.wanting.retain(|(other, _)| *other != writer);
     }
 
     /// The connection is the writer no more; a recalled lease goes back now.
@@ -432,7 +445,7 @@ impl DatabaseState {
     ) {
         let taken = {
             let mut inner = self.inner.lock();
-            let unclaimed_until = Some(Moment::now().after(CLAIM_TIME));
+            let unclaimed_until = inner.is_wanted().then(|| Moment::now().after(CLAIM_TIME));
             let taken = self.take_lease(&mut inner, &grant, unclaimed_until);
             if taken {
                 inner.head_is_certain = inner.unsettled.is_none();
@@ -522,5 +535,21 @@ impl DatabaseState {
             inner.released = inner.released.max(epoch);
             session.release_lease(self.id(), epoch, false);
         }
+    }
+}
+
+impl Inner {
+    /// The connection wants the lease: from a try for the write lock to its success, or as long as the server keeps its ticket.
+    fn wants(&mut self, writer: WriterId) {
+        let now = Moment::now();
+        let until = now.after(Duration::from_millis(TICKET_TTL_MS));
+        self.wanting
+            .retain(|(other, until)| *other != writer && now < *until);
+        self.wanting.push((writer, until));
+    }
+
+    fn is_wanted(&self) -> bool {
+        let now = Moment::now();
+        self.wanting.iter().any(|(_, until)| now < *until)
     }
 }

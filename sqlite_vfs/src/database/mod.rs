@@ -38,6 +38,7 @@ pub use lease::WriterId;
 pub use pins::Pin;
 pub use state::{Begin, DatabaseState};
 pub use subscription::News;
+pub use write::Early;
 
 /// Slowest transfer that is waited for, in bytes per second.
 const SLOWEST_TRANSFER: u64 = 1 << 20;

@@ -85,11 +85,13 @@ pub(super) struct Inner {
     pub(super) committing: bool,
     pub(super) unsettled: Option<Unsettled>,
     pub(super) pins: Pins,
-    subscription: Subscription,
+    pub(super) subscription: Subscription,
     /// When the newest question was sent whose answer was the head.
     asked_at: Moment,
     /// Until when a connection of this process counts as waiting for the write lock.
     pub(super) waiting_until: Moment,
+    /// Connections of this process for which a lease that comes is claimed, and until when: each has a ticket, or tries again.
+    pub(super) wanting: Vec<(WriterId, Moment)>,
 }
 
 /// A commit whose outcome is not known.
@@ -145,6 +147,7 @@ impl DatabaseState {
                 subscription: Subscription::default(),
                 asked_at: Moment::default(),
                 waiting_until: Moment::default(),
+                wanting: Vec::new(),
             }),
             granted: Notify::new(),
             paused: Notify::new(),

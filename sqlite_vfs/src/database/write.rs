@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! xLock(SHARED) of one that writes as a rule -- early acquire -- granted --> Held, unclaimed --> xLock(RESERVED): writing
-//!                                          \-- pending: it begins as any other |
-//!                                                                              +-> reads first, or ends: nobody claims it (W4)
+//!       |                                  \-- pending: a ticket --> xLock(RESERVED): waits for the push, then as below
+//!       |                                            |             \-> reads first, or ends: nobody of this connection claims it (W4)
+//!       +-- that would not ask for its snapshot      \-- no answer: the habit is over
+//!           (lease, trusting subscription, bounded): none
 //! xLock(RESERVED) -- lease here, head is the snapshot ---------------------------------------> writing
 //!       |       \-- acquire -- granted, head is the snapshot --------------------------------> writing
 //!       |                  \-- granted, a later head --> BUSY_SNAPSHOT --> xSleep ends at once --> xLock(SHARED), xLock(RESERVED): writing
@@ -22,9 +24,12 @@
 //!   passed: pauses that ended because the lease came, which somebody else then took, are made up for by the next one (B1 of `ffi/busy.rs`).
 //! * **W4** The early acquire is a guess and decides nothing: the transaction begins by D2, as if the lease had come with an open; the ticket is
 //!   the one that xLock(RESERVED) would file, at the same place (L-4 of `servers/core/src/lease.rs`); where it does not come in time, or fails, nobody hears
-//!   of it. A lease that came early waits for its writer as one that came by push does, `CLAIM_TIME` after a recall at most; no longer than the transaction,
-//!   and not at all once that has read a page: then the guess was wrong, and a recall is answered as at any other time. A transaction
-//!   that holds another database never asks early: it might wait for one that waits for it.
+//!   of it. Nor does it cost a reader what he was promised: it takes the place of the question for the snapshot, so there is none where that would not
+//!   be asked (D2); it waits for no transaction of another process, and for a holder that does not answer a moment at most; and a guess that was wrong is
+//!   made less often (`connection/habit.rs`). A transaction that holds another database never asks early: it might wait for one that waits for it.
+//! * **W6** A lease that came by push, early, or for a snapshot that was old waits for its writer, `CLAIM_TIME` after a recall at most, as long as a connection of this
+//!   process *wants* it: from a try for the write lock, or an early ticket, to its success, or for as long as the server keeps tickets. One that asked
+//!   early wants it no longer once it has read a page, or has ended. Then a recall is answered as at any other time; but what another one wants stays.
 //! * **W5** Pages that come along with a grant were read at its head. They are put into the cache after its changes were taken in, and say nothing
 //!   about any other page; a grant that is not believed in (S3) brings none.
 
@@ -39,16 +44,31 @@ use super::{Database, tokio_sleep, tokio_timeout};
 use crate::client::{Acquired, LeaseRequest, Membership, Owner};
 use crate::clock::Moment;
 use crate::error::{Error, Kind, Result};
+use crate::settings::{ConnectionSettings, Consistency};
 
 /// Longest wait in one xLock for a holder that does not answer: SQLite's busy handler is told of it (`ffi/busy.rs`).
 pub(super) const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
 /// The same where it is not known whether anything will be written: longer than a recall and its answer take on most ways.
-const EARLY_WAIT: Duration = Duration::from_millis(250);
+const EARLY_WAIT: Duration = Duration::from_millis(50);
 /// Longest time for a call of which nobody hears whether it failed.
 const EARLY_TIMEOUT: Duration = Duration::from_millis(1000);
 /// How long xLock waits for a holder that says that it is writing: transactions are short, the first pauses of SQLite's busy
 /// handler are not much shorter.
 const GRANT_WAIT: Duration = Duration::from_millis(25);
+
+/// What became of a request for the lease by a transaction that only begins (W4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Early {
+    /// There was none.
+    #[default]
+    NotAsked,
+    /// The lease is here.
+    Came,
+    /// It has a ticket.
+    Waits,
+    /// No answer.
+    Failed,
+}
 
 /// A request for the lease.
 pub(super) struct Request {
@@ -67,48 +87,66 @@ pub(super) struct Request {
 }
 
 impl Database {
-    /// Gets the lease for a transaction that begins, and will probably write (W4). Whether it came.
-    pub fn acquire_early(&self, owner: Option<Owner>, timeout: Duration) -> bool {
+    /// Asks for the lease for a transaction that begins, and will probably write (W4).
+    pub fn acquire_early(
+        &self,
+        writer: WriterId,
+        owner: Option<Owner>,
+        settings: &ConnectionSettings,
+    ) -> Early {
         let core = &self.client.core;
         // Without trust the lease would spare nothing (D2), and the server may be out of reach.
-        if core.transactions.is_writing(owner) || !core.session.is_trusted() {
-            return false;
+        if settings.consistency != Consistency::Strict
+            || core.transactions.is_writing(owner)
+            || !core.session.is_trusted()
+        {
+            return Early::NotAsked;
         }
         let Some((known, released)) = self.state.may_acquire_early() else {
-            return false;
+            return Early::NotAsked;
         };
         let begun = Instant::now();
         // What it takes in vain is added to what the transaction may take.
-        let deadline = begun + timeout.min(EARLY_TIMEOUT);
+        let deadline = begun + settings.timeout.min(EARLY_TIMEOUT);
         let request = Request {
             known,
             released,
             transaction: 0,
             patience: deadline.min(begun + EARLY_WAIT),
-            patience_with_writers: GRANT_WAIT,
+            // Who may only be going to read waits for nobody's transaction.
+            patience_with_writers: Duration::ZERO,
             claim: Some(CLAIM_TIME),
         };
-        // One that comes by push counts as unclaimed too.
+        // One that comes by push from now on is claimed too.
+        self.state.waits_early(writer);
         let came = self.acquire_or_wait(&request, deadline);
         if let Some(epoch) = self.state.is_recalled_and_idle() {
             // The recall came first (D7): it has found nobody to wait for.
             self.give_back_later(epoch);
         }
-        came.is_ok_and(|acquired| matches!(acquired, Acquired::Granted(..)))
-            || self.state.lease_is_here()
+        match came {
+            Ok(Acquired::Granted(..)) => Early::Came,
+            Ok(Acquired::Pending) => Early::Waits,
+            Ok(Acquired::Deadlock(_)) | Err(_) => {
+                self.claim_ends(writer);
+                Early::Failed
+            }
+        }
     }
 
     /// Whoever asked early reads first, or has ended its transaction (W4).
-    pub fn claim_ends(&self) {
-        self.write_ended(self.state.claim_ends(&self.client.core.session));
+    pub fn claim_ends(&self, writer: WriterId) {
+        self.write_ended(self.state.claim_ends(writer, &self.client.core.session));
     }
 
-    /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler.
+    /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler. With `has_ticket` there is one since the transaction
+    /// began.
     pub fn begin_write(
         &self,
         writer: WriterId,
         owner: Option<Owner>,
         snapshot: Version,
+        has_ticket: bool,
         timeout: Duration,
     ) -> Result<()> {
         let state = Arc::downgrade(&self.state);
@@ -118,7 +156,7 @@ impl Database {
         };
         let transactions = &self.client.core.transactions;
         let transaction = Arc::new(transactions.join(owner, is_locked));
-        let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
+        let outcome = self.try_begin_write(writer, &transaction, snapshot, has_ticket, timeout);
         if outcome.is_err()
             && let Some(epoch) = self.state.is_recalled_and_idle()
         {
@@ -139,26 +177,35 @@ impl Database {
         writer: WriterId,
         transaction: &Arc<Membership>,
         snapshot: Version,
+        mut has_ticket: bool,
         timeout: Duration,
     ) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let patience = Instant::now() + ACQUIRE_WAIT;
+        let patience_with_writers = Instant::now() + GRANT_WAIT;
         let session = &self.client.core.session;
-        let mut has_waited = false;
+        let (was_told, mut has_waited) = (has_ticket, false);
         loop {
+            // Before the look: the push may come behind it.
+            let granted = self.state.granted.notified();
             match self
                 .state
                 .begin_write(session, writer, transaction, snapshot)?
             {
                 BeginWrite::Ready => return Ok(()),
                 BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
-                // Somebody has it, as the server said a moment ago. It is asked once only: an answer that it is slow to give a second time would make
-                // an I/O error of a lock that is merely held.
+                // It is asked once only.
                 BeginWrite::Acquire(..) if has_waited => {
                     return Err(Error::busy(format!(
                         "{}: another process is writing",
                         self.describe()
                     )));
+                }
+                // The server was asked a moment ago, and the lease comes by push.
+                BeginWrite::Acquire(..) if has_ticket => {
+                    has_ticket = false;
+                    let rest = patience_with_writers.saturating_duration_since(Instant::now());
+                    let _ = self.client.wait(tokio_timeout(rest, granted));
                 }
                 BeginWrite::Acquire(known, released) => {
                     let request = Request {
@@ -166,11 +213,21 @@ impl Database {
                         released,
                         transaction: transaction.number_of_holder(),
                         patience,
-                        patience_with_writers: GRANT_WAIT,
+                        patience_with_writers: patience_with_writers
+                            .saturating_duration_since(Instant::now()),
                         // With a later head SQLite has to begin anew before it writes.
                         claim: Some(CLAIM_TIME),
                     };
-                    match self.acquire_or_wait(&request, deadline)? {
+                    let asked = match self.acquire_or_wait(&request, deadline) {
+                        // Somebody has it, as the server said a moment ago: that it is slow to say so again makes no I/O error of it.
+                        Err(error)
+                            if was_told && error.kind == Kind::Io && Instant::now() >= deadline =>
+                        {
+                            Acquired::Pending
+                        }
+                        asked => asked?,
+                    };
+                    match asked {
                         Acquired::Granted(grant, _) => {
                             self.state.begin_write_with(
                                 session,
