@@ -452,3 +452,19 @@ fn whoever_has_to_begin_anew_keeps_the_turn_for_which_the_lease_came() {
     let last = "SELECT group_concat(who) FROM (SELECT who FROM t ORDER BY i DESC LIMIT 2)";
     assert_eq!(first.ok("main", last), ["third,second"]);
 }
+
+/// The lease takes the place of the question for the head, by which it is found that a store was set back: what was cached of the other history was read on.
+#[test]
+fn a_lease_with_an_older_version_than_was_seen_is_of_a_store_that_was_set_back() {
+    let server = PageServer::memory();
+    let proxy = Proxy::new(&server.endpoint());
+    let mut writers = two_writers(&proxy);
+    make_a_habit(&mut writers);
+    proxy.arm(Call::Acquire, Fault::SetBack);
+    // It has the habit to write, so it asks for the lease.
+    let refused = writers[0]
+        .sql("main", "SELECT count(*) FROM t")
+        .expect_err("set back");
+    assert!(proxy.is_disarmed());
+    assert!(refused.message.contains("was set back"), "{refused:?}");
+}

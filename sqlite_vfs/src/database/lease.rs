@@ -95,6 +95,11 @@ impl DatabaseState {
         }
     }
 
+    /// The same while it stays open.
+    pub(super) fn given_back(&self) -> Epoch {
+        self.inner.lock().released
+    }
+
     /// Epochs that an earlier open of the database has given back.
     pub fn remember_released(&self, epoch: Epoch) {
         let mut inner = self.inner.lock();
@@ -239,7 +244,7 @@ impl DatabaseState {
     }
 
     /// Takes over a lease that the server granted to a call. `false` if something has happened since the call began that makes
-    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain.
+    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain; or the lease was given back (D6).
     ///
     /// With `unclaimed_until` nobody writes with it yet, and a recall waits so long for that.
     pub fn lease_acquired(
@@ -253,9 +258,11 @@ impl DatabaseState {
         if inner.doubts != doubts {
             return Ok(false);
         }
-        self.take_lease(&mut inner, grant, unclaimed_until);
-        inner.become_certain(doubts);
-        Ok(true)
+        let taken = self.take_lease(&mut inner, grant, unclaimed_until);
+        if taken {
+            inner.become_certain(doubts);
+        }
+        Ok(taken)
     }
 
     /// Makes the connection the writer with a lease that a call has just granted, trusted or not: the commit checks the

@@ -31,7 +31,8 @@
 //!   process *wants* it: from a try for the write lock, or an early ticket, to its success, or for as long as the server keeps tickets. One that asked
 //!   early wants it no longer once it has read a page, or has ended. Then a recall is answered as at any other time; but what another one wants stays.
 //! * **W5** Pages that come along with a grant were read at its head. They are put into the cache after its changes were taken in, and say nothing
-//!   about any other page; a grant that is not believed in (S3) brings none.
+//!   about any other page; a grant that is not believed in (S3, D6) brings none. A grant whose head is below one that was known before the call is of
+//!   a store that was set back: the database is lost (D5), as after any question for the head.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -279,7 +280,8 @@ impl Database {
             let outcome = self.call(deadline, || {
                 let asked = LeaseRequest {
                     known: request.known,
-                    released: request.released,
+                    // Asked again, it may be another one.
+                    released: request.released.max(self.state.given_back()),
                     wait: wait_at_server(request.patience, deadline, Instant::now()),
                     kept_wait: request.patience_with_writers,
                     transaction: request.transaction,
@@ -289,6 +291,10 @@ impl Database {
             });
             match outcome {
                 Ok(Acquired::Granted(grant, pages)) => {
+                    // As after any question for the head: with the lease none is asked any more.
+                    if let Err(error) = self.refuse_older(request.known, grant.head.version) {
+                        break Err(error);
+                    }
                     let unclaimed_until = request.claim.map(|claim| Moment::now().after(claim));
                     match self.state.lease_acquired(&grant, doubts, unclaimed_until) {
                         Ok(true) => {
