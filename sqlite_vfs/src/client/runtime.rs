@@ -166,9 +166,11 @@ impl Shared {
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::park_timeout(IDLE_POLL);
             let calls = self.calls.load(Ordering::SeqCst);
-            let at_once =
-                self.listen.swap(false, Ordering::SeqCst) || self.urgent.load(Ordering::SeqCst) > 0;
-            let idle = self.callers.load(Ordering::SeqCst) == 0 && (calls == calls_seen || at_once);
+            let nobody_calls = self.callers.load(Ordering::SeqCst) == 0;
+            // While somebody calls the wish stays: he drives, but may leave before the message comes.
+            let at_once = (nobody_calls && self.listen.swap(false, Ordering::SeqCst))
+                || self.urgent.load(Ordering::SeqCst) > 0;
+            let idle = nobody_calls && (calls == calls_seen || at_once);
             calls_seen = calls;
             if idle && !self.stop.load(Ordering::SeqCst) {
                 self.idle_thread_drives.store(true, Ordering::SeqCst);
@@ -183,9 +185,9 @@ impl Shared {
 }
 
 impl Shared {
-    /// Makes the idle thread drive what is urgent, unless somebody drives already: a caller does this again when he leaves.
+    /// Makes the idle thread drive what is urgent, or expected, unless somebody drives already: a caller does this again when he leaves.
     fn wake_for_urgent(&self) {
-        if self.urgent.load(Ordering::SeqCst) > 0
+        if (self.urgent.load(Ordering::SeqCst) > 0 || self.listen.load(Ordering::SeqCst))
             && self.callers.load(Ordering::SeqCst) == 0
             && !self.idle_thread_drives.load(Ordering::SeqCst)
             && let Some(thread) = self.idle_thread.get()
@@ -288,7 +290,11 @@ mod tests {
     #[test]
     fn what_is_flushed_has_gone_on_as_far_as_it_can_although_nobody_drives() {
         let runtime = Runtime::start().unwrap();
-        for _ in 0..200 {
+        for turn in 0..200 {
+            if turn % 20 == 0 {
+                // Long enough that the idle thread drives, which has to leave first.
+                std::thread::sleep(5 * IDLE_POLL);
+            }
             // As a message on its way: from the stream to the connection, and on.
             let (first, mut stream) = tokio::sync::mpsc::channel(1);
             let (second, mut connection) = tokio::sync::mpsc::channel(1);
@@ -320,6 +326,29 @@ mod tests {
             })
             .collect();
         // Otherwise it is at least one `IDLE_POLL` in which nobody has called.
+        waits.sort();
+        assert!(waits[waits.len() / 2] < IDLE_POLL, "{waits:?}");
+    }
+
+    #[test]
+    fn what_is_expected_is_listened_for_also_where_somebody_else_was_calling() {
+        const TURNS: u32 = 50;
+        let runtime = Runtime::start().unwrap();
+        let mut waits: Vec<Duration> = (0..TURNS)
+            .map(|_| {
+                // A call is under way when the wish is told, for so long that the idle thread looks.
+                runtime.block_on(async {
+                    runtime.listen();
+                    tokio::time::sleep(2 * IDLE_POLL).await;
+                });
+                let (sender, receiver) = std::sync::mpsc::channel();
+                let asked = std::time::Instant::now();
+                runtime.spawn(async move { sender.send(()).unwrap() });
+                receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+                asked.elapsed()
+            })
+            .collect();
+        // Otherwise it is one `IDLE_POLL` in which nobody has called, after another one.
         waits.sort();
         assert!(waits[waits.len() / 2] < IDLE_POLL, "{waits:?}");
     }
