@@ -27,6 +27,7 @@ pub(super) struct CallRelay {
     pub(super) cut: watch::Receiver<u64>,
     pub(super) commits: Arc<Mutex<Commits>>,
     pub(super) passed: Arc<Mutex<Vec<Passed>>>,
+    pub(super) acquires: Arc<Mutex<Vec<pb::AcquireLeaseRequest>>>,
 }
 
 fn broken() -> Status {
@@ -327,6 +328,8 @@ impl PageService for CallRelay {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
+        let asked = request.get_ref().clone();
+        self.acquires.lock().expect("acquires").push(asked);
         unary!(self, Call::Acquire, acquire_lease, request, set_back)
     }
 
