@@ -386,8 +386,14 @@ fn recall_is_heard(proxy: &Proxy) {
 fn whoever_does_not_write_ends_nobody_else_s_claim() {
     let server = PageServer::memory();
     let proxy = Proxy::new(&server.endpoint());
-    let mut writers = two_writers(&proxy);
-    let [first, second] = &mut writers;
+    let [mut first, _] = two_writers(&proxy);
+    // With a subscription it would not ask early.
+    let unsubscribed = uri(&proxy.endpoint(), "t.db", &["subscribe=never"]);
+    let mut second = Guest::start(&[]);
+    for connection in ["main", "other"] {
+        second.open(connection, &unsubscribed).expect("open");
+        second.ok(connection, "PRAGMA busy_timeout = 30000");
+    }
     let mut third = Guest::start(&[]);
     third
         .open("main", &uri(&server.endpoint(), "t.db", &[]))
@@ -395,9 +401,6 @@ fn whoever_does_not_write_ends_nobody_else_s_claim() {
     third.ok("main", "PRAGMA busy_timeout = 30000");
     let insert = |who: &str| format!("INSERT INTO t(who) VALUES('{who}')");
     third.ok("main", &insert("third before"));
-    second
-        .open("other", &uri(&proxy.endpoint(), "t.db", &[]))
-        .expect("open");
     for _ in 0..3 {
         first.ok("main", &insert("first"));
         second.ok("other", &insert("a habit"));
