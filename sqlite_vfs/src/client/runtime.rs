@@ -292,8 +292,10 @@ mod tests {
         let runtime = Runtime::start().unwrap();
         for turn in 0..200 {
             if turn % 20 == 0 {
-                // Long enough that the idle thread drives, which has to leave first.
-                std::thread::sleep(5 * IDLE_POLL);
+                // Until the idle thread drives, which has to leave first.
+                while !runtime.shared.idle_thread_drives.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
             }
             // As a message on its way: from the stream to the connection, and on.
             let (first, mut stream) = tokio::sync::mpsc::channel(1);
