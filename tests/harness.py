@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
 # PAGEWIRE_PROFILE=release: the long forms run on optimised binaries, of `cargo build --release --workspace`.
@@ -31,6 +32,8 @@ VENV_PYTHON = TOP / ".test-tools" / "venv" / "bin" / "python"
 
 READY = re.compile(r"^(pagewire )?listening on (\S+):(\d+)")
 START_SECONDS = 30
+# For a cluster that was killed, on a loaded machine.
+SETTLE_SECONDS = 120
 TAKEN = "Address already in use"
 
 
@@ -63,6 +66,7 @@ class Cluster:
         data.mkdir(exist_ok=True)
         self.command = [self.program("fdbserver"), "-p", address, "-C", self.file, "-d", data, "-L", data]
         self.process = None
+        self.is_killed = False
         self.turn = threading.Lock()
         self.start()
         for _ in range(60):
@@ -106,8 +110,29 @@ class Cluster:
             with self.turn:
                 if self.is_stopped:
                     return
-                print(f"cluster: fdbserver ended by itself ({process.returncode}), and is started again", flush=True)
+                if self.is_killed:
+                    self.is_killed = False
+                else:
+                    print(f"cluster: fdbserver ended by itself ({process.returncode}), and is started again", flush=True)
                 self._run()
+
+    def kill(self):
+        """kill -9, and it is started again."""
+        with self.turn:
+            self.is_killed = True
+            self.process.kill()
+
+    def settle(self):
+        """Until it takes transactions again."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while True:
+            command = [self.program("fdbcli"), "-C", self.file, "--timeout", "10", "--exec", "status minimal"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+            if "The database is available" in done.stdout and not self.is_killed:
+                return
+            if time.monotonic() > until:
+                raise RuntimeError(f"the cluster does not come back: {done.stdout}")
+            time.sleep(0.1)
 
     def stop(self):
         """kill -9."""

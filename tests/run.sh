@@ -89,9 +89,9 @@ suite "torture-of-two-servers" "$script_counts" /usr/bin/python3 tests/torture.p
 suite "two-servers" "$script_counts" /usr/bin/python3 tests/two_servers.py
 
 for store in local versioned-memory fdb; do
-    suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-800}" --store $store
+    suite "bank-$store" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "${PAGEWIRE_BANK_TRANSFERS:-3000}" --store $store
 done
-suite "bank-of-the-adapter" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "$((${PAGEWIRE_BANK_TRANSFERS:-800} / 4 + 50))" \
+suite "bank-of-the-adapter" "$script_counts" /usr/bin/python3 tests/bank.py --transfers "$((${PAGEWIRE_BANK_TRANSFERS:-3000} / 4 + 50))" \
     --server-command "target/debug/directory-store {store} {address} {lease_ttl_ms}"
 
 echo "$passed passed, $failed failed"

@@ -14,7 +14,8 @@ databases are compared with the clients' journals:
     anything torn, and integrity_check says ok.
 At the end everybody works undisturbed: each client has to get somewhere (nothing is stuck).
 --fdb takes two page servers on a FoundationDB cluster, in a directory of its own there, or on a cluster that is begun for it; clients
-know both of them and go on with the other when theirs is killed.
+know both of them and go on with the other when theirs is killed. Some kills are of the fdbserver of a cluster that is begun for it, under servers and
+clients that go on: an acknowledged commit is there all the same, and a lost one is told as one.
 --memory takes the memory store, of which only clients are killed. --plain works on plain files with no server: SQLite
 itself has to pass. --server-command takes another page server, which has to be durable: its command line with {store} (a
 folder), {address} and {lease_ttl_ms} in it, for example "target/debug/directory-store {store} {address} {lease_ttl_ms}": the
@@ -41,6 +42,10 @@ CALM_SECONDS = 6
 # The library's words; of an earlier commit it says "an earlier commit".
 OUTCOME_UNKNOWN = "not known whether the commit was applied"
 CHECK_SECONDS = 180
+# Of the kills in the middle of a round, where there is a cluster that may be killed.
+CLUSTER_SHARE = 0.2
+# So many kills without one of the cluster are no accident.
+LEAST_KILLS = 60
 
 
 class Broken(Exception):
@@ -52,6 +57,7 @@ class Torture:
         self.random = random.Random(options.seed)
         self.scratch = scratch
         self.kills = 0
+        self.cluster_kills = 0
         self.servers = []
         self.cluster = None
         self.server_dies = not options.plain and not options.memory
@@ -135,14 +141,18 @@ class Torture:
             self.start(name)
         time.sleep(self.random.uniform(0.3, 1.5))
         for _ in range(self.random.randrange(1, 6)):
-            if self.server_dies and self.random.random() < 0.4:
+            if self.cluster is not None and self.random.random() < CLUSTER_SHARE:
+                self.cluster.kill()
+                self.kills += 1
+                self.cluster_kills += 1
+            elif self.server_dies and self.random.random() < 0.4:
                 server = self.random.choice(self.servers)
                 if not server.alive():
                     raise Broken(f"the server ended by itself with {server.process.returncode}")
                 server.kill()
                 self.kills += 1
                 time.sleep(self.random.choice([0, 0.05, 0.3]))
-                server.start()
+                self.start_server(server)
             else:
                 name = self.random.choice(list(self.clients))
                 self.kill_client(name)
@@ -160,7 +170,16 @@ class Torture:
             self.kill_client(name)
         if server_too:
             for server in self.servers:
-                server.start()
+                self.start_server(server)
+        if self.cluster is not None:
+            # What is looked at next needs it.
+            self.cluster.settle()
+
+    def start_server(self, server):
+        """One that begins needs the cluster; those that are there wait for it."""
+        if self.cluster is not None:
+            self.cluster.settle()
+        server.start()
 
     def read_journals(self):
         """Takes in what the clients have written since the last time; returns the number of oks by client."""
@@ -265,13 +284,15 @@ class Torture:
             rounds += 1
             if rounds % 10 == 0:
                 print(f"torture: {rounds} rounds, {self.kills} kills, {acknowledged} acknowledged commits", flush=True)
+        if self.cluster is not None and wanted >= LEAST_KILLS and self.cluster_kills == 0:
+            raise Broken("the cluster was never killed: this has shown nothing of it")
         if acknowledged == 0:
             raise Broken("nothing was ever acknowledged: this has shown nothing")
         self.calm()
         unknown = sum(outcome == "unknown" for outcome in self.outcome.values())
         unanswered = len(self.begun) - len(self.outcome)
         print(
-            f"torture: {rounds} rounds, {self.kills} kills, {acknowledged} acknowledged commits, all there;"
+            f"torture: {rounds} rounds, {self.kills} kills, {self.cluster_kills} of them of fdbserver, {acknowledged} acknowledged commits, all there;"
             f" {unanswered} without an answer, {unknown} of unknown outcome; errors by stage and code: {dict(self.errors)}"
         )
 

@@ -23,11 +23,11 @@
 //! * **COL5** A row of a page is claimed before it is deleted: of two that delete it one fails, so that sums stay right.
 
 mod expiry;
+mod steps;
 mod sweep;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::try_join;
@@ -39,6 +39,10 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::values::Database;
+use expiry::Walk;
+#[cfg(test)]
+pub(crate) use steps::MOST_HALVINGS;
+pub(crate) use steps::{StepPace, Steps};
 
 /// Databases that one step of all looks at.
 const STEP_DATABASES: usize = 32;
@@ -57,26 +61,6 @@ pub(crate) const STEP_PAST: usize = 512;
 pub(crate) const STEP_TIME: Duration = Duration::from_secs(2);
 /// Databases of one step that may be passed by because the cluster could not: with more of them it is the cluster that is the trouble.
 const STEP_FAILURES: usize = 3;
-/// How often steps are halved at most.
-pub(crate) const MOST_HALVINGS: u32 = 6;
-
-/// How much one transaction looks at: less where one could not be done within the time of the cluster, and more again with each that could.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Steps {
-    halvings: u32,
-}
-
-impl Steps {
-    #[cfg(test)]
-    pub(crate) fn halved(halvings: u32) -> Self {
-        Self { halvings }
-    }
-
-    /// At least 2: the last row of a sweep is not judged.
-    pub(crate) fn of(self, usual: usize) -> usize {
-        (usual >> self.halvings).max(2)
-    }
-}
 
 /// How far a look at all databases has come.
 #[derive(Debug, Default)]
@@ -89,6 +73,8 @@ pub(crate) struct Pass {
     pub(crate) unread_after: Option<Vec<u8>>,
     /// The last key of a segment that is to be flattened and could not be, where there may be more.
     pub(crate) flatten_after: Option<Vec<u8>>,
+    /// Databases whose versions were not all looked at since there are too many that are kept for themselves, and the last key of those that were.
+    walks: HashMap<DatabaseId, Vec<u8>>,
     /// Something was done since the first.
     did: bool,
 }
@@ -136,7 +122,7 @@ impl Inner {
         if let Some(database) = only {
             let row = transact!(self.engine, |txn| txn.database(database, Read::Loose).await)?;
             freed.more = self
-                .collect_database(database, &row, &living, &mut freed)
+                .collect_database(database, &row, &living, &mut pass.walks, &mut freed)
                 .await?;
             return Ok(freed);
         }
@@ -171,7 +157,8 @@ impl Inner {
                 let space = &self.engine.space;
                 let collected = match decode(space, row, Database::decode) {
                     Ok(head) => {
-                        self.collect_database(database, &head, &living, &mut freed)
+                        let walks = &mut pass.walks;
+                        self.collect_database(database, &head, &living, walks, &mut freed)
                             .await
                     }
                     Err(error) => Err(error),
@@ -198,6 +185,10 @@ impl Inner {
             || pass.unread_after.is_some()
             || pass.flatten_after.is_some();
         freed.more = goes_on || std::mem::take(&mut pass.did);
+        if !freed.more {
+            // Of databases that were removed: a walk that was left is something that was done.
+            pass.walks.clear();
+        }
         Ok(freed)
     }
 
@@ -207,6 +198,7 @@ impl Inner {
         database: DatabaseId,
         row: &Database,
         living: &HashSet<ServerId>,
+        walks: &mut HashMap<DatabaseId, Vec<u8>>,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
@@ -214,13 +206,16 @@ impl Inner {
             return Ok(true);
         }
         let begun = Instant::now();
+        let mut walk = Walk::begun_at(begun, walks.remove(&database));
         for _ in 0..STEP_TRANSACTIONS {
-            let did = self.paced(self.collect_some(database, freed).await)?;
+            let did = self.paced(self.collect_some(database, &mut walk, freed).await)?;
             any |= did;
             if !did {
                 break;
             }
             if begun.elapsed() >= STEP_TIME {
+                // The next step of this database goes on there, else it would come no further.
+                walks.extend(walk.after().map(|after| (database, after)));
                 break;
             }
         }
@@ -231,35 +226,13 @@ impl Inner {
     async fn collect_some(
         &self,
         database: DatabaseId,
+        walk: &mut Walk,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         Ok(self.look_at_due(database, freed).await?
-            || self.drop_versions(database, freed).await?
+            || self.drop_versions(database, walk, freed).await?
             || self.drop_past(database).await?
             || self.sweep_some(database, freed).await?)
-    }
-
-    pub(crate) fn steps(&self) -> Steps {
-        let halvings = self.steps.load(Ordering::Relaxed);
-        Steps { halvings }
-    }
-
-    /// What came of a transaction: as it is, and as what it says of how much the next ones should look at.
-    pub(crate) fn paced(&self, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
-        match &done {
-            Ok(true) => self.change_steps(|halvings| halvings.saturating_sub(1)),
-            Err(StoreError::Unavailable(_) | StoreError::Internal(_)) => {
-                self.change_steps(|halvings| (halvings + 2).min(MOST_HALVINGS));
-            }
-            Ok(false) | Err(_) => {}
-        }
-        done
-    }
-
-    pub(crate) fn change_steps(&self, change: impl Fn(u32) -> u32) {
-        // Another collection may do the same: it is a guess at what the cluster can do.
-        let halvings = self.steps.load(Ordering::Relaxed);
-        self.steps.store(change(halvings), Ordering::Relaxed);
     }
 
     /// Drops the bells and messages of servers that are gone.
@@ -297,7 +270,7 @@ impl Inner {
             let attempts = txn.attempts(database, Read::Loose);
             let (protections, attempts) = try_join(protections, attempts).await?;
             for row in protections {
-                if let Key::Protect(_, server) = txn.key(&row)?
+                if let Key::Protect(_, server, _) = txn.key(&row)?
                     && txn.is_gone(server, living).await?
                 {
                     txn.delete_encoded(&row.key);
@@ -367,19 +340,5 @@ pub(crate) async fn tidy(store: Weak<Inner>) {
             drop(store);
             tokio::task::yield_now().await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_get_smaller_and_never_too_small() {
-        let of = |halvings, usual| Steps::halved(halvings).of(usual);
-        assert_eq!(of(0, STEP_VERSIONS), STEP_VERSIONS);
-        assert_eq!(of(2, STEP_VERSIONS), STEP_VERSIONS / 4);
-        // A sweep that looks at one row judges none, and would never end.
-        assert_eq!(of(MOST_HALVINGS, STEP_ROWS), 2);
     }
 }

@@ -311,8 +311,10 @@ impl Inner {
             }
         };
         for part in parts {
-            for layer in &part.layers {
-                if !layer.is_open(txn, part.commit.database).await? {
+            let layers = part.layers.iter();
+            let open = layers.map(|layer| layer.is_open(txn, part.commit.database));
+            for open in try_join_all(open).await? {
+                if !open {
                     let gone = "what was written ahead counted as abandoned".to_owned();
                     return Err(StoreError::Unavailable(gone).into());
                 }

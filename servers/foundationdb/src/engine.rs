@@ -4,6 +4,7 @@
 //! round read, and keeps nothing of it. Whether a round whose answer was lost was applied is never guessed: the next round
 //! finds out by what it reads (a commit by its id), and where there is none the answer is [`StoreError::Internal`].
 
+pub(crate) mod trouble;
 mod txn;
 
 use std::sync::Arc;
@@ -11,15 +12,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foundationdb::options::TransactionOption;
-use foundationdb::{Database, FdbError};
+use foundationdb::{Database, FdbError, Transaction, TransactionCommitError, TransactionCommitted};
 use pagewire_server::store::StoreError;
 use parking_lot::Mutex;
 
 use crate::keys::Space;
+use trouble::Lost;
 pub(crate) use txn::{Read, Row, Txn, corrupt, decode, senseless};
 
 /// `transaction_too_old`: it read for longer than 5 s.
 pub(crate) const TOO_OLD: i32 = 1007;
+/// `commit_unknown_result`.
+const UNKNOWN: i32 = 1021;
 /// `transaction_timed_out`: whether it was applied is not known.
 const TIMED_OUT: i32 = 1031;
 /// `transaction_too_large`.
@@ -48,6 +52,8 @@ pub(crate) struct Asked {
     pub(crate) bytes: AtomicU64,
     /// Bytes of the largest answer since somebody looked.
     pub(crate) largest: AtomicU64,
+    /// Rounds that may have been applied although their answer was lost.
+    pub(crate) unknown: AtomicU64,
     /// Ranges that are waited for now.
     waiting: AtomicU64,
     /// As many as that at most since somebody looked.
@@ -182,17 +188,33 @@ impl Rounds {
         let txn = self.txn.take()?;
         let wrote = txn.writes.load(Ordering::Relaxed);
         let (space, asked) = (txn.space, txn.asked);
+        let mut too_late = false;
         let next = match outcome {
             Err(Fail::Answer(error)) => return Some(Err(error)),
             Ok(value) if !wrote => return Some(Ok(value)),
-            Ok(value) => match txn.transaction.commit().await {
-                Ok(committed) => {
+            Ok(value) => match commit(txn.transaction).await {
+                Committed::Yes(committed) => {
                     self.committed = committed.committed_version().ok();
                     return Some(Ok(value));
                 }
-                Err(error) => {
+                Committed::Lost(transaction) => {
+                    self.maybe_applied = true;
+                    asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    trouble::interruption().await;
+                    transaction.on_error(FdbError::from_code(UNKNOWN)).await
+                }
+                Committed::Late => {
+                    asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    self.maybe_applied = true;
+                    Err(FdbError::from_code(TIMED_OUT))
+                }
+                Committed::No(error) => {
                     let why = FdbError::from_code(error.code());
-                    self.maybe_applied |= why.is_maybe_committed() || why.code() == TIMED_OUT;
+                    too_late = why.code() == TOO_OLD;
+                    if why.is_maybe_committed() || why.code() == TIMED_OUT {
+                        self.maybe_applied = true;
+                        asked.unknown.fetch_add(1, Ordering::Relaxed);
+                    }
                     if why.code() == TOO_LARGE {
                         let why = "a transaction is larger than the cluster takes".to_owned();
                         return Some(Err(StoreError::Internal(why)));
@@ -200,11 +222,16 @@ impl Rounds {
                     error.on_error().await
                 }
             },
-            Err(Fail::Cluster(error)) => txn.transaction.on_error(error).await,
+            Err(Fail::Cluster(error)) => {
+                too_late = error.code() == TOO_OLD;
+                txn.transaction.on_error(error).await
+            }
         };
         match next {
             Ok(transaction) => {
-                self.txn = Some(Txn::begin(transaction, space, asked));
+                let mut txn = Txn::begin(transaction, space, asked);
+                txn.too_late = too_late;
+                self.txn = Some(txn);
                 None
             }
             Err(error) if self.maybe_applied => Some(Err(StoreError::Internal(format!(
@@ -212,6 +239,31 @@ impl Rounds {
             )))),
             Err(error) => Some(Err(unavailable(error))),
         }
+    }
+}
+
+/// What the cluster says of a transaction.
+enum Committed {
+    Yes(TransactionCommitted),
+    No(TransactionCommitError),
+    /// A test has lost the answer.
+    Lost(Transaction),
+    /// A test holds it back.
+    Late,
+}
+
+async fn commit(transaction: Transaction) -> Committed {
+    let lost = trouble::next_answer();
+    if lost == Some(Lost::NotApplied) {
+        return Committed::Lost(transaction);
+    }
+    let Some(transaction) = trouble::unless_late(transaction) else {
+        return Committed::Late;
+    };
+    match transaction.commit().await {
+        Ok(committed) if lost == Some(Lost::Applied) => Committed::Lost(committed.reset()),
+        Ok(committed) => Committed::Yes(committed),
+        Err(error) => Committed::No(error),
     }
 }
 

@@ -86,10 +86,9 @@ impl Inner {
                 pass.flatten_after = None;
                 break;
             };
-            let steps = self.steps();
             let has_turn = |mark: &Key| self.has_turn(pass, mark);
             let done = transact!(self.engine, |txn| {
-                txn.flatten_step((depth, database, first), &has_turn, steps)
+                txn.flatten_step((depth, database, first), &has_turn, self.steps(txn))
                     .await
             });
             let done = self.paced(done.map(|()| true));
@@ -161,7 +160,7 @@ impl Inner {
             let Some(Segment { depth, .. }) = segment.flatten() else {
                 return Ok(None);
             };
-            txn.flatten_step((depth, database, first), &|_| true, self.steps())
+            txn.flatten_step((depth, database, first), &|_| true, self.steps(txn))
                 .await?;
             let mark = Key::Flatten(depth, database, first);
             let work = txn.row(&mark, Read::Loose, Flattening::decode).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::{try_join, try_join3};
+use futures_util::future::{try_join, try_join_all, try_join3};
 use pagewire_proto::limits::MAX_TAGS;
 use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Moment, PageCount, PageNumber, PageSize, Snapshot, TagName,
@@ -18,6 +18,8 @@ use crate::values::{Changed, Database, Head, Origin, Record, decode_u64};
 
 /// Versions whose lists of changed pages are put together for a difference: beyond, all pages are compared.
 const MAX_LISTS: u64 = 1024;
+/// Versions of a list that are looked at together.
+const LOOKS: usize = 128;
 /// Pages that are compared in one transaction, at most.
 const COMPARED: usize = 512;
 /// As many bytes as those have at most, of each of the two versions.
@@ -111,6 +113,7 @@ impl Inner {
         })
     }
 
+    /// Some at a time, each in a transaction of their own: they may be many.
     pub(crate) async fn versions(
         &self,
         database: DatabaseId,
@@ -118,32 +121,77 @@ impl Inner {
         tagged_only: bool,
         limit: usize,
     ) -> Result<Vec<VersionEntry>, StoreError> {
-        transact!(self.engine, |txn| {
+        let (mut before, tags) = transact!(self.engine, |txn| {
             let head = txn.database(database, Read::Loose).await?;
             let before = before.unwrap_or(head.head.snapshot.version.next());
             let tags = txn.space.tagged(database);
-            let tags = txn.keys(&tags, usize::MAX, Read::Loose).await?;
-            let mut records = Vec::new();
-            if tagged_only {
-                let versions = tags.iter().filter_map(|key| match key {
-                    Key::Tagged(_, version, _) if *version < before => Some(*version),
-                    _ => None,
-                });
-                let versions: BTreeSet<_> = versions.collect();
-                for version in versions.into_iter().rev().take(limit) {
-                    records.extend(txn.record(database, version, Read::Loose).await?);
+            Ok((before, txn.keys(&tags, usize::MAX, Read::Loose).await?))
+        })?;
+        let named = tags.iter().filter_map(|key| match key {
+            Key::Tagged(_, version, _) if *version < before => Some(*version),
+            _ => None,
+        });
+        let mut tagged: Vec<_> = named.collect::<BTreeSet<_>>().into_iter().collect();
+        let mut records = Vec::new();
+        while records.len() < limit {
+            let most = LOOKS.min(limit - records.len());
+            let some = match tagged_only {
+                true => {
+                    let last = tagged.split_off(tagged.len().saturating_sub(most));
+                    self.records_of(database, &last).await?
                 }
-            } else {
-                let range = Range {
-                    begin: txn.space.records(database).begin,
-                    end: txn.space.encode(&Key::Record(database, before)),
-                };
-                for row in txn.scan(&range, limit, true, Read::Loose).await? {
-                    records.push(txn.decode(&row, Record::decode)?);
+                false => self.records_before(database, before, most).await?,
+            };
+            let is_last = match (tagged_only, some.last()) {
+                (true, _) => tagged.is_empty(),
+                (false, Some(last)) => {
+                    before = last.head.snapshot.version;
+                    some.len() < most
                 }
+                (false, None) => true,
+            };
+            records.extend(some);
+            if is_last {
+                break;
             }
-            let entries = records.iter().map(|r| entry(r, tags.iter().cloned()));
-            Ok(entries.collect())
+        }
+        let entries = records.iter().map(|r| entry(r, tags.iter().cloned()));
+        Ok(entries.collect())
+    }
+
+    /// Those of some versions that are kept, the last one first.
+    async fn records_of(
+        &self,
+        database: DatabaseId,
+        versions: &[Version],
+    ) -> Result<Vec<Record>, StoreError> {
+        transact!(self.engine, |txn| {
+            let versions = versions.iter().rev();
+            let each = versions.map(|version| txn.record(database, *version, Read::Loose));
+            // If it was removed meanwhile the list is no short one.
+            let there = txn.database(database, Read::Loose);
+            let (records, _) = try_join(try_join_all(each), there).await?;
+            Ok(records.into_iter().flatten().collect())
+        })
+    }
+
+    /// The newest ones below a version, at most as many, the newest first.
+    async fn records_before(
+        &self,
+        database: DatabaseId,
+        before: Version,
+        most: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        transact!(self.engine, |txn| {
+            let range = Range {
+                begin: txn.space.records(database).begin,
+                end: txn.space.encode(&Key::Record(database, before)),
+            };
+            let rows = txn.scan(&range, most, true, Read::Loose);
+            // If it was removed meanwhile the list is no short one.
+            let (rows, _) = try_join(rows, txn.database(database, Read::Loose)).await?;
+            let each = rows.iter().map(|row| txn.decode(row, Record::decode));
+            each.collect::<Result<Vec<_>, _>>()
         })
     }
 

@@ -1,16 +1,28 @@
 //! What tests ask of a store beside its contract, and what they do to its rows. Nothing else may use it.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pagewire_proto::{DatabaseId, PageNumber, Version};
+use pagewire_proto::{CommitId, DatabaseId, PageNumber, Version};
 use pagewire_server::store::{StoreError, StoredPage};
 
 use crate::FoundationDbStore;
 use crate::engine::{Read, transact};
 use crate::keys::Key;
-use crate::values::Removed;
+use crate::names::{FORMAT, no_randomness};
+use crate::values::{Changed, Record, Removed};
+
+pub use crate::engine::trouble::{Lost, Trouble};
+
+/// Runs a call whose transactions have this trouble: those that begin in the same task. For tests.
+pub fn in_trouble<F: Future>(
+    trouble: &Arc<Trouble>,
+    call: F,
+) -> impl Future<Output = F::Output> + use<F> {
+    trouble.during(call)
+}
 
 impl FoundationDbStore {
     /// What is wrong in the cluster, a sentence each; nothing may be under way meanwhile. For tests.
@@ -24,6 +36,12 @@ impl FoundationDbStore {
     pub fn transactions(&self) -> (u64, u64) {
         let begun = self.0.engine.asked.begun.load(Ordering::Relaxed);
         (begun, self.0.beats.load(Ordering::Relaxed))
+    }
+
+    /// Commits of the cluster so far whose outcome was not known. For tests.
+    #[doc(hidden)]
+    pub fn unknown_outcomes(&self) -> u64 {
+        self.0.engine.asked.unknown.load(Ordering::Relaxed)
     }
 
     /// Rows and ranges that were read in the cluster so far. For tests.
@@ -129,6 +147,16 @@ impl FoundationDbStore {
         })
     }
 
+    /// Says that the installation has another format, so much later than this one. For tests.
+    #[doc(hidden)]
+    pub async fn set_format(&self, later: i32) -> Result<(), StoreError> {
+        let format = FORMAT.saturating_add_signed(later);
+        transact!(self.0.engine, |txn| {
+            txn.put(&Key::Format, &format.to_be_bytes());
+            Ok(())
+        })
+    }
+
     async fn damage_row(&self, key: &Key) -> Result<bool, StoreError> {
         transact!(self.0.engine, |txn| {
             let row = txn.stored(key, Read::Firm).await?;
@@ -199,6 +227,43 @@ impl FoundationDbStore {
     #[doc(hidden)]
     pub fn smallest_steps(&self) {
         self.0.smallest_steps();
+    }
+
+    /// Makes so many versions without changes on a database that has one, some thousand in a transaction. Nobody else may use the database meanwhile.
+    /// For tests.
+    #[doc(hidden)]
+    pub async fn make_versions(&self, database: DatabaseId, many: u64) -> Result<(), StoreError> {
+        const AT_ONCE: u64 = 2000;
+        for begun in (0..many).step_by(AT_ONCE as usize) {
+            transact!(self.0.engine, |txn| {
+                let mut row = txn.database(database, Read::Firm).await?;
+                for _ in begun..many.min(begun + AT_ONCE) {
+                    row.head.snapshot.version = row.head.snapshot.version.next();
+                    let record = Record {
+                        commit: CommitId::random().map_err(no_randomness)?,
+                        time_ms: row.time_ms,
+                        ended_ms: 0,
+                        restored_from: Version::ZERO,
+                        pages_changed: 0,
+                        head: row.head.clone(),
+                        changed: Changed::Inline(Vec::new()),
+                    };
+                    txn.add_version(database, &row, &record);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of each row by which servers protect what their sessions read of a database. For tests.
+    #[doc(hidden)]
+    pub async fn protecting_rows(&self, database: DatabaseId) -> Result<Vec<usize>, StoreError> {
+        transact!(self.0.engine, |txn| {
+            let range = txn.space.protections(database);
+            let rows = txn.scan(&range, usize::MAX, false, Read::Loose).await?;
+            Ok(rows.iter().map(|row| row.stored.len()).collect())
+        })
     }
 
     /// Has a version looked at as one that has lost a reader. For tests.

@@ -62,8 +62,9 @@ pub enum Key {
     Child(DatabaseId, Version, DatabaseId, Version),
     /// What a branch was made from: [`crate::values::Origin`].
     Origin(DatabaseId),
-    /// What the sessions of a server read: [`crate::values::Protection`].
-    Protect(DatabaseId, ServerId),
+    /// What the sessions of a server read: [`crate::values::Protection`]. The first of its rows has the floor; there are more, numbered
+    /// from 1, where one has no room for all pins.
+    Protect(DatabaseId, ServerId, u32),
     /// How a version that is kept was made: [`crate::values::Record`]. A version without it is not readable.
     Record(DatabaseId, Version),
     /// A chunk of the changed pages of a version, where the record has no room for them: u32 each.
@@ -217,7 +218,8 @@ impl Space {
                 self.pack(&(CHILD, id(d), version.get(), id(child), first.get()))
             }
             Key::Origin(d) => self.pack(&(ORIGIN, id(d))),
-            Key::Protect(d, server) => self.pack(&(PROTECT, id(d), &server[..])),
+            Key::Protect(d, server, 0) => self.pack(&(PROTECT, id(d), &server[..])),
+            Key::Protect(d, server, row) => self.pack(&(PROTECT, id(d), &server[..], *row)),
             Key::Record(d, version) => self.pack(&(RECORD, id(d), version.get())),
             Key::Changed(d, version, chunk) => self.pack(&(CHANGED, id(d), version.get(), *chunk)),
             Key::Past(d, version) => self.pack(&(PAST, id(d), version.get())),
@@ -282,7 +284,14 @@ impl Space {
                 parts.version()?,
             ),
             ORIGIN => Key::Origin(parts.database()?),
-            PROTECT => Key::Protect(parts.database()?, parts.id()?),
+            PROTECT => Key::Protect(
+                parts.database()?,
+                parts.id()?,
+                match parts.0.as_slice() {
+                    [] => 0,
+                    _ => parts.u32().filter(|row| *row > 0)?,
+                },
+            ),
             RECORD => Key::Record(parts.database()?, parts.version()?),
             CHANGED => Key::Changed(parts.database()?, parts.version()?, parts.u32()?),
             PAST => Key::Past(parts.database()?, parts.version()?),
@@ -381,6 +390,14 @@ impl Space {
     /// What stands on one of them.
     pub fn children_of(&self, database: DatabaseId, version: Version) -> Range {
         self.under(&(CHILD, id(&database), version.get()))
+    }
+
+    /// What a server protects of it, from one of the rows on.
+    pub fn protections_of(&self, database: DatabaseId, server: ServerId, from: u32) -> Range {
+        Range {
+            begin: self.encode(&Key::Protect(database, server, from)),
+            end: self.under(&(PROTECT, id(&database), &server[..])).end,
+        }
     }
 
     /// What servers protect of it.
@@ -491,7 +508,7 @@ impl std::fmt::Display for Key {
                 write!(f, "what stands on version {version} of database {d}")
             }
             Self::Origin(d) => write!(f, "the origin of database {d}"),
-            Self::Protect(d, _) => write!(f, "what a server reads of database {d}"),
+            Self::Protect(d, ..) => write!(f, "what a server reads of database {d}"),
             Self::Record(d, version) => {
                 write!(f, "the record of version {version} of database {d}")
             }

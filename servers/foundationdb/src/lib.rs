@@ -14,7 +14,8 @@ mod commit;
 mod engine;
 mod flatten;
 mod history;
-mod hooks;
+#[doc(hidden)]
+pub mod hooks;
 pub mod keys;
 mod known;
 mod names;
@@ -32,7 +33,7 @@ pub mod values;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -79,8 +80,7 @@ pub(crate) struct Inner {
     /// The service has ended: nothing is said about this server any more.
     ended: tokio::sync::Mutex<bool>,
     seen: Mutex<servers::Seen>,
-    /// See [`collect::Steps`].
-    steps: AtomicU32,
+    step_pace: collect::StepPace,
     known: known::KnownHeads,
     pace: pace::Pace,
     /// Segments that cannot be flattened because of damage (FLAT6).
@@ -156,7 +156,7 @@ impl FoundationDbStore {
             lease_ttl_ms: AtomicU64::default(),
             ended: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
-            steps: AtomicU32::default(),
+            step_pace: collect::StepPace::default(),
             known: known::KnownHeads::default(),
             pace: pace::Pace::default(),
             unflattened: Mutex::default(),

@@ -408,7 +408,7 @@ impl Peers for Inner {
             let range = txn.space.protections(database);
             let mut open = 0;
             for key in txn.keys(&range, usize::MAX, Read::Loose).await? {
-                if let Key::Protect(_, server) = key
+                if let Key::Protect(_, server, 0) = key
                     && server != self.server
                     // What the dead protected goes with the collection.
                     && txn.server(server, Read::Loose).await?.is_some()

@@ -85,7 +85,7 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let mut any = self.drop_of_the_dead(database, living).await?;
         let cleared = transact!(self.engine, |txn| {
-            txn.clear_removed(database, self.steps()).await
+            txn.clear_removed(database, self.steps(txn)).await
         });
         any |= self.paced(cleared.map(|step| step.map(|step| add(freed, step)).is_some()))?;
         let swept = self.sweep_some(database, freed).await;

@@ -20,7 +20,7 @@ use pagewire_server::store::StoreError;
 use tokio::time::Instant;
 
 use crate::Inner;
-use crate::collect::{Failures, MOST_HALVINGS, Pass, STEP_TIME, Steps};
+use crate::collect::{Failures, Pass, STEP_TIME, Steps};
 use crate::engine::{Fail, Read, Rounds, Txn, transact};
 use crate::keys::{Key, Range};
 use crate::values::{Head, Record, Segment};
@@ -100,7 +100,7 @@ impl Inner {
                 && txn.get(key, Read::Firm).await?.is_some()
             {
                 txn.delete(key);
-                let mut links = Links::of_a_transaction(self.steps());
+                let mut links = Links::of_a_transaction(self.steps(txn));
                 txn.reader_gone(*database, *version, &mut links).await?;
             }
             Ok(())
@@ -116,7 +116,7 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let end = async |txn: &Txn, segment| {
             let bases = txn.end_segments(&[segment]).await?;
-            let mut links = Links::of_a_transaction(self.steps());
+            let mut links = Links::of_a_transaction(self.steps(txn));
             txn.readers_gone(bases, &mut links).await
         };
         let (mut first, mut second) = (Rounds::new(&self.engine)?, Rounds::new(&self.engine)?);
@@ -131,11 +131,6 @@ impl Inner {
             later = end(second.txn(), two).await;
         }
         Ok(repeated)
-    }
-
-    /// Makes steps as small as they get, until some of them were done. For tests.
-    pub(crate) fn smallest_steps(&self) {
-        self.change_steps(|_| MOST_HALVINGS);
     }
 
     /// Has a version looked at as one that has lost a reader. For tests.
@@ -339,6 +334,7 @@ pub(crate) fn child_of(base: &Segment, child: DatabaseId, first: Version) -> Key
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collect::MOST_HALVINGS;
 
     #[test]
     fn links_get_fewer_with_the_steps() {

@@ -19,10 +19,12 @@ use crate::Inner;
 use crate::engine::{Fail, Read, Row, Txn, decode, transact};
 use crate::keys::{Key, ServerId};
 use crate::peers::{Peering, silence};
-use crate::values::{Protection, Server};
+use crate::values::{MAX_PROTECTED_PINS, Protection, Server};
 
 /// How often a server says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
+/// New pins that one transaction looks at.
+const NEW_PINS: usize = 1024;
 
 /// When the row of a server was seen to change last.
 pub(crate) type Seen = HashMap<ServerId, (Vec<u8>, Instant)>;
@@ -49,12 +51,36 @@ impl Listed {
 /// What the cluster is known to have of what sessions here read.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
-    /// The last words that it took.
-    words: HashMap<DatabaseId, Protection>,
+    words: HashMap<DatabaseId, Word>,
     /// How often this server had been silent for too long when they were said.
     losses: u64,
     /// For databases of which something is being said: one after another.
     turns: HashMap<DatabaseId, Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// What the cluster is known to have of what sessions here read of a database.
+#[derive(Debug)]
+enum Word {
+    /// This, in these rows.
+    Whole(Protection),
+    /// These pins, and what else is not known: a call was cut, or failed. None of them has to be looked at again.
+    AtLeast(Vec<Version>),
+}
+
+impl Word {
+    fn pins(&self) -> &[Version] {
+        match self {
+            Self::Whole(protection) => &protection.pins,
+            Self::AtLeast(pins) => pins,
+        }
+    }
+
+    fn whole(self) -> Option<Protection> {
+        match self {
+            Self::Whole(protection) => Some(protection),
+            Self::AtLeast(_) => None,
+        }
+    }
 }
 
 /// Something is said of a database, or waits to be.
@@ -93,6 +119,18 @@ impl Said {
         if std::mem::replace(&mut self.losses, losses) != losses {
             self.words.clear();
         }
+    }
+
+    /// What the cluster has now; nothing of it is known if what was said before a loss that was found meanwhile may be dropped.
+    fn note(&mut self, database: DatabaseId, losses: u64, word: Word) {
+        let is_empty = match &word {
+            Word::Whole(protection) => *protection == Protection::default(),
+            Word::AtLeast(pins) => pins.is_empty(),
+        };
+        match is_empty || self.losses != losses {
+            true => self.words.remove(&database),
+            false => self.words.insert(database, word),
+        };
     }
 }
 
@@ -145,6 +183,54 @@ impl Txn {
             stored: row.stored,
         };
         Ok(stored.map(listed))
+    }
+}
+
+impl Txn {
+    /// Whether all of these versions are readable. Firmly: a collection that drops one comes before, or sees the pin (K1, G1).
+    async fn are_there(&self, database: DatabaseId, pins: &[Version]) -> Result<(), Fail> {
+        let each = pins
+            .iter()
+            .map(|pin| self.version(database, *pin, Read::Firm));
+        try_join_all(each).await?;
+        Ok(())
+    }
+
+    /// What the cluster has of what sessions of a server read.
+    async fn protected(&self, database: DatabaseId, server: ServerId) -> Result<Protection, Fail> {
+        let range = self.space.protections_of(database, server, 0);
+        let mut all = Protection::default();
+        for row in self.scan(&range, usize::MAX, false, Read::Firm).await? {
+            all = all.with(&self.decode(&row, Protection::decode)?);
+        }
+        Ok(all)
+    }
+
+    /// Writes what sessions of a server read: the rows that are another than those that are known to be there. Nobody else writes them, but an earlier
+    /// word of which the outcome is not known may still be under way: behind this one it fails, since it claims them too.
+    fn say(
+        &self,
+        database: DatabaseId,
+        server: ServerId,
+        known: Option<&Protection>,
+        wanted: &Protection,
+    ) -> Result<(), Fail> {
+        self.claim_range(&self.space.protections_of(database, server, 0))?;
+        let before = known.map(Protection::rows);
+        let rows = wanted.rows();
+        for (number, row) in (0..).zip(&rows) {
+            let before = before.as_ref().and_then(|rows| rows.get(number as usize));
+            if before != Some(row) {
+                self.put(&Key::Protect(database, server, number), &row.encode());
+            }
+        }
+        if before.is_none_or(|before| before.len() > rows.len()) {
+            let rest = self
+                .space
+                .protections_of(database, server, rows.len() as u32);
+            self.delete_range(&rest);
+        }
+        Ok(())
     }
 }
 
@@ -255,49 +341,115 @@ impl Inner {
         Ok(living)
     }
 
+    /// Sets what sessions here read of a database. Of many new pins some at a time are looked at, and added to what is protected already, before the
+    /// rest goes: no transaction is larger than the cluster takes or lasts longer, and at each moment what was protected is. Where one
+    /// of them is gone by then, what was protected before the call is put in the place of those that were added.
     pub(crate) async fn protect(
         &self,
         database: DatabaseId,
         floor: Option<Version>,
         pins: &[Version],
     ) -> Result<(), StoreError> {
-        let protection = Protection {
-            floor,
-            pins: pins.to_vec(),
-        };
+        let mut pins = pins.to_vec();
+        pins.sort_unstable();
+        pins.dedup();
+        if pins.len() > MAX_PROTECTED_PINS {
+            return Err(StoreError::Limit(format!(
+                "sessions of this server have {MAX_PROTECTED_PINS} old versions of database {database} open, no more are possible"
+            )));
+        }
+        let protection = Protection { floor, pins };
         // One after another for each database: the last word is the one that stays.
         let turn = Turn::of(&self.said, database);
         let _turn = turn.turn.lock().await;
-        let (losses, known) = {
+        let (losses, word) = {
             let mut said = self.said.lock();
             let losses = self.peering.losses();
             said.forget_losses(losses);
-            // Until the cluster has taken this word it is not known which one it has.
             (losses, said.words.remove(&database))
+        };
+        let is_in = |pins: &[Version], pin: &Version| pins.binary_search(pin).is_ok();
+        let mut held = word
+            .as_ref()
+            .map_or(Vec::new(), |word| word.pins().to_vec());
+        let mut known = word.and_then(Word::whole);
+        let pins = protection.pins.iter().copied();
+        let new: Vec<_> = pins.filter(|pin| !is_in(&held, pin)).collect();
+        let mut new = &new[..];
+        // Until the cluster has taken a word it is not known which one it has: what both have it has.
+        let note = |word| self.said.lock().note(database, losses, word);
+        let mut before = None;
+        while new.len() > NEW_PINS {
+            note(Word::AtLeast(held));
+            let (some, rest) = new.split_at(NEW_PINS);
+            let said = self.protect_too(database, known.as_ref(), &protection, some);
+            let (was, now) = match said.await {
+                Ok(said) => said,
+                Err(error) => return self.refused(database, losses, before, error).await,
+            };
+            before.get_or_insert(was);
+            held = now.pins.clone();
+            known = Some(now);
+            new = rest;
+        }
+        held.retain(|pin| is_in(&protection.pins, pin));
+        note(Word::AtLeast(held));
+        let said = transact!(self.engine, |txn| {
+            txn.lasting(database).await?;
+            txn.are_there(database, new).await?;
+            txn.say(database, self.server, known.as_ref(), &protection)
+        });
+        if let Err(error) = said {
+            return self.refused(database, losses, before, error).await;
+        }
+        note(Word::Whole(protection));
+        Ok(())
+    }
+
+    /// Ends a call that failed. Where a pin is gone nothing is replaced (C10): what was there before its first transaction is put back.
+    async fn refused(
+        &self,
+        database: DatabaseId,
+        losses: u64,
+        before: Option<Protection>,
+        error: StoreError,
+    ) -> Result<(), StoreError> {
+        let (Some(before), StoreError::VersionGone { .. }) = (before, &error) else {
+            return Err(error);
+        };
+        let note = |word| self.said.lock().note(database, losses, word);
+        note(Word::AtLeast(before.pins.clone()));
+        transact!(self.engine, |txn| {
+            txn.lasting(database).await?;
+            txn.say(database, self.server, None, &before)
+        })?;
+        note(Word::Whole(before));
+        Err(error)
+    }
+
+    /// Protects some pins, and the floor, beside what was protected before: which is everything then. Answers that and what it was before.
+    async fn protect_too(
+        &self,
+        database: DatabaseId,
+        known: Option<&Protection>,
+        wanted: &Protection,
+        some: &[Version],
+    ) -> Result<(Protection, Protection), StoreError> {
+        let more = Protection {
+            floor: wanted.floor,
+            pins: some.to_vec(),
         };
         transact!(self.engine, |txn| {
             txn.lasting(database).await?;
-            // Firmly: a collection that drops a version comes before, or sees the pin (K1, G1).
-            let pinned = |pin: &&Version| known.as_ref().is_some_and(|k| k.pins.contains(pin));
-            let new = pins.iter().filter(|pin| !pinned(pin));
-            let new = new.map(|pin| txn.version(database, *pin, Read::Firm));
-            try_join_all(new).await?;
-            if known.as_ref() == Some(&protection) {
-                return Ok(());
-            }
-            let key = Key::Protect(database, self.server);
-            match protection == Protection::default() {
-                true => txn.delete(&key),
-                false => txn.put(&key, &protection.encode()),
-            }
-            Ok(())
-        })?;
-        let mut said = self.said.lock();
-        // What was said before a loss that another call has found meanwhile may be dropped by now.
-        if protection != Protection::default() && said.losses == losses {
-            said.words.insert(database, protection);
-        }
-        Ok(())
+            txn.are_there(database, some).await?;
+            let before = match known {
+                Some(known) => known.clone(),
+                None => txn.protected(database, self.server).await?,
+            };
+            let now = before.with(&more);
+            txn.say(database, self.server, known, &now)?;
+            Ok((before, now))
+        })
     }
 
     /// Forgets what is known here of a database that was removed.

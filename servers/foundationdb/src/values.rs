@@ -17,6 +17,11 @@ pub const CHANGES_CHUNK: usize = 1024;
 /// Cuts of one segment: with more of them the next version begins a segment.
 pub const MAX_CUTS: usize = 64;
 
+/// Pins in one row of what a server protects: 64 KiB, of the 100,000 bytes that a value may have.
+pub const PINS_OF_A_ROW: usize = 8192;
+/// Old versions of one database that the sessions of one server may have open: half a MiB of rows, which one transaction can write anew.
+pub const MAX_PROTECTED_PINS: usize = 8 * PINS_OF_A_ROW;
+
 /// A version, and what its pages need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -108,10 +113,10 @@ pub struct Past {
 /// A version was dropped: rows of the changed pages of the next one are to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// The dropped version. The changed pages of the next one are in rows `Changed`.
+    /// The dropped version. The changed pages of the next one are in its record, or in rows `Changed`.
     pub dropped: Version,
-    /// The chunk of them from which on they were not looked at.
-    pub chunk: u32,
+    /// How many of them were looked at, in their order.
+    pub after: u32,
 }
 
 /// A database that was removed.
@@ -191,7 +196,7 @@ pub struct Grant {
 pub struct Protection {
     /// Everything from here on.
     pub floor: Option<Version>,
-    /// These.
+    /// These, in their order.
     pub pins: Vec<Version>,
 }
 
@@ -380,7 +385,7 @@ impl Due {
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.dropped.get().to_be_bytes().to_vec();
-        out.extend(self.chunk.to_be_bytes());
+        out.extend(self.after.to_be_bytes());
         out
     }
 
@@ -388,8 +393,8 @@ impl Due {
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         let dropped = Version::new(fields.u64()?);
-        let chunk = fields.u32()?;
-        fields.end(Self { dropped, chunk })
+        let after = fields.u32()?;
+        fields.end(Self { dropped, after })
     }
 }
 
@@ -543,6 +548,36 @@ impl Grant {
 }
 
 impl Protection {
+    /// Row by row, the floor in the first one; none where nothing is protected.
+    pub fn rows(&self) -> Vec<Self> {
+        let mut rows: Vec<_> = self
+            .pins
+            .chunks(PINS_OF_A_ROW)
+            .map(|pins| Self {
+                floor: None,
+                pins: pins.to_vec(),
+            })
+            .collect();
+        if rows.is_empty() && self.floor.is_some() {
+            rows.push(Self::default());
+        }
+        if let Some(first) = rows.first_mut() {
+            first.floor = self.floor;
+        }
+        rows
+    }
+
+    /// Whatever either of them protects.
+    pub fn with(&self, other: &Self) -> Self {
+        let mut pins = [&self.pins[..], &other.pins].concat();
+        pins.sort_unstable();
+        pins.dedup();
+        Self {
+            floor: self.floor.into_iter().chain(other.floor).min(),
+            pins,
+        }
+    }
+
     /// The body of the row.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![u8::from(self.floor.is_some())];

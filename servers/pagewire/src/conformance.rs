@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -27,6 +27,10 @@ pub struct ConformanceArguments {
     /// A shell command that kills the server (`kill -9`) and starts it again on the same store: needed for `durable`.
     #[arg(long)]
     restart: Option<String>,
+    /// For a store that several servers share: a server that was killed may count as one that lives for so many seconds, and deletions be refused and versions
+    /// be kept because of its sessions.
+    #[arg(long, default_value_t = 0)]
+    dead_after_s: u32,
     /// Only rules whose names begin with one of these; no tier is earned then.
     #[arg(long)]
     rule: Vec<String>,
@@ -93,7 +97,8 @@ pub fn run(arguments: &ConformanceArguments) -> anyhow::Result<ExitCode> {
 async fn try_all(arguments: &ConformanceArguments) -> anyhow::Result<ExitCode> {
     let restart = arguments.restart.clone();
     let restart = restart.map(|command| Box::new(Command(command)) as Box<dyn Restart>);
-    let endpoint = Endpoint::new(&arguments.url, restart);
+    let dead_after = Duration::from_secs(arguments.dead_after_s.into());
+    let endpoint = Endpoint::new(&arguments.url, restart).on_a_shared_store(dead_after);
     let welcome = match endpoint.welcome().await {
         Ok(welcome) => welcome,
         Err(error) => {

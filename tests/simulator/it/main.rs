@@ -20,7 +20,14 @@ fn traces(text: &str) -> Vec<String> {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_in_other_processes_and_with_threads_that_run_themselves() {
-    let common = ["--seeds", "0..4", "--steps", "25", "--verbose"];
+    let common = [
+        "--seeds",
+        "0..4",
+        "--steps",
+        "25",
+        "--verbose",
+        "--no-disk-caches",
+    ];
     let (fine, first) = sim(&common);
     assert!(fine, "{first}");
     let (_, second) = sim(&common);

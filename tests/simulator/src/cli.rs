@@ -38,7 +38,7 @@ pub struct Options {
     /// Tells everything that happens.
     #[arg(long)]
     trace: bool,
-    /// Runs each seed twice and compares the traces.
+    /// Runs each seed twice and compares the traces; without disk caches, beside which a seed has two now and then.
     #[arg(long)]
     twice: bool,
     /// Lets every thread run by itself instead of on its stack only: slower, and the same.
@@ -60,6 +60,9 @@ pub struct Options {
     /// Takes the faults out of each plan: what fails then has no excuse.
     #[arg(long, conflicts_with_all = ["sweep", "blow"])]
     no_faults: bool,
+    /// Without disk caches.
+    #[arg(long)]
+    no_disk_caches: bool,
     /// Fails if a fault or a feature of the table never happened in all the seeds.
     #[arg(long)]
     everything: bool,
@@ -256,6 +259,10 @@ fn one(job: Job, options: &Options) -> String {
         true => plan.without_faults(),
         false => plan,
     };
+    let plan = match options.twice || options.no_disk_caches {
+        true => plan.without_caches(),
+        false => plan,
+    };
     let report: Report = crate::simulate(plan, options.trace, !options.threads);
     let mut text = format!(
         "{} {} {} {} {} {} {}\n",
@@ -372,6 +379,9 @@ fn replay(job: Job, options: &Options) -> String {
     }
     if options.no_faults {
         command.push_str(" --no-faults");
+    }
+    if options.no_disk_caches {
+        command.push_str(" --no-disk-caches");
     }
     if options.twice {
         command.push_str(" --twice");

@@ -80,7 +80,7 @@ pub(super) async fn v04(context: Context<'_>) -> Outcome {
     let inner = bench.branch(branch, 2, "inner").await?;
     deep_branches(&bench).await?;
     // The parent is removed, and its name given to another.
-    bench.store.remove(&bench.name("main")?).await?;
+    bench.remove(&bench.name("main")?).await?;
     bench.database("main").await?;
     bench.collect(None).await?;
     all_stand(&bench).await?;
@@ -91,7 +91,7 @@ pub(super) async fn v04(context: Context<'_>) -> Outcome {
     let epoch = bench.store.fence(branch.id).await?;
     let branch = Db { epoch, ..branch };
     bench.commit(vec![part(branch, 4, 6, &[(1, 50)])]).await?;
-    bench.store.remove(&bench.name("branch")?).await?;
+    bench.remove(&bench.name("branch")?).await?;
     bench.collect(None).await?;
     ensure_not_found("head", bench.store.head(branch.id).await)?;
     let inner_pages = [
@@ -206,7 +206,7 @@ async fn deep_branches(bench: &Bench) -> Result<(), Violation> {
         let next = bench.branch(db, head, &format!("deep/{depth}")).await?;
         if depth % 2 == 0 {
             let name = bench.name(&format!("deep/{}", depth - 1))?;
-            bench.store.remove(&name).await?;
+            bench.remove(&name).await?;
         }
         db = next;
         bench

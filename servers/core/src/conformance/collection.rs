@@ -126,7 +126,7 @@ pub(super) async fn v02(context: Context<'_>) -> Outcome {
     bench.store.protect(db.id, None, &[]).await?;
     bench.collect(Some(db.id)).await?;
     kept_are(&bench, db, 9, &[2, 4, 8, 9]).await?;
-    bench.store.remove(&bench.name("branch")?).await?;
+    bench.remove(&bench.name("branch")?).await?;
     bench.collect(None).await?;
     kept_are(&bench, db, 9, &[2, 8, 9]).await?;
     let tag = TagName::try_from("t")?;
@@ -303,7 +303,7 @@ async fn of_shrunk_and_removed(bench: &Bench) -> Result<(), Violation> {
         of_parent == u64::from(PAGES) + 1 && of_branch == 1,
         "{PAGES} pages for the branch, one anew, one of the branch: {of_parent} and {of_branch}"
     );
-    bench.store.remove(&bench.name("shrunk/branch")?).await?;
+    bench.remove(&bench.name("shrunk/branch")?).await?;
     bench.collect(None).await?;
     ensure!(pages(db).await? == 3, "3 pages, kept {}", pages(db).await?);
     bench.commit(vec![restore(db, 5, 5, PAGES)]).await?;

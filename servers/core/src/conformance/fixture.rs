@@ -8,6 +8,7 @@ use pagewire_proto::{
     CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageCount, PageNumber, PageSize, StagingId,
     TagName, UnixMillis, Version, VersionEntry,
 };
+use tokio::time::Instant;
 
 use super::{Context, Violation};
 use crate::store::{
@@ -27,10 +28,15 @@ pub(super) use ensure;
 /// The page size of trials that are not about page sizes: the smallest.
 pub(super) const SIZE: PageSize = PageSize::MIN;
 
+/// How often it is looked whether a server that was killed counts as dead.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// A store with a name space of its own.
 pub(super) struct Bench {
     pub(super) store: Arc<dyn PageStore>,
     prefix: String,
+    /// Until then a server that was killed may be taken for one that lives.
+    pub(super) killed_until: Option<Instant>,
 }
 
 /// A database of a trial, with the epoch that may commit to it.
@@ -45,6 +51,7 @@ impl Bench {
         Ok(Self {
             store: context.store.open().await?,
             prefix: format!("conformance/{}/", DatabaseId::random()?),
+            killed_until: None,
         })
     }
 
@@ -55,7 +62,11 @@ impl Bench {
     ) -> Result<Option<Self>, Violation> {
         let store = context.store.open_with_retention(retention).await?;
         let prefix = format!("conformance/{}/", DatabaseId::random()?);
-        Ok(store.map(|store| Self { store, prefix }))
+        Ok(store.map(|store| Self {
+            store,
+            prefix,
+            killed_until: None,
+        }))
     }
 
     /// As after the death of the process; call only where `can_restart`.
@@ -63,7 +74,26 @@ impl Bench {
         Ok(Self {
             store: context.store.reopen(self.store).await?,
             prefix: self.prefix,
+            killed_until: Some(Instant::now() + context.store.killed_is_believed_for()),
         })
+    }
+
+    /// Removes a database; of sessions that ended with their server it may be said for a while that they have it open, and no longer.
+    pub(super) async fn remove(&self, name: &DatabaseName) -> Result<DatabaseId, Violation> {
+        loop {
+            match self.store.remove(name).await {
+                Err(StoreError::Limit(_)) if self.a_killed_server_may_count() => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                removed => return Ok(removed?),
+            }
+        }
+    }
+
+    /// See [`super::StoreUnderTest::killed_is_believed_for`].
+    pub(super) fn a_killed_server_may_count(&self) -> bool {
+        self.killed_until
+            .is_some_and(|until| Instant::now() < until)
     }
 
     pub(super) fn prefix(&self) -> &str {

@@ -48,6 +48,12 @@ pub trait StoreUnderTest: Send + Sync {
         Err(StoreError::Unsupported("a restart in tests"))
     }
 
+    /// For how long after [`StoreUnderTest::reopen`] the server that was killed may be taken for one that lives, where several servers may stand on a store: a
+    /// deletion of what its sessions had open is refused meanwhile, and what they protected stays. Zero where nobody else can have the store.
+    fn killed_is_believed_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// A store that keeps versions for this long, and whose clock is the one of [`StoreUnderTest::advance_clock`]; a store
     /// opened anew keeps both. `None` where that cannot be had.
     async fn open_with_retention(

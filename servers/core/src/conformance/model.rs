@@ -10,9 +10,10 @@ use bytes::Bytes;
 use pagewire_proto::{
     Changes, CommitId, DatabaseId, Epoch, PageNumber, PageSize, StagingId, Version,
 };
+use tokio::time::Instant;
 
 use super::fixture::{Bench, Random, content, describe, ensure, number_of, page_count};
-use super::oracle::{Model, Staged, Stagings, was_applied};
+use super::oracle::{Model, Protected, Staged, Stagings, was_applied};
 use super::{Context, Outcome, Verdict, Violation};
 use crate::store::{
     Capabilities, Commit, CommitOutcome, DatabaseCommit, PageWrite, Resolution, Resolve, StoreError,
@@ -40,6 +41,8 @@ pub(super) struct History<'a> {
     stamp: u64,
     /// What each branch was made from, also of those that were removed.
     pub(super) origins: BTreeMap<DatabaseId, (DatabaseId, u64)>,
+    /// What sessions of servers that were killed protected, and until when those may be taken for ones that live.
+    pub(super) left: Vec<(Instant, Protected)>,
     /// Whether versions, tags and branches are tried.
     pub(super) versions: bool,
     /// How long the store keeps versions; `None` for longer than any trial.
@@ -62,6 +65,7 @@ pub(super) async fn random(context: Context<'_>) -> Outcome {
         minutes: minutes.or((!keeps_for_a_while(&capabilities)).then_some(0)),
         now: 0,
         origins: BTreeMap::new(),
+        left: Vec::new(),
         context,
         random: Random::new(context.seed),
         models: Vec::new(),
@@ -456,7 +460,7 @@ impl History<'_> {
         let index = self.random.below(self.models.len());
         let name = self.bench.name(&index.to_string())?;
         let old = self.models[index].id;
-        let removed = self.bench.store.remove(&name).await?;
+        let removed = self.bench.remove(&name).await?;
         ensure!(removed == old, "removed {removed} instead of {old}");
         let id = self.bench.store.lookup(&name, true).await?;
         let known = self.models.iter().any(|model| model.id == id);
@@ -485,7 +489,9 @@ impl History<'_> {
     /// Takes itself apart, since nobody may hold the store while it is opened anew.
     async fn restart(mut self) -> Result<Self, Violation> {
         let bench = self.bench.reopen(self.context).await?;
-        self.models.iter_mut().for_each(Model::restart);
+        let until = bench.killed_until.unwrap_or_else(Instant::now);
+        let left = self.models.iter_mut().map(Model::restart);
+        self.left.extend(left.map(|left| (until, left)));
         self.stagings.clear();
         Ok(Self { bench, ..self })
     }

@@ -28,7 +28,7 @@ pub(super) async fn c01(context: Context<'_>) -> Outcome {
 
     let db = bench.database("a").await?;
     bench.commit(vec![part(db, 0, 1, &[(1, 1)])]).await?;
-    let removed = bench.store.remove(&name).await?;
+    let removed = bench.remove(&name).await?;
     ensure!(
         removed == first,
         "remove answered {removed}, the name had {first}"
@@ -140,7 +140,7 @@ pub(super) async fn c02(context: Context<'_>) -> Outcome {
             entry.name
         );
     }
-    bench.store.remove(&bench.name("a-")?).await?;
+    bench.remove(&bench.name("a-")?).await?;
     expect_list(&bench, "a", "", 100, &["a", "a/z"]).await?;
     bench.database("a-").await?;
     expect_list(&bench, "a", "", 100, &["a", "a/z"]).await?;

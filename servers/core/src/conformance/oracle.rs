@@ -43,8 +43,24 @@ pub(super) struct Model {
     pub(super) floor: Option<u64>,
     /// From it on all versions are protected.
     oldest: u64,
+    /// The largest floor that a session behind a server has told.
+    told: u64,
     pub(super) pins: BTreeSet<u64>,
     pub(super) tags: BTreeMap<TagName, u64>,
+}
+
+/// What a session behind a server may have protected of a database.
+#[derive(Clone, Debug)]
+pub(super) struct Protected {
+    database: DatabaseId,
+    from: u64,
+    pins: BTreeSet<u64>,
+}
+
+impl Protected {
+    pub(super) fn has(&self, database: DatabaseId, version: u64) -> bool {
+        self.database == database && (version >= self.from || self.pins.contains(&version))
+    }
 }
 
 /// Staged pages.
@@ -110,6 +126,7 @@ impl Model {
             makers: Vec::new(),
             floor: None,
             oldest: 0,
+            told: 0,
             pins: BTreeSet::new(),
             tags: BTreeMap::new(),
         }
@@ -210,14 +227,27 @@ impl Model {
 
     pub(super) fn protect(&mut self, floor: Option<u64>) {
         self.floor = floor;
+        self.told = self.told.max(floor.unwrap_or(0));
         self.rise();
     }
 
-    /// Nobody protects anything after a restart.
-    pub(super) fn restart(&mut self) {
+    /// A session behind a server tells before a collection that it reads the head, where it asked for no floor.
+    pub(super) fn tell(&mut self) {
+        self.told = self.told.max(self.floor.unwrap_or(self.head()));
+    }
+
+    /// Nobody protects anything after a restart. Answers what was protected before.
+    pub(super) fn restart(&mut self) -> Protected {
         self.epoch = None;
-        self.pins.clear();
+        let before = Protected {
+            database: self.id,
+            from: self.told,
+            pins: std::mem::take(&mut self.pins),
+        };
         self.protect(None);
+        // The next session begins there.
+        self.told = self.head();
+        before
     }
 
     fn rise(&mut self) {

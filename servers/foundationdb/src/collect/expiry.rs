@@ -3,14 +3,15 @@
 use futures_util::future::{try_join, try_join3};
 use pagewire_proto::{DatabaseId, PageNumber, Version};
 use pagewire_server::store::{Collected, StoreError};
+use tokio::time::Instant;
 
-use super::{STEP_PAGES, STEP_PAST, STEP_VERSIONS, Steps, add};
+use super::{STEP_PAGES, STEP_PAST, STEP_TIME, STEP_VERSIONS, Steps, add};
 use crate::Inner;
 use crate::age::Now;
 use crate::engine::{Fail, Read, Txn, transact};
 use crate::keys::{Key, Range, Sum};
 use crate::segments::Links;
-use crate::values::{Changed, Database, Due, Past, Protection, Record};
+use crate::values::{CHANGES_CHUNK, Changed, Database, Due, Past, Protection, Record};
 
 /// What keeps a version.
 enum Keeps {
@@ -21,22 +22,50 @@ enum Keeps {
     AndLater,
 }
 
+/// How far one step of a database has come with its versions, the oldest first. Thousands may be kept for themselves: each is looked at once a step, and a
+/// step that has lasted long enough leaves the rest to the next one.
+pub(super) struct Walk {
+    begun: Instant,
+    after: Option<Vec<u8>>,
+    is_over: bool,
+}
+
+impl Walk {
+    /// From behind the last key that was looked at, in a step that has begun then.
+    pub(super) fn begun_at(begun: Instant, after: Option<Vec<u8>>) -> Self {
+        Self {
+            begun,
+            after,
+            is_over: false,
+        }
+    }
+
+    /// Where it was left; `None` at its beginning and at its end.
+    pub(super) fn after(self) -> Option<Vec<u8>> {
+        self.after.filter(|_| !self.is_over)
+    }
+}
+
 impl Inner {
-    /// Drops versions that nothing keeps, oldest first.
+    /// Drops versions that nothing keeps, oldest first; whether any was, or there are more to look at.
     pub(super) async fn drop_versions(
         &self,
         database: DatabaseId,
+        walk: &mut Walk,
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let Some(retention) = self.options.retention else {
             return Ok(false);
         };
         let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-        let mut range = self.engine.space.records(database);
         // Past those that are kept for themselves.
-        loop {
+        while !walk.is_over {
+            let mut range = self.engine.space.records(database);
+            if let Some(after) = &walk.after {
+                range = range.after(after);
+            }
             let (last, step) = transact!(self.engine, |txn| {
-                let (steps, now) = (self.steps(), txn.now(&self.options).await?);
+                let (steps, now) = (self.steps(txn), txn.now(&self.options).await?);
                 txn.drop_some(database, &range, steps, now, retention_ms)
                     .await
             })?;
@@ -45,13 +74,21 @@ impl Inner {
                 return Ok(true);
             }
             match last {
-                Some(last) => range = range.after(&last),
-                None => return Ok(false),
+                Some(last) => {
+                    // As many as it could look at (STEP2).
+                    self.step_pace.done();
+                    walk.after = Some(last);
+                    if walk.begun.elapsed() >= STEP_TIME {
+                        return Ok(true);
+                    }
+                }
+                None => walk.is_over = true,
             }
         }
+        Ok(false)
     }
 
-    /// Looks at the pages of a chunk of a list that was too long for the transaction that dropped the version before it.
+    /// Looks at some pages of a list that was too long for the transaction that dropped the version before it (STEP3).
     pub(super) async fn look_at_due(
         &self,
         database: DatabaseId,
@@ -64,7 +101,8 @@ impl Inner {
             };
             let mut step = Collected::default();
             let of = due.dropped.next();
-            let pages = txn.changed_chunks(database, of, due.chunk, 1).await?;
+            let most = self.steps(txn).of(STEP_PAGES);
+            let pages = txn.changed_from(database, of, due.after, most).await?;
             if pages.is_empty() {
                 txn.delete(&key);
                 return Ok(Some(step));
@@ -72,7 +110,7 @@ impl Inner {
             txn.examine(database, &pages, due.dropped, &mut step)
                 .await?;
             let next = Due {
-                chunk: due.chunk + 1,
+                after: due.after.saturating_add(pages.len() as u32),
                 ..due
             };
             txn.put(&key, &next.encode());
@@ -85,7 +123,7 @@ impl Inner {
     pub(super) async fn drop_past(&self, database: DatabaseId) -> Result<bool, StoreError> {
         transact!(self.engine, |txn| {
             let range = txn.space.past(database);
-            let most = self.steps().of(STEP_PAST);
+            let most = self.steps(txn).of(STEP_PAST);
             let rows = txn.scan(&range, most, false, Read::Loose);
             let (rows, now) = try_join(rows, txn.now(&self.options)).await?;
             let mut any = false;
@@ -163,10 +201,19 @@ impl Txn {
                 Keeps::ForItself => {}
                 Keeps::Nothing => {
                     let next = next.as_ref();
-                    pages += self
-                        .drop_version(database, record, next, now, &mut step, &mut links)
+                    let most = steps.of(STEP_PAGES);
+                    let (many, is_due) = match next.map(|next| &next.changed) {
+                        Some(Changed::Inline(list)) => (list.len(), list.len() > most),
+                        Some(Changed::Chunks(_)) => (0, true),
+                        Some(Changed::All) | None => (0, false),
+                    };
+                    if !is_due && step.versions > 0 && pages + many > most {
+                        return Ok((None, step));
+                    }
+                    pages += many + 1;
+                    self.drop_version(database, record, next, is_due, now, &mut step, &mut links)
                         .await?;
-                    if matches!(next.map(|next| &next.changed), Some(Changed::Chunks(_))) {
+                    if is_due {
                         return Ok((None, step));
                     }
                 }
@@ -174,6 +221,29 @@ impl Txn {
         }
         let last = rows.last().filter(|_| rows.len() == most);
         Ok((last.map(|row| row.key.clone()), step))
+    }
+
+    /// Some of the changed pages of a version whose list is not gone, behind the first so many.
+    async fn changed_from(
+        &self,
+        database: DatabaseId,
+        version: Version,
+        after: u32,
+        most: usize,
+    ) -> Result<Vec<PageNumber>, Fail> {
+        let after = after as usize;
+        let record = self.record(database, version, Read::Loose).await?;
+        let (mut pages, skipped) = match record.map(|record| record.changed) {
+            Some(Changed::Inline(pages)) => (pages, after),
+            _ => {
+                let chunk = (after / CHANGES_CHUNK) as u32;
+                let pages = self.changed_chunks(database, version, chunk, 1).await?;
+                (pages, after % CHANGES_CHUNK)
+            }
+        };
+        pages.drain(..skipped.min(pages.len()));
+        pages.truncate(most);
+        Ok(pages)
     }
 
     /// What servers protect: firmly, see COL2.
@@ -195,28 +265,36 @@ impl Txn {
         if floors.any(|floor| floor <= version) {
             return Ok(Keeps::AndLater);
         }
+        // Of thousands that are pinned nothing else has to be asked.
+        if protections.iter().any(|p| p.pins.contains(&version)) {
+            return Ok(Keeps::ForItself);
+        }
         let tags = self.space.tagged_of(database, version);
         let children = self.space.children_of(database, version);
         let tags = self.first(&tags, Read::Firm);
         let children = self.first(&children, Read::Firm);
         let (tag, child) = try_join(tags, children).await?;
-        let pinned = protections.iter().any(|p| p.pins.contains(&version));
-        Ok(match pinned || tag.is_some() || child.is_some() {
+        Ok(match tag.is_some() || child.is_some() {
             true => Keeps::ForItself,
             false => Keeps::Nothing,
         })
     }
 
-    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4). Answers at how many pages.
+    /// Makes a version unreadable, and looks at the rows that it read (COL1, COL4), where they are not to be looked at later.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a step knows, and what it adds up"
+    )]
     async fn drop_version(
         &self,
         database: DatabaseId,
         record: &Record,
         next: Option<&Record>,
+        is_due: bool,
         now: Now,
         step: &mut Collected,
         links: &mut Links,
-    ) -> Result<usize, Fail> {
+    ) -> Result<(), Fail> {
         let version = record.head.snapshot.version;
         let key = Key::Record(database, version);
         self.claim(&self.space.encode(&key))?;
@@ -236,23 +314,18 @@ impl Txn {
         }
         self.add(&Key::Sum(database, Sum::Versions), -1);
         step.versions += 1;
-        let mut looked_at = 1;
         match next.map(|next| &next.changed) {
-            Some(Changed::Inline(pages)) => {
-                looked_at += pages.len();
-                self.examine(database, pages, version, step).await?;
-            }
-            Some(Changed::Chunks(_)) => {
+            _ if is_due => {
                 let due = Due {
                     dropped: version,
-                    chunk: 0,
+                    after: 0,
                 };
                 self.put(&Key::Due(database), &due.encode());
             }
-            Some(Changed::All) | None => self.sweep(database),
+            Some(Changed::Inline(pages)) => self.examine(database, pages, version, step).await?,
+            Some(Changed::Chunks(_) | Changed::All) | None => self.sweep(database),
         }
-        self.reader_gone(database, version, links).await?;
-        Ok(looked_at)
+        self.reader_gone(database, version, links).await
     }
 
     /// Deletes the rows of pages that a dropped version read and no other: the next version has others.

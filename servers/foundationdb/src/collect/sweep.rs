@@ -24,7 +24,7 @@ impl Inner {
         freed: &mut Collected,
     ) -> Result<bool, StoreError> {
         let step = transact!(self.engine, |txn| {
-            txn.sweep_some(database, self.steps()).await
+            txn.sweep_some(database, self.steps(txn)).await
         })?;
         Ok(step.map(|step| add(freed, step)).is_some())
     }

@@ -1,7 +1,7 @@
 //! One transaction: rows with checksums, read firmly or loosely, and what is written.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use foundationdb::future::{FdbKeyValue, FdbValues};
@@ -9,6 +9,7 @@ use foundationdb::options::{ConflictRangeType, MutationType, StreamingMode, Tran
 use foundationdb::{FdbResult, KeySelector, RangeOption, Transaction};
 use pagewire_server::store::StoreError;
 
+use super::trouble::{self, Trouble};
 use super::{Asked, Fail};
 use crate::keys::{Key, Range, Space};
 use crate::values::decode_u64;
@@ -33,6 +34,11 @@ pub(crate) struct Txn {
     pub(crate) space: Arc<Space>,
     pub(super) asked: Arc<Asked>,
     pub(super) writes: AtomicBool,
+    /// Rows that were read.
+    read: AtomicU64,
+    trouble: Option<Arc<Trouble>>,
+    /// The round before was too late.
+    pub(super) too_late: bool,
 }
 
 /// A row as it is stored.
@@ -54,12 +60,26 @@ impl Row {
 impl Txn {
     pub(super) fn begin(transaction: Transaction, space: Arc<Space>, asked: Arc<Asked>) -> Self {
         asked.begun.fetch_add(1, Ordering::Relaxed);
-        Self {
+        let trouble = trouble::now();
+        let txn = Self {
             transaction,
             space,
             asked,
             writes: AtomicBool::new(false),
+            read: AtomicU64::new(0),
+            trouble,
+            too_late: false,
+        };
+        if txn.trouble.as_ref().is_some_and(|t| t.begins_too_late()) {
+            // Which the cluster has forgotten.
+            txn.claims_since(1);
         }
+        txn
+    }
+
+    /// Whether the round before came to nothing because it was too late: this one should do less.
+    pub(crate) fn follows_one_too_late(&self) -> bool {
+        self.too_late
     }
 
     /// The version of the cluster that this transaction reads. Asked for once.
@@ -78,11 +98,21 @@ impl Txn {
         self.asked.reads.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many rows came.
+    fn has_read(&self, rows: u64) -> FdbResult<()> {
+        let before = self.read.fetch_add(rows, Ordering::Relaxed);
+        let trouble = self.trouble.as_ref();
+        trouble.map_or(Ok(()), |t| t.reads(before, rows))
+    }
+
     /// One range read, counted.
     async fn range(&self, asked: &RangeOption<'_>, nth: usize, read: Read) -> FdbResult<FdbValues> {
         self.reads_one_more();
         let counted = &*self.asked;
         let waiting = counted.one_more_waits();
+        if let Some(trouble) = &self.trouble {
+            trouble.pause().await;
+        }
         let got = self.transaction.get_range(asked, nth, read == Read::Loose);
         let got = got.await?;
         drop(waiting);
@@ -91,6 +121,7 @@ impl Txn {
         counted.rows.fetch_add(got.len() as u64, Ordering::Relaxed);
         counted.bytes.fetch_add(bytes, Ordering::Relaxed);
         counted.largest.fetch_max(bytes, Ordering::Relaxed);
+        self.has_read(got.len() as u64)?;
         Ok(got)
     }
 
@@ -104,7 +135,9 @@ impl Txn {
         self.reads_one_more();
         let got = self.transaction.get(&encoded, read == Read::Loose);
         async move {
-            match got.await? {
+            let got = got.await?;
+            self.has_read(1)?;
+            match got {
                 Some(stored) => {
                     let body = check(&self.space, &encoded, &stored)?;
                     Ok(Some(Bytes::copy_from_slice(body)))
@@ -232,6 +265,13 @@ impl Txn {
         let end = [key, &[0]].concat();
         let kind = ConflictRangeType::Read;
         Ok(self.transaction.add_conflict_range(key, &end, kind)?)
+    }
+
+    /// As [`Txn::claim`], for all rows of a range, those that are not there too.
+    pub(crate) fn claim_range(&self, range: &Range) -> Result<(), Fail> {
+        let kind = ConflictRangeType::Read;
+        let (begin, end) = (&range.begin, &range.end);
+        Ok(self.transaction.add_conflict_range(begin, end, kind)?)
     }
 
     /// Rows of a range, at most as many, from its beginning or, backwards, from its end.

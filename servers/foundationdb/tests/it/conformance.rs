@@ -1,4 +1,4 @@
-//! The FoundationDB store keeps the store contract: as it is used, and with everything written ahead.
+//! The FoundationDB store keeps the store contract: as it is used, with everything written ahead, and through a page server.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_server::clock::ManualClock;
+use pagewire_server::conformance::endpoint::Served;
 use pagewire_server::conformance::{Damage, StoreUnderTest};
 use pagewire_server::store::{PageStore, StoreError};
 use parking_lot::Mutex;
@@ -100,10 +101,10 @@ impl StoreUnderTest for FoundationDb {
 
 /// A test for each rule, which passes as not run where there is no cluster.
 macro_rules! rules {
-    (($change:expr) $($name:ident: $module:ident :: $function:ident;)*) => {$(
+    (($change:expr, $under_test:expr) $($name:ident: $module:ident :: $function:ident;)*) => {$(
         #[test]
         fn $name() {
-            if let Some(store) = FoundationDb::new($change) {
+            if let Some(store) = FoundationDb::new($change).map($under_test) {
                 pagewire_server::conformance::run_as_test(stringify!($name), &store);
             }
         }
@@ -112,13 +113,34 @@ macro_rules! rules {
 
 mod as_it_is_used {
     use super::FoundationDb;
-    pagewire_server::for_each_conformance_rule!(rules, |_| {});
+    pagewire_server::for_each_conformance_rule!(rules, |_| {}, |store| store);
 }
 
 mod with_everything_written_ahead {
     use super::FoundationDb;
-    pagewire_server::for_each_conformance_rule!(rules, |options| {
-        options.commit_bytes = 0;
-        options.staging_buffer_bytes = 0;
-    });
+    pagewire_server::for_each_conformance_rule!(
+        rules,
+        |options| {
+            options.commit_bytes = 0;
+            options.staging_buffer_bytes = 0;
+        },
+        |store| store
+    );
+}
+
+/// The rules of sessions and leases are tried by `tests/conformance.sh`, on the command itself.
+mod through_a_server {
+    use super::{FoundationDb, Served};
+    use std::time::Duration;
+
+    /// What a killed server had claimed is free after two of it.
+    const LEASE_TTL: Duration = Duration::from_secs(4);
+    /// It counts as dead when collections have seen it silent for two TTLs and a second; and this machine may be loaded.
+    const DEATH: Duration = Duration::from_secs(60);
+
+    pagewire_server::for_each_conformance_rule!(
+        rules,
+        |options| options.collect_every = Duration::from_secs(2),
+        |store| Served::on_a_shared_store(store, LEASE_TTL, DEATH)
+    );
 }

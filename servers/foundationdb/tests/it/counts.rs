@@ -1,15 +1,17 @@
 //! What a call costs, in transactions of the cluster (docs/foundationdb.md): the budget is kept by count, which no load changes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pagewire_foundationdb::FoundationDbStore;
+use pagewire_foundationdb::{FoundationDbOptions, FoundationDbStore};
 use pagewire_proto::{
     CommitId, DatabaseId, Epoch, PageCount, PageNumber, PageSize, StagingId, Version,
 };
 use pagewire_server::store::{Commit, CommitOutcome, DatabaseCommit, PageStore as _, PageWrite};
 
 use crate::cluster::Cluster;
+use crate::servers::with_two;
 
 const SIZE: u32 = 4096;
 /// So often that one transaction more or less of the beat cannot hide one of a call.
@@ -114,6 +116,56 @@ fn a_commit_that_fits_is_one_transaction_also_of_several_databases() {
             }
         });
         assert_each(spent.await, 1, "a commit to two databases");
+    });
+}
+
+/// A collection that never pauses, through another server, drops each version as soon as there is a newer one: no commit is repeated for it, whether it reads
+/// what it stands on (those to two databases) or knows it (M3).
+#[test]
+fn a_collection_never_conflicts_with_a_writer() {
+    const COMMITS: u64 = 50;
+    let nothing_is_kept = |options: &mut FoundationDbOptions| {
+        options.collect_every = Duration::from_secs(3600);
+        options.retention = Some(Duration::ZERO);
+    };
+    with_two(nothing_is_kept, |one, two| async move {
+        let (a, epoch) = database(&one, "a").await;
+        let (b, other) = database(&one, "b").await;
+        let over = AtomicBool::new(false);
+        let writes = async {
+            let spent = counted(&one, async {
+                for base in 0..COMMITS {
+                    let first = part(a, 2 * base, epoch, pages(3, base));
+                    let second = part(b, base, other, pages(3, base));
+                    commit(&one, vec![first, second]).await;
+                    commit(&one, vec![part(a, 2 * base + 1, epoch, pages(2, base))]).await;
+                }
+            });
+            let spent = spent.await;
+            over.store(true, Ordering::Relaxed);
+            spent
+        };
+        let collects = async {
+            let (mut dropped, mut rows) = (0, 0);
+            while !over.load(Ordering::Relaxed) {
+                let step = two.collect(None).await.unwrap();
+                dropped += step.versions;
+                rows += step.pages;
+            }
+            (dropped, rows)
+        };
+        let (spent, (dropped, rows)) = tokio::join!(writes, collects);
+        assert!(
+            dropped > COMMITS / 2 && rows > COMMITS / 2,
+            "{dropped} versions and {rows} rows were dropped meanwhile: this has shown nothing"
+        );
+        let all = 2 * COMMITS;
+        assert!(
+            (all - 1..=all + 1).contains(&spent),
+            "{spent} transactions for {all} commits"
+        );
+        while two.collect(None).await.unwrap().more {}
+        assert_eq!(two.audit().await.unwrap(), Vec::<String>::new());
     });
 }
 

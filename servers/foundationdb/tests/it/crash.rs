@@ -77,6 +77,13 @@ fn killed_while_committing(label: &str, commit_bytes: usize) {
             base += 1;
         }
         killer.await.unwrap();
+        // Of commits, nearly always: the beat writes once a second. What became of them was found out by their ids, as in `unknown.rs`.
+        let unknown = store.unknown_outcomes();
+        println!("{base} commits, {unknown} answers of the cluster lost");
+        assert!(
+            unknown > 0,
+            "no outcome was unknown: this has shown nothing"
+        );
         assert_eq!(
             store.head(database).await.unwrap().version,
             Version::new(base)

@@ -508,3 +508,27 @@ fn a_removed_database_of_many_restores_is_collected_to_the_end() {
         },
     );
 }
+
+/// A server of another format would take what is there for what it knows.
+#[test]
+fn an_installation_of_another_format_is_refused_by_name() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let options = cluster.options();
+        let store = cluster.open(&options).await.unwrap();
+        for (later, format) in [(-1, 5), (1, 7)] {
+            store.set_format(later).await.unwrap();
+            let refused = cluster.open(&options).await;
+            let Err(StoreError::Unavailable(why)) = refused else {
+                panic!("{refused:?}");
+            };
+            let says = format!("has format {format}, this program reads format 6");
+            assert!(why.contains(&says), "{why}");
+        }
+        store.set_format(0).await.unwrap();
+        cluster.open(&options).await.unwrap();
+    });
+}

@@ -30,8 +30,6 @@ use wire::{Exchanges, Wire, connect};
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 /// How long sessions that ended may be thought to have a database open.
 const DELETION_PATIENCE: Duration = Duration::from_secs(10);
-/// The same for sessions of a server that was killed: on a store with several servers it counts as dead only when it was silent for long.
-const DEATH_PATIENCE: Duration = Duration::from_secs(300);
 /// A deletion that was refused is tried again after this.
 const DELETION_PAUSE: Duration = Duration::from_millis(100);
 
@@ -95,6 +93,8 @@ pub trait Restart: Send + Sync {
 pub struct Endpoint {
     address: String,
     restart: Option<Box<dyn Restart>>,
+    /// How long a server that was killed may be taken for one that lives.
+    dead_after: Duration,
     /// A server was killed in the trial that runs.
     killed: AtomicBool,
     names: Names,
@@ -155,11 +155,19 @@ impl Endpoint {
         Self {
             address: address.into(),
             restart,
+            dead_after: Duration::ZERO,
             killed: AtomicBool::new(false),
             names: Names::default(),
             left: Mutex::default(),
             exchanges: Arc::new(Mutex::new(VecDeque::new())),
         }
+    }
+
+    /// On a store that several servers share: so long a server that was killed may count as one that lives, with what its sessions have open and protect.
+    /// A store of one server has no such time.
+    #[must_use]
+    pub fn on_a_shared_store(self, dead_after: Duration) -> Self {
+        Self { dead_after, ..self }
     }
 
     /// The names of all rules, those of sessions last.
@@ -219,11 +227,11 @@ impl Endpoint {
         RemoteStore::new(self.session().await?, Arc::clone(&self.names))
     }
 
-    /// Deletes every database that was opened; sessions that had it open may be about to end. Those of a server that was killed may take longer than
-    /// anybody would wait for after each rule.
+    /// Deletes every database that was opened; sessions that had it open may be about to end. Those of a server that was killed may, on a store that
+    /// several servers share, take longer than anybody would wait for after each rule.
     async fn clean_up(&self) -> Result<(), StoreError> {
         let names: Vec<_> = self.names.lock().drain().map(|(_, name)| name).collect();
-        let killed = self.killed.load(Ordering::Relaxed);
+        let killed = self.killed.load(Ordering::Relaxed) && !self.dead_after.is_zero();
         let patience = match killed {
             true => Duration::ZERO,
             false => DELETION_PATIENCE,
@@ -241,7 +249,8 @@ impl Endpoint {
     /// Deletes what the rules left that killed a server. To be called when all rules were tried.
     pub async fn finish(&self) -> Result<(), StoreError> {
         let left = std::mem::take(&mut *self.left.lock());
-        let deleted = self.delete(left, DEATH_PATIENCE).await;
+        let patience = self.dead_after + DELETION_PATIENCE;
+        let deleted = self.delete(left, patience).await;
         deleted.map_err(|(_, error)| error)
     }
 
@@ -321,6 +330,10 @@ impl StoreUnderTest for Endpoint {
     fn behind_a_server(&self) -> bool {
         true
     }
+
+    fn killed_is_believed_for(&self) -> Duration {
+        self.dead_after
+    }
 }
 
 /// The tiers that were earned: all rules of a tier and of the minimal one kept, and at least one of its own tried.
@@ -353,4 +366,19 @@ pub fn earned(trials: &[Trialled], welcome: &pb::Welcome) -> Vec<Tier> {
         .copied()
         .filter(|tier| minimal && has(*tier));
     earned.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else a store of one server that takes its former life for another server would pass.
+    #[test]
+    fn a_killed_server_counts_for_nothing_unless_the_store_is_said_to_be_shared() {
+        let endpoint = || Endpoint::new("http://127.0.0.1:1", None);
+        assert_eq!(endpoint().killed_is_believed_for(), Duration::ZERO);
+        let minute = Duration::from_secs(60);
+        let shared = endpoint().on_a_shared_store(minute);
+        assert_eq!(shared.killed_is_believed_for(), minute);
+    }
 }

@@ -29,6 +29,7 @@ pub struct Served<S> {
     exchanges: Exchanges,
     encodes: bool,
     lease_ttl: Duration,
+    killed_is_believed_for: Duration,
     process: Mutex<Option<Process>>,
 }
 
@@ -50,6 +51,7 @@ impl<S> Served<S> {
             exchanges: Arc::new(Mutex::new(VecDeque::new())),
             encodes: false,
             lease_ttl: LEASE_TTL,
+            killed_is_believed_for: Duration::ZERO,
             process: Mutex::new(None),
         }
     }
@@ -61,11 +63,16 @@ impl<S> Served<S> {
         served
     }
 
-    /// The same, with leases that are trusted for so long: where several servers may stand on a store, what one had that was killed is free after some
-    /// times that.
-    pub fn with_lease_ttl(store: S, lease_ttl: Duration) -> Self {
+    /// The same, where several servers may stand on the store: what one had that was killed is free after some times the TTL of a lease, and
+    /// at the latest after [`StoreUnderTest::killed_is_believed_for`].
+    pub fn on_a_shared_store(
+        store: S,
+        lease_ttl: Duration,
+        killed_is_believed_for: Duration,
+    ) -> Self {
         let mut served = Self::new(store);
         served.lease_ttl = lease_ttl;
+        served.killed_is_believed_for = killed_is_believed_for;
         served
     }
 
@@ -164,6 +171,10 @@ impl<S: StoreUnderTest> StoreUnderTest for Served<S> {
             Some(store) => self.serve(store).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    fn killed_is_believed_for(&self) -> Duration {
+        self.killed_is_believed_for
     }
 
     fn advance_clock(&self, by: Duration) {
