@@ -357,7 +357,38 @@ fn wait_at_server(patience: Instant, deadline: Instant, now: Instant) -> Duratio
 
 #[cfg(test)]
 mod tests {
+    use pagewire_proto::{
+        Changes, DatabaseId, DatabaseName, LeaseGrant, PageCount, PageSize, Snapshot,
+    };
+
     use super::*;
+    use crate::database::DatabaseState;
+
+    /// The answer of a call that was slower than the push, its recall and the release: nothing is certain by it, and its pages are left out.
+    #[test]
+    fn w5_a_grant_that_was_given_back_already_is_not_believed_in() {
+        let head = Snapshot {
+            version: Version::new(3),
+            page_size: PageSize::try_from(4096).ok(),
+            page_count: PageCount::try_from(1).expect("a count"),
+        };
+        let name = DatabaseName::try_from("a.db").expect("a name");
+        let state = DatabaseState::new(name, DatabaseId::from_bytes([7; 16]), head);
+        state.remember_released(Epoch::new(5));
+        let comes = |epoch| {
+            let grant = LeaseGrant {
+                epoch: Epoch::new(epoch),
+                head,
+                changes: Changes::Pages(Vec::new()),
+            };
+            let taken = state.lease_acquired(&grant, state.doubts(), None);
+            assert_eq!(state.lease_is_here(), epoch > 5);
+            taken.expect("the database is there")
+        };
+        assert!(!comes(4));
+        assert!(!comes(5));
+        assert!(comes(6));
+    }
 
     #[test]
     fn a_server_is_not_asked_to_wait_until_its_answer_comes_too_late() {
