@@ -30,6 +30,8 @@ pub const MAX_PUSHED_PAGES: usize = 4096;
 pub const MAX_STAGINGS: usize = 64;
 /// Longest wait in one AcquireLease: SQLite's busy handler is asked in between.
 pub const MAX_ACQUIRE_WAIT_MS: u32 = 1000;
+/// Bytes of pages that come along with a grant, expanded: what small transactions write. Of larger ones the next writer reads little.
+pub const MAX_GRANT_PAGE_BYTES: usize = 64 << 10;
 /// A ticket that was not renewed for so long is dropped. SQLite's own busy handler sleeps at most 100 ms at a time.
 pub const TICKET_TTL_MS: u64 = 2000;
 /// Databases listed by one ListDatabases.

@@ -318,7 +318,9 @@ fn acquire(what: u8, database: usize) -> pb::AcquireLeaseRequest {
         database_id: opened(database),
         known_version: 1,
         wait_ms: 100,
+        kept_wait_ms: 10,
         transaction: 3,
+        pages_since: u64::from(what & 1),
         ..Default::default()
     }
 }

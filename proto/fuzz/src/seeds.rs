@@ -86,6 +86,7 @@ fn main() -> Result<()> {
             all: false,
             pages: vec![1, 9, 300],
         }),
+        pages: Vec::new(),
     };
     seed("lease_grant", "grant", &grant.encode_to_vec())?;
     seed(

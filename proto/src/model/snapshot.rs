@@ -196,10 +196,12 @@ impl From<LeaseGrant> for pb::LeaseGrant {
             epoch: grant.epoch.get(),
             head: Some(grant.head.into()),
             changes: Some(grant.changes.into()),
+            pages: Vec::new(),
         }
     }
 }
 
+/// Without the pages that may come along: whoever has asked for them takes them out before.
 impl TryFrom<pb::LeaseGrant> for LeaseGrant {
     type Error = Invalid;
 

@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::database::Database;
 use crate::hub::{End, Hub, spawn_detached};
 use crate::lease::Turn;
+use crate::service::pages_along;
 use crate::session::Session;
 use crate::status;
 use crate::store::StoreError;
@@ -210,7 +211,7 @@ impl Hub {
         // A waiting call asks the store itself, with what it knows.
         let news = match turn.waiting {
             true => None,
-            false => Some(self.grant_for(database, epoch, turn.known).await?),
+            false => Some(self.news_for(database, &session, epoch, turn).await?),
         };
         {
             let mut lease = database.lease.lock();
@@ -266,11 +267,38 @@ impl Hub {
             if let Ok(grant) = hub.grant_for(&database, epoch, known).await {
                 let lease = database.lease.lock();
                 if lease.epoch_of(session.id) == Some(epoch) {
-                    session.push(granted(database.id, grant));
+                    session.push(granted(database.id, grant.into()));
                 }
             }
             hub.settle(&database);
         });
+    }
+
+    /// The grant for one that is told on its stream, with the pages that it would like.
+    async fn news_for(
+        &self,
+        database: &Database,
+        session: &Session,
+        epoch: Epoch,
+        turn: Turn,
+    ) -> Result<pb::LeaseGrant, Status> {
+        let grant = self.grant_for(database, epoch, turn.known).await?;
+        let account = {
+            let state = session.state.lock();
+            let stream = state.stream.as_ref();
+            stream.map(|stream| Arc::clone(stream.outbound.account()))
+        };
+        let along = match account {
+            Some(account) if turn.pages_since > Version::ZERO => {
+                let (known, since) = ((turn.known, &grant), turn.pages_since);
+                pages_along(self, &account, session, database, known, since).await
+            }
+            _ => None,
+        };
+        let mut news = pb::LeaseGrant::from(grant);
+        // From here on they count as news.
+        news.pages = along.map(|along| along.pages).unwrap_or_default();
+        Ok(news)
     }
 
     /// The lease as the session is told of it: read after the fence, so that it has every commit of earlier holders.
@@ -343,9 +371,9 @@ fn recalled(database: DatabaseId, epoch: Epoch) -> pb::session_response::Message
     })
 }
 
-fn granted(database: DatabaseId, grant: LeaseGrant) -> pb::session_response::Message {
+fn granted(database: DatabaseId, grant: pb::LeaseGrant) -> pb::session_response::Message {
     pb::session_response::Message::LeaseGranted(pb::LeaseGranted {
         database_id: database.to_wire(),
-        grant: Some(grant.into()),
+        grant: Some(grant),
     })
 }

@@ -71,6 +71,8 @@ enum Recall {
 struct Ticket {
     session: SessionId,
     known: Version,
+    /// The pages written since are wanted with the grant; version 0 for none.
+    pages_since: Version,
     expires: Instant,
     /// Calls of the session that wait for it now.
     callers: u32,
@@ -110,6 +112,8 @@ pub(crate) struct Turn {
     pub(crate) session: SessionId,
     /// What it knows about the database.
     pub(crate) known: Version,
+    /// The pages written since are wanted with the grant; version 0 for none.
+    pub(crate) pages_since: Version,
     /// A call waits for it; otherwise it is told on its stream.
     pub(crate) waiting: bool,
 }
@@ -190,6 +194,13 @@ impl Lease {
         }
     }
 
+    /// The session would like the pages that were written since with its grant.
+    pub(crate) fn wants_pages(&mut self, session: SessionId, since: Version) {
+        if let Some(place) = self.place(session) {
+            self.tickets[place].pages_since = since;
+        }
+    }
+
     /// A call of the session begins to wait: its ticket does not age meanwhile (L-5).
     pub(crate) fn begin_wait(&mut self, session: SessionId) {
         if let Some(place) = self.place(session) {
@@ -220,6 +231,7 @@ impl Lease {
         self.tickets.front().map(|ticket| Turn {
             session: ticket.session,
             known: ticket.known,
+            pages_since: ticket.pages_since,
             waiting: ticket.callers > 0,
         })
     }
@@ -426,6 +438,7 @@ impl Lease {
         self.tickets.push_back(Ticket {
             session,
             known,
+            pages_since: Version::ZERO,
             expires: now + TICKET_TTL,
             callers: 0,
         });

@@ -59,6 +59,11 @@ impl Outbound {
         (Self { queue, account }, news)
     }
 
+    /// Of the connection that the stream came by.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
     /// False where the client does not read: there is no place in the queue, or no memory.
     pub(crate) fn try_send(&self, mut response: pb::SessionResponse) -> bool {
         let charge = loop {
@@ -100,6 +105,12 @@ fn lessen(response: &mut pb::SessionResponse) -> bool {
     use pb::session_response::Message;
     if let Some(Message::Published(published)) = &mut response.message
         && published.page_1.take().is_some()
+    {
+        return true;
+    }
+    if let Some(Message::LeaseGranted(granted)) = &mut response.message
+        && let Some(grant) = &mut granted.grant
+        && !std::mem::take(&mut grant.pages).is_empty()
     {
         return true;
     }

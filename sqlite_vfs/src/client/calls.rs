@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pagewire_proto::limits::MAX_GRANT_PAGE_BYTES;
 use pagewire_proto::{
     Changes, DatabaseId, Epoch, LeaseGrant, Page, PageNumber, PageSize, Snapshot, Version, pb,
 };
@@ -23,12 +24,28 @@ const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
 /// How an AcquireLease ended.
 pub enum Acquired {
-    /// The lease is ours.
-    Granted(LeaseGrant),
+    /// The lease is ours, and these pages of its head came along.
+    Granted(LeaseGrant, Vec<Page>),
     /// Another session has it; our ticket is in the queue.
     Pending,
     /// It never comes: so many transactions wait for each other, and this one has to end.
     Deadlock(u32),
+}
+
+/// A request for the write lease.
+pub struct LeaseRequest {
+    /// The newest version about which the cache knows everything.
+    pub known: Version,
+    /// The newest epoch that was given back.
+    pub released: Epoch,
+    /// For a holder that does not answer.
+    pub wait: Duration,
+    /// For one that says that it is writing.
+    pub kept_wait: Duration,
+    /// Of a transaction that holds something already; 0 for none.
+    pub transaction: u64,
+    /// The pages written since are wanted along; version 0 for none.
+    pub pages_since: Version,
 }
 
 impl Core {
@@ -239,23 +256,23 @@ impl Core {
         }
     }
 
-    /// Asks for the write lease, for a transaction that holds something already if it has a number.
+    /// Asks for the write lease.
     pub async fn acquire_lease(
         &self,
         id: DatabaseId,
-        known: Version,
-        released: Epoch,
-        wait: Duration,
-        transaction: u64,
+        asked: LeaseRequest,
         deadline: Instant,
     ) -> std::result::Result<Acquired, CallError> {
+        let ms = |wait: Duration| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let request = pb::AcquireLeaseRequest {
             session_id: self.session.id().to_wire(),
             database_id: id.to_wire(),
-            known_version: known.get(),
-            released_epoch: released.get(),
-            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-            transaction,
+            known_version: asked.known.get(),
+            released_epoch: asked.released.get(),
+            wait_ms: ms(asked.wait),
+            transaction: asked.transaction,
+            kept_wait_ms: ms(asked.kept_wait),
+            pages_since: asked.pages_since.get(),
         };
         let answer = self
             .repeat(
@@ -267,12 +284,31 @@ impl Core {
             .await?;
         use pb::acquire_lease_response::Outcome;
         match answer.outcome {
-            Some(Outcome::Granted(grant)) => Ok(Acquired::Granted(valid(grant.try_into())?)),
+            Some(Outcome::Granted(mut grant)) => {
+                let pages = std::mem::take(&mut grant.pages);
+                let grant = valid(LeaseGrant::try_from(grant))?;
+                let pages = pages_along(pages, &grant.head);
+                Ok(Acquired::Granted(grant, pages))
+            }
             Some(Outcome::Pending(_)) => Ok(Acquired::Pending),
             Some(Outcome::Deadlock(deadlock)) => Ok(Acquired::Deadlock(deadlock.transactions)),
             None => valid(Err(pagewire_proto::Invalid::missing("outcome"))),
         }
     }
+}
+
+/// Pages as they come along with a grant, of its head. A hint: where one of them is wrong none is taken, and the grant is what it is without them.
+pub(super) fn pages_along(wire: Vec<pb::PageContent>, head: &Snapshot) -> Vec<Page> {
+    let page_bytes = head.page_size.map_or(0, |size| size.bytes());
+    if wire.len() > 1 && wire.len() * page_bytes > MAX_GRANT_PAGE_BYTES {
+        return Vec::new();
+    }
+    // They are copied by whoever keeps them.
+    let pages = wire.into_iter().map(|page| {
+        let page = Page::from_answer(page, head.page_size).ok()?;
+        (head.page_count.has(page.number) && page.version <= head.version).then_some(page)
+    });
+    pages.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// Page 1 as it comes along with the news of a version.
@@ -348,4 +384,63 @@ pub(super) fn valid<T>(
         explicit: false,
         message: format!("the server's answer is not valid: {invalid}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pagewire_proto::PageCount;
+
+    use super::*;
+
+    const SIZE: usize = 4096;
+
+    fn page(number: u32, version: u64) -> pb::PageContent {
+        let content = Bytes::from(vec![number as u8; SIZE]);
+        pb::PageContent {
+            number,
+            version,
+            crc32: crc32fast::hash(&content),
+            content,
+            ..Default::default()
+        }
+    }
+
+    /// A hint that is wrong ended the call, or the stream, in an error, while the server went on believing that this session had the lease.
+    #[test]
+    fn pages_along_that_are_wrong_are_left_out_and_the_grant_is_taken() {
+        let head = Snapshot {
+            version: Version::new(7),
+            page_size: PageSize::try_from(SIZE as u32).ok(),
+            page_count: PageCount::try_from(30).expect("a count"),
+        };
+        let numbers = |wire| -> Vec<u32> {
+            let pages = pages_along(wire, &head);
+            pages.iter().map(|page| page.number.get()).collect()
+        };
+        let most = MAX_GRANT_PAGE_BYTES / SIZE;
+        let good: Vec<_> = (1..=most as u32).map(|number| page(number, 7)).collect();
+        assert_eq!(numbers(good.clone()).len(), most);
+        let mut more = good.clone();
+        more.push(page(20, 7));
+        assert_eq!(numbers(more), [0; 0], "too many");
+        let changed = |change: &dyn Fn(&mut pb::PageContent)| {
+            let mut pages = vec![page(1, 7), page(2, 7)];
+            change(&mut pages[1]);
+            numbers(pages)
+        };
+        assert_eq!(changed(&|_| {}), [1, 2]);
+        assert_eq!(changed(&|page| page.number = 31), [0; 0], "beyond the end");
+        assert_eq!(changed(&|page| page.number = 0), [0; 0], "no page");
+        assert_eq!(
+            changed(&|page| page.version = 8),
+            [0; 0],
+            "of a later version"
+        );
+        assert_eq!(changed(&|page| page.crc32 ^= 1), [0; 0], "damaged");
+        let short = |page: &mut pb::PageContent| {
+            page.content.truncate(SIZE / 2);
+            page.crc32 = crc32fast::hash(&page.content);
+        };
+        assert_eq!(changed(&short), [0; 0], "of another size");
+    }
 }

@@ -32,7 +32,7 @@ use pagewire_proto::{DatabaseName, Moment};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use calls::Acquired;
+pub use calls::{Acquired, LeaseRequest};
 use calls::{page_beside, valid};
 pub use commit::{CommitAttempt, CommitPage, CommitPart, CommitResult, Settled};
 pub use deadline::is_held_up;
@@ -201,6 +201,16 @@ impl Client {
         self.runtime.block_on(call)
     }
 
+    /// Sends what the session has said so far.
+    pub fn flush(&self) {
+        self.runtime.flush();
+    }
+
+    /// Takes in what the server says next as soon as it comes, also between calls.
+    pub fn listen(&self) {
+        self.runtime.listen();
+    }
+
     /// Starts a task beside the calls.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
@@ -228,6 +238,11 @@ impl Core {
             }
             _ => Encodings::NONE,
         }
+    }
+
+    /// As of the client.
+    pub fn cache(&self) -> &PageCache {
+        &self.cache
     }
 
     /// The endpoint of the server in use.

@@ -8,6 +8,7 @@ use pagewire_proto::pb::session_request::Message as Outgoing;
 use pagewire_proto::pb::session_response::Message as Incoming;
 use pagewire_proto::{DatabaseId, Epoch, LeaseGrant, Version, pb};
 
+use super::calls::pages_along;
 use super::counters::{COUNTERS, CallKind};
 use super::session::nonsense;
 use super::{Core, page_beside};
@@ -20,12 +21,14 @@ pub(super) fn news(core: &Arc<Core>, message: Incoming) -> std::result::Result<(
     match message {
         Incoming::LeaseGranted(granted) => {
             let id = DatabaseId::try_from(&granted.database_id[..]).map_err(invalid)?;
-            let grant = granted
+            let mut grant = granted
                 .grant
                 .ok_or_else(|| nonsense("a grant is missing"))?;
+            let pages = std::mem::take(&mut grant.pages);
             let grant = LeaseGrant::try_from(grant).map_err(invalid)?;
+            let pages = pages_along(pages, &grant.head);
             if let Some(database) = core.database_or_release(id, grant.epoch) {
-                database.lease_granted(grant, core);
+                database.lease_granted(grant, pages, core);
             }
         }
         Incoming::LeaseRecall(recall) => {

@@ -7,7 +7,8 @@
 //! The hand-over: a caller counts itself in `callers` and, if the idle thread is driving, wakes it; that one leaves its
 //! `block_on`, and tokio gives the scheduler to the caller. The idle thread takes it again when no call was under way for
 //! one `IDLE_POLL`, or at once where there is work that somebody will ask for soon (`spawn_urgent`: reads ahead, while SQLite
-//! computes). Who waits for such work does not call: the thread that drives it wakes him.
+//! computes). Who waits for such work does not call: the thread that drives it wakes him. At once also where another process waits
+//! for what this one says (`listen`, `flush`: leases).
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,6 +22,8 @@ use crate::error::{Error, Kind, Result};
 
 /// How long nobody may have called before the idle thread drives. Also the longest delay of a heartbeat.
 const IDLE_POLL: Duration = Duration::from_millis(2);
+/// How often all tasks go on before what they had to send counts as sent.
+const FLUSHES: usize = 3;
 
 /// A current-thread runtime that is always driven by somebody.
 pub struct Runtime {
@@ -33,6 +36,8 @@ struct Shared {
     callers: AtomicUsize,
     calls: AtomicUsize,
     idle_thread_drives: AtomicBool,
+    /// The idle thread is to drive at once.
+    listen: AtomicBool,
     idle_thread: OnceLock<Thread>,
     /// Urgent tasks that have not ended. Apart from `Shared`, since tasks hold it and `Shared` holds tasks.
     urgent: Arc<AtomicUsize>,
@@ -58,6 +63,7 @@ impl Runtime {
             callers: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             idle_thread_drives: AtomicBool::new(false),
+            listen: AtomicBool::new(false),
             idle_thread: OnceLock::new(),
             urgent: Arc::new(AtomicUsize::new(0)),
             leave: Notify::new(),
@@ -97,6 +103,25 @@ impl Runtime {
             });
         }
         self.shared.block_on(future)
+    }
+
+    /// Puts on the wire what was given to the session stream, on this thread: nobody else may drive for one or two `IDLE_POLL`.
+    pub fn flush(&self) {
+        // A task, which runs only where somebody drives: this thread may have to wait until the idle one has left.
+        let flushed = self.shared.runtime.get().spawn(async {
+            // Each lets every task go on that can, and looks at the sockets: the stream takes the message, then the connection.
+            for _ in 0..FLUSHES {
+                tokio::task::yield_now().await;
+            }
+        });
+        // It can't be cancelled but by the end of the runtime, with which everything ends.
+        let _ = self.block_on(flushed);
+    }
+
+    /// Lets the idle thread drive from now on, until somebody calls: a message is expected that is to be answered at once.
+    pub fn listen(&self) {
+        self.shared.listen.store(true, Ordering::SeqCst);
+        self.idle_thread.unpark();
     }
 
     /// Starts a task that runs whenever somebody drives the runtime.
@@ -141,8 +166,11 @@ impl Shared {
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::park_timeout(IDLE_POLL);
             let calls = self.calls.load(Ordering::SeqCst);
-            let idle = self.callers.load(Ordering::SeqCst) == 0
-                && (calls == calls_seen || self.urgent.load(Ordering::SeqCst) > 0);
+            let nobody_calls = self.callers.load(Ordering::SeqCst) == 0;
+            // While somebody calls the wish stays: he drives, but may leave before the message comes.
+            let at_once = (nobody_calls && self.listen.swap(false, Ordering::SeqCst))
+                || self.urgent.load(Ordering::SeqCst) > 0;
+            let idle = nobody_calls && (calls == calls_seen || at_once);
             calls_seen = calls;
             if idle && !self.stop.load(Ordering::SeqCst) {
                 self.idle_thread_drives.store(true, Ordering::SeqCst);
@@ -157,9 +185,9 @@ impl Shared {
 }
 
 impl Shared {
-    /// Makes the idle thread drive what is urgent, unless somebody drives already: a caller does this again when he leaves.
+    /// Makes the idle thread drive what is urgent, or expected, unless somebody drives already: a caller does this again when he leaves.
     fn wake_for_urgent(&self) {
-        if self.urgent.load(Ordering::SeqCst) > 0
+        if (self.urgent.load(Ordering::SeqCst) > 0 || self.listen.load(Ordering::SeqCst))
             && self.callers.load(Ordering::SeqCst) == 0
             && !self.idle_thread_drives.load(Ordering::SeqCst)
             && let Some(thread) = self.idle_thread.get()
@@ -257,6 +285,74 @@ mod tests {
             sender.send(()).unwrap();
         });
         receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn what_is_flushed_has_gone_on_as_far_as_it_can_although_nobody_drives() {
+        let runtime = Runtime::start().unwrap();
+        for turn in 0..200 {
+            if turn % 20 == 0 {
+                // Until the idle thread drives, which has to leave first.
+                while !runtime.shared.idle_thread_drives.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            }
+            // As a message on its way: from the stream to the connection, and on.
+            let (first, mut stream) = tokio::sync::mpsc::channel(1);
+            let (second, mut connection) = tokio::sync::mpsc::channel(1);
+            let (sender, sent) = std::sync::mpsc::channel();
+            runtime.spawn(async move {
+                let message: u32 = stream.recv().await.unwrap();
+                second.send(message).await.unwrap();
+            });
+            runtime.spawn(async move { sender.send(connection.recv().await).unwrap() });
+            first.try_send(7).unwrap();
+            runtime.flush();
+            assert_eq!(sent.try_recv(), Ok(Some(7)));
+        }
+    }
+
+    #[test]
+    fn after_a_call_the_idle_thread_listens_at_once_where_it_is_told_to() {
+        const TURNS: u32 = 50;
+        let runtime = Runtime::start().unwrap();
+        let mut waits: Vec<Duration> = (0..TURNS)
+            .map(|_| {
+                runtime.block_on(tokio::task::yield_now());
+                let (sender, receiver) = std::sync::mpsc::channel();
+                runtime.listen();
+                let asked = std::time::Instant::now();
+                runtime.spawn(async move { sender.send(()).unwrap() });
+                receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+                asked.elapsed()
+            })
+            .collect();
+        // Otherwise it is at least one `IDLE_POLL` in which nobody has called.
+        waits.sort();
+        assert!(waits[waits.len() / 2] < IDLE_POLL, "{waits:?}");
+    }
+
+    #[test]
+    fn what_is_expected_is_listened_for_also_where_somebody_else_was_calling() {
+        const TURNS: u32 = 50;
+        let runtime = Runtime::start().unwrap();
+        let mut waits: Vec<Duration> = (0..TURNS)
+            .map(|_| {
+                // A call is under way when the wish is told, for so long that the idle thread looks.
+                runtime.block_on(async {
+                    runtime.listen();
+                    tokio::time::sleep(2 * IDLE_POLL).await;
+                });
+                let (sender, receiver) = std::sync::mpsc::channel();
+                let asked = std::time::Instant::now();
+                runtime.spawn(async move { sender.send(()).unwrap() });
+                receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+                asked.elapsed()
+            })
+            .collect();
+        // Otherwise it is one `IDLE_POLL` in which nobody has called, after another one.
+        waits.sort();
+        assert!(waits[waits.len() / 2] < IDLE_POLL, "{waits:?}");
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Transactions {
             joined,
         }
     }
+
+    /// Whether the connection has locked a database for writing.
+    pub fn is_writing(&self, owner: Option<Owner>) -> bool {
+        owner.is_some_and(|owner| self.running.lock().by_owner.contains_key(&owner))
+    }
 }
 
 impl Membership {

@@ -34,6 +34,7 @@
 
 mod commit;
 mod cut_off;
+mod habit;
 #[cfg(not(feature = "fuzzing"))]
 mod header;
 #[cfg(feature = "fuzzing")]
@@ -48,13 +49,15 @@ mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pagewire_proto::{PageCount, Snapshot, Version};
 
 use crate::client::Owner;
-use crate::database::{Database, Looked, Pin, WriterId};
+use crate::database::{Database, Early, Looked, Pin, WriterId};
 use crate::error::{Error, Kind, Result};
 use crate::settings::ConnectionSettings;
+use habit::Habit;
 use journal::Journal;
 use overlay::Overlay;
 use read::ReadAhead;
@@ -91,6 +94,11 @@ pub struct Connection {
     journal: Option<Journal>,
     journal_exists: Arc<AtomicBool>,
     ahead: ReadAhead,
+    habit: Habit,
+    /// What came of the lease that the transaction asked for early, until it writes or reads.
+    early: Early,
+    /// What the transaction has waited in vain for an early lease.
+    waited_early: Duration,
     /// The next look at the change counter has to tell SQLite that its cache is stale: we have changed page 1 under it, or K8.
     cache_is_stale: bool,
     /// The same, since SQLite has looked at an empty version (K8), unless it has committed what it has in its cache since.
@@ -191,6 +199,9 @@ impl Connection {
             journal: None,
             journal_exists: Arc::new(AtomicBool::new(false)),
             ahead,
+            habit: Habit::default(),
+            early: Early::NotAsked,
+            waited_early: Duration::ZERO,
             cache_is_stale: false,
             has_seen_empty: false,
             schema: None,
@@ -259,7 +270,7 @@ impl Connection {
         }
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
-                let base = self.begin_read()?;
+                let base = self.begin()?;
                 if base.snapshot().page_count == PageCount::ZERO {
                     self.has_seen_empty = true;
                     // There is no page 1 to read, and SQLite's own is empty.
@@ -274,10 +285,14 @@ impl Connection {
             }
             State::Reading { base } => {
                 let snapshot = base.snapshot();
+                self.habit.wants_to_write();
+                // From here on it wants the lease as any other that tries.
+                let has_ticket = std::mem::take(&mut self.early) == Early::Waits;
                 let outcome = self.database.begin_write(
                     self.writer,
                     self.owner,
                     snapshot.version,
+                    has_ticket,
                     self.settings.timeout,
                 );
                 self.state = match outcome {
@@ -285,13 +300,16 @@ impl Connection {
                         self.state = State::Reading { base };
                         return Err(error);
                     }
-                    Ok(()) => State::Writing {
-                        overlay: self.overlay_on(&snapshot),
-                        base,
-                        level: wanted,
-                        progress: Progress::Open,
-                        counter: snapshot.version.get() as u32,
-                    },
+                    Ok(()) => {
+                        self.habit.writes();
+                        State::Writing {
+                            overlay: self.overlay_on(&snapshot),
+                            base,
+                            level: wanted,
+                            progress: Progress::Open,
+                            counter: snapshot.version.get() as u32,
+                        }
+                    }
                 };
                 Ok(())
             }
@@ -334,6 +352,49 @@ impl Connection {
                 outcome
             }
         }
+    }
+
+    /// Begins a transaction, with the lease where it will probably write.
+    fn begin(&mut self) -> Result<Pin> {
+        self.habit.begins();
+        self.waited_early = Duration::ZERO;
+        if self.habit.is_to_write() && self.view.pin().is_none() && !self.settings.read_only {
+            let begun = Instant::now();
+            let database = &self.database;
+            self.early = database.acquire_early(self.writer, self.owner, &self.settings);
+            match self.early {
+                Early::Waits => self.waited_early = begun.elapsed(),
+                Early::Failed => {
+                    self.waited_early = begun.elapsed();
+                    self.habit.is_over();
+                }
+                Early::NotAsked | Early::Came => {}
+            }
+        }
+        let begun = self.begin_read();
+        if begun.is_err() {
+            self.transaction_ends();
+        }
+        begun
+    }
+
+    /// No transaction is open any more.
+    fn transaction_ends(&mut self) {
+        self.habit.ends();
+        self.early_is_over();
+    }
+
+    /// The transaction does not write, or not yet: nobody shall wait for it.
+    fn early_is_over(&mut self) {
+        match std::mem::take(&mut self.early) {
+            Early::Came | Early::Waits => self.database.claim_ends(self.writer),
+            Early::NotAsked | Early::Failed => {}
+        }
+    }
+
+    /// What this transaction has waited in vain before it asked for the write lock. Told once.
+    pub fn take_waited_early(&mut self) -> Duration {
+        std::mem::take(&mut self.waited_early)
     }
 
     fn check_not_refusing(&self) -> Result<()> {
@@ -404,6 +465,7 @@ impl Connection {
             }
         };
         if matches!(self.state, State::Idle) {
+            self.transaction_ends();
             self.ahead.snapshot_ends();
         }
     }

@@ -121,6 +121,13 @@ impl Connection {
 
     fn read_as_it_is(&mut self, out: &mut ReadBuffer<'_>, offset: u64) -> Result<ReadOutcome> {
         let timeout = self.settings.timeout;
+        if let State::Reading { base } = &self.state
+            && let Some(size) = base.snapshot().page_size
+            && offset >= u64::from(size.get())
+            && self.habit.reads()
+        {
+            self.early_is_over();
+        }
         match &self.state {
             State::Reading { base } | State::Failed { base, .. } => {
                 let snapshot = base.snapshot();

@@ -5,14 +5,19 @@
 //! lease None ------------------> Held{epoch} -------------------------------------------------------> None
 //!                                  |  ^   recall during a write: Held{recalled}
 //!                                  +--+   lost, session anew: None (a writer may have it again at its commit: `regain.rs`)
+//!
+//!      push, early acquire                       xLock(RESERVED)
+//! None -------------------> Held{unclaimed_until} ---------------> Held, writing
+//!                                  | recalled, and: its time is over, or who asked early (`write.rs`) has read, or ended its transaction,
+//!                                  +--> None                                and nobody else of the process wants it
 //! ```
-//! The invariants (D1, D6, D7) are those of `state.rs`.
+//! The invariants (D1, D6, D7) are those of `state.rs`. How a connection waits for the lease is in `write.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_proto::limits::TICKET_TTL_MS;
-use pagewire_proto::{Epoch, LeaseGrant, Version, pb};
+use pagewire_proto::{Epoch, LeaseGrant, Page, Version, pb};
 
 use super::DatabaseState;
 use super::state::{Inner, Unsettled};
@@ -20,8 +25,12 @@ use crate::client::{Core, Membership, Session};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 
-/// How long a lease that came by push waits for the connection that wanted it: SQLite's busy handler sleeps up to 100 ms.
-const CLAIM_TIME: Duration = Duration::from_millis(250);
+/// How long a lease that came by push, or early, waits for the connection that wanted it: SQLite's busy handler sleeps up to 100 ms.
+pub(super) const CLAIM_TIME: Duration = Duration::from_millis(250);
+/// For how long a recall says that others write too: their next one is listened for.
+const CONTENDED_FOR: Duration = Duration::from_secs(1);
+/// How long what a writer has in its cache counts as what its next transaction uses.
+const FRESH_FOR: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lease {
@@ -36,6 +45,17 @@ pub(super) enum Lease {
 /// A connection, as the writer of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WriterId(pub u64);
+
+/// What follows from the end of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteEnded {
+    /// The release is to go out.
+    GaveBack,
+    /// The lease is kept, and others have wanted it a moment ago.
+    Contended,
+    /// Nothing.
+    Quiet,
+}
 
 /// What a connection that wants to write has to do.
 #[derive(Debug)]
@@ -75,6 +95,11 @@ impl DatabaseState {
         }
     }
 
+    /// The same while it stays open.
+    pub(super) fn given_back(&self) -> Epoch {
+        self.inner.lock().released
+    }
+
     /// Epochs that an earlier open of the database has given back.
     pub fn remember_released(&self, epoch: Epoch) {
         let mut inner = self.inner.lock();
@@ -94,6 +119,7 @@ impl DatabaseState {
         if let Some(unsettled) = &inner.unsettled {
             return Ok(BeginWrite::Settle(unsettled.clone()));
         }
+        inner.wants(writer);
         if inner.writer.is_some_and(|(other, _)| other != writer) {
             inner.waiting_until = Moment::now().after(Duration::from_millis(TICKET_TTL_MS));
             return Err(Error::busy(format!(
@@ -118,6 +144,69 @@ impl DatabaseState {
             Lease::Held { .. } | Lease::None => {
                 Ok(BeginWrite::Acquire(inner.head.version, inner.released))
             }
+        }
+    }
+
+    /// The newest known version and the newest released epoch, for asking before it is known whether anything is written: where nobody here
+    /// has the lease, writes, or has to be waited for, and the transaction would ask for its snapshot in any case (D2).
+    pub(super) fn may_acquire_early(&self) -> Option<(Version, Epoch)> {
+        let inner = self.inner.lock();
+        let may = inner.gone.is_none()
+            && inner.unsettled.is_none()
+            && !inner.committing
+            && inner.writer.is_none()
+            && inner.lease == Lease::None
+            && !inner.subscription.is_trusting()
+            && !inner.subscription.is_warned();
+        may.then_some((inner.head.version, inner.released))
+    }
+
+    /// Who asked early has a ticket in the queue.
+    pub(super) fn waits_early(&self, writer: WriterId) {
+        self.inner.lock().wants(writer);
+    }
+
+    /// The connection will not write after all. A lease that came for it waits no longer, unless it is wanted by another one: then it may be that one's.
+    pub(super) fn claim_ends(&self, writer: WriterId, session: &Session) -> WriteEnded {
+        let mut inner = self.inner.lock();
+        inner.wanting.retain(|(other, _)| *other != writer);
+        if inner.is_wanted() {
+            return WriteEnded::Quiet;
+        }
+        let Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until: Some(_),
+        } = inner.lease
+        else {
+            return WriteEnded::Quiet;
+        };
+        inner.lease = Lease::Held {
+            epoch,
+            recalled,
+            unclaimed_until: None,
+        };
+        if !recalled || inner.writer.is_some() {
+            return WriteEnded::Quiet;
+        }
+        self.give_back(&mut inner, session);
+        WriteEnded::GaveBack
+    }
+
+    /// Whether a connection that wants to write finds the lease here.
+    pub(super) fn lease_is_here(&self) -> bool {
+        let inner = self.inner.lock();
+        matches!(inner.lease, Lease::Held { .. }) && inner.writer.is_none()
+    }
+
+    /// As of which version the cache has what writers use; version 0 where that is long ago. A guess.
+    pub(super) fn has_pages_of(&self) -> Version {
+        let inner = self.inner.lock();
+        match inner.wrote_at {
+            Some((version, at)) if Moment::now() < at.after(FRESH_FOR) => {
+                version.min(inner.head.version)
+            }
+            Some(_) | None => Version::ZERO,
         }
     }
 
@@ -155,16 +244,25 @@ impl DatabaseState {
     }
 
     /// Takes over a lease that the server granted to a call. `false` if something has happened since the call began that makes
-    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain.
-    pub fn lease_acquired(&self, grant: &LeaseGrant, doubts: u64) -> Result<bool> {
+    /// the answer worth nothing: the stream was made anew, perhaps without this lease (S3), or a commit became uncertain; or the lease was given back (D6).
+    ///
+    /// With `unclaimed_until` nobody writes with it yet, and a recall waits so long for that.
+    pub fn lease_acquired(
+        &self,
+        grant: &LeaseGrant,
+        doubts: u64,
+        unclaimed_until: Option<Moment>,
+    ) -> Result<bool> {
         let mut inner = self.inner.lock();
         inner.check(&self.name)?;
         if inner.doubts != doubts {
             return Ok(false);
         }
-        self.take_lease(&mut inner, grant, None);
-        inner.become_certain(doubts);
-        Ok(true)
+        let taken = self.take_lease(&mut inner, grant, unclaimed_until);
+        if taken {
+            inner.become_certain(doubts);
+        }
+        Ok(taken)
     }
 
     /// Makes the connection the writer with a lease that a call has just granted, trusted or not: the commit checks the
@@ -227,18 +325,33 @@ impl DatabaseState {
         };
         inner.writer = Some((writer, epoch));
         inner.transaction = Some(Arc::clone(transaction));
+        inner.wanting.retain(|(other, _)| *other != writer);
     }
 
     /// The connection is the writer no more; a recalled lease goes back now.
-    pub fn end_write(&self, writer: WriterId, session: &Session) {
+    pub(super) fn end_write(&self, writer: WriterId, session: &Session) -> WriteEnded {
         let mut inner = self.inner.lock();
         if !inner.writer.is_some_and(|(current, _)| current == writer) {
-            return;
+            return WriteEnded::Quiet;
         }
         inner.writer = None;
         inner.transaction = None;
-        if matches!(inner.lease, Lease::Held { recalled: true, .. }) {
-            self.give_back(&mut inner, session);
+        let now = Moment::now();
+        inner.wrote_at = Some((inner.head.version, now));
+        match inner.lease {
+            Lease::Held { recalled: true, .. } => {
+                self.give_back(&mut inner, session);
+                WriteEnded::GaveBack
+            }
+            Lease::Held { .. } => {
+                self.paused.notify_one();
+                if now < inner.recalled_at.after(CONTENDED_FOR) {
+                    WriteEnded::Contended
+                } else {
+                    WriteEnded::Quiet
+                }
+            }
+            Lease::None => WriteEnded::Quiet,
         }
     }
 
@@ -331,10 +444,15 @@ impl DatabaseState {
     }
 
     /// A lease came by push for a ticket of ours.
-    pub(crate) fn lease_granted(self: &Arc<Self>, grant: LeaseGrant, core: &Arc<Core>) {
+    pub(crate) fn lease_granted(
+        self: &Arc<Self>,
+        grant: LeaseGrant,
+        pages: Vec<Page>,
+        core: &Arc<Core>,
+    ) {
         let taken = {
             let mut inner = self.inner.lock();
-            let unclaimed_until = Some(Moment::now().after(CLAIM_TIME));
+            let unclaimed_until = inner.is_wanted().then(|| Moment::now().after(CLAIM_TIME));
             let taken = self.take_lease(&mut inner, &grant, unclaimed_until);
             if taken {
                 inner.head_is_certain = inner.unsettled.is_none();
@@ -342,7 +460,12 @@ impl DatabaseState {
             taken
         };
         if taken {
+            // W5 of `write.rs`.
+            for page in pages {
+                self.page_came(core.cache(), page, grant.head.version);
+            }
             self.granted.notify_waiters();
+            self.paused.notify_one();
         } else {
             core.session.release_lease(self.id(), grant.epoch, false);
         }
@@ -351,6 +474,7 @@ impl DatabaseState {
     /// Another session wants the lease.
     pub(crate) fn lease_recalled(self: &Arc<Self>, recalled: Epoch, core: &Arc<Core>) {
         let mut inner = self.inner.lock();
+        inner.recalled_at = Moment::now();
         let (epoch, unclaimed_until) = match inner.lease {
             Lease::Held {
                 epoch,
@@ -418,5 +542,21 @@ impl DatabaseState {
             inner.released = inner.released.max(epoch);
             session.release_lease(self.id(), epoch, false);
         }
+    }
+}
+
+impl Inner {
+    /// The connection wants the lease: from a try for the write lock to its success, or as long as the server keeps its ticket.
+    fn wants(&mut self, writer: WriterId) {
+        let now = Moment::now();
+        let until = now.after(Duration::from_millis(TICKET_TTL_MS));
+        self.wanting
+            .retain(|(other, until)| *other != writer && now < *until);
+        self.wanting.push((writer, until));
+    }
+
+    fn is_wanted(&self) -> bool {
+        let now = Moment::now();
+        self.wanting.iter().any(|(_, until)| now < *until)
     }
 }

@@ -10,6 +10,7 @@ mod regain;
 mod stage;
 mod state;
 mod subscription;
+mod write;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::cache::ChangeLog;
 use crate::client::counters::PREFETCH;
-use crate::client::{Acquired, Client, Membership, OpenError, Opened, Owner, PinCall};
+use crate::client::{Client, OpenError, Opened, PinCall};
 use crate::clock::Moment as Clock;
 use crate::error::{CallError, Error, Kind, Result};
 use crate::prefetch::{HotPages, Roots};
@@ -33,16 +34,12 @@ use crate::settings::ConnectionSettings;
 pub use commit::{CommitMember, commit};
 use history::Failure;
 pub use history::Looked;
-pub use lease::{BeginWrite, WriterId};
+pub use lease::WriterId;
 pub use pins::Pin;
 pub use state::{Begin, DatabaseState};
 pub use subscription::News;
+pub use write::Early;
 
-/// Longest wait in one xLock for a holder that does not answer: SQLite's busy handler is told of it (`ffi/busy.rs`).
-const ACQUIRE_WAIT: Duration = Duration::from_millis(1000);
-/// How long xLock waits for a push after the holder said that it is writing: transactions are short, the first sleep of
-/// SQLite's busy handler is not much shorter.
-const GRANT_WAIT: Duration = Duration::from_millis(25);
 /// Slowest transfer that is waited for, in bytes per second.
 const SLOWEST_TRANSFER: u64 = 1 << 20;
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
@@ -102,7 +99,7 @@ impl Database {
             .as_ref()
             .filter(|_| client.core.session.is_same_stream(streams))
         {
-            state.lease_acquired(grant, doubts)?;
+            state.lease_acquired(grant, doubts, None)?;
         }
         let is_same_stream = session.is_same_stream(streams);
         let welcome = session.current_welcome().filter(|_| is_same_stream);
@@ -215,7 +212,7 @@ impl Database {
                 drop(now);
                 if let Some(grant) = &opened.lease {
                     // Not taken where a new stream overtook it: it is asked for when it is needed.
-                    self.state.lease_acquired(grant, doubts)?;
+                    self.state.lease_acquired(grant, doubts, None)?;
                 }
                 Ok(())
             }
@@ -323,144 +320,6 @@ impl Database {
         self.state.check()
     }
 
-    /// Makes the connection the one writer. `Busy` files a ticket that outlives a sleeping busy handler.
-    pub fn begin_write(
-        &self,
-        writer: WriterId,
-        owner: Option<Owner>,
-        snapshot: Version,
-        timeout: Duration,
-    ) -> Result<()> {
-        let state = Arc::downgrade(&self.state);
-        let is_locked = move || {
-            let state = state.upgrade();
-            state.is_some_and(|state| state.writer_epoch(writer).is_some())
-        };
-        let transactions = &self.client.core.transactions;
-        let transaction = Arc::new(transactions.join(owner, is_locked));
-        let outcome = self.try_begin_write(writer, &transaction, snapshot, timeout);
-        if outcome.is_err()
-            && let Some(epoch) = self.state.is_recalled_and_idle()
-        {
-            // The busy handler may bring the connection back; if not, others shall not wait for it.
-            let state = Arc::clone(&self.state);
-            self.client
-                .spawn(state.give_back_unclaimed(epoch, Arc::clone(&self.client.core)));
-        }
-        outcome
-    }
-
-    fn try_begin_write(
-        &self,
-        writer: WriterId,
-        transaction: &Arc<Membership>,
-        snapshot: Version,
-        timeout: Duration,
-    ) -> Result<()> {
-        let deadline = Instant::now() + timeout;
-        let patience = Instant::now() + ACQUIRE_WAIT;
-        let session = &self.client.core.session;
-        let mut may_wait = true;
-        loop {
-            match self
-                .state
-                .begin_write(session, writer, transaction, snapshot)?
-            {
-                BeginWrite::Ready => return Ok(()),
-                BeginWrite::Settle(unsettled) => self.settle(&unsettled, deadline)?,
-                BeginWrite::Acquire(known, released) => {
-                    let holds = transaction.number_of_holder();
-                    let asked = self.acquire(known, released, holds, patience, deadline);
-                    let asked = match asked {
-                        // Somebody has it, as the server said a moment ago: that it is slow to say so again makes no I/O error of it.
-                        Err(error)
-                            if !may_wait
-                                && error.kind == Kind::Io
-                                && Instant::now() >= deadline =>
-                        {
-                            Acquired::Pending
-                        }
-                        asked => asked?,
-                    };
-                    match asked {
-                        Acquired::Granted(grant) => {
-                            self.state.begin_write_with(
-                                session,
-                                writer,
-                                transaction,
-                                snapshot,
-                                &grant,
-                            )?;
-                            return Ok(());
-                        }
-                        Acquired::Pending if may_wait => {
-                            may_wait = false;
-                            let granted = self.state.granted.notified();
-                            let _ = self.client.wait(tokio_timeout(GRANT_WAIT, granted));
-                        }
-                        Acquired::Deadlock(transactions) => {
-                            return Err(Error::new(
-                                Kind::Deadlock,
-                                format!(
-                                    "{}: {transactions} transactions wait for each other's databases: roll this one back and \
-                                     run it again",
-                                    self.describe()
-                                ),
-                            ));
-                        }
-                        Acquired::Pending => {
-                            return Err(Error::busy(format!(
-                                "{}: another process is writing",
-                                self.describe()
-                            )));
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn acquire(
-        &self,
-        known: Version,
-        released: pagewire_proto::Epoch,
-        transaction: u64,
-        patience: Instant,
-        deadline: Instant,
-    ) -> Result<Acquired> {
-        let core = &self.client.core;
-        self.state.acquire_begins();
-        let outcome = loop {
-            let doubts = self.state.doubts();
-            let outcome = self.call(deadline, || {
-                core.acquire_lease(
-                    self.state.id(),
-                    known,
-                    released,
-                    wait_at_server(patience, deadline, Instant::now()),
-                    transaction,
-                    deadline,
-                )
-            });
-            match outcome {
-                Ok(Acquired::Granted(grant)) => match self.state.lease_acquired(&grant, doubts) {
-                    Ok(true) => break Ok(Acquired::Granted(grant)),
-                    Ok(false) if Instant::now() < deadline => {}
-                    Ok(false) => break Ok(Acquired::Pending),
-                    Err(error) => break Err(error),
-                },
-                other => break other,
-            }
-        };
-        self.state.acquire_ends(&core.session);
-        outcome
-    }
-
-    /// The connection is the writer no more.
-    pub fn end_write(&self, writer: WriterId) {
-        self.state.end_write(writer, &self.client.core.session);
-    }
-
     /// The page at the snapshot if it is in the cache.
     pub fn cached_page(&self, snapshot: &Snapshot, page: PageNumber) -> Option<Bytes> {
         self.client.cache.get(
@@ -488,13 +347,6 @@ impl Drop for Database {
 /// Why a server without old versions refuses to look at one, and read-only connections.
 const NO_VERSIONS: &str = "the store of this server keeps no old versions (start it with --store local:DIR or \
                            versioned-memory)";
-
-/// How long the server may wait for another holder before it answers that there is one. Half of the time until the deadline at most: an
-/// answer that comes behind it would be a server that does not answer, which is an I/O error, where the lock is merely held (busy).
-fn wait_at_server(patience: Instant, deadline: Instant, now: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(now);
-    patience.saturating_duration_since(now).min(left / 2)
-}
 
 async fn tokio_sleep(duration: Duration) {
     // In an async block, so that the timer is made inside the runtime.
@@ -569,24 +421,4 @@ fn cannot_open(name: &DatabaseName, endpoint: &str, error: CallError) -> Error {
         _ => error.message,
     };
     Error::new(Kind::CantOpen, format!("{name} at {endpoint}: {next}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_not_asked_to_wait_until_its_answer_comes_too_late() {
-        let now = Instant::now();
-        let after = |ms| now + Duration::from_millis(ms);
-        let wait_ms = |patience, deadline, at| {
-            wait_at_server(after(patience), after(deadline), after(at)).as_millis()
-        };
-        assert_eq!(wait_ms(1000, 30_000, 0), 1000);
-        assert_eq!(wait_ms(1000, 746, 0), 373);
-        assert_eq!(wait_ms(1000, 1010, 0), 505);
-        assert_eq!(wait_ms(1000, 30_000, 600), 400);
-        assert_eq!(wait_ms(1000, 746, 600), 73);
-        assert_eq!(wait_ms(1000, 746, 800), 0);
-    }
 }

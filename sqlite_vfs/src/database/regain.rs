@@ -24,13 +24,15 @@
 //!   one transaction that two connections share by SQLite's `cache=shared`, which says only whose the first of them was.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pagewire_proto::{Epoch, Version};
 use tokio::time::Instant;
 
+use super::Database;
 use super::lease::{BeginWrite, WriterId};
-use super::{ACQUIRE_WAIT, Acquired, Database};
-use crate::client::CommitAttempt;
+use super::write::{ACQUIRE_WAIT, Request};
+use crate::client::{Acquired, CommitAttempt};
 use crate::error::{Error, Kind, Result};
 
 /// How often leases are asked for again that are lost once more before the attempt begins.
@@ -145,9 +147,17 @@ impl Database {
                 }
             };
             // Without a number: who does not wait for a writer is in no circle of those who do.
-            let patience = Instant::now() + ACQUIRE_WAIT;
-            return match self.acquire(known, released, 0, patience, deadline)? {
-                Acquired::Granted(grant) => {
+            let request = Request {
+                known,
+                released,
+                transaction: 0,
+                patience: Instant::now() + ACQUIRE_WAIT,
+                // G3.
+                patience_with_writers: Duration::ZERO,
+                claim: None,
+            };
+            return match self.acquire(&request, deadline)? {
+                Acquired::Granted(grant, _) => {
                     let state = &self.state;
                     state.begin_write_with(session, writer, &transaction, base, &grant)
                 }

@@ -56,6 +56,8 @@ pub struct DatabaseState {
     pub(super) inner: Mutex<Inner>,
     /// Signalled when a lease comes by push.
     pub granted: Notify,
+    /// Signalled to one of those who pause when the lease is there for him.
+    pub(super) paused: Notify,
     /// Signalled when a Prepare has ended.
     pub told: Notify,
 }
@@ -72,6 +74,10 @@ pub(super) struct Inner {
     /// Acquire calls under way, and the newest epoch recalled meanwhile (D7).
     pub(super) acquiring: usize,
     pub(super) recalled: Epoch,
+    /// When another session wanted the lease last.
+    pub(super) recalled_at: Moment,
+    /// The newest version when a connection of this process stopped writing last, and when that was.
+    pub(super) wrote_at: Option<(Version, Moment)>,
     /// The writer, with the epoch under which it began.
     pub(super) writer: Option<(WriterId, Epoch)>,
     /// The transaction of the writer.
@@ -79,11 +85,13 @@ pub(super) struct Inner {
     pub(super) committing: bool,
     pub(super) unsettled: Option<Unsettled>,
     pub(super) pins: Pins,
-    subscription: Subscription,
+    pub(super) subscription: Subscription,
     /// When the newest question was sent whose answer was the head.
     asked_at: Moment,
     /// Until when a connection of this process counts as waiting for the write lock.
     pub(super) waiting_until: Moment,
+    /// Connections of this process for which a lease that comes is claimed, and until when: each has a ticket, or tries again.
+    pub(super) wanting: Vec<(WriterId, Moment)>,
 }
 
 /// A commit whose outcome is not known.
@@ -129,6 +137,8 @@ impl DatabaseState {
                 released: Epoch::NONE,
                 acquiring: 0,
                 recalled: Epoch::NONE,
+                recalled_at: Moment::default(),
+                wrote_at: None,
                 writer: None,
                 transaction: None,
                 committing: false,
@@ -137,8 +147,10 @@ impl DatabaseState {
                 subscription: Subscription::default(),
                 asked_at: Moment::default(),
                 waiting_until: Moment::default(),
+                wanting: Vec::new(),
             }),
             granted: Notify::new(),
+            paused: Notify::new(),
             told: Notify::new(),
         }
     }
@@ -163,6 +175,7 @@ impl DatabaseState {
         inner.lease = Lease::None;
         inner.released = Epoch::NONE;
         inner.recalled = Epoch::NONE;
+        inner.wrote_at = None;
         if let Some((_, began)) = &mut inner.writer {
             *began = Epoch::NONE;
         }

@@ -15,10 +15,27 @@
 //! waited in vain is *owed*. When SQLite tries again, the handler is called, its pauses passed over, until they make up for that; if it
 //! gives up the lock is refused without another look. So a lock waits for the busy timeout and one try.
 //! Nobody is called for a handler of the application: SQLite's own is told by the one pause by our xSleep between the two tries.
+//!
+//! And in that pause the lease may come. So a refused try leaves a note which database was wanted, and the pause that follows on the same
+//! thread is no sleep of the operating system but a wait for the lease: it ends when that comes, and at once where it is there
+//! already (the usual end of a hand-over: it came with a version that is newer than the snapshot, and SQLite has to begin anew). The note is for one
+//! pause, and for a moment: an application without a handler that sleeps by sqlite3_sleep() on its own may sleep less once, after a refusal,
+//! where this VFS is the default.
+//!
+//! SQLite's handler counts its pauses as they were meant, whatever they took. Where somebody else of the process is quicker each time that the lease comes,
+//! the timeout would be over after some milliseconds. So the tries for one lock and the pauses between them are a *series*, with a clock:
+//!
+//! * **B1** Nobody is told that a lock is busy before his busy timeout less its last pause has passed since the first try. For a pause does not end before
+//!   all of the series' pauses that SQLite has counted before it would have passed; only this one's own length is cut short by the lease.
+//! * **B2** No pause is longer than it was meant, but for what those before it were shorter (B1).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::database::Database;
+use crate::process::Process;
 
 /// `int (*)(void*)`, and its argument, as SQLITE_FCNTL_BUSYHANDLER gives them.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +51,40 @@ const MOST_CALLS: u32 = 3_000;
 /// What a try may take beside the pauses of the handler, without being owed: calls to the server, and a moment for a push.
 const FREE: Duration = Duration::from_millis(100);
 
+/// How long after a refusal a pause may begin that belongs to it.
+const NOTE_HOLDS: Duration = Duration::from_millis(100);
+/// The longest pause that is taken for one of SQLite's own handler.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The tries for one write lock, and the pauses of SQLite's busy handler between them (B1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Series {
+    /// The file, by the place of its handle.
+    file: usize,
+    /// The beginning of its first try.
+    begun: Instant,
+    /// The pauses so far, as SQLite has counted them.
+    counted: Duration,
+    /// How often its thread had paused by its newest try.
+    slept: u64,
+}
+
+impl Series {
+    /// The least and the most that a pause takes which SQLite counts with this length.
+    fn pause(&mut self, length: Duration, now: Instant) -> (Duration, Duration) {
+        let least = (self.begun + self.counted).saturating_duration_since(now);
+        self.counted += length;
+        (least, least + length)
+    }
+}
+
+/// The database whose write lock was refused.
+struct Wanted {
+    database: Weak<Database>,
+    process: &'static Process,
+    at: Instant,
+}
+
 /// Pauses that were passed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Passed {
@@ -46,6 +97,72 @@ thread_local! {
     static PASSED_OVER: Cell<Option<Passed>> = const { Cell::new(None) };
     /// How often it slept.
     static SLEPT: Cell<u64> = const { Cell::new(0) };
+    /// The newest series of this thread, until its lock is there.
+    static SERIES: Cell<Option<Series>> = const { Cell::new(None) };
+    /// What the newest try of this thread wanted in vain.
+    static WANTED: RefCell<Option<Wanted>> = const { RefCell::new(None) };
+}
+
+/// A write lock was refused that may be there soon. The file is told by the place of its handle, the try by its beginning.
+pub fn note_refusal(
+    file: usize,
+    begun: Instant,
+    database: &Arc<Database>,
+    process: &'static Process,
+) {
+    let slept = SLEPT.get();
+    // Another statement comes without a pause.
+    let series = SERIES
+        .get()
+        .filter(|series| series.file == file && slept == series.slept.wrapping_add(1))
+        .map_or(
+            Series {
+                file,
+                begun,
+                counted: Duration::ZERO,
+                slept,
+            },
+            |series| Series { slept, ..series },
+        );
+    SERIES.set(Some(series));
+    let wanted = Wanted {
+        database: Arc::downgrade(database),
+        process,
+        at: Instant::now(),
+    };
+    // A thread that is ending sleeps as ever.
+    let _ = WANTED.try_with(|note| note.replace(Some(wanted)));
+}
+
+/// A try of this thread has ended otherwise.
+pub fn forget_refusal() {
+    let _ = WANTED.try_with(RefCell::take);
+}
+
+/// A write lock is there, or never comes: what it had to be waited for is over.
+pub fn series_ends() {
+    SERIES.set(None);
+}
+
+/// Waits for the lease instead of sleeping so long, if that is what the pause is for. `false` where the pause is still to be slept.
+pub fn pause_for_lease(microseconds: c_int) -> bool {
+    let pause = Duration::from_micros(u64::try_from(microseconds).unwrap_or(0));
+    let Ok(Some(wanted)) = WANTED.try_with(RefCell::take) else {
+        return false;
+    };
+    if wanted.at.elapsed() > NOTE_HOLDS
+        || pause > LONGEST_PAUSE
+        || wanted.process.check_not_forked().is_err()
+    {
+        return false;
+    }
+    let (Some(database), Some(mut series)) = (wanted.database.upgrade(), SERIES.get()) else {
+        return false;
+    };
+    let (least, most) = series.pause(pause, Instant::now());
+    SERIES.set(Some(series));
+    database.await_lease(least, most);
+    true
 }
 
 /// xSleep, while a busy handler is called here: true where nobody is to sleep.
@@ -129,7 +246,12 @@ impl BusyHandler {
                 break;
             }
         }
-        PASSED_OVER.set(around);
+        let passed = PASSED_OVER.replace(around).unwrap_or_default();
+        if let Some(mut series) = SERIES.get() {
+            // They have passed within xLock.
+            series.counted += Duration::from_micros(passed.microseconds);
+            SERIES.set(Some(series));
+        }
         goes_on
     }
 }
@@ -218,6 +340,62 @@ mod tests {
             owed.is_due()
         });
         assert!(!is_due.join().expect("no panic"), "on another thread");
+    }
+
+    /// The pauses of SQLite's own handler, in milliseconds (`sqliteDefaultBusyCallback`).
+    fn pauses(timeout: u64) -> Vec<u64> {
+        let delays = [1, 2, 5, 10, 15, 20, 25, 25, 25, 50, 50, 100];
+        let (mut pauses, mut passed) = (Vec::new(), 0);
+        for delay in delays.into_iter().chain(std::iter::repeat(100)) {
+            if passed >= timeout {
+                break;
+            }
+            pauses.push(delay.min(timeout - passed));
+            passed += delay;
+        }
+        pauses
+    }
+
+    #[test]
+    fn b1_pauses_that_all_end_early_make_up_for_the_timeout_less_the_last_of_them() {
+        for timeout in [1, 30, 100, 1000, 5000] {
+            let begun = Instant::now();
+            let mut series = Series {
+                file: 0,
+                begun,
+                counted: Duration::ZERO,
+                slept: 0,
+            };
+            let pauses = pauses(timeout);
+            let mut now = begun;
+            for pause in &pauses {
+                let pause = Duration::from_millis(*pause);
+                let (least, most) = series.pause(pause, now);
+                // B2.
+                assert_eq!(most, least + pause);
+                now += least;
+            }
+            let last = pauses.last().expect("a pause");
+            let passed = u64::try_from((now - begun).as_millis()).expect("a time");
+            assert_eq!(passed, timeout - last, "{timeout}: {pauses:?}");
+        }
+    }
+
+    #[test]
+    fn b2_a_pause_is_as_long_as_it_was_meant_where_none_was_cut_short() {
+        let begun = Instant::now();
+        let mut series = Series {
+            file: 0,
+            begun,
+            counted: Duration::ZERO,
+            slept: 0,
+        };
+        let mut now = begun;
+        for pause in pauses(1000).into_iter().map(Duration::from_millis) {
+            assert_eq!(series.pause(pause, now), (Duration::ZERO, pause));
+            // And a try takes its time.
+            now += pause + Duration::from_millis(1);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::boundary::{Op, code_of, guarded};
-use super::busy::{BusyHandler, Owed};
+use super::busy::{BusyHandler, Owed, forget_refusal, note_refusal, series_ends};
 use super::handle::{FileKind, Handle, PagewireFile};
 use super::types::{File, IoMethods, code, fcntl, iocap};
 use crate::client::Owner;
@@ -329,13 +329,29 @@ unsafe extern "C" fn lock(file: *mut File, wanted: c_int) -> c_int {
                     ));
                 }
                 let begun = Instant::now();
-                let locked = connection.lock().lock(level(wanted)?);
+                let wanted = level(wanted)?;
+                let mut connection = connection.lock();
+                let locked = connection.lock(wanted);
+                let file_s_place = std::ptr::from_ref(handle).addr();
                 match &locked {
-                    Err(error) if error.kind == Kind::Deadlock => busy = handle.busy.get(),
-                    Err(error) if error.kind == Kind::Busy => {
-                        handle.owed.set(Owed::after(begun.elapsed()));
+                    Err(error) if error.kind == Kind::Deadlock => {
+                        series_ends();
+                        busy = handle.busy.get();
                     }
-                    _ => {}
+                    Err(error) if error.kind == Kind::Busy => {
+                        let waited = begun.elapsed() + connection.take_waited_early();
+                        handle.owed.set(Owed::after(waited));
+                        note_refusal(file_s_place, begun, connection.database(), handle.process);
+                    }
+                    Err(error) if error.kind == Kind::BusySnapshot => {
+                        note_refusal(file_s_place, begun, connection.database(), handle.process);
+                    }
+                    // Each try begins with the shared lock.
+                    Ok(()) if wanted <= LockLevel::Shared => forget_refusal(),
+                    Ok(()) | Err(_) => {
+                        forget_refusal();
+                        series_ends();
+                    }
                 }
                 locked?;
             }

@@ -391,9 +391,20 @@ unsafe extern "C" fn full_pathname(
     )
 }
 
-/// xSleep: the operating system's, unless a busy handler is being made to give up.
+/// xSleep: the operating system's, unless a busy handler is being made to give up, or waits for a lease.
 unsafe extern "C" fn sleep(vfs: *mut Vfs, microseconds: c_int) -> c_int {
     if super::busy::passes_over_sleep(microseconds) {
+        return microseconds;
+    }
+    // SAFETY: SQLite passes the VFS that was registered.
+    let registration = unsafe { Registration::of(vfs) };
+    let waited = guarded(
+        registration,
+        Op::Own,
+        |_| None,
+        || Ok(c_int::from(super::busy::pause_for_lease(microseconds))),
+    );
+    if waited == 1 {
         return microseconds;
     }
     // SAFETY: SQLite passes the VFS that was registered.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use pagewire_tests::connection::{code, last_error, open_uri, register, rows};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 /// Serves until standard input ends.
 pub fn serve() -> Result<()> {
@@ -87,4 +87,40 @@ fn read_and_write(connection: &Connection) -> rusqlite::Result<()> {
     let n: i64 = connection.query_row("SELECT n FROM counter", [], |row| row.get(0))?;
     connection.execute("UPDATE counter SET n = ?1", [n + 1])?;
     connection.execute_batch("COMMIT")
+}
+
+/// Inserts into `t` on so many threads for so long, each with a connection of its own. Prints `written COUNT`, and `busy MICROSECONDS` for each transaction that
+/// was refused: after how long.
+pub fn crowd(uri: &str, threads: usize, busy_timeout_ms: u64, ms: u64) -> Result<()> {
+    register();
+    let until = Instant::now() + Duration::from_millis(ms);
+    let one = || -> Result<(u64, Vec<Duration>)> {
+        let connection = open_uri(uri)?;
+        connection.busy_timeout(Duration::from_millis(busy_timeout_ms))?;
+        let (mut written, mut refused) = (0, Vec::new());
+        while Instant::now() < until {
+            let begun = Instant::now();
+            match connection.execute("INSERT INTO t(who) VALUES('crowd')", []) {
+                Ok(_) => written += 1,
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                    refused.push(begun.elapsed());
+                }
+                Err(error) => return Err(error).context(last_error(&connection)),
+            }
+        }
+        Ok((written, refused))
+    };
+    let all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.collect::<Vec<_>>()
+    });
+    for told in all {
+        let (written, refused) = told.map_err(|_| anyhow!("a thread panicked"))??;
+        println!("written {written}");
+        for after in refused {
+            println!("busy {}", after.as_micros());
+        }
+    }
+    Ok(())
 }

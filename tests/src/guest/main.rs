@@ -1,7 +1,7 @@
 //! A host program of SQLite with the VFS in it: what tests start, drive and kill.
 //!
 //! `pagewire-guest transcript plain|pagewire LIBRARY STEPS` plays a transcript, `drive` takes statements from its standard
-//! input, `increment URI TABLE TIMES` adds one to a row so many times, `torture ...` is a client of the torture program.
+//! input, `increment URI TABLE TIMES` adds one to a row so many times, `crowd URI THREADS BUSY_TIMEOUT_MS MS` writes on so many threads, `torture ...` is a client of the torture program.
 
 mod drive;
 mod torture;
@@ -19,7 +19,13 @@ fn main() -> Result<()> {
         }
         ["drive"] => drive::serve(),
         ["increment", uri, times] => drive::increment(uri, times.parse().context("TIMES")?),
+        ["crowd", uri, threads, busy_timeout_ms, ms] => drive::crowd(
+            uri,
+            threads.parse().context("THREADS")?,
+            busy_timeout_ms.parse().context("BUSY_TIMEOUT_MS")?,
+            ms.parse().context("MS")?,
+        ),
         ["torture", rest @ ..] => torture::run(rest),
-        _ => bail!("usage: pagewire-guest transcript|drive|increment|torture ..."),
+        _ => bail!("usage: pagewire-guest transcript|drive|increment|crowd|torture ..."),
     }
 }

@@ -58,6 +58,8 @@ pub enum Fault {
     FlippedBit,
     /// ReadPages: pages that nobody asked for, in the place of the right ones.
     WrongPages,
+    /// AcquireLease: the lease comes with the first version, as of a store that was set back.
+    SetBack,
     /// Any: an answer with nothing in it.
     Empty,
 }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use pagewire_proto::pb;
 use pagewire_proto::pb::page_service_server::PageServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ pub struct Proxy {
     cuts: watch::Sender<u64>,
     commits: Arc<Mutex<Commits>>,
     passed: Arc<Mutex<Vec<Passed>>>,
+    acquires: Arc<Mutex<Vec<pb::AcquireLeaseRequest>>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -63,6 +65,7 @@ impl Proxy {
         let (cuts, cut) = watch::channel(0);
         let commits = Arc::default();
         let passed = Arc::default();
+        let acquires = Arc::default();
         let relay = CallRelay {
             channel,
             faults: Arc::clone(&faults),
@@ -73,6 +76,7 @@ impl Proxy {
             cut,
             commits: Arc::clone(&commits),
             passed: Arc::clone(&passed),
+            acquires: Arc::clone(&acquires),
         };
         let service = PageServiceServer::new(relay)
             .max_decoding_message_size(MESSAGE_BYTES)
@@ -96,6 +100,7 @@ impl Proxy {
             cuts,
             commits,
             passed,
+            acquires,
             runtime: Some(runtime),
         }
     }
@@ -165,6 +170,11 @@ impl Proxy {
     /// What was passed on since this was asked last, in order.
     pub fn take_passed(&self) -> Vec<Passed> {
         std::mem::take(&mut *self.passed.lock().expect("passed"))
+    }
+
+    /// The requests for a lease since the last time.
+    pub fn take_acquires(&self) -> Vec<pb::AcquireLeaseRequest> {
+        std::mem::take(&mut *self.acquires.lock().expect("acquires"))
     }
 
     /// Sets what it does to commits.

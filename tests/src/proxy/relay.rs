@@ -27,6 +27,7 @@ pub(super) struct CallRelay {
     pub(super) cut: watch::Receiver<u64>,
     pub(super) commits: Arc<Mutex<Commits>>,
     pub(super) passed: Arc<Mutex<Vec<Passed>>>,
+    pub(super) acquires: Arc<Mutex<Vec<pb::AcquireLeaseRequest>>>,
 }
 
 fn broken() -> Status {
@@ -118,7 +119,11 @@ impl CallRelay {
                 tokio::time::sleep(*delay).await;
             }
             Some(
-                Fault::AnswerBroken | Fault::AnswerSilent | Fault::FlippedBit | Fault::WrongPages,
+                Fault::AnswerBroken
+                | Fault::AnswerSilent
+                | Fault::FlippedBit
+                | Fault::WrongPages
+                | Fault::SetBack,
             ) => {}
         }
         self.passes_on(Passed::Call(call));
@@ -133,7 +138,7 @@ impl CallRelay {
                 self.strikes(call);
                 return std::future::pending().await;
             }
-            Some(fault @ (Fault::FlippedBit | Fault::WrongPages)) => {
+            Some(fault @ (Fault::FlippedBit | Fault::WrongPages | Fault::SetBack)) => {
                 if let Ok(answer) = &mut answer {
                     spoil(answer.get_mut(), fault);
                 }
@@ -164,7 +169,18 @@ fn is_news(message: &pb::SessionResponse) -> bool {
 }
 
 fn leave<A>(_: &mut A, fault: &Fault) {
-    panic!("{fault:?} is for ReadPages");
+    panic!("{fault:?} is for another call");
+}
+
+fn set_back(answer: &mut pb::AcquireLeaseResponse, _: &Fault) {
+    use pb::acquire_lease_response::Outcome;
+    let Some(Outcome::Granted(pb::LeaseGrant {
+        head: Some(head), ..
+    })) = &mut answer.outcome
+    else {
+        panic!("a grant was to be set back");
+    };
+    head.version = 1;
 }
 
 fn spoil_pages(answer: &mut pb::ReadPagesResponse, fault: &Fault) {
@@ -312,7 +328,9 @@ impl PageService for CallRelay {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
-        unary!(self, Call::Acquire, acquire_lease, request, leave)
+        let asked = request.get_ref().clone();
+        self.acquires.lock().expect("acquires").push(asked);
+        unary!(self, Call::Acquire, acquire_lease, request, set_back)
     }
 
     async fn stage_pages(

@@ -1,4 +1,14 @@
 //! AcquireLease: a place in the queue, a short wait, an answer.
+//!
+//! ```text
+//! ask ── free, first ── fence ──────────────────────────────▶ grant, with the pages that were asked for ── still the holder? ── answer
+//!   └── queued ── the holder is asked ── it gives the lease back ──┘ ▲                                         └─ no ── ask
+//!                                    └── it keeps it: until kept_wait, it is given back ──┘
+//!                                                 └── not in time ── pending: the grant goes to the stream
+//! ```
+//! A wait only puts off the answer: the ticket is filed before it, does not age during it, and is served in its turn (L-4, L-5 of `lease.rs`), whether a call
+//! waits or not. Pages are read at the head of the grant, after the fence, and before the look whether the lease is still there: what the
+//! store takes for them makes no grant true for longer. It may take some milliseconds; then the grant goes without them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +20,11 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::opened_for_writing;
+use super::read::{Along, pages_along};
 use crate::database::Database;
 use crate::hub::{Hub, spawn_detached};
 use crate::lease::Request;
+use crate::memory::{Account, AnswerCharge};
 use crate::session::Session;
 use crate::status;
 
@@ -21,7 +33,7 @@ const CLAIM_AGAIN: Duration = Duration::from_millis(100);
 
 /// What became of a request for the lease.
 pub(super) enum Outcome {
-    Granted(LeaseGrant),
+    Granted(LeaseGrant, Option<Along>),
     Pending {
         ahead: u32,
     },
@@ -33,8 +45,9 @@ pub(super) enum Outcome {
 
 pub(super) async fn acquire_lease(
     hub: &Arc<Hub>,
+    account: &Arc<Account>,
     request: pb::AcquireLeaseRequest,
-) -> Result<pb::AcquireLeaseResponse, Status> {
+) -> Result<(pb::AcquireLeaseResponse, Option<AnswerCharge>), Status> {
     let session = hub.session(&request.session_id).await?;
     let open = opened_for_writing(&session, &request.database_id)?;
     let database = open.database;
@@ -48,15 +61,28 @@ pub(super) async fn acquire_lease(
     }
     let wait = Duration::from_millis(u64::from(request.wait_ms.min(MAX_ACQUIRE_WAIT_MS)));
     let known = Version::new(request.known_version);
+    let kept_wait = Duration::from_millis(u64::from(request.kept_wait_ms));
     let asking = Asking {
         known,
         wait,
+        kept_wait: kept_wait.min(wait),
         transaction: request.transaction,
+        pages: (request.pages_since > 0).then(|| Wanted {
+            since: Version::new(request.pages_since).min(known),
+            account: Arc::clone(account),
+        }),
     };
     let outcome = acquire(hub, &session, &database, asking).await?;
-    Ok(pb::AcquireLeaseResponse {
+    let mut charge = None;
+    let answer = pb::AcquireLeaseResponse {
         outcome: Some(match outcome {
-            Outcome::Granted(grant) => pb::acquire_lease_response::Outcome::Granted(grant.into()),
+            Outcome::Granted(grant, along) => {
+                let mut grant = pb::LeaseGrant::from(grant);
+                if let Some(along) = along {
+                    (grant.pages, charge) = (along.pages, Some(along.charge));
+                }
+                pb::acquire_lease_response::Outcome::Granted(grant)
+            }
             Outcome::Pending { ahead } => {
                 pb::acquire_lease_response::Outcome::Pending(pb::LeasePending { ahead })
             }
@@ -64,7 +90,8 @@ pub(super) async fn acquire_lease(
                 pb::acquire_lease_response::Outcome::Deadlock(pb::LeaseDeadlock { transactions })
             }
         }),
-    })
+    };
+    Ok((answer, charge))
 }
 
 /// A request for the lease.
@@ -73,8 +100,20 @@ pub(super) struct Asking {
     pub(super) known: Version,
     /// For another holder.
     pub(super) wait: Duration,
+    /// For another holder that says that it is writing; at most `wait`.
+    pub(super) kept_wait: Duration,
     /// That holds something already; 0 for none.
     pub(super) transaction: u64,
+    /// Pages along with the grant.
+    pub(super) pages: Option<Wanted>,
+}
+
+/// Pages that a session would like with its grant.
+pub(super) struct Wanted {
+    /// Those that were written after this version.
+    since: Version,
+    /// For their memory.
+    account: Arc<Account>,
 }
 
 /// Asks for the lease and waits at most so long for another holder; for a free lease as long as the store takes.
@@ -87,9 +126,12 @@ pub(super) async fn acquire(
     let Asking {
         known,
         wait,
+        kept_wait,
         transaction,
+        pages,
     } = asking;
-    let deadline = Instant::now() + wait;
+    let begun = Instant::now();
+    let (deadline, kept_deadline) = (begun + wait, begun + kept_wait);
     let fence_deadline = deadline + hub.settings.store_wait;
     let mut is_elsewhere = false;
     let mut changed = database.changed.subscribe();
@@ -112,6 +154,8 @@ pub(super) async fn acquire(
                 }
             }
             let answer = lease.request(session.id, known, Instant::now());
+            let since = pages.as_ref().map_or(Version::ZERO, |wanted| wanted.since);
+            lease.wants_pages(session.id, since);
             if waiting.is_none() && !matches!(answer, Request::Held { .. }) {
                 lease.begin_wait(session.id);
                 waiting = Some(Waiting {
@@ -134,6 +178,13 @@ pub(super) async fn acquire(
         match answer {
             Request::Held { epoch } => {
                 let grant = hub.grant_for(database, epoch, known).await?;
+                let along = match &pages {
+                    Some(wanted) => {
+                        let Wanted { since, account } = wanted;
+                        pages_along(hub, account, session, database, (known, &grant), *since).await
+                    }
+                    None => None,
+                };
                 // Given back or taken while the store was asked: the answer would be trusted beside the next holder's.
                 if database.lease.lock().epoch_of(session.id) != Some(epoch) {
                     continue;
@@ -141,7 +192,7 @@ pub(super) async fn acquire(
                 if let Some(waiting) = &mut waiting {
                     waiting.answered = true;
                 }
-                return Ok(Outcome::Granted(grant));
+                return Ok(Outcome::Granted(grant, along));
             }
             Request::Turn => {
                 let turns = hub.advance(database);
@@ -181,11 +232,12 @@ pub(super) async fn acquire(
                     session.state.lock().waits.end(transaction);
                     return Ok(Outcome::Deadlock { transactions });
                 }
-                if kept || Instant::now() >= deadline {
+                let until = if kept { kept_deadline } else { deadline };
+                if Instant::now() >= until {
                     return Ok(Outcome::Pending { ahead });
                 }
-                // At the deadline one more look, for the answer.
-                let _ = tokio::time::timeout_at(deadline, changed.changed()).await;
+                // Then one more look, for the answer.
+                let _ = tokio::time::timeout_at(until, changed.changed()).await;
             }
         }
     }

@@ -25,7 +25,7 @@ use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, limits};
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use read::page_beside;
+pub(crate) use read::{page_beside, pages_along};
 
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
@@ -140,9 +140,13 @@ impl PageService for Service {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::AcquireLeaseResponse>, Status> {
-        lease::acquire_lease(&self.hub, request.into_inner())
-            .await
-            .map(Response::new)
+        let account = account(&request)?;
+        let (answer, charge) =
+            lease::acquire_lease(&self.hub, &account, request.into_inner()).await?;
+        Ok(match charge {
+            Some(charge) => charged((answer, charge)),
+            None => Response::new(answer),
+        })
     }
 
     async fn stage_pages(

@@ -160,12 +160,14 @@ async fn take_free_lease(
     let asking = service::lease::Asking {
         known: Version::ZERO,
         wait: std::time::Duration::ZERO,
+        kept_wait: std::time::Duration::ZERO,
         transaction: 0,
+        pages: None,
     };
     service::lease::acquire(hub, session, database, asking)
         .await
         .map(|outcome| match outcome {
-            service::lease::Outcome::Granted(grant) => Some(grant),
+            service::lease::Outcome::Granted(grant, _) => Some(grant),
             service::lease::Outcome::Pending { .. } | service::lease::Outcome::Deadlock { .. } => {
                 database.lease.lock().drop_ticket(session.id);
                 None

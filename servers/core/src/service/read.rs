@@ -1,11 +1,14 @@
 //! BeginSnapshot and ReadPages: the head, strictly, and pages at a version.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use pagewire_proto::limits::{MAX_READ_BYTES, MAX_READ_PAGES};
+use pagewire_proto::limits::{MAX_GRANT_PAGE_BYTES, MAX_READ_BYTES, MAX_READ_PAGES};
 use pagewire_proto::status::Reason;
-use pagewire_proto::{Changes, Invalid, Page, PageNumber, PageSize, Snapshot, Version, pb};
+use pagewire_proto::{
+    Changes, Invalid, LeaseGrant, Page, PageNumber, PageSize, Snapshot, Version, pb,
+};
 use prost::Message as _;
 use tonic::Status;
 
@@ -13,9 +16,12 @@ use super::opened;
 use crate::database::Database;
 use crate::hub::Hub;
 use crate::memory::{Account, AnswerCharge};
+use crate::session::Session;
 
 /// The largest page that is sent beside what was asked for: an eighth of what news of a connection may hold in any case.
 pub(super) const MAX_PAGE_BESIDE: usize = 8 << 10;
+/// How long the store may take for pages that go along with a grant: about what the client would need to ask for them on a near way.
+const ALONG_WAIT: Duration = Duration::from_millis(10);
 /// A page of an answer is held as it was read, and as it is sent.
 const HELD_TIMES: usize = 2;
 /// The rest of an answer: as many messages around pages as there may be.
@@ -102,6 +108,63 @@ fn has_changed(changes: &Changes) -> bool {
     }
 }
 
+/// Pages that go along with an answer, and their memory.
+pub(crate) struct Along {
+    pub(crate) pages: Vec<pb::PageContent>,
+    pub(crate) charge: AnswerCharge,
+}
+
+/// The first pages of the head of a grant that were written after `since`: what one who had everything of that version has to read next. The grant is for
+/// one who knows of the changes up to `known`.
+///
+/// A hint: where there is no memory for them, or the store does not have them at hand, there are none. Somebody waits for the grant.
+pub(crate) async fn pages_along(
+    hub: &Hub,
+    account: &Arc<Account>,
+    session: &Session,
+    database: &Database,
+    (known, grant): (Version, &LeaseGrant),
+    since: Version,
+) -> Option<Along> {
+    let pages = find_pages_along(hub, account, session, database, (known, grant), since);
+    tokio::time::timeout(ALONG_WAIT, pages).await.ok()?
+}
+
+async fn find_pages_along(
+    hub: &Hub,
+    account: &Arc<Account>,
+    session: &Session,
+    database: &Database,
+    (known, grant): (Version, &LeaseGrant),
+    since: Version,
+) -> Option<Along> {
+    let head = grant.head;
+    let page_bytes = head.page_size?.bytes();
+    let changes = match since == known {
+        true => grant.changes.clone(),
+        false => {
+            let news = hub.bounded(hub.store.changes(database.id, since)).await;
+            let (newest, changes) = news.ok()?;
+            (newest.version == head.version).then_some(changes)?
+        }
+    };
+    let Changes::Pages(mut pages) = changes else {
+        return None;
+    };
+    pages.retain(|page| head.page_count.has(*page));
+    pages.sort_unstable();
+    pages.truncate(MAX_GRANT_PAGE_BYTES / page_bytes);
+    if pages.is_empty() {
+        return None;
+    }
+    let bytes = HELD_TIMES * pages.len() * page_bytes + ANSWER_BYTES;
+    let charge = account.try_answer(bytes).ok()?;
+    let compressed = session.state.lock().wants_lz4;
+    let pages = read_some(hub, database, head.version, &pages, compressed, &charge);
+    let pages = pages.await.ok()?;
+    Some(Along { pages, charge })
+}
+
 pub(super) async fn read_pages(
     hub: &Arc<Hub>,
     account: &Arc<Account>,
@@ -146,7 +209,7 @@ pub(super) async fn charge_pages(
 ///
 /// How large they are is known only when they have been read, so they are read in portions by the likely size.
 pub(super) async fn read_some(
-    hub: &Arc<Hub>,
+    hub: &Hub,
     database: &Database,
     version: Version,
     pages: &[PageNumber],

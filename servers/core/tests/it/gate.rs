@@ -42,6 +42,8 @@ pub struct GatedStore {
     pub protects: AtomicUsize,
     /// Pages are refused.
     pub reads_fail: AtomicBool,
+    /// Pages are read with each permit.
+    pub reads: Semaphore,
     /// A removal passes with each permit.
     pub removals: Semaphore,
     /// A permit for each removal that has arrived.
@@ -71,6 +73,7 @@ impl GatedStore {
             protect_fails: AtomicBool::new(false),
             protects: AtomicUsize::new(0),
             reads_fail: AtomicBool::new(false),
+            reads: Semaphore::new(100_000),
             removals: Semaphore::new(1000),
             removing: Semaphore::new(0),
             staging: Semaphore::new(100_000),
@@ -130,6 +133,7 @@ impl Layer for GatedStore {
         if self.reads_fail.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the gate is closed".to_owned()));
         }
+        self.reads.acquire().await.unwrap().forget();
         self.inner.read(database, version, pages).await
     }
 

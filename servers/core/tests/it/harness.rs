@@ -340,7 +340,7 @@ impl Client {
             known_version: 0,
             released_epoch: 0,
             wait_ms,
-            transaction: 0,
+            ..Default::default()
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::gate::GatedStore;
 use crate::harness::{
-    Client, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, reason,
+    Client, LONG_TTL, Opened, TestCommit, TestServer, acquired, committed, page, reason,
 };
 
 pub fn recall(database: &Opened, epoch: u64) -> News {
@@ -95,6 +95,177 @@ async fn keep_answers_waiters_at_once_and_the_holder_is_not_asked_again() {
     holder.heartbeat(Vec::new()).await;
     holder.release(&database, epoch, false);
     assert!(granted(&mut other, &database).await > epoch);
+}
+
+fn keep(client: &Client, database: &Opened, epoch: u64) {
+    client.send(Request::KeepLease(pb::KeepLease {
+        database_id: database.id.clone(),
+        epoch,
+        transaction: 0,
+    }));
+}
+
+/// A call that waits for one that writes, too.
+fn acquire_from_writer(
+    client: &Client,
+    database: &Opened,
+    kept_wait_ms: u32,
+) -> tokio::task::JoinHandle<Result<pb::LeaseGrant, u32>> {
+    let mut request = client.acquire_request(database, 1000);
+    request.kept_wait_ms = kept_wait_ms;
+    let mut calls = client.calls.clone();
+    tokio::spawn(async move { acquired(calls.acquire_lease(request).await.unwrap().into_inner()) })
+}
+
+/// It was told at once that the holder writes, and had its grant by the stream, or when it asked again.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_a_writer_is_answered_when_that_gives_the_lease_back() {
+    let server = TestServer::in_process(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let waiting = acquire_from_writer(&other, &database, 500);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    keep(&holder, &database, epoch);
+    holder.heartbeat(Vec::new()).await;
+    let begun = Instant::now();
+    holder.release(&database, epoch, false);
+    let grant = waiting.await.unwrap().unwrap();
+    assert!(grant.epoch > epoch);
+    assert!(begun.elapsed() < Duration::from_millis(100));
+    // The answer was the grant: none comes on the stream.
+    other.heartbeat(Vec::new()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_is_waited_for_as_long_as_was_said_and_the_ticket_keeps_its_place() {
+    let server = TestServer::in_process(LONG_TTL).await;
+    let (mut holder, mut second, database, epoch) = two(&server).await;
+    let mut third = server.client().await;
+    third.open("a.db").await;
+    let begun = Instant::now();
+    let waiting = acquire_from_writer(&second, &database, 100);
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    keep(&holder, &database, epoch);
+    assert_eq!(third.try_acquire(&database, 0).await, Err(2));
+    assert_eq!(waiting.await.unwrap(), Err(1));
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_millis(90)..Duration::from_millis(200)).contains(&took),
+        "{took:?}"
+    );
+    holder.release(&database, epoch, false);
+    assert!(granted(&mut second, &database).await > epoch);
+}
+
+/// What a session gets with the lease that says which version it has pages of.
+async fn pages_along(client: &mut Client, database: &Opened, known: u64, since: u64) -> Vec<u32> {
+    let mut request = client.acquire_request(database, 0);
+    (request.known_version, request.pages_since) = (known, since);
+    let answer = client.calls.acquire_lease(request).await.unwrap();
+    let grant = acquired(answer.into_inner()).unwrap();
+    let head = grant.head.unwrap();
+    for page in &grant.pages {
+        assert_eq!(page.crc32, crc32fast::hash(&page.content));
+        assert!(since < page.version && page.version <= head.version);
+    }
+    grant.pages.iter().map(|page| page.number).collect()
+}
+
+#[tokio::test]
+async fn with_a_grant_come_the_pages_that_were_written_since_as_many_as_may() {
+    let server = TestServer::start(LONG_TTL).await;
+    let mut client = server.client().await;
+    let database = client.open("a.db").await;
+    let epoch = client.acquire(&database).await;
+    let commit = |base: u64, pages: std::ops::RangeInclusive<u32>| {
+        let mut commit = TestCommit::new(&database, base, epoch, base as u8 + 1);
+        commit.databases[0].page_count = 200;
+        commit.batches[0].pages = pages.map(|number| page(number, base as u8 + 1)).collect();
+        commit
+    };
+    for (base, pages) in [(0, 1..=200), (1, 3..=5), (2, 5..=6)] {
+        let made = client.commit(&commit(base, pages)).await.unwrap();
+        assert_eq!(made, committed(&[base + 1]));
+    }
+    // Those that were changed since one version, for one who knows of all changes or of some.
+    for known in [1, 2, 3] {
+        assert_eq!(
+            pages_along(&mut client, &database, known, 1).await,
+            [3, 4, 5, 6],
+            "known: {known}"
+        );
+    }
+    assert_eq!(pages_along(&mut client, &database, 3, 2).await, [5, 6]);
+    // Nobody asked, or there is nothing.
+    assert_eq!(pages_along(&mut client, &database, 2, 0).await, [0; 0]);
+    assert_eq!(pages_along(&mut client, &database, 3, 3).await, [0; 0]);
+    // 64 KiB at most.
+    assert_eq!(
+        client.commit(&commit(3, 1..=200)).await.unwrap(),
+        committed(&[4])
+    );
+    let most = pagewire_proto::limits::MAX_GRANT_PAGE_BYTES / crate::harness::PAGE_SIZE as usize;
+    let first: Vec<u32> = (1..=200).take(most).collect();
+    assert!(first.len() < 200);
+    assert_eq!(pages_along(&mut client, &database, 3, 3).await, first);
+}
+
+#[tokio::test]
+async fn the_pages_come_with_a_grant_on_the_stream_too() {
+    let server = TestServer::start(LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    let first = TestCommit::new(&database, 0, epoch, 1);
+    assert_eq!(holder.commit(&first).await.unwrap(), committed(&[1]));
+    let mut request = other.acquire_request(&database, 0);
+    (request.known_version, request.pages_since) = (1, 1);
+    let answer = other.calls.acquire_lease(request).await.unwrap();
+    assert_eq!(acquired(answer.into_inner()), Err(1));
+    let second = TestCommit::new(&database, 1, epoch, 2);
+    assert_eq!(holder.commit(&second).await.unwrap(), committed(&[2]));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, false);
+    let News::LeaseGranted(granted) = other.news().await else {
+        panic!("no grant");
+    };
+    let grant = granted.grant.unwrap();
+    assert_eq!(grant.head.unwrap().version, 2);
+    let mut written = page(1, 2);
+    written.version = 2;
+    assert_eq!(grant.pages, [written]);
+}
+
+/// A store that hangs on one read: the grant came after 30 s, with an error, and nobody had the lease meanwhile.
+#[tokio::test(start_paused = true)]
+async fn no_grant_waits_for_pages_that_the_store_does_not_have_at_hand() {
+    let store = GatedStore::new(Duration::ZERO, true);
+    let server = TestServer::in_process_over(store.clone(), LONG_TTL).await;
+    let (mut holder, mut other, database, epoch) = two(&server).await;
+    for base in [0, 1] {
+        let commit = TestCommit::new(&database, base, epoch, base as u8 + 1);
+        assert_eq!(
+            holder.commit(&commit).await.unwrap(),
+            committed(&[base + 1])
+        );
+    }
+    store.reads.forget_permits(usize::MAX);
+    // By the answer of a call.
+    let begun = Instant::now();
+    assert_eq!(pages_along(&mut holder, &database, 1, 1).await, [0; 0]);
+    // And by the stream.
+    let mut request = other.acquire_request(&database, 0);
+    (request.known_version, request.pages_since) = (1, 1);
+    let answer = other.calls.acquire_lease(request).await.unwrap();
+    assert_eq!(acquired(answer.into_inner()), Err(1));
+    assert_eq!(holder.news().await, recall(&database, epoch));
+    holder.release(&database, epoch, false);
+    let News::LeaseGranted(granted) = other.news().await else {
+        panic!("no grant");
+    };
+    assert_eq!(granted.grant.unwrap().pages, []);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    // Where they are at hand they come.
+    store.reads.add_permits(1000);
+    assert_eq!(pages_along(&mut other, &database, 1, 1).await, [1]);
 }
 
 #[tokio::test]

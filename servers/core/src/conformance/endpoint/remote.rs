@@ -452,7 +452,7 @@ impl PageStore for RemoteStore {
                 known_version: 0,
                 released_epoch: released,
                 wait_ms: 1000,
-                transaction: 0,
+                ..pb::AcquireLeaseRequest::default()
             };
             let answer = self.wire.calls.clone().acquire_lease(request.clone()).await;
             let answer = self.wire.noted(&request, answer)?;
