@@ -422,6 +422,11 @@ impl DatabaseState {
         }
         match inner.lease {
             Lease::Held { epoch, .. } if epoch >= grant.epoch => {}
+            // Of a store that was set back, or long past: who held it would read the pages of another history without asking.
+            Lease::Held { .. } | Lease::None if grant.head.version < inner.head.version => {
+                inner.released = grant.epoch;
+                return false;
+            }
             Lease::Held { .. } | Lease::None => {
                 let recalled = grant.epoch <= inner.recalled;
                 inner.lease = Lease::Held {

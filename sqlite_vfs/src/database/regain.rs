@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::Database;
 use super::lease::{BeginWrite, WriterId};
 use super::write::{ACQUIRE_WAIT, Request};
-use crate::client::{Acquired, CommitAttempt};
+use crate::client::{Acquired, CommitAttempt, Membership};
 use crate::error::{Error, Kind, Result};
 
 /// How often leases are asked for again that are lost once more before the attempt begins.
@@ -82,21 +82,26 @@ pub(super) fn begin_attempt(
 
 /// G7.
 fn check_all_are_locked(databases: &[Arc<Database>], writers: &[WriterId]) -> Result<()> {
-    for (database, writer) in databases.iter().zip(writers) {
-        let transaction = database.state.transaction_of(*writer);
-        if transaction.is_some_and(|transaction| !transaction.are_all_locked()) {
-            return Err(lease_lost(database, &Error::busy(WAS_ONLY_READ)));
-        }
-    }
-    Ok(())
+    check_transactions(databases, writers, |transaction| {
+        transaction.is_none_or(Membership::are_all_locked)
+    })
 }
 
 /// G6.
 fn check_all_take_part(databases: &[Arc<Database>], writers: &[WriterId]) -> Result<()> {
+    check_transactions(databases, writers, |transaction| {
+        let locked = transaction.and_then(Membership::databases);
+        locked.is_some_and(|locked| locked <= databases.len())
+    })
+}
+
+fn check_transactions(
+    databases: &[Arc<Database>],
+    writers: &[WriterId],
+    may_commit: impl Fn(Option<&Membership>) -> bool,
+) -> Result<()> {
     for (database, writer) in databases.iter().zip(writers) {
-        let transaction = database.state.transaction_of(*writer);
-        let locked = transaction.and_then(|transaction| transaction.databases());
-        if locked.is_none_or(|locked| locked > databases.len()) {
+        if !may_commit(database.state.transaction_of(*writer).as_deref()) {
             return Err(lease_lost(database, &Error::busy(WAS_ONLY_READ)));
         }
     }

@@ -338,12 +338,13 @@ unsafe extern "C" fn lock(file: *mut File, wanted: c_int) -> c_int {
                         series_ends();
                         busy = handle.busy.get();
                     }
-                    Err(error) if error.kind == Kind::Busy => {
-                        let waited = begun.elapsed() + connection.take_waited_early();
-                        handle.owed.set(Owed::after(waited));
-                        note_refusal(file_s_place, begun, connection.database(), handle.process);
-                    }
-                    Err(error) if error.kind == Kind::BusySnapshot => {
+                    Err(error) if matches!(error.kind, Kind::Busy | Kind::BusySnapshot) => {
+                        // The try began where the transaction did, by asking for the lease.
+                        let early = connection.take_waited_early();
+                        let begun = begun.checked_sub(early).unwrap_or(begun);
+                        if error.kind == Kind::Busy {
+                            handle.owed.set(Owed::after(begun.elapsed()));
+                        }
                         note_refusal(file_s_place, begun, connection.database(), handle.process);
                     }
                     // Each try begins with the shared lock.
