@@ -10,7 +10,7 @@
 #
 # The times are minutes on 2 processors without other work. The output of each part is in .test-tools/long/PART.log, the results in
 # results.tsv beside it. Parts on FoundationDB need fdbserver and fdbcli on PATH (or PAGEWIRE_FDBSERVER, PAGEWIRE_FDBCLI) and fail without.
-# FUZZ_SECONDS (600 for each target), SIM_SEEDS (100000..114000), KILLS (1000), TRANSFERS (20000) change the sizes.
+# FUZZ_SECONDS (600 for each target), SIM_SEEDS (100000..114000), KILLS (1000), TRANSFERS (100000) change the sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -18,7 +18,7 @@ python=/usr/bin/python3
 logs=$PWD/.test-tools/long
 results=$logs/results.tsv
 kills=${KILLS:-1000}
-transfers=${TRANSFERS:-20000}
+transfers=${TRANSFERS:-100000}
 seeds=${SIM_SEEDS:-100000..114000}
 
 # NAME GROUP MINUTES WHAT
@@ -51,12 +51,14 @@ torture                     random   15  KILLS kills of clients and server, loca
 torture-adapter             random   10  half as many, the shadow-paging adapter over a directory
 torture-fdb                 random   10  half as many, two servers on FoundationDB
 two-servers                 random    5  a writer whose servers are killed 100 times, on FoundationDB
-bank-local                  random   10  TRANSFERS transfers, each snapshot of eight readers compared
+bank-local                  random   15  TRANSFERS transfers, each snapshot of eight readers compared
 bank-versioned-memory       random   10  the same
-bank-adapter                random   15  the same, the shadow-paging adapter
-bank-fdb                    random   10  the same, two servers on FoundationDB
+bank-adapter                random   45  the same, the shadow-paging adapter
+bank-fdb                    random   30  the same, two servers on FoundationDB
 gib                         random   10  one transaction of 1 GiB, and four kills, on the local store
 gib-fdb                     random   20  the same on FoundationDB
+open-sizes                  random   10  opening and a first query, of 1 MiB to 10 GiB, in at most three calls (20 GiB of disk)
+disk-cache-gib              random   10  a restarted process reads 1 GiB out of its disk cache after at most one round trip
 LIST
 }
 
@@ -153,6 +155,8 @@ run() {
         bank-*) $python tests/bank.py --transfers "$transfers" --store "${1#bank-}" ;;
         gib) $python tests/big_transaction.py --mib 1024 --kills 4 ;;
         gib-fdb) has_fdb && $python tests/big_transaction.py --mib 1024 --kills 4 --fdb ;;
+        open-sizes) $python tests/open_sizes.py --mib 1,100,1024,10240 ;;
+        disk-cache-gib) cargo_test -p pagewire-tests --test it a_restarted_process_reads_1_gib -- --ignored ;;
     esac
 }
 
