@@ -81,6 +81,11 @@ def figure(row, microseconds):
     return f"{microseconds:.1f} us" if microseconds < 100 else f"{microseconds:.0f} us"
 
 
+def times(ratio):
+    """Of a small one what two digits would hide."""
+    return f"{ratio:.3f}" if ratio < 0.1 else f"{ratio:.2f}"
+
+
 def table(rows):
     lines = [
         "| operation | calls | bytes sent, received | ours, p50 | p99 | floor, p50 | ours / floor [quartiles] | aim |",
@@ -103,7 +108,8 @@ def table(rows):
         for ratio in row["ratios"]:
             floor = medians.get(ratio["floor"])
             against = ratio["floor"] + (f" {figure(row, floor)}" if floor else "")
-            spread = f"{ratio['median']:.2f} [{ratio['first_quartile']:.2f}, {ratio['third_quartile']:.2f}]"
+            median, low, high = (times(ratio[key]) for key in ("median", "first_quartile", "third_quartile"))
+            spread = f"{median} [{low}, {high}]"
             aim = ""
             if ratio["aim"] is not None:
                 aim = f"{ratio['aim']:g}, " + ("reached" if ratio["median"] <= ratio["aim"] else "**missed**")
@@ -163,6 +169,8 @@ def distance(rows):
         if match:
             name = match.group(1) + match.group(3)
             curves.setdefault(name, []).append((int(match.group(2)), row["series"][0]["p50_us"] / 1000))
+    # Two distances are a comparison (the windows of HTTP/2), and no curve.
+    curves = {name: points for name, points in curves.items() if len(points) > 2}
     if not curves:
         return picture(400, 40, [text(10, 25, "no distance was measured")])
     left, wide, top, tall = 60, 420, 20, 300

@@ -36,6 +36,14 @@ impl ServerProcess {
         Self::start(&["bench", "--echo-at"], &listen("echo", sockets))
     }
 
+    /// The echo service over loopback, whose sockets use Nagle's algorithm.
+    pub fn echo_with_nagle() -> anyhow::Result<Self> {
+        Self::start(
+            &["bench", "--echo-nagle", "--echo-at"],
+            &listen("echo", None),
+        )
+    }
+
     fn start(arguments: &[&str], listen: &OsString) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's file is not known")?;
         let mut command = Command::new(program);

@@ -1,30 +1,31 @@
-//! The floor of every call: a unary gRPC service that answers with as many bytes as it is asked for, and its client.
+//! The floor of every call: a unary gRPC service that answers with as many bytes as it is asked for.
 //!
-//! It knows nothing of pages, sessions or stores. The client is driven as the VFS drives its own: a current-thread runtime,
-//! entered by the calling thread.
+//! It knows nothing of pages, sessions or stores. Its clients are in `callers.rs`.
 
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use pagewire_server::{bind_tcp, bind_unix};
-use tonic::codegen::tokio_stream::StreamExt as _;
+use tokio::io::DuplexStream;
+use tokio::net::TcpListener;
 use tonic::codegen::tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::codegen::tokio_stream::{self, StreamExt as _};
 use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
 use tonic::server::{Grpc as ServerGrpc, NamedService, UnaryService};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 /// Larger than any message that a workload makes.
-const MESSAGE_BYTES: usize = 64 << 20;
-/// As the page server and the VFS set them.
+pub const MESSAGE_BYTES: usize = 64 << 20;
+/// As the page server sets them.
 const WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
-const PATH: &str = "/pagewire.bench.Echo/Echo";
+/// Of the only method.
+pub const PATH: &str = "/pagewire.bench.Echo/Echo";
 /// The request begins with the size of the answer.
 const HEADER_BYTES: usize = 4;
 
@@ -78,40 +79,53 @@ fn answer(request: &Bytes) -> Result<Bytes, Status> {
 }
 
 /// Serves until the process is ended; says where on standard output, as `pagewire serve` does.
-pub fn serve(listen: &str) -> anyhow::Result<()> {
+pub fn serve(listen: &str, nodelay: bool) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime could not start")?
         .block_on(async {
-            let router = tonic::transport::Server::builder()
-                .initial_stream_window_size(WINDOW_BYTES)
-                .initial_connection_window_size(WINDOW_BYTES)
-                .max_frame_size(FRAME_BYTES)
-                .tcp_nodelay(true)
-                .add_service(Echo);
             match listen.strip_prefix("unix:") {
                 Some(path) => {
                     let listener = bind_unix(std::path::Path::new(path)).await?;
                     announce(listen)?;
-                    router
+                    router()
                         .serve_with_incoming(UnixListenerStream::new(listener))
                         .await?;
                 }
                 None => {
                     let (listener, address) = bind_tcp(listen).await?;
                     announce(&address.to_string())?;
-                    let incoming = TcpListenerStream::new(listener).map(|accepted| {
-                        accepted.and_then(|socket| {
-                            socket.set_nodelay(true)?;
-                            Ok(socket)
-                        })
-                    });
-                    router.serve_with_incoming(incoming).await?;
+                    serve_tcp(listener, nodelay).await?;
                 }
             }
             Ok(())
         })
+}
+
+/// Serves a TCP listener until the runtime ends.
+pub async fn serve_tcp(listener: TcpListener, nodelay: bool) -> anyhow::Result<()> {
+    let incoming = TcpListenerStream::new(listener).map(|accepted| {
+        accepted.and_then(|socket| {
+            socket.set_nodelay(nodelay)?;
+            Ok(socket)
+        })
+    });
+    Ok(router().serve_with_incoming(incoming).await?)
+}
+
+/// Serves one connection within the process.
+pub async fn serve_pipe(pipe: DuplexStream) -> anyhow::Result<()> {
+    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(pipe));
+    Ok(router().serve_with_incoming(incoming).await?)
+}
+
+fn router() -> Router {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .add_service(Echo)
 }
 
 fn announce(address: &str) -> anyhow::Result<()> {
@@ -121,63 +135,13 @@ fn announce(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A client of the echo service.
-pub struct EchoClient {
-    runtime: tokio::runtime::Runtime,
-    grpc: tonic::client::Grpc<Channel>,
-}
-
-impl EchoClient {
-    /// Connects with the first call.
-    pub fn new(endpoint: &str) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("the runtime could not start")?;
-        let endpoint = Endpoint::from_shared(endpoint.to_owned())?
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES);
-        let channel = runtime.block_on(async { endpoint.connect_lazy() });
-        Ok(Self {
-            runtime,
-            grpc: tonic::client::Grpc::new(channel)
-                .max_decoding_message_size(MESSAGE_BYTES)
-                .max_encoding_message_size(MESSAGE_BYTES),
-        })
-    }
-
-    /// One call.
-    pub fn call(&mut self, request: &EchoRequest) -> anyhow::Result<()> {
-        let answer: Bytes = self.runtime.block_on(async {
-            self.grpc
-                .ready()
-                .await
-                .map_err(|error| Status::unavailable(error.to_string()))?;
-            let path = http::uri::PathAndQuery::from_static(PATH);
-            let message = Request::new(request.payload.clone());
-            let answer = self
-                .grpc
-                .unary(message, path, ProstCodec::default())
-                .await?;
-            Ok::<_, Status>(answer.into_inner())
-        })?;
-        anyhow::ensure!(
-            answer.len() == request.answer_bytes,
-            "the echo answered {} bytes instead of {}",
-            answer.len(),
-            request.answer_bytes
-        );
-        Ok(())
-    }
-}
-
 /// How much goes to and fro.
 #[derive(Clone, Debug)]
 pub struct EchoRequest {
-    payload: Bytes,
-    answer_bytes: usize,
+    /// What is sent.
+    pub payload: Bytes,
+    /// What the answer has to have.
+    pub answer_bytes: usize,
 }
 
 impl EchoRequest {

@@ -4,6 +4,7 @@
 //! own rounds: a bare gRPC call with the same bytes, an append and fdatasync of them, and local SQLite files. It prints aims
 //! beside the ratios, and never fails because of one.
 
+mod callers;
 mod child;
 mod delay;
 mod echo;
@@ -48,6 +49,9 @@ pub struct BenchArguments {
     /// The process that serves the echo.
     #[arg(long, hide = true)]
     echo_at: Option<String>,
+    /// It leaves Nagle's algorithm on.
+    #[arg(long, hide = true)]
+    echo_nagle: bool,
 }
 
 /// Which stores, and where the files lie.
@@ -61,7 +65,7 @@ struct Checked {
 /// Measures and prints.
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     if let Some(listen) = &arguments.echo_at {
-        return echo::serve(listen);
+        return echo::serve(listen, !arguments.echo_nagle);
     }
     let checked = check(arguments.store.as_deref())?;
     register_vfs().context("the VFS can't be registered")?;

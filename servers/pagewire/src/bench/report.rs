@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::rounds::{Ratio, Series};
+use super::rounds::{Ratio, Series, Traffic};
 
 /// How a figure is read.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,19 @@ pub struct Row {
     pub calls_aim: Option<f64>,
     /// Megabytes in a second that ours should have at least.
     pub throughput_aim: Option<f64>,
-    /// Ours ran in another process, whose calls and bytes are not known here.
-    pub is_elsewhere: bool,
+    /// Who knows the calls and bytes of ours.
+    pub counted: Counted,
+}
+
+/// Where the calls and bytes of an operation are known from.
+#[derive(Clone, Copy, Debug)]
+pub enum Counted {
+    /// The VFS in this process counted them.
+    Here,
+    /// It ran in another process: they are not known.
+    Elsewhere,
+    /// The VFS has no part in it; these are those of one operation.
+    Known(Traffic),
 }
 
 impl Row {
@@ -72,18 +83,30 @@ impl Row {
         self.series[0].ratio_to(&parts)
     }
 
+    /// Round trips, bytes sent and bytes received of one operation of ours, where they are known.
+    fn traffic(&self) -> Option<[f64; 3]> {
+        match self.counted {
+            Counted::Here => Some(self.series[0].traffic_per_operation()),
+            Counted::Elsewhere => None,
+            Counted::Known(Traffic {
+                calls,
+                sent,
+                received,
+            }) => Some([calls, sent, received].map(|count| count as f64)),
+        }
+    }
+
     /// The row as text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let ours = &self.series[0];
-        let [calls, sent, received] = ours.traffic_per_operation();
         let calls_aim = match self.calls_aim {
             Some(aim) => format!(" (aim {aim})"),
             None => String::new(),
         };
-        let traffic = match self.is_elsewhere {
-            true => "calls and bytes are those of another process".to_owned(),
-            false => {
+        let traffic = match self.traffic() {
+            None => "calls and bytes are those of another process".to_owned(),
+            Some([calls, sent, received]) => {
                 format!("{calls:.2} calls{calls_aim}, {sent:.0} bytes sent, {received:.0} received")
             }
         };
@@ -129,7 +152,12 @@ impl Row {
 
     fn compared(&self, floor: &Floor) -> String {
         let Ratio { median, low, high } = self.ratio(floor);
-        let mut text = format!("ours is {median:>6.2}x [{low:.2} .. {high:.2}]");
+        let mut text = format!(
+            "ours is {:>6}x [{} .. {}]",
+            times(median),
+            times(low),
+            times(high)
+        );
         if let Some(aim) = floor.aim {
             let word = if median <= aim { "reached" } else { "missed" };
             let _ = write!(text, "  aim <= {aim:.2}x {word}");
@@ -148,11 +176,9 @@ impl Row {
 
     /// The row as a JSON object.
     pub fn json(&self) -> String {
-        let [calls, sent, received] = match self.is_elsewhere {
-            true => ["null".to_owned(), "null".to_owned(), "null".to_owned()],
-            false => self.series[0]
-                .traffic_per_operation()
-                .map(|count| format!("{count:.3}")),
+        let [calls, sent, received] = match self.traffic() {
+            None => ["null".to_owned(), "null".to_owned(), "null".to_owned()],
+            Some(counts) => counts.map(|count| format!("{count:.3}")),
         };
         let throughput_aim = self
             .throughput()
@@ -198,6 +224,14 @@ impl Row {
     }
 }
 
+/// A ratio; of a small one what two digits would hide.
+fn times(ratio: f64) -> String {
+    match ratio < 0.1 {
+        true => format!("{ratio:.3}"),
+        false => format!("{ratio:.2}"),
+    }
+}
+
 /// A JSON string.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
@@ -220,6 +254,52 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::rounds::{Contestant, Shape, alternate};
+
+    #[test]
+    fn calls_and_bytes_that_the_vfs_does_not_count_are_shown_as_given_or_not_at_all() {
+        let shape = Shape {
+            rounds: 1,
+            warm_up: 0,
+            operations: 1,
+        };
+        let mut row = Row {
+            operation: "a call".to_owned(),
+            unit: Unit::Microseconds,
+            series: alternate(shape, &mut [Contestant::new("ours", || Ok(()))]).unwrap(),
+            floors: Vec::new(),
+            calls_aim: None,
+            throughput_aim: None,
+            counted: Counted::Known(Traffic {
+                calls: 2,
+                sent: 8192,
+                received: 16,
+            }),
+        };
+        let text = row.text();
+        assert!(
+            text.starts_with("a call: 2.00 calls, 8192 bytes sent, 16 received; 1 operations"),
+            "{text}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&row.json()).unwrap();
+        assert_eq!(json["calls"], 2.0);
+        assert_eq!(json["bytes_sent"], 8192.0);
+        assert_eq!(json["bytes_received"], 16.0);
+        row.counted = Counted::Elsewhere;
+        let text = row.text();
+        assert!(
+            text.starts_with("a call: calls and bytes are those of another process"),
+            "{text}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&row.json()).unwrap();
+        assert!(json["calls"].is_null(), "{json}");
+    }
+
+    #[test]
+    fn a_small_ratio_is_not_shown_as_none() {
+        assert_eq!(times(0.0031), "0.003");
+        assert_eq!(times(1.2345), "1.23");
+    }
 
     #[test]
     fn json_strings_are_escaped() {

@@ -1,5 +1,6 @@
 //! What is measured: each workload is one row, ours against its floors and against local files.
 
+mod calls;
 mod commits;
 mod distance;
 mod hand_over;
@@ -14,8 +15,9 @@ mod writes;
 use std::path::Path;
 use std::time::Duration;
 
-use super::echo::{EchoClient, EchoRequest};
-use super::report::{Floor, Row, Unit};
+use super::callers::EchoClient;
+use super::echo::EchoRequest;
+use super::report::{Counted, Floor, Row, Unit};
 use super::rounds::{Contestant, Operation, Shape, Traffic, alternate, traffic_of};
 use super::subjects::{Local, Remote, fill};
 use operations::Opener;
@@ -43,6 +45,8 @@ pub struct Sizes {
     pub tenant_commits: u64,
     /// Commits of each of two writers in a turn.
     pub hand_over_commits: u64,
+    /// Large answers of a turn of calls.
+    pub answers: usize,
     /// `--size` of speedtest1.
     pub speedtest_size: u32,
 }
@@ -59,6 +63,7 @@ impl Sizes {
         records: 10_000,
         tenant_commits: 4,
         hand_over_commits: 50,
+        answers: 16,
         speedtest_size: 5,
     };
     /// The usual.
@@ -72,6 +77,7 @@ impl Sizes {
         records: 100_000,
         tenant_commits: 16,
         hand_over_commits: 400,
+        answers: 64,
         speedtest_size: 100,
     };
 
@@ -147,6 +153,8 @@ pub enum Workload {
     HandOver,
     /// Many tenants that write at once.
     Tenants,
+    /// Calls of a bare echo: by whom they are driven, over what, and HTTP/2's windows, each as it is and as it could be.
+    Calls,
     /// SQLite's speedtest1, where a program of it is named.
     Speedtest,
 }
@@ -186,6 +194,7 @@ impl Scene<'_> {
             Workload::NewOrder => vec![self.new_order()?],
             Workload::HandOver => vec![self.hand_over()?],
             Workload::Tenants => vec![self.tenants()?],
+            Workload::Calls => self.calls()?,
             Workload::Speedtest => self.speedtest()?,
         };
         Ok(rows)
@@ -245,7 +254,7 @@ impl Scene<'_> {
             floors,
             calls_aim: None,
             throughput_aim: None,
-            is_elsewhere: false,
+            counted: Counted::Here,
         })
     }
 

@@ -53,7 +53,7 @@ impl Scene<'_> {
             contestants,
             &[("local", 1.3)],
         )?;
-        row.is_elsewhere = true;
+        row.counted = Counted::Elsewhere;
         Ok(vec![row])
     }
 }
