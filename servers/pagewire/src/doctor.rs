@@ -3,6 +3,8 @@
 //! One line for each check on standard output: `ok`, `note` or `FAILED`, what was looked at, what was seen. Exit code 0: nothing
 //! failed. Without `--write` nothing is changed on the server.
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,7 @@ pub fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     match examine(arguments) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Failed { check, why }) => {
-            println!("FAILED  {check:<12} {why:#}");
+            say(format_args!("FAILED  {check:<12} {why:#}"));
             Ok(ExitCode::FAILURE)
         }
     }
@@ -57,12 +59,17 @@ struct Failed {
 /// Prints what a check saw, or stops at it.
 fn check<T>(check: &'static str, seen: anyhow::Result<(T, String)>) -> Result<T, Failed> {
     let (value, seen) = seen.map_err(|why| Failed { check, why })?;
-    println!("ok      {check:<12} {seen}");
+    say(format_args!("ok      {check:<12} {seen}"));
     Ok(value)
 }
 
 fn note(about: &str, text: &str) {
-    println!("note    {about:<12} {text}");
+    say(format_args!("note    {about:<12} {text}"));
+}
+
+/// Its reader may be gone (`| head`): what is looked at, and the exit status, are the same.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn examine(arguments: &DoctorArguments) -> Result<(), Failed> {

@@ -81,7 +81,11 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pagewire: {error:#}");
+            let io = error.downcast_ref::<std::io::Error>();
+            // Whoever read what is printed has seen enough (`| head`).
+            if io.is_none_or(|io| io.kind() != std::io::ErrorKind::BrokenPipe) {
+                eprintln!("pagewire: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Both go through SQLite's backup API and the VFS: one transaction, so that nobody sees a half of it.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,7 +58,9 @@ pub fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
         );
     }
     copy(&source, &mut target)?;
-    println!(
+    // It is done, whether somebody reads that or not.
+    let _ = writeln!(
+        io::stdout(),
         "imported {} into {}",
         arguments.file.display(),
         arguments.name
@@ -79,7 +82,9 @@ pub fn export(arguments: &ExportArguments) -> anyhow::Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut target = open_local(&arguments.file, flags)?;
     copy(&source, &mut target)?;
-    println!(
+    // It is done, whether somebody reads that or not.
+    let _ = writeln!(
+        io::stdout(),
         "exported {} into {}",
         arguments.name,
         arguments.file.display()

@@ -13,6 +13,7 @@ mod rounds;
 mod subjects;
 mod workloads;
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -79,7 +80,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     let rows = measure_all(arguments, &checked, directory.path())?;
     if arguments.json {
         let rows: Vec<String> = rows.iter().map(Row::json).collect();
-        println!("[{}]", rows.join(",\n "));
+        writeln!(io::stdout(), "[{}]", rows.join(",\n "))?;
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ fn measure_all(
             };
             for row in scene.measure(*workload)? {
                 if !arguments.json {
-                    println!("{}", row.text());
+                    writeln!(io::stdout(), "{}", row.text())?;
                 }
                 rows.push(row);
             }
