@@ -28,7 +28,10 @@ pub(crate) fn load(library: Option<&Path>) -> Result<(), StoreError> {
 pub(crate) fn start() -> Result<Network, StoreError> {
     let started = STARTED.get_or_init(boot);
     started.clone().map_err(StoreError::Unavailable)?;
-    Ok(Network(()))
+    let network = Network(());
+    // For a process that ends while it waits for the cluster.
+    network.stops_at_exit();
+    Ok(network)
 }
 
 /// Somebody who uses the network: see [`Network::stops_at_exit`].
@@ -52,8 +55,9 @@ impl Network {
     ///
     /// Handlers of `atexit` run in the reverse order of their registration, and the library registers some whenever it makes a static for the
     /// first time, most of them on its network thread, which begins beside us. What was torn down before the network was stopped, that
-    /// thread reads as it ends (SIGSEGV). So this is to be called once a transaction was answered, after which the thread makes
-    /// hardly anything new; and it is called again when the last of a store is dropped, for what it did make.
+    /// thread reads as it ends (SIGSEGV). So this is called again once a transaction was answered, after which the thread makes
+    /// hardly anything new, and when the last of a store is dropped, for what it did make. A process that ends before its first store is open has
+    /// the first call only, which may be too early.
     pub(crate) fn stops_at_exit(&self) {
         // SAFETY: a function without parameters, which does not unwind: it only drops what is in a static.
         if unsafe { libc::atexit(stop) } != 0 {

@@ -422,11 +422,6 @@ impl DatabaseState {
         }
         match inner.lease {
             Lease::Held { epoch, .. } if epoch >= grant.epoch => {}
-            // Of a store that was set back, or long past: who held it would read the pages of another history without asking.
-            Lease::Held { .. } | Lease::None if grant.head.version < inner.head.version => {
-                inner.released = grant.epoch;
-                return false;
-            }
             Lease::Held { .. } | Lease::None => {
                 let recalled = grant.epoch <= inner.recalled;
                 inner.lease = Lease::Held {
@@ -455,16 +450,7 @@ impl DatabaseState {
         pages: Vec<Page>,
         core: &Arc<Core>,
     ) {
-        let taken = {
-            let mut inner = self.inner.lock();
-            let unclaimed_until = inner.is_wanted().then(|| Moment::now().after(CLAIM_TIME));
-            let taken = self.take_lease(&mut inner, &grant, unclaimed_until);
-            if taken {
-                inner.head_is_certain = inner.unsettled.is_none();
-            }
-            taken
-        };
-        if taken {
+        if self.take_pushed_lease(&grant) {
             // W5 of `write.rs`.
             for page in pages {
                 self.page_came(core.cache(), page, grant.head.version);
@@ -474,6 +460,26 @@ impl DatabaseState {
         } else {
             core.session.release_lease(self.id(), grant.epoch, false);
         }
+    }
+
+    /// Whether it is ours now. If not, what was pushed has to be given back.
+    pub(super) fn take_pushed_lease(&self, grant: &LeaseGrant) -> bool {
+        let mut inner = self.inner.lock();
+        let has_it = matches!(inner.lease, Lease::Held { epoch, .. } if epoch >= grant.epoch);
+        if grant.head.version < inner.head.version && !has_it && grant.epoch > inner.released {
+            // Of a store that was set back, which a call that asks finds out (`refuse_older`): who held it would read pages of
+            // another history without asking. So the next transaction asks.
+            inner.lease = Lease::None;
+            inner.released = grant.epoch;
+            inner.doubt();
+            return false;
+        }
+        let unclaimed_until = inner.is_wanted().then(|| Moment::now().after(CLAIM_TIME));
+        let taken = self.take_lease(&mut inner, grant, unclaimed_until);
+        if taken {
+            inner.head_is_certain = inner.unsettled.is_none();
+        }
+        taken
     }
 
     /// Another session wants the lease.

@@ -364,37 +364,59 @@ mod tests {
     use super::*;
     use crate::database::DatabaseState;
 
+    fn head(version: u64) -> Snapshot {
+        Snapshot {
+            version: Version::new(version),
+            page_size: PageSize::try_from(4096).ok(),
+            page_count: PageCount::try_from(1).expect("a count"),
+        }
+    }
+
+    fn grant(epoch: u64, version: u64) -> LeaseGrant {
+        LeaseGrant {
+            epoch: Epoch::new(epoch),
+            head: head(version),
+            changes: Changes::Pages(Vec::new()),
+        }
+    }
+
+    /// At version 3, and epoch 5 was given back.
+    fn state() -> DatabaseState {
+        let name = DatabaseName::try_from("a.db").expect("a name");
+        let state = DatabaseState::new(name, DatabaseId::from_bytes([7; 16]), head(3));
+        state.remember_released(Epoch::new(5));
+        state
+    }
+
     /// The answer of a call that was slower than the push, its recall and the release: nothing is certain by it, and its pages are left out.
     #[test]
     fn w5_a_grant_that_was_given_back_already_is_not_believed_in() {
-        let head = Snapshot {
-            version: Version::new(3),
-            page_size: PageSize::try_from(4096).ok(),
-            page_count: PageCount::try_from(1).expect("a count"),
+        let state = state();
+        let comes = |epoch| {
+            let taken = state.lease_acquired(&grant(epoch, 3), state.doubts(), None);
+            assert_eq!(state.lease_is_here(), epoch > 5);
+            taken.expect("the database is there")
         };
-        let name = DatabaseName::try_from("a.db").expect("a name");
-        let state = DatabaseState::new(name, DatabaseId::from_bytes([7; 16]), head);
-        state.remember_released(Epoch::new(5));
-        let comes = |epoch, version| {
-            let grant = LeaseGrant {
-                epoch: Epoch::new(epoch),
-                head: Snapshot {
-                    version: Version::new(version),
-                    ..head
-                },
-                changes: Changes::Pages(Vec::new()),
-            };
-            let taken = state.lease_acquired(&grant, state.doubts(), None);
-            let taken = taken.expect("the database is there");
-            assert_eq!(state.lease_is_here(), taken);
-            taken
-        };
-        assert!(!comes(4, 3));
-        assert!(!comes(5, 3));
-        // Of a store that was set back. What it gave with this epoch is given back, whoever brings it.
-        assert!(!comes(6, 2));
-        assert!(!comes(6, 3));
-        assert!(comes(7, 3));
+        assert!(!comes(4));
+        assert!(!comes(5));
+        assert!(comes(6));
+    }
+
+    #[test]
+    fn a_pushed_grant_of_a_store_that_was_set_back_is_given_back() {
+        let state = state();
+        assert!(state.take_pushed_lease(&grant(6, 3)));
+        // What it has it has, however late the push of that comes.
+        assert!(state.take_pushed_lease(&grant(6, 2)));
+        assert!(state.lease_is_here());
+        let doubts = state.doubts();
+        assert!(!state.take_pushed_lease(&grant(7, 2)));
+        assert!(!state.lease_is_here());
+        assert_eq!(state.given_back(), Epoch::new(7));
+        // The next transaction asks.
+        assert!(state.doubts() > doubts);
+        assert!(!state.take_pushed_lease(&grant(7, 3)));
+        assert!(state.take_pushed_lease(&grant(8, 3)));
     }
 
     #[test]

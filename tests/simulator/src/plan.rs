@@ -230,7 +230,7 @@ impl Plan {
         }
     }
 
-    /// The same without disk caches: with them a seed has two traces now and then, and why is not known.
+    /// The same without disk caches.
     pub fn without_caches(self) -> Self {
         Self {
             caches: Caches::None,

@@ -8,7 +8,7 @@ const ROLE: &str = "PAGEWIRE_TEST_ENDS_WITH_A_STORE";
 /// The first ended with SIGSEGV, or the second, where the network was stopped too late; of 200 none does since.
 const PROCESSES: usize = 20;
 
-/// Nobody drops the store: a program may call `exit` at any time, and a thread of it may still have one.
+/// Nobody drops the store: a program may call `exit` at any time. What the store does by itself goes on, on another thread.
 #[test]
 fn a_process_that_ends_with_a_store_open_ends_in_order() {
     let Some(cluster) = Cluster::shared() else {
@@ -30,7 +30,8 @@ fn a_process_that_ends_with_a_store_open_ends_in_order() {
 }
 
 fn end_with_a_store(cluster: &Cluster) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();

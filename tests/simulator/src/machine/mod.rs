@@ -184,7 +184,7 @@ fn with<T>(body: impl FnOnce(&mut Machine) -> T) -> T {
     }
 }
 
-/// Until the simulation begins the wall clock of this process stands still, at a time that the seed decides.
+/// Until the simulation begins the wall clock (clock_gettime) of this process stands still, at a time that the seed decides.
 ///
 /// A library may take randomness from it, and keep that for the whole process: what hashes the keys of the caches (foldhash) does, which decides in
 /// which shard a page is, so which of them makes room, and where memory is allocated; and by addresses parking_lot decides who is next.
@@ -261,7 +261,7 @@ pub fn new_process(random: &mut Random, drift_ppm: i64) -> ProcessId {
     let clocks = Clocks {
         monotonic: i128::from(random.below(1 << 50)) + (1 << 40),
         boot_ahead: i128::from(random.below(1 << 40)),
-        wall: 1_790_000_000_000_000_000 + i128::from(random.below(7_200_000_000_000))
+        wall: i128::from(FIRST_WALL_NS) + i128::from(random.below(7_200_000_000_000))
             - 3_600_000_000_000,
         drift_ppm: i128::from(drift_ppm),
     };
