@@ -145,8 +145,8 @@ mod defects {
 
     #[test]
     fn fencing() {
-        // One seed in a hundred or so has the faults for it.
-        is_found("fencing", "order", 250..450, &APPEND);
+        // One seed in two hundred or so has the faults for it: 192 and 239 here.
+        is_found("fencing", "order", 100..300, &APPEND);
     }
 
     #[test]
