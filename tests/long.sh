@@ -53,10 +53,10 @@ torture-fdb                 random   10  half as many, two servers on Foundation
 two-servers                 random    5  a writer whose servers are killed 100 times, on FoundationDB
 bank-local                  random   15  TRANSFERS transfers, each snapshot of eight readers compared
 bank-versioned-memory       random   10  the same
-bank-adapter                random   45  the same, the shadow-paging adapter
-bank-fdb                    random   30  the same, two servers on FoundationDB
+bank-adapter                random    5  the same, the shadow-paging adapter
+bank-fdb                    random   15  the same, two servers on FoundationDB
 gib                         random   10  one transaction of 1 GiB, and four kills, on the local store
-gib-fdb                     random   20  the same on FoundationDB
+gib-fdb                     random   15  the same on FoundationDB
 open-sizes                  random   10  opening and a first query, of 1 MiB to 10 GiB, in at most three calls (20 GiB of disk)
 disk-cache-gib              random   10  a restarted process reads 1 GiB out of its disk cache after at most one round trip
 LIST
