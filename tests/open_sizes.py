@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from harness import LIBRARY, Server, guest_environment
+from harness import LIBRARY, TARGET, Server, guest_environment
 
 MOST_CALLS = 3
 ROW_BYTES = 3800
@@ -69,7 +69,10 @@ def look(uri, row):
 
 
 def looked(uri, row):
-    answer = subprocess.run([sys.executable, __file__, "--look", uri, str(row)], env=guest_environment(), capture_output=True, text=True, timeout=120)
+    # The same build of the library as this process has.
+    environment = guest_environment(PAGEWIRE_PROFILE=TARGET.name, PAGEWIRE_TEST_LIBRARY=str(LIBRARY))
+    command = [sys.executable, __file__, "--look", uri, str(row)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     if answer.returncode != 0:
         raise Broken(answer.stderr)
     opening, calls, opened, found = answer.stdout.split()
