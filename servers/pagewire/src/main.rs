@@ -81,7 +81,9 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
+            // What is printed is written without a context; with one it is another pipe that broke.
             let io = error.downcast_ref::<std::io::Error>();
+            let io = io.filter(|_| error.chain().len() == 1);
             // Whoever read what is printed has seen enough (`| head`).
             if io.is_none_or(|io| io.kind() != std::io::ErrorKind::BrokenPipe) {
                 eprintln!("pagewire: {error:#}");
