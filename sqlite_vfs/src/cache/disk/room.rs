@@ -20,8 +20,8 @@ pub const STEP_SHARE: u64 = 64;
 const LEAST_PIECE: u64 = 1 << 20;
 /// `st_blocks` counts these (stat(2)).
 const BLOCK_BYTES: u64 = 512;
-/// A file that was to be renamed long ago was left by a process that died.
-const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// A file that was to be renamed long ago was left by a process that died, as it takes a few milliseconds.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Largest file of pages: with the step that is being filled and a log, old and new, it stays within the limit.
 pub fn most_for_one(limit: u64) -> u64 {
@@ -114,15 +114,23 @@ fn room_of(metadata: &Metadata) -> u64 {
 
 /// Removes what a process left that died while it made a file.
 fn is_forgotten(file: &Taken, now: SystemTime) -> bool {
-    let name = file.path.file_name().and_then(|name| name.to_str());
     let age = now.duration_since(file.used).unwrap_or_default();
-    let is_forgotten = name.is_some_and(|name| name.starts_with(TEMPORARY)) && age > FORGOTTEN;
-    is_forgotten && std::fs::remove_file(&file.path).is_ok()
+    is_being_made(&file.path) && age > FORGOTTEN && std::fs::remove_file(&file.path).is_ok()
+}
+
+/// Whether it has no name of its own yet.
+fn is_being_made(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(TEMPORARY))
 }
 
 /// Takes at least so many bytes out of a file, or all; returns how many. A process that has it open finds slots in which there is
 /// nothing, or notices before it writes the next one that the file is gone.
 fn shrink(file: &Taken, bytes: u64) -> u64 {
+    if is_being_made(&file.path) {
+        // Its maker would find it gone when it gives it its name.
+        return 0;
+    }
     let is_log = file
         .path
         .extension()
