@@ -62,8 +62,8 @@ pub(super) enum WriteEnded {
 pub enum BeginWrite {
     /// Nothing: it is the writer.
     Ready,
-    /// Ask for the lease, naming the newest known version and the newest released epoch.
-    Acquire(Version, Epoch),
+    /// Ask for the lease, naming the newest known version.
+    Acquire(Version),
     /// Settle this commit first.
     Settle(Unsettled),
 }
@@ -141,15 +141,13 @@ impl DatabaseState {
                 self.claim(&mut inner, session, (writer, transaction), epoch, recalled);
                 Ok(BeginWrite::Ready)
             }
-            Lease::Held { .. } | Lease::None => {
-                Ok(BeginWrite::Acquire(inner.head.version, inner.released))
-            }
+            Lease::Held { .. } | Lease::None => Ok(BeginWrite::Acquire(inner.head.version)),
         }
     }
 
-    /// The newest known version and the newest released epoch, for asking before it is known whether anything is written: where nobody here
+    /// The newest known version, for asking before it is known whether anything is written: where nobody here
     /// has the lease, writes, or has to be waited for, and the transaction would ask for its snapshot in any case (D2).
-    pub(super) fn may_acquire_early(&self) -> Option<(Version, Epoch)> {
+    pub(super) fn may_acquire_early(&self) -> Option<Version> {
         let inner = self.inner.lock();
         let may = inner.gone.is_none()
             && inner.unsettled.is_none()
@@ -158,7 +156,7 @@ impl DatabaseState {
             && inner.lease == Lease::None
             && !inner.subscription.is_trusting()
             && !inner.subscription.is_warned();
-        may.then_some((inner.head.version, inner.released))
+        may.then_some(inner.head.version)
     }
 
     /// Who asked early has a ticket in the queue.

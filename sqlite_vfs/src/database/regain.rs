@@ -143,10 +143,10 @@ impl Database {
             let begin = self
                 .state
                 .begin_write(session, writer, &transaction, base)?;
-            let (known, released) = match begin {
+            let known = match begin {
                 // By an open that brought the lease.
                 BeginWrite::Ready => continue,
-                BeginWrite::Acquire(known, released) => (known, released),
+                BeginWrite::Acquire(known) => known,
                 BeginWrite::Settle(_) => {
                     return Err(Error::busy("an earlier commit is not settled"));
                 }
@@ -154,7 +154,6 @@ impl Database {
             // Without a number: who does not wait for a writer is in no circle of those who do.
             let request = Request {
                 known,
-                released,
                 transaction: 0,
                 patience: Instant::now() + ACQUIRE_WAIT,
                 // G3.

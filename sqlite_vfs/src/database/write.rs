@@ -75,8 +75,6 @@ pub enum Early {
 pub(super) struct Request {
     /// The newest known version.
     pub(super) known: Version,
-    /// The newest released epoch.
-    pub(super) released: Epoch,
     /// Of one that holds something already; 0 for none.
     pub(super) transaction: u64,
     /// For a holder that does not answer.
@@ -103,7 +101,7 @@ impl Database {
         {
             return Early::NotAsked;
         }
-        let Some((known, released)) = self.state.may_acquire_early() else {
+        let Some(known) = self.state.may_acquire_early() else {
             return Early::NotAsked;
         };
         let begun = Instant::now();
@@ -111,7 +109,6 @@ impl Database {
         let deadline = begun + settings.timeout.min(EARLY_TIMEOUT);
         let request = Request {
             known,
-            released,
             transaction: 0,
             patience: deadline.min(begun + EARLY_WAIT),
             // Who may only be going to read waits for nobody's transaction.
@@ -208,10 +205,9 @@ impl Database {
                     let rest = patience_with_writers.saturating_duration_since(Instant::now());
                     let _ = self.client.wait(tokio_timeout(rest, granted));
                 }
-                BeginWrite::Acquire(known, released) => {
+                BeginWrite::Acquire(known) => {
                     let request = Request {
                         known,
-                        released,
                         transaction: transaction.number_of_holder(),
                         patience,
                         patience_with_writers: patience_with_writers
@@ -278,16 +274,18 @@ impl Database {
         let outcome = loop {
             let doubts = self.state.doubts();
             let outcome = self.call(deadline, || {
+                // Asked again, both may be others: what the old identity gave back says nothing of the new one (D8). The identity is looked at
+                // first: should it change in between, the server is asked for one that it does not know, and says so.
+                let id = self.state.id();
                 let asked = LeaseRequest {
                     known: request.known,
-                    // Asked again, it may be another one.
-                    released: request.released.max(self.state.given_back()),
+                    released: self.state.given_back(),
                     wait: wait_at_server(request.patience, deadline, Instant::now()),
                     kept_wait: request.patience_with_writers,
                     transaction: request.transaction,
                     pages_since: self.state.has_pages_of().min(request.known),
                 };
-                core.acquire_lease(self.state.id(), asked, deadline)
+                core.acquire_lease(id, asked, deadline)
             });
             match outcome {
                 Ok(Acquired::Granted(grant, pages)) => {
