@@ -12,59 +12,110 @@ use rusqlite::Connection;
 /// Large ones at once, each with a database of its own.
 const LARGE: usize = 3;
 const MIB_EACH: u64 = 48;
-/// All of a transaction goes out with its COMMIT, and nothing that is read stays.
-const SETTINGS: &[(&str, &str)] = &[
+/// Nothing that is read stays.
+const CACHE: (&str, &str) = ("PAGEWIRE_CACHE_BYTES", "4194304");
+/// All of a transaction goes out with its COMMIT.
+const AT_ONCE: &[(&str, &str)] = &[
     ("PAGEWIRE_STAGE_BYTES", "4294967296"),
     ("PAGEWIRE_OVERLAY_BYTES", "4294967296"),
-    ("PAGEWIRE_CACHE_BYTES", "4194304"),
+    CACHE,
 ];
+/// It goes out in many calls while it is written.
+const STAGED: &[(&str, &str)] = &[("PAGEWIRE_STAGE_BYTES", "4194304"), CACHE];
+/// Of 4,000 bytes each, in the database of which one is looked up at a time.
+const ROWS_TO_READ: u64 = 4 * 2_621;
 
-/// The large tenants, each within a transaction that has written all that it is going to.
-fn large(server: &PageServer) -> Vec<Guest> {
-    let mut guests: Vec<_> = (0..LARGE).map(|_| Guest::start(SETTINGS)).collect();
+/// The large tenants, each within a transaction.
+fn large(server: &PageServer, name: &str, settings: &[(&str, &str)]) -> Vec<Guest> {
+    let mut guests: Vec<_> = (0..LARGE).map(|_| Guest::start(settings)).collect();
     for (index, guest) in guests.iter_mut().enumerate() {
-        let name = format!("large{index}.db");
+        let name = format!("{name}{index}.db");
         guest
             .open("main", &uri(&server.endpoint(), &name, &[]))
             .expect("open");
-        guest.ok("main", "CREATE TABLE t(v BLOB)");
+        guest.ok("main", "CREATE TABLE t(i INTEGER PRIMARY KEY, v BLOB)");
         guest.ok("main", "BEGIN");
-        let rows = MIB_EACH << 8;
-        let fill = format!(
-            "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
-             INSERT INTO t SELECT randomblob(4000) FROM n"
-        );
-        guest.ok("main", &fill);
     }
     guests
 }
 
-fn small(server: &PageServer) -> Connection {
-    let small = open(&server.endpoint(), "small.db");
-    small
-        .execute_batch("CREATE TABLE t(i INTEGER PRIMARY KEY)")
-        .expect("create");
-    small
+fn fill(rows: u64) -> String {
+    format!(
+        "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+         INSERT INTO t SELECT i, randomblob(4000) FROM n"
+    )
 }
 
-/// What small commits were like beside the large ones.
+/// Those who shall not be held up.
+struct Small {
+    writer: Connection,
+    /// With a cache that is small beside what it reads.
+    reader: Guest,
+    next: u64,
+}
+
+impl Small {
+    fn new(server: &PageServer) -> Self {
+        let writer = open(&server.endpoint(), "small.db");
+        writer
+            .execute_batch("CREATE TABLE t(i INTEGER PRIMARY KEY)")
+            .expect("create");
+        let mut reader = Guest::start(&[CACHE]);
+        let uri = uri(&server.endpoint(), "read.db", &[]);
+        reader.open("main", &uri).expect("open");
+        reader.open("plain", ":memory:").expect("open");
+        reader.ok("main", "CREATE TABLE t(i INTEGER PRIMARY KEY, v BLOB)");
+        reader.ok("main", &fill(ROWS_TO_READ));
+        reader.ok("main", "PRAGMA cache_size = 10");
+        Self {
+            writer,
+            reader,
+            next: 0,
+        }
+    }
+
+    fn commit(&self) {
+        let done = self.writer.execute("INSERT INTO t DEFAULT VALUES", []);
+        done.expect("a small commit");
+    }
+
+    /// A row far from the last ones.
+    fn read(&mut self) {
+        self.next = (self.next + 6_619) % ROWS_TO_READ;
+        let row = self.next + 1;
+        let sql = format!("SELECT length(v) FROM t WHERE i = {row}");
+        assert_eq!(self.reader.ok("main", &sql), ["4000"]);
+    }
+
+    fn read_calls(&mut self) -> u64 {
+        let sql = "SELECT sum(count) FROM pagewire_rpc WHERE kind = 'read'";
+        self.reader.ok("plain", sql)[0].parse().expect("a number")
+    }
+}
+
+/// What small commits and cold reads were like beside the large ones.
 #[derive(Debug)]
 struct Beside {
-    /// Answered before the first large one was.
+    /// Commits and reads that were answered before the first large one was.
     before_the_first: usize,
-    /// Answered before the last large one was.
+    /// Those that were answered before the last large one was.
     before_the_last: usize,
-    /// The slowest of them.
-    slowest: Duration,
+    /// Of those reads, how many asked the server.
+    calls: u64,
+    /// The slowest of the commits.
+    slowest_commit: Duration,
+    /// The slowest of the reads.
+    slowest_read: Duration,
     /// Until the last large one was answered.
     last: Duration,
 }
 
-/// Runs a statement in all large ones at once, and small commits one after the other until the last of those is answered.
-fn beside(large: &mut [Guest], sql: &str, small: &Connection) -> Beside {
+/// Runs a statement in all large ones at once, and small commits and reads one after the other until the last of those is answered.
+fn beside(large: &mut [Guest], sql: &str, small: &mut Small) -> Beside {
+    let calls = small.read_calls();
     let answered = AtomicUsize::new(0);
     let began = Instant::now();
-    let (mut before, mut slowest) = ([0; 2], Duration::ZERO);
+    let (mut before, mut slowest) = ([0; 2], [Duration::ZERO; 2]);
     let last = std::thread::scope(|scope| {
         let threads: Vec<_> = large
             .iter_mut()
@@ -77,15 +128,20 @@ fn beside(large: &mut [Guest], sql: &str, small: &Connection) -> Beside {
                 })
             })
             .collect();
-        while answered.load(Ordering::SeqCst) < threads.len() {
-            let asked = Instant::now();
-            small
-                .execute("INSERT INTO t DEFAULT VALUES", [])
-                .expect("a small commit");
-            slowest = slowest.max(asked.elapsed());
+        let count = |before: &mut [usize; 2]| {
             let answered = answered.load(Ordering::SeqCst);
             before[0] += usize::from(answered == 0);
-            before[1] += usize::from(answered < threads.len());
+            before[1] += usize::from(answered < LARGE);
+        };
+        while answered.load(Ordering::SeqCst) < threads.len() {
+            let asked = Instant::now();
+            small.commit();
+            let committed = Instant::now();
+            count(&mut before);
+            small.read();
+            count(&mut before);
+            slowest[0] = slowest[0].max(committed.duration_since(asked));
+            slowest[1] = slowest[1].max(committed.elapsed());
         }
         threads
             .into_iter()
@@ -96,7 +152,9 @@ fn beside(large: &mut [Guest], sql: &str, small: &Connection) -> Beside {
     Beside {
         before_the_first: before[0],
         before_the_last: before[1],
-        slowest,
+        calls: small.read_calls() - calls,
+        slowest_commit: slowest[0],
+        slowest_read: slowest[1],
         last,
     }
 }
@@ -105,27 +163,45 @@ fn assert_fair(what: &str, beside: &Beside) {
     println!("{what}: {beside:?}");
     assert!(beside.before_the_first >= 5, "{what}: {beside:?}");
     assert!(beside.before_the_last >= 10, "{what}: {beside:?}");
-    assert!(beside.slowest < beside.last / 2, "{what}: {beside:?}");
+    assert!(beside.calls >= 5, "{what}: {beside:?}");
+    assert!(
+        beside.slowest_commit < beside.last / 2,
+        "{what}: {beside:?}"
+    );
+    assert!(beside.slowest_read < beside.last / 2, "{what}: {beside:?}");
 }
 
 fn on(server: &PageServer) {
-    let mut guests = large(server);
-    let small = small(server);
-    let committing = beside(&mut guests, "COMMIT", &small);
-    let scanning = beside(&mut guests, "SELECT sum(length(v)) FROM t", &small);
+    let fill = fill(MIB_EACH << 8);
+    let mut guests = large(server, "large", AT_ONCE);
+    let mut small = Small::new(server);
+    for guest in &mut guests {
+        guest.ok("main", &fill);
+    }
+    let committing = beside(&mut guests, "COMMIT", &mut small);
+    let scanning = beside(&mut guests, "SELECT sum(length(v)) FROM t", &mut small);
+    drop(guests);
+    let mut guests = large(server, "staged", STAGED);
+    let staging = beside(&mut guests, &fill, &mut small);
+    for guest in &mut guests {
+        guest.ok("main", "COMMIT");
+    }
     assert_fair("commits", &committing);
     assert_fair("scans", &scanning);
-    assert!(number(&small, "SELECT count(*) FROM t") >= 20);
-    assert_sound(&small);
+    assert_fair("stagings", &staging);
+    assert!(number(&small.writer, "SELECT count(*) FROM t") >= 20);
+    assert_sound(&small.writer);
 }
 
 #[test]
-fn small_commits_are_answered_beside_large_commits_and_scans_on_the_memory_store() {
+fn small_commits_and_reads_are_answered_beside_large_commits_scans_and_stagings_on_the_memory_store()
+ {
     on(&PageServer::memory());
 }
 
 #[test]
-fn small_commits_are_answered_beside_large_commits_and_scans_on_the_local_store() {
+fn small_commits_and_reads_are_answered_beside_large_commits_scans_and_stagings_on_the_local_store()
+{
     let folder = tempfile::tempdir().expect("a folder");
     on(&PageServer::local(folder.path()));
 }

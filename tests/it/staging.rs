@@ -107,13 +107,13 @@ fn a_transaction_up_to_the_bound_is_one_call_and_stages_nothing() {
     scene.both("COMMIT");
     assert_eq!(scene.rpc("count", "commit") - before, 1);
     assert_eq!(scene.staged(), 0);
-    // And by default: 20 MiB.
+    // And by default up to 64 MiB.
     let mut usual = Guest::start(&[]);
     usual
         .open("main", &uri(&scene.server.endpoint(), "usual.db", &[]))
         .expect("open");
     usual.open("plain", ":memory:").expect("open");
-    usual.ok("main", "CREATE TABLE t AS SELECT randomblob(20000000)");
+    usual.ok("main", "CREATE TABLE t AS SELECT randomblob(62000000)");
     let calls =
         "SELECT kind, count + background FROM pagewire_rpc WHERE kind IN ('stage', 'commit')";
     assert_eq!(usual.ok("plain", calls), ["stage|0", "commit|1"]);

@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn pages_come_back_and_are_never_much_longer(
+    fn pages_come_back_shorter_where_they_can_and_never_much_longer(
         size in 0..8_u32, seed in any::<u8>(), noise in any::<[u8; 512]>(), kind in 0..3_u8
     ) {
         let size = PageSize::try_from(512 << size).unwrap();
@@ -98,6 +98,8 @@ proptest! {
         };
         let body = encode_page(&content, size);
         prop_assert!(body.len() <= content.len() + 1);
+        // LZ4 makes 40 bytes of 512, and 1/250 of large ones.
+        prop_assert!(kind == 2 || body.len() < content.len() / 8);
         let decoded = PageBody::decode(&body).unwrap().content().unwrap();
         prop_assert_eq!(decoded, content);
     }
