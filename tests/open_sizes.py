@@ -4,7 +4,7 @@ a row that is nowhere in a cache at most three more.
 open_sizes.py [--mib N,N,...] [--store memory|local] [--rounds N]
 
 Fills a database of each size, lets a process read some rows of it and close it (which leaves the hot list), and then lets processes of their own, each with
-an empty cache, open it, ask for the schema, and look for one row by its rowid. All calls are counted, those too that were made ahead; the times are
+an empty cache, open it, ask for the schema, and look for one row by its rowid. Every call is counted for which somebody waits; the times are
 without the start of the process. With `--mib 1,100,1024,10240` it takes some minutes and twice as much disk; 1,16,64 without it.
 """
 

@@ -16,7 +16,8 @@
 //! rows overflow.
 //!
 //! * **R1** Nothing here decides what SQLite reads: a wrong plan costs pages fetched for nothing, never a wrong answer.
-//! * **R2** Nothing is fetched ahead before two reads have shown a pattern, so that point reads fetch what they need.
+//! * **R2** Nothing is fetched ahead before two reads have shown a pattern, so that point reads fetch what they need. The second root of a
+//!   schema is such a pattern.
 //! * **R3** A window grows only while its pages are read, at most by a factor of four at a time: what a stream has fetched for
 //!   nothing when it ends is at most four times what it was good for, plus its first window. That one is larger the longer the way is: what
 //!   comes in the time of a round trip anyway ([`Pages::first_window`]).
