@@ -98,6 +98,15 @@ impl Sizes {
         }
     }
 
+    /// For operations over a long way that write.
+    fn distant(self) -> Shape {
+        Shape {
+            rounds: self.long_rounds,
+            warm_up: 1,
+            operations: 3,
+        }
+    }
+
     /// For batches of some milliseconds.
     fn batches(self) -> Shape {
         Shape {
@@ -135,7 +144,7 @@ pub enum Workload {
     Open,
     /// A scan by a new client.
     ColdScan,
-    /// Scans, commits, point reads and opens over links with added round trips of up to 100 ms.
+    /// Commits, point reads, opens, scans, loads, index builds, YCSB and new orders with added round trips of up to 100 ms.
     Distance,
     /// The same scan again.
     WarmScan,
