@@ -152,7 +152,7 @@ pub enum Workload {
     BulkLoad,
     /// CREATE INDEX.
     Index,
-    /// DISTINCT and ORDER BY, by temporary files.
+    /// DISTINCT, ORDER BY and temporary tables, by temporary files.
     Distinct,
     /// The mixes A to F of YCSB.
     Ycsb,
@@ -198,7 +198,7 @@ impl Scene<'_> {
             Workload::WarmScan => vec![self.warm_scan()?],
             Workload::BulkLoad => vec![self.bulk_load()?],
             Workload::Index => vec![self.index()?],
-            Workload::Distinct => vec![self.distinct()?],
+            Workload::Distinct => self.distinct()?,
             Workload::Ycsb => self.ycsb()?,
             Workload::NewOrder => vec![self.new_order()?],
             Workload::HandOver => vec![self.hand_over()?],

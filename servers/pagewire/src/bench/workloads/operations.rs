@@ -241,6 +241,24 @@ impl Operation for BulkLoad {
     }
 }
 
+/// A sorted copy of the table in a temporary one, with an index.
+pub struct TemporaryTable(pub Connection);
+
+impl Operation for TemporaryTable {
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        self.0.execute_batch("DROP TABLE IF EXISTS temp.sorted")?;
+        Ok(())
+    }
+
+    fn run(&mut self) -> anyhow::Result<()> {
+        self.0.execute_batch(
+            "CREATE TEMP TABLE sorted AS SELECT id, v FROM t ORDER BY v;
+             CREATE INDEX temp.sorted_by_id ON sorted(id)",
+        )?;
+        Ok(())
+    }
+}
+
 /// An index build by a client that has nothing of the table yet.
 pub struct ColdIndex {
     opener: Opener,
