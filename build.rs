@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("pagewire.v1.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // `Bytes` fields are slices of the received message, which was put together from its frames: pages are not copied to be decoded.
-        // The client's cache copies each one that came with others, or it would keep the whole message (`own` in the VFS).
+        // The client's cache copies each one that came with others, or it would keep the whole message (`page_of_many` in the VFS).
         .bytes(".")
         .build_transport(false)
         // Counts list elements before they are decoded.

@@ -1,7 +1,12 @@
 """Makes docs/performance.md's table and docs/performance/*.svg from one run of `pagewire bench`.
 
     cargo build --release
+    tests/sqlite/tools.sh --bin target/release speedtest1
     python3 tests/performance.py [--quick] [--speedtest1 PROGRAM] [--from FILE.json]
+    python3 tests/performance.py --check [--bin DIR]
+
+With `--check` nothing is made: a short run of a few workloads has to give rows that can be shown, whose calls are those of the design.
+How long they take is not looked at.
 
 The text around the table is left as it is: only what stands between the two markers is replaced. Plots are plain SVG, drawn here, so that
 nothing has to be installed.
@@ -15,6 +20,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import xml.dom.minidom
 import xml.sax.saxutils
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
@@ -24,6 +30,15 @@ PLOTS = TOP / "docs" / "performance"
 SPEEDTEST1 = TOP / ".test-tools" / "sqlite-suite" / "build" / "proof" / "speedtest1"
 BEGIN, END = "<!-- made by tests/performance.py -->\n", "<!-- end -->\n"
 ADDED = re.compile(r"^(.*), (\d+) ms added(.*)$")
+COLOURS = ["#1b6ca8", "#3a7d44", "#c77d1e", "#8a2b8f", "#c0392b", "#16a0a0", "#7f6a00", "#e377c2", "#555555", "#98c379"]
+# What `--check` runs, and the beginnings of the rows that have to come of it.
+CHECKED = {
+    "commit": ["commit of one INSERT, memory store", "commit of one INSERT, local store"],
+    "warm-read": ["warm point read, table of 1 MB", "warm point read, table of 11 MB"],
+    "open": ["open + first query, new client, memory store", "open + first query, new client, local store"],
+}
+# Each of them has so many calls at the least: an operation that did nothing would reach every aim.
+AT_LEAST = {"commit": 1, "open": 1, "warm-read": 0}
 
 
 def main():
@@ -32,7 +47,11 @@ def main():
     made = SPEEDTEST1 if SPEEDTEST1.exists() else None
     parser.add_argument("--speedtest1", default=made, help="a speedtest1 that is linked with SQLite and libpagewire.a")
     parser.add_argument("--from", dest="source", help="an earlier run's JSON instead of a new run")
+    parser.add_argument("--check", action="store_true", help="only whether a short run is right")
+    parser.add_argument("--bin", default=TOP / "target" / "debug", type=pathlib.Path, help="where --check finds pagewire")
     arguments = parser.parse_args()
+    if arguments.check:
+        sys.exit(check(arguments.bin / "pagewire"))
     if arguments.source:
         text = pathlib.Path(arguments.source).read_text()
     else:
@@ -51,8 +70,44 @@ def main():
         sys.exit(f"performance: {PAGE} has not both markers once")
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + machine(bool(arguments.source)) + table(rows) + END + after)
+    PAGE.write_text(before + BEGIN + machine(bool(arguments.source)) + table(rows) + without_calls(rows) + END + after)
     print(f"performance: {len(rows)} rows, {missed(rows)} aims missed")
+
+
+def check(program):
+    command = [program, "bench", "--quick", "--only", ",".join(CHECKED), "--json"]
+    try:
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300).stdout
+        faults = faults_of(json.loads(text))
+    except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError) as error:
+        faults = [f"{type(error).__name__}: {error}"]
+    for fault in faults:
+        print(f"FAILED: {fault}")
+    print(f"performance: {int(not faults)} passed, {int(bool(faults))} failed")
+    return int(bool(faults))
+
+
+def faults_of(rows):
+    """What is wrong with the rows of `CHECKED`, but for times."""
+    faults = []
+    shown = table(rows)
+    for picture in (ratios(rows), distance(rows)):
+        xml.dom.minidom.parseString(picture)
+    for workload, beginnings in CHECKED.items():
+        for beginning in beginnings:
+            found = [row for row in rows if row["operation"].startswith(beginning)]
+            if len(found) != 1 or beginning not in shown:
+                faults.append(f"{len(found)} rows of {beginning!r}")
+                continue
+            row = found[0]
+            least, most = AT_LEAST[workload], row["calls_aim"]
+            if most is None or not least <= row["calls"] <= most:
+                faults.append(f"{row['calls']} calls for {row['operation']!r}, not {least} to {most}")
+    names = [row["operation"] for row in rows]
+    expected = sum(map(len, CHECKED.values()))
+    if len(names) != expected or len(set(names)) != expected:
+        faults.append(f"these rows instead of {expected}: {names}")
+    return faults
 
 
 def machine(is_earlier):
@@ -65,7 +120,27 @@ def machine(is_earlier):
 
 def missed(rows):
     by_ratio = sum(ratio["aim"] is not None and ratio["median"] > ratio["aim"] for row in rows for ratio in row["ratios"])
+    by_ratio += sum(calls_reached(row) is False for row in rows)
     return by_ratio + sum(row["throughput_aim"] is not None and throughput(row) < row["throughput_aim"] for row in rows)
+
+
+def calls_reached(row):
+    """None where there is no aim or no count."""
+    if row["calls_aim"] is None or row["calls"] is None:
+        return None
+    return row["calls"] <= row["calls_aim"]
+
+
+def without_calls(rows):
+    """Why some rows are not there at all distances."""
+    names = [row["operation"].split(",")[0] for row in rows if row["calls"] == 0 and row["calls_aim"] == 0]
+    if not names:
+        return ""
+    listed = ", ".join(f"*{name}*" for name in dict.fromkeys(names))
+    return (
+        f"\nThere are no rows with round trips added for {listed}: they make 0 calls, as is asserted in `tests/it/round_trips.rs`, so that\n"
+        "the way to the server is no part of them.\n"
+    )
 
 
 def throughput(row):
@@ -99,7 +174,11 @@ def table(rows):
         else:
             # Rows of several operations show the traffic of one of them.
             each = [row[key] / row["together"] for key in ("calls", "bytes_sent", "bytes_received")]
-            traffic = [f"{each[0]:.3g}", f"{each[1]:.0f}, {each[2]:.0f}"]
+            word = ""
+            if calls_reached(row) is not None:
+                reached = "reached" if calls_reached(row) else "**missed**"
+                word = f" (aim {row['calls_aim'] / row['together']:.3g}, {reached})"
+            traffic = [f"{each[0]:.3g}{word}", f"{each[1]:.0f}, {each[2]:.0f}"]
         first = [row["operation"], *traffic, figure(row, ours["p50_us"]), figure(row, ours["p99_us"])]
         if row["throughput_aim"] is not None:
             word = "reached" if throughput(row) >= row["throughput_aim"] else "**missed**"
@@ -168,7 +247,7 @@ def distance(rows):
         match = ADDED.match(row["operation"])
         if match:
             name = match.group(1) + match.group(3)
-            curves.setdefault(name, []).append((int(match.group(2)), row["series"][0]["p50_us"] / 1000))
+            curves.setdefault(name, []).append((int(match.group(2)), row["series"][0]["p50_us"] / row["together"] / 1000))
     # Two distances are a comparison (the windows of HTTP/2), and no curve.
     curves = {name: points for name, points in curves.items() if len(points) > 2}
     if not curves:
@@ -192,7 +271,7 @@ def distance(rows):
         parts.append(text(place(ms, 1)[0], top + tall + 16, f"{ms} ms", "middle", 10))
     itself = " ".join("{:.1f},{:.1f}".format(*place(ms, ms)) for ms in added if ms > 0)
     parts.append(f'<polyline points="{itself}" fill="none" stroke="#888" stroke-dasharray="4"/>')
-    for index, ((name, points), colour) in enumerate(zip(curves.items(), ["#1b6ca8", "#3a7d44", "#c77d1e", "#8a2b8f"] * 3)):
+    for index, ((name, points), colour) in enumerate(zip(curves.items(), COLOURS)):
         line = " ".join("{:.1f},{:.1f}".format(*place(ms, value)) for ms, value in sorted(points))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<rect x="{left + wide + 14}" y="{top + 20 * index}" width="12" height="12" fill="{colour}"/>')

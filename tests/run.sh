@@ -81,6 +81,7 @@ suite "transcripts" "$script_counts" /usr/bin/python3 tests/transcripts.py
 suite "big-transaction" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2
 suite "big-transaction-on-fdb" "$script_counts" /usr/bin/python3 tests/big_transaction.py --mib 64 --kills 2 --fdb
 suite "open-sizes" "$script_counts" /usr/bin/python3 tests/open_sizes.py
+suite "bench" "$script_counts" /usr/bin/python3 tests/performance.py --check
 suite "idle-memory" "$script_counts" /usr/bin/python3 tests/idle_memory.py --databases 300
 suite "torture" "$script_counts" /usr/bin/python3 tests/torture.py --kills "${PAGEWIRE_TORTURE_KILLS:-100}"
 suite "torture-of-the-adapter" "$script_counts" /usr/bin/python3 tests/torture.py --kills "$((${PAGEWIRE_TORTURE_KILLS:-100} / 4 + 5))" \

@@ -18,8 +18,9 @@
 **   5. Stubs, for applications that look at the path with the operating system: with PROOF_STUBS=1 an empty file is made at the path
 **      of a database that is created. Another file is another database, also while connections have that of a file that was removed:
 **      the time at which the file was made chooses the first letter of the name. A file with something in it is refused.
-**
-**   6. One session: with PROOF_KEEP=1 the process keeps a database of its own open from its first one on, so that its session and its
+**   6. Calls: with PROOF_RPC=FILE one line a process, of the round trips that it waited for, and of the bytes that it sent and received, as
+**      pagewire_rpc has them, heartbeats left out.
+**   7. One session: with PROOF_KEEP=1 the process keeps a database of its own open from its first one on, so that its session and its
 **      threads do not begin and end with each connection. A loop of thousands of them takes a fraction of the time then. The end of
 **      the process ends it, so a file of tests with several processes may have to wait for the end of a lease.
 **
@@ -516,6 +517,26 @@ static void writeCounts(void){
   close(fd);
 }
 
+static void writeCalls(void){
+  const char *zFile = getenv("PROOF_RPC");
+  sqlite3 *db = 0;
+  sqlite3_stmt *pStmt = 0;
+  FILE *pOut;
+  if( zFile==0 || (pOut = fopen(zFile, "a"))==0 ) return;
+  if( sqlite3_open(":memory:", &db)==SQLITE_OK
+   && sqlite3_prepare_v2(db, "SELECT sum(count), sum(bytes_sent), sum(bytes_received) FROM pagewire_rpc WHERE kind<>'heartbeat'",
+                         -1, &pStmt, 0)==SQLITE_OK
+   && sqlite3_step(pStmt)==SQLITE_ROW ){
+    fprintf(pOut, "%lld\t%lld\t%lld\n", sqlite3_column_int64(pStmt, 0), sqlite3_column_int64(pStmt, 1),
+            sqlite3_column_int64(pStmt, 2));
+  }else{
+    fprintf(stderr, "%s: %s\n", zFile, sqlite3_errmsg(db));
+  }
+  sqlite3_finalize(pStmt);
+  sqlite3_close(db);
+  fclose(pOut);
+}
+
 /* Puts the layer on pagewire, which is registered, and makes it the default VFS. */
 static int begin(void){
   static int isFirst = 1;
@@ -525,6 +546,7 @@ static int begin(void){
   if( isFirst ){
     isFirst = 0;
     atexit(writeCounts);
+    atexit(writeCalls);
   }
   return sqlite3_vfs_register(&proofVfs, 1);
 }

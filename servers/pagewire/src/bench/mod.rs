@@ -34,8 +34,8 @@ pub struct BenchArguments {
     /// Only these workloads.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Workload>,
-    /// `memory`, or `local:DIR` for a store in a new folder within DIR, beside the local files. Without it commits and bulk
-    /// loads are measured on both, the rest on memory.
+    /// `memory`, or `local:DIR` for a store in a new folder within DIR, beside the local files. Without it what writes and what
+    /// reads cold is measured on both, the rest on memory.
     #[arg(long)]
     store: Option<String>,
     /// Unix sockets instead of loopback TCP.
@@ -134,6 +134,9 @@ fn measure_all(
         let on_all = matches!(
             workload,
             Workload::Commit
+                | Workload::ColdRead
+                | Workload::Open
+                | Workload::ColdScan
                 | Workload::BulkLoad
                 | Workload::Ycsb
                 | Workload::NewOrder

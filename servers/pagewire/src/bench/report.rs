@@ -41,7 +41,7 @@ pub struct Row {
     pub series: Vec<Series>,
     /// What ours is compared with.
     pub floors: Vec<Floor>,
-    /// Round trips that one operation may cost, where the design says so.
+    /// Round trips that one operation as it is timed may cost, where the design says so.
     pub calls_aim: Option<f64>,
     /// Megabytes in a second that ours should have at least.
     pub throughput_aim: Option<f64>,
@@ -56,7 +56,7 @@ pub enum Counted {
     Here,
     /// It ran in another process: they are not known.
     Elsewhere,
-    /// The VFS has no part in it; these are those of one operation.
+    /// Somebody else counted them, or the VFS has no part in it; these are those of one operation.
     Known(Traffic),
 }
 
@@ -101,7 +101,11 @@ impl Row {
         let mut text = String::new();
         let ours = &self.series[0];
         let calls_aim = match self.calls_aim {
-            Some(aim) => format!(" (aim {aim})"),
+            Some(aim) => {
+                let is_reached = self.traffic().is_some_and(|[calls, ..]| calls <= aim);
+                let word = if is_reached { "reached" } else { "missed" };
+                format!(" (aim {aim} {word})")
+            }
             None => String::new(),
         };
         let traffic = match self.traffic() {
@@ -180,6 +184,9 @@ impl Row {
             None => ["null".to_owned(), "null".to_owned(), "null".to_owned()],
             Some(counts) => counts.map(|count| format!("{count:.3}")),
         };
+        let calls_aim = self
+            .calls_aim
+            .map_or_else(|| "null".to_owned(), |aim| aim.to_string());
         let throughput_aim = self
             .throughput()
             .map_or_else(|| "null".to_owned(), |(aim, _)| aim.to_string());
@@ -216,7 +223,7 @@ impl Row {
             })
             .collect();
         format!(
-            "{{\"operation\":{},\"bytes\":{bytes},\"together\":{together},\"calls\":{calls},\"bytes_sent\":{sent},\"bytes_received\":{received},\"throughput_aim\":{throughput_aim},\"series\":[{}],\"ratios\":[{}]}}",
+            "{{\"operation\":{},\"bytes\":{bytes},\"together\":{together},\"calls\":{calls},\"calls_aim\":{calls_aim},\"bytes_sent\":{sent},\"bytes_received\":{received},\"throughput_aim\":{throughput_aim},\"series\":[{}],\"ratios\":[{}]}}",
             quoted(&self.operation),
             series.join(","),
             ratios.join(",")
@@ -285,6 +292,19 @@ mod tests {
         assert_eq!(json["calls"], 2.0);
         assert_eq!(json["bytes_sent"], 8192.0);
         assert_eq!(json["bytes_received"], 16.0);
+        assert!(json["calls_aim"].is_null(), "{json}");
+        row.calls_aim = Some(2.0);
+        assert!(
+            row.text()
+                .starts_with("a call: 2.00 calls (aim 2 reached), ")
+        );
+        row.calls_aim = Some(1.0);
+        assert!(
+            row.text()
+                .starts_with("a call: 2.00 calls (aim 1 missed), ")
+        );
+        let json: serde_json::Value = serde_json::from_str(&row.json()).unwrap();
+        assert_eq!(json["calls_aim"], 1.0);
         row.counted = Counted::Elsewhere;
         let text = row.text();
         assert!(

@@ -16,23 +16,25 @@ impl Scene<'_> {
             .collect::<anyhow::Result<_>>()?;
         let one = vec![self.remote.open_cold("hand-over-alone")?];
         let name = self.local_name("hand-over");
-        let files = (0..WRITERS)
-            .map(|_| Local::WalFull.open(self.directory, &name))
-            .collect::<anyhow::Result<_>>()?;
         let mut ours = Tenants::new(both, commits)?;
         let echo = self.echo_of(&mut ours, 1)?;
-        let contestants = vec![
+        let mut contestants = vec![
             Contestant::new(format!("{}, {WRITERS} writers", self.ours()), ours),
             echo,
             Contestant::new(
                 format!("{}, one writer", self.ours()),
                 Tenants::new(one, total)?,
             ),
-            Contestant::new(
-                format!("{}, {WRITERS} threads", Local::WalFull.name()),
-                Tenants::new(files, commits)?,
-            ),
         ];
+        for local in [Local::WalNormal, Local::WalFull] {
+            let files = (0..WRITERS)
+                .map(|_| local.open(self.directory, &name))
+                .collect::<anyhow::Result<_>>()?;
+            contestants.push(Contestant::new(
+                format!("{}, {WRITERS} threads", local.name()),
+                Tenants::new(files, commits)?,
+            ));
+        }
         // A hand-over takes no longer than a commit: with one before each commit it would be twice the time.
         let alone = format!("{}, one", self.ours());
         self.row(

@@ -12,6 +12,8 @@ use crate::bench::subjects::RowIds;
 
 /// Operations that are timed together: a single one is either a read or an update, and a median would show one of them.
 const BATCH: u64 = 100;
+/// What the shares of a mix are parts of.
+const WHOLE: u64 = 100;
 const FIELDS: usize = 10;
 const ZIPFIAN: f64 = 0.99;
 /// Records of the longest scan.
@@ -19,9 +21,11 @@ const LONGEST_SCAN: u64 = 100;
 
 /// A mix, and how many of 100 operations are not plain reads.
 #[derive(Clone, Copy)]
-struct Mix {
-    name: &'static str,
-    others: u64,
+pub struct Mix {
+    /// Its letter first.
+    pub name: &'static str,
+    /// Of 100 operations.
+    pub others: u64,
     other: Other,
 }
 
@@ -35,12 +39,20 @@ enum Other {
     ReadModifyWrite,
 }
 
+/// Half of it writes.
+pub const MIX_A: Mix = Mix {
+    name: "A: 50 reads, 50 updates",
+    others: 50,
+    other: Other::Update,
+};
+/// The one with scans.
+pub const MIX_E: Mix = Mix {
+    name: "E: 95 scans of up to 100, 5 inserts",
+    others: 5,
+    other: Other::InsertAndScan,
+};
 const MIXES: [Mix; 6] = [
-    Mix {
-        name: "A: 50 reads, 50 updates",
-        others: 50,
-        other: Other::Update,
-    },
+    MIX_A,
     Mix {
         name: "B: 95 reads, 5 updates",
         others: 5,
@@ -56,11 +68,7 @@ const MIXES: [Mix; 6] = [
         others: 5,
         other: Other::InsertAndReadLatest,
     },
-    Mix {
-        name: "E: 95 scans of up to 100, 5 inserts",
-        others: 5,
-        other: Other::InsertAndScan,
-    },
+    MIX_E,
     Mix {
         name: "F: 50 reads, 50 read-modify-writes",
         others: 50,
@@ -75,7 +83,7 @@ impl Scene<'_> {
         for mix in MIXES {
             let letter = &mix.name[..1];
             let remote = self.remote.open(&format!("ycsb-{letter}"))?;
-            let mut ours = Ycsb::new(remote, mix, self.sizes.records)?;
+            let mut ours = Ycsb::new(remote, mix, self.sizes.records, BATCH)?;
             let echo = self.echo_of(&mut ours, 4)?;
             let mut contestants = vec![Contestant::new(self.ours(), ours), echo];
             for local in self.journal_modes() {
@@ -83,7 +91,7 @@ impl Scene<'_> {
                     local.open(self.directory, &self.local_name(&format!("ycsb-{letter}")))?;
                 contestants.push(Contestant::new(
                     local.name(),
-                    Ycsb::new(connection, mix, self.sizes.records)?,
+                    Ycsb::new(connection, mix, self.sizes.records, BATCH)?,
                 ));
             }
             rows.push(self.row(
@@ -101,16 +109,19 @@ impl Scene<'_> {
     }
 }
 
-struct Ycsb {
+/// The mix on one table, a batch at a time.
+pub struct Ycsb {
     connection: Connection,
     mix: Mix,
+    batch: u64,
     keys: Zipfian,
     dice: RowIds,
     field: u64,
 }
 
 impl Ycsb {
-    fn new(connection: Connection, mix: Mix, records: u64) -> anyhow::Result<Self> {
+    /// Makes the table; `batch` operations have to be whole numbers of each kind.
+    pub fn new(connection: Connection, mix: Mix, records: u64, batch: u64) -> anyhow::Result<Self> {
         let fields: Vec<String> = (0..FIELDS).map(|field| format!("f{field} TEXT")).collect();
         let values = ["hex(randomblob(50))"; FIELDS].join(",");
         connection.execute_batch(&format!(
@@ -123,6 +134,7 @@ impl Ycsb {
         Ok(Self {
             connection,
             mix,
+            batch,
             keys: Zipfian::new(records),
             dice: RowIds::new(u64::MAX),
             field: 0,
@@ -197,10 +209,10 @@ impl Ycsb {
 
 impl Operation for Ycsb {
     fn run(&mut self) -> anyhow::Result<()> {
-        for number in 0..BATCH {
+        for number in 0..self.batch {
             // Evenly among the others, so that each batch is the same mix.
-            let before = number * self.mix.others / BATCH;
-            let is_other = (number + 1) * self.mix.others / BATCH > before;
+            let before = number * self.mix.others / WHOLE;
+            let is_other = (number + 1) * self.mix.others / WHOLE > before;
             match (is_other, self.mix.other) {
                 (false, Other::InsertAndScan) => self.scan()?,
                 (false, _) => self.read()?,

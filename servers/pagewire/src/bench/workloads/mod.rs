@@ -98,6 +98,15 @@ impl Sizes {
         }
     }
 
+    /// For operations over a long way that write.
+    fn distant(self) -> Shape {
+        Shape {
+            rounds: self.long_rounds,
+            warm_up: 1,
+            operations: 3,
+        }
+    }
+
     /// For batches of some milliseconds.
     fn batches(self) -> Shape {
         Shape {
@@ -135,7 +144,7 @@ pub enum Workload {
     Open,
     /// A scan by a new client.
     ColdScan,
-    /// Scans, commits, point reads and opens over links with added round trips of up to 100 ms.
+    /// Commits, point reads, opens, scans, loads, index builds, YCSB and new orders with added round trips of up to 100 ms.
     Distance,
     /// The same scan again.
     WarmScan,
@@ -143,7 +152,7 @@ pub enum Workload {
     BulkLoad,
     /// CREATE INDEX.
     Index,
-    /// DISTINCT and ORDER BY, by temporary files.
+    /// DISTINCT, ORDER BY and temporary tables, by temporary files.
     Distinct,
     /// The mixes A to F of YCSB.
     Ycsb,
@@ -189,7 +198,7 @@ impl Scene<'_> {
             Workload::WarmScan => vec![self.warm_scan()?],
             Workload::BulkLoad => vec![self.bulk_load()?],
             Workload::Index => vec![self.index()?],
-            Workload::Distinct => vec![self.distinct()?],
+            Workload::Distinct => self.distinct()?,
             Workload::Ycsb => self.ycsb()?,
             Workload::NewOrder => vec![self.new_order()?],
             Workload::HandOver => vec![self.hand_over()?],

@@ -241,6 +241,58 @@ impl Operation for BulkLoad {
     }
 }
 
+/// A sorted copy of the table in a temporary one, with an index.
+pub struct TemporaryTable(pub Connection);
+
+impl Operation for TemporaryTable {
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        self.0.execute_batch("DROP TABLE IF EXISTS temp.sorted")?;
+        Ok(())
+    }
+
+    fn run(&mut self) -> anyhow::Result<()> {
+        self.0.execute_batch(
+            "CREATE TEMP TABLE sorted AS SELECT id, v FROM t ORDER BY v;
+             CREATE INDEX temp.sorted_by_id ON sorted(id)",
+        )?;
+        Ok(())
+    }
+}
+
+/// An index build by a client that has nothing of the table yet.
+pub struct ColdIndex {
+    opener: Opener,
+    connection: Option<Connection>,
+}
+
+impl ColdIndex {
+    pub fn new(opener: Opener) -> Self {
+        Self {
+            opener,
+            connection: None,
+        }
+    }
+}
+
+impl Operation for ColdIndex {
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        if let Some(before) = self.connection.take() {
+            // By the one that has made it: it has its pages.
+            before.execute_batch("DROP INDEX by_v")?;
+        }
+        let connection = self.opener.open()?;
+        ask(&connection, "SELECT count(*) FROM sqlite_schema")?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    fn run(&mut self) -> anyhow::Result<()> {
+        let connection = self.connection.as_ref().context("not prepared")?;
+        connection.execute_batch("CREATE INDEX by_v ON t(v)")?;
+        Ok(())
+    }
+}
+
 pub struct BuildIndex(pub Connection);
 
 impl Operation for BuildIndex {

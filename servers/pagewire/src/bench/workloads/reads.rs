@@ -58,7 +58,10 @@ impl Scene<'_> {
             ),
         ];
         let mut row = self.row(
-            format!("cold point read, {count} rows, schema loaded, new client"),
+            format!(
+                "cold point read, {count} rows, schema loaded, new client, {} store",
+                self.remote.store
+            ),
             Unit::Microseconds,
             self.sizes.connecting(),
             contestants,
@@ -93,7 +96,10 @@ impl Scene<'_> {
             ),
         ];
         let mut row = self.row(
-            "open + first query, new client".to_owned(),
+            format!(
+                "open + first query, new client, {} store",
+                self.remote.store
+            ),
             Unit::Microseconds,
             self.sizes.connecting(),
             contestants,
@@ -132,11 +138,18 @@ impl Scene<'_> {
         })
     }
 
-    pub(super) fn distinct(&self) -> anyhow::Result<Row> {
+    /// DISTINCT and ORDER BY, and temporary tables.
+    pub(super) fn distinct(&self) -> anyhow::Result<Vec<Row>> {
         let query = "SELECT count(*) FROM (SELECT DISTINCT v FROM t ORDER BY v DESC)";
-        self.on_warm_table("DISTINCT and ORDER BY", &[("local", 1.0)], |connection| {
-            Contestant::new("", move || ask(&connection, query))
-        })
+        let aims = [("local", 1.0)];
+        Ok(vec![
+            self.on_warm_table("DISTINCT and ORDER BY", &aims, |connection| {
+                Contestant::new("", move || ask(&connection, query))
+            })?,
+            self.on_warm_table("temporary table and index", &aims, |connection| {
+                Contestant::new("", TemporaryTable(connection))
+            })?,
+        ])
     }
 
     /// A query over the whole table by connections that have read all of it.

@@ -4,6 +4,9 @@ use super::operations::*;
 use super::*;
 use crate::bench::rounds::traffic_of;
 
+/// `PAGEWIRE_STAGE_BYTES` as it is set by default.
+const STAGE_BYTES: u64 = 64 << 20;
+
 impl Scene<'_> {
     pub(super) fn bulk_load(&self) -> anyhow::Result<Row> {
         let bytes = self.sizes.table_bytes;
@@ -26,7 +29,11 @@ impl Scene<'_> {
             contestants,
             &[("local", if self.durable { 1.3 } else { 1.0 })],
         )?;
-        row.calls_aim = Some(1.0);
+        // One COMMIT. Beyond the bound of staging the pages go ahead of it in calls of 8 MiB that nobody waits for, but for the one
+        // that is under way when COMMIT begins: what was staged counts only once it is answered. A store that is slower than SQLite is
+        // waited for more often, since only so much may lie unsent; the aim does not allow for that.
+        let is_staged = bytes > STAGE_BYTES;
+        row.calls_aim = Some(if is_staged { 2.0 } else { 1.0 });
         Ok(row)
     }
 
