@@ -167,10 +167,17 @@ async fn dir2_a_prefix_of_the_engine_s_file_beside_a_log_is_refused_with_a_sente
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
     let recording = Recording::begin(&directory);
-    // Checkpoints among them, so that the engine's file has something too.
     let store = open_keeping(&directory, None).unwrap();
     let db = database(&store, "a").await;
-    until(&store, db, 0, 12, &recording).await;
+    // With a checkpoint, which another thread makes, so that the engine's file has something too, and commits behind it.
+    let data = directory.join(FILES[DATA]);
+    let before = std::fs::read(&data).unwrap();
+    let mut head = 0;
+    while std::fs::read(&data).unwrap() == before {
+        until(&store, db, head, head + 1, &recording).await;
+        head += 1;
+    }
+    until(&store, db, head, head + 3, &recording).await;
     recording.end();
     let moment = last_acknowledged(&recording);
     let acknowledged = recording.acknowledged(moment);

@@ -156,11 +156,11 @@ fn process(
         let content = truth.content(number, from, page_bytes as usize);
         file.offer(page(number), version(from), version(upto), &content);
         // Else it is written together with the next one, which is as good.
-        if random.one_in(3) {
+        if random.one_in(4) {
             let begun = Instant::now();
             while !cache.writer.is_idle() {
                 assert!(begun.elapsed() < SOON, "it never ends to write");
-                std::thread::sleep(Duration::from_micros(100));
+                std::thread::yield_now();
             }
             seen();
         }
