@@ -4,7 +4,7 @@
     run.py FOLDER BIN [--short] [--no-stubs] [--store versioned-memory|local] [SUITE]...
 
 Which tests pass on a file and not on remote pages is compared with differences.tsv beside this script: what it does not name is a
-failure, and so is a name that does not differ. Each suite has to make round trips, or it proves nothing. tests/applications.sh makes
+failure, and so is a name that does not differ. How many tests pass at least is in counts.tsv: with fewer, or without a line there, it fails. Each suite has to make round trips, or it proves nothing. tests/applications.sh makes
 what is needed and calls this. The last line has the form that tests/run.sh reads.
 """
 
@@ -81,6 +81,23 @@ def differences(mode):
             if of_mode in ("*", mode):
                 found.append((suite, test, re.compile(re.escape(test).replace(r"\*", ".*") + "$")))
     return found
+
+
+def compare_counts(name, form, on_file, remote):
+    """What is wrong with the numbers, by counts.tsv: None if nothing is. Says it where they may be raised. `remote` is None where it is not
+    compared."""
+    for line in (HERE / "counts.tsv").read_text().splitlines():
+        fields = line.split("\t")
+        if line.startswith("#") or fields[:2] != [name, form]:
+            continue
+        least_on_file, least = map(int, fields[2:4])
+        remote = least if remote is None else remote
+        if on_file < least_on_file or remote < least:
+            return f"{on_file} tests on a file and {remote} on remote pages, counts.tsv wants {least_on_file} and {least}"
+        if (on_file, remote) != (least_on_file, least):
+            print(f"counts.tsv may be changed to {on_file} and {remote} for {name}, {form}")
+        return None
+    return f"counts.tsv has no line for {form}: {on_file} tests on a file" + (f", {remote} on remote pages" if remote is not None else "")
 
 
 def run(name, options, log, remote):
@@ -162,6 +179,11 @@ def main():
         for test in new:
             print(f"FAILED {name}: {test} (not among those that pass on a file)")
         problems = len(unexplained) + len(stale) + len(new)
+        # Without stubs fewer pass, by differences.tsv.
+        short = compare_counts(name, "short" if options.short else "full", len(on_file), None if options.no_stubs else len(passed & on_file))
+        if short:
+            problems += 1
+            print(f"FAILED {name}: {short}")
         if not TOTAL.search(text) or not on_file or trips[0] == 0 or opens == 0 or status in ("timeout", "the server ended"):
             problems += 1
             print(f"FAILED {name}: it did not get to its end, or made no round trip ({status}), see {logs}")

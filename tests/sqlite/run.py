@@ -41,6 +41,9 @@ import harness  # noqa: E402
 
 MANIFEST = HERE / "manifest.tsv"
 COUNTS = HERE / "counts.tsv"
+# Runs that were made in full: without their line nothing would notice that they have become smaller.
+COUNTED = {("veryquick", store) for store in ("memory", "versioned-memory", "local")}
+COUNTED |= {(run, "versioned-memory") for run in ("ci", "fast", "stock", "no-batch-atomic")}
 # The permutation of SQLite that ends in an error where the default VFS has no batch-atomic writes, as unix has none. It sets nothing, so
 # on unix the same file is run as one of "veryquick", and the manifest's lines of plain runs, which have batch-atomic writes, hold.
 BATCH_ATOMIC = "atomic-batch-write"
@@ -399,7 +402,10 @@ def compare_counts(run, store, files, tests, unix_failed):
         if (files, tests, unix_failed) != (least_files, least_tests, most_failed):
             print(f"{COUNTS.name} may be changed to {files} files, {tests} tests, {unix_failed} that fail on unix for {run} on {store}")
         return None
-    print(f"{COUNTS.name} has no line for {run} on {store}: {files} files, {tests} tests, {unix_failed} that fail on unix too")
+    seen = f"{files} files, {tests} tests, {unix_failed} that fail on unix too"
+    if (run, store) in COUNTED:
+        return f"{COUNTS.name} has no line for {run} on {store}, which has been run in full: {seen}"
+    print(f"NOT COMPARED: {COUNTS.name} has no line for {run} on {store}, so no number of files or tests is too small: {seen}")
     return None
 
 

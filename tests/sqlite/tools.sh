@@ -62,15 +62,16 @@ same_answers() {
     [ -n "$ours" ] && [ "$ours" = "$theirs" ] || { echo "on pagewire: $ours; on unix: $theirs"; return 1; }
 }
 
+# `set -e` is off within a condition, so each command has to say what its failure means.
 values() {
-    timeout 300 "$programs/kvtest" init k.db --count 2000 --size 3000 --variance 2900
-    timeout 300 "$programs/kvtest" run k.db --count 2000 --random
-    timeout 300 "$programs/kvtest" run k.db --count 2000 --desc --blob-api
-    timeout 300 "$programs/kvtest" run k.db --count 2000 --random --update
-    timeout 300 "$programs/kvtest" run k.db --count 2000 --random --update --blob-api
-    timeout 300 "$programs/kvtest" run k.db --count 300 --random --update --multitrans --fsync
-    timeout 300 "$programs/kvtest" stat k.db --vacuum | tee stat
-    grep -q 'Number of entries: *2000$' stat && grep -q 'Integrity-check: *ok$' stat
+    timeout 300 "$programs/kvtest" init k.db --count 2000 --size 3000 --variance 2900 &&
+        timeout 300 "$programs/kvtest" run k.db --count 2000 --random &&
+        timeout 300 "$programs/kvtest" run k.db --count 2000 --desc --blob-api &&
+        timeout 300 "$programs/kvtest" run k.db --count 2000 --random --update &&
+        timeout 300 "$programs/kvtest" run k.db --count 2000 --random --update --blob-api &&
+        timeout 300 "$programs/kvtest" run k.db --count 300 --random --update --multitrans --fsync &&
+        timeout 300 "$programs/kvtest" stat k.db --vacuum | tee stat &&
+        grep -q 'Number of entries: *2000$' stat && grep -q 'Integrity-check: *ok$' stat
 }
 
 threads() {

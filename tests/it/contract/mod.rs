@@ -8,6 +8,7 @@
 )]
 
 mod arguments;
+mod commits;
 mod orders;
 mod raw;
 

@@ -113,7 +113,7 @@ fn odd_orders_neither_crash_nor_commit_what_was_not_to_be() {
 }
 
 #[test]
-fn any_order_of_calls_leaves_the_database_what_its_commits_made_it() {
+fn any_order_of_calls_before_the_commit_point_leaves_the_database_as_it_was() {
     let mut random = Random::start();
     let server = PageServer::memory();
     filled(&server);

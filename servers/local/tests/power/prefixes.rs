@@ -1,6 +1,7 @@
 //! Every prefix of the log and of the checkpoint (LOG2, LOG4, LOG5, DIR2): what was cut off is refused, with the name of the file, or was not needed; no
 //! acknowledged commit is missing. A file is cut in two ways: it ends there, or goes on with zeros, as where its length was durable and what was
-//! written was not. `dir2` in `main.rs` has those of `data.mdb`.
+//! written was not. `dir2` in `main.rs` has those of `data.mdb` of
+//! a closed store, and the last test here those of one that was killed or lost its power, beside a log that is needed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,7 @@ use pagewire_server::store::{PageStore, StoreError};
 
 use crate::bench::database;
 use crate::log::{last_acknowledged, until};
-use crate::recorder::{Disk, FILES, Image, LOGS, Recording, SLOTS};
+use crate::recorder::{DATA, Disk, FILES, Image, LOGS, Recording, SLOTS};
 use crate::{check, home, is_long, open, open_keeping, open_with};
 
 const BLOCK: usize = 4096;
@@ -155,6 +156,80 @@ async fn log5_a_prefix_of_the_log_or_the_checkpoint_is_refused_with_a_sentence_o
                 _ => assert!(ends[0] > 5 && ends[1] == 1, "{ends:?}"),
             }
         }
+    }
+    println!("{:?}", began.elapsed());
+}
+
+/// DIR2, LOG5: the engine's file cut beside a log that has what it lacks: nothing is taken for an older state, or for a store without commits.
+#[tokio::test]
+async fn dir2_a_prefix_of_the_engine_s_file_beside_a_log_is_refused_with_a_sentence_or_whole() {
+    let home = home();
+    let directory = home.path().join("store");
+    drop(open(&directory).unwrap());
+    let recording = Recording::begin(&directory);
+    let store = open_keeping(&directory, None).unwrap();
+    let db = database(&store, "a").await;
+    // With a checkpoint, which another thread makes, so that the engine's file has something too, and commits behind it.
+    let data = directory.join(FILES[DATA]);
+    let before = std::fs::read(&data).unwrap();
+    let mut head = 0;
+    while std::fs::read(&data).unwrap() == before {
+        until(&store, db, head, head + 1, &recording).await;
+        head += 1;
+    }
+    until(&store, db, head, head + 3, &recording).await;
+    recording.end();
+    let moment = last_acknowledged(&recording);
+    let acknowledged = recording.acknowledged(moment);
+    let killed = recording.image(moment, Disk::Everything);
+    let powerless = recording.image(moment, Disk::Nothing);
+    drop(store);
+    let path = home.path().join("cut");
+    let began = std::time::Instant::now();
+    for (name, image) in [("killed", &killed), ("powerless", &powerless)] {
+        let whole = image.0[DATA].clone().unwrap();
+        let step = if is_long() { 512 } else { 6 * BLOCK - 512 };
+        let mut places: BTreeSet<usize> = (0..whole.len()).step_by(step).collect();
+        for edge in [1, BLOCK, 2 * BLOCK, whole.len() - BLOCK, whole.len()] {
+            places.extend([edge - 1, edge, edge + 1]);
+        }
+        places.retain(|place| *place <= whole.len());
+        let mut counts = [[0; 2]; 2];
+        for place in places {
+            for is_zeros in [false, true] {
+                let mut cut = image.clone();
+                let bytes = cut.0[DATA].as_mut().unwrap();
+                bytes.truncate(place);
+                if is_zeros {
+                    bytes.resize(whole.len(), 0);
+                }
+                cut.write(&path);
+                let opened = match open_keeping(&path, None) {
+                    Ok(store) => {
+                        check(&store, &acknowledged).await;
+                        true
+                    }
+                    Err(StoreError::Corrupt(why)) => {
+                        let is_told = why.contains("data.mdb")
+                            || why.contains("cannot open the store")
+                            || why.contains("log.");
+                        assert!(is_told, "{name} at {place}, zeros {is_zeros}: {why}");
+                        false
+                    }
+                    Err(error) => panic!("{name} at {place}, zeros {is_zeros}: {error:?}"),
+                };
+                std::fs::remove_dir_all(&path).unwrap();
+                counts[usize::from(is_zeros)][usize::from(opened)] += 1;
+                let is_whole = cut.0[DATA].as_ref() == Some(&whole);
+                assert!(opened || !is_whole, "{name} at {place}");
+            }
+        }
+        let [ends, zeros] = counts;
+        println!(
+            "{name}, of {} bytes: refused and opened {ends:?} where it ends, {zeros:?} with zeros",
+            whole.len()
+        );
+        assert!(ends[0] > 5 && ends[1] >= 1, "{ends:?}");
     }
     println!("{:?}", began.elapsed());
 }

@@ -2,8 +2,8 @@
 //! content that it ever had, or none that anybody wrote; each length; and under each name any file that ever had it, or none. Whatever that
 //! makes, opening the cache gives pages as they were or pages to be read again, without a panic, soon.
 //!
-//! Small caches are filled by the real thread, process after process, with versions, page sizes, incarnations, replaced and removed files. After each
-//! the directory is looked at, sector by sector: what was seen is what may be left. `PAGEWIRE_LONG_TESTS=1` makes it long, `SEED` repeats a run.
+//! Small caches are filled by the real thread, process after process, with versions, page sizes, incarnations, replaced and removed files. Within each,
+//! behind pages that were written, and after each the directory is looked at, sector by sector: what was seen is what may be left. `PAGEWIRE_LONG_TESTS=1` makes it long, `SEED` repeats a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -124,13 +124,15 @@ fn come(
     attached.unwrap_or_else(|| panic!("off: {}", cache.trouble.reason()))
 }
 
-/// A process: it opens a database, reads some pages and commits, and ends with all of it written.
+/// A process: it opens a database, reads some pages and commits, and ends with all of it written. `seen` is told whenever something may be there
+/// that will be overwritten: a slot by another page, a log by the next one.
 fn process(
     directory: &Path,
     bytes: u64,
     truth: &mut Truth,
     page_bytes: u32,
     random: &mut Random,
+    mut seen: impl FnMut(),
 ) -> u64 {
     let before = DISK.read().written;
     let cache = cache(directory, bytes);
@@ -153,9 +155,19 @@ fn process(
         let from = truth.last_change(number, upto);
         let content = truth.content(number, from, page_bytes as usize);
         file.offer(page(number), version(from), version(upto), &content);
+        // Else it is written together with the next one, which is as good.
+        if random.one_in(4) {
+            let begun = Instant::now();
+            while !cache.writer.is_idle() {
+                assert!(begun.elapsed() < SOON, "it never ends to write");
+                std::thread::yield_now();
+            }
+            seen();
+        }
     }
     file.detach();
     cache.writer.stop(Duration::from_secs(60));
+    seen();
     DISK.read().written - before
 }
 
@@ -354,12 +366,13 @@ fn lose_power(mut plan: Plan, random: &mut Random) {
         let count = plan.truths.len();
         let (truth, sizes) = &mut plan.truths[random.below(count)];
         let page_bytes = *random.of(sizes);
-        written += process(&directory, plan.bytes, truth, page_bytes, random);
-        recording.look(&directory);
+        let seen = || recording.look(&directory);
+        written += process(&directory, plan.bytes, truth, page_bytes, random, seen);
     }
     let gone = recording.names.values().flatten().flatten().count();
     println!(
-        "{written} pages written, {} files under {} names, {gone} times",
+        "{written} pages written, {} moments, {} files under {} names, {gone} times",
+        recording.moment,
         recording.files.len(),
         recording.names.len()
     );
