@@ -142,6 +142,7 @@ mod defects {
 
     const PAGES: [&str; 4] = ["--workload", "pages", "--store", "versioned"];
     const APPEND: [&str; 4] = ["--workload", "append", "--store", "versioned"];
+    const LARGE: [&str; 4] = ["--workload", "large", "--store", "versioned"];
 
     #[test]
     fn fencing() {
@@ -167,8 +168,7 @@ mod defects {
 
     #[test]
     fn staging_flip() {
-        let large = ["--workload", "large", "--store", "versioned"];
-        is_found("staging-flip", "torn", 0..100, &large);
+        is_found("staging-flip", "torn", 0..100, &LARGE);
     }
 
     #[test]
@@ -199,6 +199,38 @@ mod defects {
     #[test]
     fn a_page_that_is_another_without_sqlite() {
         is_found("damage", "value", 0..20, &PAGES);
+    }
+
+    #[test]
+    fn a_page_of_another_database_without_sqlite() {
+        is_found("foreign", "foreign", 0..20, &PAGES);
+    }
+
+    #[test]
+    fn a_page_of_another_database() {
+        is_found("foreign", "foreign", 0..20, &APPEND);
+    }
+
+    #[test]
+    fn pages_of_overflow_that_are_empty() {
+        is_found("zeroed-overflow", "content", 0..20, &LARGE);
+    }
+
+    #[test]
+    fn pages_of_overflow_that_are_empty_in_random_sql() {
+        let sql = ["--workload", "sql", "--store", "versioned"];
+        is_found("zeroed-overflow", "content", 0..20, &sql);
+    }
+
+    #[test]
+    fn a_staged_page_that_stays_what_it_was_first() {
+        is_found("stale-stage", "content", 0..40, &LARGE);
+    }
+
+    #[test]
+    fn a_sync_that_makes_nothing_durable() {
+        let local = ["--workload", "append", "--store", "local"];
+        is_found("lying-sync", "lost", 0..100, &local);
     }
 
     #[test]
