@@ -168,7 +168,8 @@ mod defects {
 
     #[test]
     fn staging_flip() {
-        is_found("staging-flip", "torn", 0..100, &LARGE);
+        // Before, SQLite finds trees of two versions malformed, and nothing else is looked at.
+        is_found("staging-flip", "torn", 4..20, &LARGE);
     }
 
     #[test]
@@ -258,7 +259,7 @@ mod defects {
         is_found(
             "damage",
             "error",
-            0..20,
+            2..20,
             &["--workload", "sql", "--store", "versioned"],
         );
     }
