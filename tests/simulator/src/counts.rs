@@ -91,8 +91,12 @@ events! {
     Bounded = "bounded read",
     /// It read a version that was not the newest.
     Stale = "bounded read, stale",
+    /// All rows of large transactions were compared with what their writers wrote.
+    LargeLooked = "large: content compared",
     /// Random SQL came out as in a plain SQLite.
     SqlSame = "sql: statement the same",
+    /// A database was made anew.
+    SqlVacuum = "sql: VACUUM",
     /// Its database was found as it was before an unknown commit.
     SqlBefore = "sql: unknown commit, not there",
     /// Or as it is behind it.

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use pagewire_proto::{
-    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageNumber, TagName, Version, VersionEntry,
+    CommitId, DatabaseId, DatabaseName, Epoch, Moment, PageNumber, PageSize, StagingId, TagName,
+    Version, VersionEntry,
 };
 use pagewire_server::layer::Layer;
 use pagewire_server::store::{
-    Commit, CommitOutcome, PageStore, Resolution, Resolve, StoreError, StoredPage,
+    Commit, CommitOutcome, PageStore, PageWrite, Resolution, Resolve, StoreError, StoredPage,
 };
 use parking_lot::Mutex;
 
@@ -20,6 +22,8 @@ use crate::plan::{self, Defect};
 
 /// What happens now and then happens once in so many times.
 const NOW_AND_THEN: u64 = 20;
+/// No database of the simulation has more pages.
+const MOST_PAGES: u32 = 1 << 16;
 
 /// Whether it is time for what happens now and then.
 fn now_and_then() -> bool {
@@ -34,6 +38,10 @@ pub struct Defective {
     defect: Defect,
     /// The newest that were given out.
     epochs: Mutex<HashMap<DatabaseId, Epoch>>,
+    /// What was read last of each number, and of which database.
+    pages: Mutex<HashMap<PageNumber, (DatabaseId, Bytes)>>,
+    /// What was staged first.
+    staged: Mutex<HashMap<(StagingId, PageNumber), Bytes>>,
 }
 
 /// Switches off what is in the server.
@@ -56,7 +64,37 @@ pub fn panic_in_the_library() {
     }
 }
 
+/// Whether the simulated disk keeps what it is given in a memory of its own, whatever is synced, and loses all of that with its power.
+pub fn disk_lies() -> bool {
+    let is_wanted = plan::chosen().is_some_and(|plan| plan.defect == Some(Defect::LyingSync));
+    is_wanted && plan::steps() > 0
+}
+
+/// Whether these are a link to the next page of overflow and a row's content: pages of trees begin with other bytes.
+fn is_overflow(number: PageNumber, content: &[u8]) -> bool {
+    let link = content.first_chunk().copied().map(u32::from_be_bytes);
+    number.get() > 1 && link.is_some_and(|link| link < MOST_PAGES)
+}
+
 impl Defective {
+    /// The pages of another database, where there was one of that number.
+    fn mix_up(&self, database: DatabaseId, pages: &[PageNumber], found: &mut [StoredPage]) {
+        let wanted = now_and_then();
+        let mut known = self.pages.lock();
+        for (number, page) in pages.iter().zip(found) {
+            match known.get(number) {
+                Some((other, content))
+                    if wanted && *other != database && content.len() == page.content.len() =>
+                {
+                    page.content = content.clone();
+                }
+                _ => {
+                    known.insert(*number, (database, page.content.clone()));
+                }
+            }
+        }
+    }
+
     /// The store itself if nothing is switched off in it.
     pub fn around(inner: Arc<dyn PageStore>, defect: Option<Defect>) -> Arc<dyn PageStore> {
         match defect {
@@ -67,13 +105,24 @@ impl Defective {
                 | Defect::ServerPanic
                 | Defect::Refusal
                 | Defect::Damage
+                | Defect::Foreign
+                | Defect::ZeroedOverflow
+                | Defect::StaleStage
                 | Defect::NoVersions),
             ) => Arc::new(Self {
                 inner,
                 defect,
                 epochs: Mutex::default(),
+                pages: Mutex::default(),
+                staged: Mutex::default(),
             }),
-            Some(Defect::Fencing | Defect::InvalidationWait | Defect::LibraryPanic) | None => inner,
+            Some(
+                Defect::Fencing
+                | Defect::InvalidationWait
+                | Defect::LibraryPanic
+                | Defect::LyingSync,
+            )
+            | None => inner,
         }
     }
 
@@ -162,12 +211,41 @@ impl Layer for Defective {
             }
             Defect::Damage if now_and_then() => {
                 for page in &mut found {
-                    page.content = bytes::Bytes::new();
+                    page.content = Bytes::new();
+                }
+            }
+            Defect::Foreign => self.mix_up(database, pages, &mut found),
+            Defect::ZeroedOverflow => {
+                for (number, page) in pages.iter().zip(&mut found) {
+                    if is_overflow(*number, &page.content) && now_and_then() {
+                        let mut zeros = vec![0; page.content.len()];
+                        zeros[..4].copy_from_slice(&page.content[..4]);
+                        page.content = zeros.into();
+                    }
                 }
             }
             _ => {}
         }
         Ok(found)
+    }
+
+    async fn stage(
+        &self,
+        database: DatabaseId,
+        staging: StagingId,
+        page_size: PageSize,
+        mut pages: Vec<PageWrite>,
+    ) -> Result<(), StoreError> {
+        if self.defect == Defect::StaleStage {
+            let mut staged = self.staged.lock();
+            for page in &mut pages {
+                let first = staged
+                    .entry((staging, page.number))
+                    .or_insert_with(|| page.content.clone());
+                page.content = first.clone();
+            }
+        }
+        self.inner.stage(database, staging, page_size, pages).await
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<CommitOutcome, StoreError> {

@@ -11,13 +11,15 @@ pub enum Kind {
     Lost,
     /// A part of a transaction without the rest.
     Torn,
-    /// A value that nobody wrote, that was aborted, that is there twice, or of another database.
+    /// A value that nobody wrote, that was aborted, or that is there twice.
     Value,
+    /// Something of another database.
+    Foreign,
     /// A transaction saw two contents in one snapshot.
     Snapshot,
     /// A version has two contents, or versions do not follow time.
     Version,
-    /// Not what a plain SQLite, or arithmetic, has.
+    /// Not what a plain SQLite, or arithmetic, has, or what its row says.
     Content,
     /// SQLite finds the database damaged.
     Damage,
@@ -41,6 +43,7 @@ impl Kind {
             Self::Lost => "lost",
             Self::Torn => "torn",
             Self::Value => "value",
+            Self::Foreign => "foreign",
             Self::Snapshot => "snapshot",
             Self::Version => "version",
             Self::Content => "content",

@@ -8,6 +8,7 @@ mod blame;
 pub mod check;
 pub mod cli;
 mod client;
+mod content;
 mod counts;
 mod defect;
 pub mod finding;

@@ -78,6 +78,14 @@ pub enum Defect {
     Refusal,
     /// The store answers zeros for a page now and then.
     Damage,
+    /// The store answers the page of another database now and then.
+    Foreign,
+    /// The store answers pages of overflow now and then with their link and zeros, of which SQLite notices nothing.
+    ZeroedOverflow,
+    /// A page that is staged a second time stays what it was the first time.
+    StaleStage,
+    /// No sync of the local store's disk makes anything durable, and each says that it has.
+    LyingSync,
     /// The store refuses old versions, branches, tags and restores, as one does that cannot do it now.
     NoVersions,
 }

@@ -5,6 +5,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
+use crate::content;
+
 /// How the library says that the outcome of this very commit is unknown; of an earlier one it says "an earlier commit".
 const OUTCOME_UNKNOWN: &str = "not known whether the commit was applied";
 const LIBRARY: &str = "pagewire: ";
@@ -72,10 +74,19 @@ pub fn says_unknown(logged: &[String]) -> bool {
 
 /// Opens a URI for reading and writing.
 pub fn open(uri: &str) -> rusqlite::Result<Connection> {
-    Connection::open_with_flags(
+    let connection = Connection::open_with_flags(
         uri,
         OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_URI,
-    )
+    )?;
+    content::register(&connection)?;
+    Ok(connection)
+}
+
+/// A plain one, which nothing happens to.
+pub fn open_plain() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    content::register(&connection)?;
+    Ok(connection)
 }

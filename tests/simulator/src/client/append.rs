@@ -1,6 +1,7 @@
 //! Transactions that read lists and append to them.
 
 use super::{Client, Databases, Failure, in_time};
+use crate::content::{self, OF_LISTS, Of, PAD_BYTES};
 use crate::finding::Kind;
 use crate::history::{self, Key, Step};
 use crate::machine;
@@ -52,18 +53,29 @@ pub(super) fn append(
 }
 
 /// Reads a list.
-pub(super) fn read(databases: &Databases, transaction: usize, key: Key) -> Result<(), Failure> {
+pub(super) fn read(
+    databases: &Databases,
+    transaction: usize,
+    key: Key,
+) -> Result<Vec<u64>, Failure> {
     let schema = databases.schemas[key.0];
-    let sql =
-        format!("SELECT list, (SELECT number FROM {schema}.home) FROM {schema}.lists WHERE k = ?1");
-    let (text, home): (String, usize) = in_time("SELECT", || {
-        databases
-            .connection
-            .query_row(&sql, [key.1], |row| Ok((row.get(0)?, row.get(1)?)))
+    let sql = format!(
+        "SELECT list, (SELECT number FROM {schema}.home), pad FROM {schema}.lists WHERE k = ?1"
+    );
+    let (text, home, pad): (String, usize, Vec<u8>) = in_time("SELECT", || {
+        databases.connection.query_row(&sql, [key.1], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
     })?;
+    let of = Of {
+        database: key.0,
+        writer: OF_LISTS,
+        n: key.1.cast_unsigned(),
+    };
+    content::check(of, PAD_BYTES, &pad, &format!("transaction {transaction}"));
     if home != key.0 {
         history::violation(
-            Kind::Value,
+            Kind::Foreign,
             format!(
                 "transaction {transaction} read database {home} where {} is",
                 key.0
@@ -77,6 +89,6 @@ pub(super) fn read(databases: &Databases, transaction: usize, key: Key) -> Resul
     machine::trace(format_args!(
         "transaction {transaction} read {key:?}: {list:?}"
     ));
-    history::step(transaction, Step::Read(key, list));
-    Ok(())
+    history::step(transaction, Step::Read(key, list.clone()));
+    Ok(list)
 }

@@ -1,7 +1,10 @@
 //! Transfers between accounts, whose sum stays as it is.
 
+use rusqlite::Connection;
+
 use super::setup::{ACCOUNTS, BALANCE};
 use super::{Client, Failure, in_time};
+use crate::content::{self, OF_ACCOUNTS, Of, PAD_BYTES};
 use crate::finding::Kind;
 use crate::history;
 use crate::plan::Plan;
@@ -29,8 +32,14 @@ impl Client {
             let found: (i64, u64) = in_time("SELECT", || {
                 connection.query_row(&sum, [], |row| Ok((row.get(0)?, row.get(1)?)))
             })?;
-            let each = format!("SELECT group_concat(balance) FROM {schema}.accounts");
+            let each = format!(
+                "SELECT group_concat(balance || ' ' || digest(pad)) FROM {schema}.accounts"
+            );
             client.ask_twice(databases, transaction, &each)?;
+            let reader = format!("transaction {transaction}");
+            in_time("SELECT", || {
+                check_pads(connection, schema, database, &reader)
+            })?;
             if found != (ACCOUNTS.cast_signed() * BALANCE, ACCOUNTS) {
                 history::violation(
                     Kind::Content,
@@ -40,4 +49,25 @@ impl Client {
             Ok(())
         })
     }
+}
+
+/// What accounts have beside their balances.
+pub(super) fn check_pads(
+    connection: &Connection,
+    schema: &str,
+    database: usize,
+    reader: &str,
+) -> Result<(), Failure> {
+    let mut statement = connection.prepare(&format!("SELECT id, pad FROM {schema}.accounts"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let of = Of {
+            database,
+            writer: OF_ACCOUNTS,
+            n: row.get(0)?,
+        };
+        let pad = row.get_ref(1)?.as_blob()?;
+        content::check(of, PAD_BYTES, pad, reader);
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ use crate::plan::{self, Phase, Plan, Workload};
 use crate::random::Random;
 use crate::sqlite;
 
+pub use heads::HEADS;
 pub use setup::{final_look, prepare};
 
 /// How long a client may take for a few transactions once nothing goes wrong any more. Longer than the sum of what is allowed:

@@ -114,8 +114,13 @@ fn read(file: &PageFile, at: usize, number: u32) -> Result<Vec<u64>, Error> {
     count(Event::PagesRead);
     let found = list_of(FIRST + at, number, &bytes).filter(|_| outcome == ReadOutcome::Full);
     Ok(found.unwrap_or_else(|| {
+        let is_of = |other| list_of(FIRST + other, number, &bytes).is_some();
+        let kind = match (0..DATABASES).any(is_of) {
+            true => Kind::Foreign,
+            false => Kind::Value,
+        };
         history::violation(
-            Kind::Value,
+            kind,
             format!(
                 "page {number} of pages{at} at version {:?} is no content of it: {outcome:?}, {:?}",
                 file.version(),

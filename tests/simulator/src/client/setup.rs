@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Failure, heads, pages, sql, uri, versions};
+use super::{Failure, bank, heads, large, pages, sql, uri, versions};
 use crate::blame;
+use crate::content::{self, OF_ACCOUNTS, OF_LISTS, Of, PAD_BYTES};
 use crate::finding::{Finding, Kind};
 use crate::history::Key;
 use crate::ledger;
@@ -76,23 +77,33 @@ fn prepare_one(database: usize) -> Result<(), Failure> {
              CREATE TABLE bulk(writer INTEGER NOT NULL, n INTEGER NOT NULL, content BLOB NOT NULL);"
         ))?;
         for list in 0..plan.lists {
-            connection.execute("INSERT INTO lists VALUES (?1, zeroblob(1500), '')", [list])?;
+            let sql = "INSERT INTO lists VALUES (?1, content(?2, ?3, ?1, ?4), '')";
+            connection.execute(sql, (list, database, OF_LISTS, PAD_BYTES))?;
         }
         for account in 0..ACCOUNTS {
-            connection.execute(
-                "INSERT INTO accounts VALUES (?1, ?2, zeroblob(1500))",
-                (account, BALANCE),
-            )?;
+            let sql = "INSERT INTO accounts VALUES (?1, ?2, content(?3, ?4, ?1, ?5))";
+            let values = (account, BALANCE, database, OF_ACCOUNTS, PAD_BYTES);
+            connection.execute(sql, values)?;
         }
         connection.execute_batch("COMMIT")?;
     }
     Ok(())
 }
 
-/// The lists as they are stored.
+/// The lists as they are stored, with their pads looked at.
 pub fn lists(connection: &rusqlite::Connection) -> Result<Vec<(i64, String)>, Failure> {
-    let mut statement = connection.prepare("SELECT k, list FROM lists ORDER BY k")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let sql = "SELECT k, list, pad, (SELECT number FROM home) FROM lists ORDER BY k";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| {
+        let key: i64 = row.get(0)?;
+        let of = Of {
+            database: row.get(3)?,
+            writer: OF_LISTS,
+            n: key.cast_unsigned(),
+        };
+        content::check(of, PAD_BYTES, row.get_ref(2)?.as_blob()?, "all lists");
+        Ok((key, row.get(1)?))
+    })?;
     rows.collect()
 }
 
@@ -112,7 +123,8 @@ pub fn final_look() -> Result<(Lists, Vec<Finding>), Failure> {
         }
         let home: usize = connection.query_row("SELECT number FROM home", [], |row| row.get(0))?;
         if home != database {
-            problems.push(Kind::Value.finding(format!("database {database} is {home} at the end")));
+            let what = format!("database {database} is {home} at the end");
+            problems.push(Kind::Foreign.finding(what));
         }
         let sum: i64 =
             connection.query_row("SELECT sum(balance) FROM accounts", [], |row| row.get(0))?;
@@ -128,6 +140,9 @@ pub fn final_look() -> Result<(Lists, Vec<Finding>), Failure> {
                 .collect();
             found.insert((database, key), list);
         }
+        bank::check_pads(&connection, "main", database, "the last look")?;
+        let order = found.get(&(database, 0)).map_or(&[][..], Vec::as_slice);
+        large::check(&connection, "main", database, order, "the last look")?;
     }
     let uri = |database: usize, more: &str| uri(&[0], database, more);
     problems.extend(sql::last_look(uri)?);

@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
+use rusqlite::types::ValueRef;
 
 use super::{Client, Failure, in_time};
+use crate::content;
 use crate::counts::{Event, count};
 use crate::finding::{Finding, Kind};
 use crate::plan::Plan;
@@ -34,8 +36,10 @@ impl Client {
             Some(pair) => pair,
             None => self.open_pair()?,
         };
-        let mut made = Vec::new();
-        let done = self.statements(&pair, &mut made);
+        let done = match self.random.percent(4) {
+            true => vacuum(&pair),
+            false => self.statements(&pair),
+        };
         if done.is_ok() {
             self.pair = Some(pair);
         }
@@ -51,12 +55,14 @@ impl Client {
         let database = FIRST + self.own();
         let remote = in_time("open", || sqlite::open(&self.uri(database, "")))?;
         remote.busy_timeout(std::time::Duration::from_millis(super::BUSY_MS))?;
-        remote.execute_batch("PRAGMA cache_size = 20")?;
+        remote.execute_batch("PRAGMA cache_size = 20; PRAGMA temp_store = MEMORY")?;
         let plain = settle(self.own(), database, &remote)?;
         Ok(Pair { remote, plain })
     }
 
-    fn statements(&mut self, pair: &Pair, made: &mut Vec<String>) -> Result<(), Failure> {
+    fn statements(&mut self, pair: &Pair) -> Result<(), Failure> {
+        // A savepoint is another thing where it begins the transaction.
+        let mut made = vec!["BEGIN".to_owned()];
         pair.plain.execute_batch("BEGIN")?;
         let run = (|| {
             in_time("BEGIN", || pair.remote.execute_batch("BEGIN"))?;
@@ -87,6 +93,7 @@ impl Client {
             let _ = in_time("ROLLBACK", || pair.remote.execute_batch("ROLLBACK"));
             return run;
         }
+        made.push("COMMIT".to_owned());
         if let Some(state) = STATEMENTS.lock().get_mut(&self.own()) {
             state.1 = Some(made.clone());
         }
@@ -100,7 +107,7 @@ impl Client {
         if let Some(state) = STATEMENTS.lock().get_mut(&self.own()) {
             match (&committed, unknown) {
                 (Ok(()), _) => {
-                    state.0.append(made);
+                    state.0.extend_from_slice(&made);
                     state.1 = None;
                 }
                 (Err(_), false) => state.1 = None,
@@ -113,38 +120,64 @@ impl Client {
             "ROLLBACK"
         })?;
         committed?;
-        let (there, here) = (
-            in_time("SELECT", || dump(&pair.remote))?,
-            dump(&pair.plain)?,
-        );
-        if there != here {
-            history::violation(
-                Kind::Content,
-                format!("after {made:?}: {there:?}, a plain database has {here:?}"),
-            );
-        }
-        Ok(())
+        compare(pair, &made)
     }
 
     fn statement(&mut self) -> String {
+        let (own, writer) = (FIRST + self.own(), self.next_value());
         let random = &mut self.random;
         let table = random.below(3);
         let (low, high) = (random.below(200), random.below(200));
         let bytes = *random.one_of(&[5, 50, 900, 5_000]);
-        match random.below(12) {
-            0 => format!("CREATE TABLE t{table}(a INTEGER PRIMARY KEY, b INTEGER, c TEXT, d BLOB)"),
+        let savepoint = table % 2;
+        let other = (table + 1) % 3;
+        match random.below(22) {
+            0 => {
+                let kind = *random.one_of(&["", "", " WITHOUT ROWID"]);
+                format!("CREATE TABLE t{table}(a INTEGER PRIMARY KEY, b INTEGER, c TEXT, d BLOB){kind}")
+            }
             1 => format!("CREATE INDEX i{table} ON t{table}(b, c)"),
             2 => format!("DROP INDEX i{table}"),
             3 if random.percent(30) => format!("DROP TABLE t{table}"),
-            4..8 => format!(
+            4..9 => format!(
                 "WITH RECURSIVE n(i) AS (VALUES({low}) UNION ALL SELECT i + 1 FROM n WHERE i < {low} + {high} % 40)
-                 INSERT OR REPLACE INTO t{table} SELECT i, i * {high} % 17, 'text ' || i, zeroblob({bytes}) FROM n"
+                 INSERT OR REPLACE INTO t{table}(a, b, c, d) SELECT i, i * {high} % 17, 'text ' || i, content({own}, {writer}, i, {bytes}) FROM n"
             ),
-            8 | 9 => format!("UPDATE t{table} SET b = b + {low}, d = zeroblob({bytes}) WHERE a BETWEEN {high} AND {high} + 10"),
-            10 => format!("DELETE FROM t{table} WHERE a % 7 = {low} % 7"),
-            _ => format!("SELECT count(*), sum(b), max(c), sum(length(d)) FROM t{table} WHERE b > {low} % 17"),
+            9 | 10 => format!("UPDATE t{table} SET b = b + {low}, d = content({own}, {writer}, a, {bytes}) WHERE a BETWEEN {high} AND {high} + 10"),
+            11 => format!("DELETE FROM t{table} WHERE a % 7 = {low} % 7"),
+            12 => format!("SAVEPOINT s{savepoint}"),
+            13 => format!("ROLLBACK TO s{savepoint}"),
+            14 => format!("RELEASE s{savepoint}"),
+            15 => format!("ALTER TABLE t{table} ADD COLUMN e INTEGER DEFAULT {low}"),
+            16 => format!("ALTER TABLE t{table} DROP COLUMN e"),
+            17 if random.percent(30) => format!("ALTER TABLE t{table} RENAME TO t{other}"),
+            18 => format!(
+                "CREATE TRIGGER g{table} AFTER DELETE ON t{table} BEGIN
+                 INSERT OR REPLACE INTO t{other}(a, b, c, d) VALUES (old.a, old.b, 'of a trigger', old.d); END"
+            ),
+            19 => format!("DROP TRIGGER g{table}"),
+            _ => format!("SELECT count(*), sum(b), max(c), sum(length(d)), sum(digest(d)) FROM t{table} WHERE b > {low} % 17"),
         }
     }
+}
+
+/// The remote one is made anew, which changes nothing that is in it.
+fn vacuum(pair: &Pair) -> Result<(), Failure> {
+    in_time("VACUUM", || pair.remote.execute_batch("VACUUM"))?;
+    count(Event::SqlVacuum);
+    compare(pair, &["VACUUM".to_owned()])
+}
+
+fn compare(pair: &Pair, made: &[String]) -> Result<(), Failure> {
+    let there = in_time("SELECT", || dump(&pair.remote))?;
+    let here = dump(&pair.plain)?;
+    if there != here {
+        history::violation(
+            Kind::Content,
+            format!("after {made:?}: {there:?}, a plain database has {here:?}"),
+        );
+    }
+    Ok(())
 }
 
 /// What a database has settles whether the last transaction, of which nobody knew, was committed. The plain one with the same.
@@ -201,16 +234,25 @@ fn both(connection: &Connection, sql: &str) -> Result<(Vec<String>, u64), Failur
     let mut rows = statement.query([])?;
     let mut lines = Vec::new();
     while let Some(row) = rows.next()? {
-        let values =
-            (0..columns).map(|column| row.get_ref(column).map(|value| format!("{value:?}")));
+        let values = (0..columns).map(|column| row.get_ref(column).map(told));
         lines.push(values.collect::<Result<Vec<_>, _>>()?.join("|"));
     }
     drop(rows);
     Ok((lines, connection.total_changes() - before))
 }
 
+/// A value, a blob by its length and a digest of all of it.
+fn told(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Blob(bytes) => {
+            format!("Blob({} bytes, {:x})", bytes.len(), content::digest(bytes))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
 fn replay(statements: &[String]) -> Result<Connection, Failure> {
-    let plain = Connection::open_in_memory()?;
+    let plain = sqlite::open_plain()?;
     for statement in statements {
         both(&plain, statement)?;
     }
@@ -230,7 +272,7 @@ fn dump(connection: &Connection) -> Result<Vec<String>, Failure> {
             .query_map([], |row| row.get(0))?
             .collect::<Result<Vec<String>, _>>()?;
         for table in tables {
-            let sql = format!("SELECT a, b, c, length(d) FROM {table} ORDER BY a");
+            let sql = format!("SELECT * FROM {table} ORDER BY a");
             all.extend(both(connection, &sql)?.0);
         }
         Ok(all)

@@ -259,8 +259,9 @@ pub fn truncated(path: &Path, length: usize) {
 /// A write up to there that is synced by itself takes its time, before which it may be there or not.
 pub fn sync_write(path: &Path, write: u64, end: usize) {
     pause();
+    let lies = crate::defect::disk_lies();
     with(|disk| {
-        if let Some(content) = disk.files.get_mut(path) {
+        if let Some(content) = disk.files.get_mut(path).filter(|_| !lies) {
             content.sync(|at| at == write);
             // A length that another write made is part of it.
             content.durable_length = content.durable_length.max(end);
@@ -313,6 +314,10 @@ pub fn sync(fd: c_int, path: &Path) -> bool {
         count(Event::SyncFailed);
         failed(process);
         return false;
+    }
+    if crate::defect::disk_lies() {
+        pause();
+        return true;
     }
     with(|disk| {
         if let Some(content) = disk.files.get_mut(path) {
@@ -456,6 +461,7 @@ fn lose_names(
     for (path, mut states) in states {
         let chosen = match states.len() {
             1 => 0,
+            _ if crate::defect::disk_lies() => 0,
             count => usize::try_from(random.below(count as u64)).unwrap_or(0),
         };
         if let Some(content) = states.swap_remove(chosen) {
@@ -575,7 +581,10 @@ impl Content {
 
     /// DISK1.
     fn lose_power(&mut self, random: &mut Random) {
-        let how = random.below(3);
+        let how = match crate::defect::disk_lies() {
+            true => 0,
+            false => random.below(3),
+        };
         let mut choose = |count: usize| match how {
             // 0 is what is durable.
             0 => 0,
