@@ -20,6 +20,8 @@ pub enum Kind {
     Refused,
     /// Ends the transaction: no room.
     Full,
+    /// Reports that SQLite's memory is short.
+    NoMemory,
     /// Ends the transaction: stored bytes are damaged.
     Corrupt,
     /// Ends the transaction with an I/O error. Nothing was applied.

@@ -12,7 +12,15 @@ if {[info commands proof_file] eq "" && [info commands vfsfile] ne ""} {
 foreach c {file open close glob hexio_read hexio_write md5file} {
   if {[info commands $c] ne ""} { rename $c proof_$c }
 }
-namespace eval ::proof { variable n 0; variable pending; array set pending {} }
+namespace eval ::proof {
+  variable n 0
+  variable pending
+  array set pending {}
+  # A database is as long as its header says, where a test may have put billions of pages: of one with more bytes than this [open]
+  # shows only so many, and what is changed among them is written, in pieces that lie within a page.
+  variable most [expr {1 << 24}]
+  variable piece 512
+}
 
 proc ::proof::is_database {path} { expr {![proof_file exists $path] && [vfsfile exists $path]} }
 
@@ -65,6 +73,16 @@ proc ::proof::put {path bytes} {
   }
 }
 
+# Writes what differs between the beginning of a database that was shown and what it became.
+proc ::proof::put_changes {path before after} {
+  variable piece
+  if {[string length $before] != [string length $after]} { error "\"$path\" is too long for what is done to it" }
+  for {set at 0} {$at < [string length $after]} {incr at $piece} {
+    set bytes [string range $after $at [expr {$at + $piece - 1}]]
+    if {$bytes ne [string range $before $at [expr {$at + $piece - 1}]]} { vfsfile write $path $at $bytes }
+  }
+}
+
 proc file {sub args} {
   switch -- $sub {
     exists - isfile - readable - writable {
@@ -110,10 +128,24 @@ proc open {path args} {
       && ([::proof::is_database $path] || ($writes && [::proof::will_be_database $path]))} {
     set scratch [::proof::scratch]
     set f [proof_open $scratch wb]
-    if {[::proof::is_database $path]} { puts -nonewline $f [vfsfile read $path] }
+    set shown ""
+    set is_part 0
+    if {[::proof::is_database $path]} {
+      set is_part [expr {![string match w* [lindex $args 0]] && [vfsfile size $path] > $::proof::most}]
+      if {$is_part} {
+        set shown [vfsfile read $path 0 $::proof::most]
+        puts -nonewline $f $shown
+      } elseif {![string match w* [lindex $args 0]]} {
+        puts -nonewline $f [vfsfile read $path]
+      }
+    }
     proof_close $f
     set fd [uplevel 1 [list proof_open $scratch {*}$args]]
-    if {$writes} { set ::proof::pending($fd) [list $scratch $path] } else { proof_file delete $scratch }
+    if {$writes} {
+      set ::proof::pending($fd) [list $scratch $path $is_part $shown]
+    } else {
+      proof_file delete $scratch
+    }
     return $fd
   }
   uplevel 1 [list proof_open $path {*}$args]
@@ -122,9 +154,10 @@ proc open {path args} {
 proc close {fd args} {
   set answer [uplevel 1 [list proof_close $fd {*}$args]]
   if {[info exists ::proof::pending($fd)]} {
-    lassign $::proof::pending($fd) scratch path
+    lassign $::proof::pending($fd) scratch path is_part shown
     unset ::proof::pending($fd)
-    vfsfile put $path [::proof::content_of_disk $scratch]
+    set bytes [::proof::content_of_disk $scratch]
+    if {$is_part} { ::proof::put_changes $path $shown $bytes } else { vfsfile put $path $bytes }
     proof_file delete $scratch
   }
   return $answer

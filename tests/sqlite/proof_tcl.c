@@ -22,6 +22,8 @@ const char *proof_known(int index);
 
 #define WAIT_ROUNDS 40
 #define WAIT_MS 50
+/* Of what is read at once. */
+#define MAX_READ (1<<30)
 
 typedef struct Opened { sqlite3_file *pFile; const char *zName; int rc; } Opened;
 
@@ -150,6 +152,8 @@ static int vfsfile(ClientData unused, Tcl_Interp *ip, int oc, Tcl_Obj *const*ov)
       if( oc>3 ) Tcl_GetWideIntFromObj(ip, ov[3], &off);
       if( oc>4 ) Tcl_GetWideIntFromObj(ip, ov[4], &amount);
       if( amount<0 || off+amount>size ) amount = size>off ? size-off : 0;
+      /* A test may have changed the header, which says how many pages there are. */
+      if( amount>MAX_READ ){ rc = SQLITE_TOOBIG; break; }
       a = malloc(amount+1);
       if( amount ) rc = o.pFile->pMethods->xRead(o.pFile, a, (int)amount, off);
       Tcl_SetObjResult(ip, Tcl_NewByteArrayObj(a, (int)amount));

@@ -198,7 +198,7 @@ class Runner:
             command += [str(self.suite / "src/test/permutations.test"), permutation, pathlib.PurePath(path).name]
         else:
             command += [str(self.suite / "src" / path)]
-        command += ["--maxerror=1000"]
+        command += ["--maxerror=100000"]
         started = time.monotonic()
         expired = False
         with open(log, "wb") as out:

@@ -63,6 +63,7 @@ pub fn code_of(op: Op, kind: Kind) -> c_int {
         Kind::CantOpen | Kind::Refused => io,
         Kind::ReadOnly => code::READONLY,
         Kind::Full => code::FULL,
+        Kind::NoMemory => code::NOMEM,
         Kind::Corrupt if matches!(op, Op::Read | Op::Lock | Op::Write) => code::IOERR_DATA,
         Kind::Corrupt => io,
     }

@@ -6,7 +6,7 @@ use super::api::ApiRoutines;
 use super::registration::{Caller, Registration};
 use super::types::{Sqlite3, code};
 use super::{functions, table};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
 /// Entry point of the loadable extension, found by the file name `libpagewire.so`.
 ///
@@ -94,10 +94,15 @@ unsafe fn run(
     body: impl FnOnce() -> Result<c_int>,
 ) -> c_int {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-    let text = match outcome {
+    let (rc, text) = match outcome {
         Ok(Ok(rc)) => return rc,
-        Ok(Err(error)) => error.message,
-        Err(_) => "a bug in pagewire while it was loaded".to_owned(),
+        // sqlite3_open() answers it as its own, and leaves no connection behind.
+        Ok(Err(error)) if error.kind == Kind::NoMemory => (code::NOMEM, error.message),
+        Ok(Err(error)) => (code::ERROR, error.message),
+        Err(_) => (
+            code::ERROR,
+            "a bug in pagewire while it was loaded".to_owned(),
+        ),
     };
     // SAFETY: promised by the caller; the message is freed by SQLite with sqlite3_free.
     unsafe {
@@ -112,5 +117,5 @@ unsafe fn run(
             }
         }
     }
-    code::ERROR
+    rc
 }

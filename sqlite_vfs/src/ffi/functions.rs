@@ -137,14 +137,21 @@ pub unsafe fn register(registration: &'static Registration, db: *mut Sqlite3) ->
                 )
             };
             if rc != code::OK {
-                return Err(Error::new(
-                    Kind::CantOpen,
-                    format!("sqlite3_create_function failed with {rc}"),
-                ));
+                return Err(not_made("sqlite3_create_function", rc));
             }
         }
     }
     Ok(())
+}
+
+/// What SQLite answered where a function or a table was made known.
+pub fn not_made(call: &str, rc: c_int) -> Error {
+    let kind = if rc == code::NOMEM {
+        Kind::NoMemory
+    } else {
+        Kind::CantOpen
+    };
+    Error::new(kind, format!("{call} failed with {rc}"))
 }
 
 /// The Pagewire connection behind the main database of a SQLite connection, if it is one.

@@ -9,6 +9,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::api::ApiRoutines;
+use super::entry::pagewire_auto_init;
 use super::functions;
 use super::handle::PagewireFile;
 use super::registration::{Caller, Registration, VFS_NAME};
@@ -171,6 +172,10 @@ unsafe extern "C" fn create_function(
     _: Option<unsafe extern "C" fn(*mut Context)>,
     _: Option<unsafe extern "C" fn(*mut c_void)>,
 ) -> c_int {
+    // A connection that has no memory left.
+    if functions.is_null() {
+        return code::NOMEM;
+    }
     // SAFETY: as above.
     unsafe {
         let name = CStr::from_ptr(name).to_string_lossy().into_owned();
@@ -402,6 +407,14 @@ fn a_full_pathname_fits_into_its_room_or_is_refused() {
             assert_eq!(&*written, given);
         }
     }
+}
+
+#[test]
+fn a_connection_without_memory_for_the_functions_is_not_opened_for_want_of_memory() {
+    vfs();
+    // SAFETY: the table is complete, and the stand-in takes a null connection for one without memory.
+    let rc = unsafe { pagewire_auto_init(null_mut(), null_mut(), API.load(Ordering::SeqCst)) };
+    assert_eq!(rc, code::NOMEM);
 }
 
 #[test]

@@ -104,10 +104,7 @@ pub unsafe fn register(registration: &'static Registration, db: *mut Sqlite3) ->
             )
         };
         if rc != code::OK {
-            return Err(Error::new(
-                Kind::CantOpen,
-                format!("sqlite3_create_module failed with {rc}"),
-            ));
+            return Err(super::functions::not_made("sqlite3_create_module", rc));
         }
     }
     Ok(())

@@ -210,6 +210,7 @@ pub mod code {
     pub const BUSY: c_int = 5;
     pub const READONLY: c_int = 8;
     pub const IOERR: c_int = 10;
+    pub const NOMEM: c_int = 7;
     pub const NOTFOUND: c_int = 12;
     pub const FULL: c_int = 13;
     pub const CANTOPEN: c_int = 14;
