@@ -130,8 +130,12 @@ fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
             !error.message.contains(NO_VERSIONS) && (faults.anything || is_gone)
         }
         Reported::Full => faults.medium,
-        // Nothing that is refused is asked for.
-        Reported::ReadOnly | Reported::Refused | Reported::Corrupt | Reported::Bug => false,
+        // Nothing that is refused is asked for, and there is memory.
+        Reported::ReadOnly
+        | Reported::Refused
+        | Reported::NoMemory
+        | Reported::Corrupt
+        | Reported::Bug => false,
     }
 }
 
