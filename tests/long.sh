@@ -24,18 +24,18 @@ seeds=${SIM_SEEDS:-100000..114000}
 # NAME GROUP MINUTES WHAT
 parts() {
     cat <<'LIST'
-veryquick-memory            sqlite   10  SQLite's veryquick, 1,109 files, on the memory store
-veryquick-versioned-memory  sqlite   10  the same on the versioned memory
-veryquick-local             sqlite   12  the same on the local store
+veryquick-memory            sqlite    4  SQLite's veryquick, 1,109 files, on the memory store
+veryquick-versioned-memory  sqlite    3  the same on the versioned memory
+veryquick-local             sqlite    4  the same on the local store
 inmemory_journal            sqlite   90  SQLite's permutation of that name, 1,141 files
 journaltest                 sqlite   80  the same, 1,064 files
 atomic-batch-write          sqlite   90  the same, 1,088 files
 full                        sqlite  300  all of SQLite's files
 no-batch-atomic             sqlite    5  the files that skip themselves under batch-atomic writes, without them
 stock                       sqlite   10  the short list with Debian's libsqlite3.so.0
-fault                       sqlite  150  I/O errors, full disks, crashes: 50 files
+fault                       sqlite   40  I/O errors, full disks, crashes: 50 files
 fault-local                 sqlite  150  the same on the local store
-mptest                      sqlite    2  several processes on one database
+mptest                      sqlite    1  several processes on one database
 tools                       sqlite    3  speedtest1 --verify, kvtest, threadtest3
 applications                apps     30  CPython, SQLAlchemy, Django in full, on the versioned memory
 applications-local          apps     40  the same on the local store
