@@ -32,9 +32,17 @@ static int isBeside(const char *z){
   return (n>8 && !strcmp(z+n-8, "-journal")) || (n>4 && !strcmp(z+n-4, "-wal")) || strstr(z, "-mj")!=0;
 }
 
+/* As sqlite3_create_filename() makes it, and with the C library's memory, as all here: a test lets sqlite3_malloc() fail, not what reads for it. */
+static char *nameOf(const char *z){
+  char *a = calloc(1, 4+strlen(z)+8);
+  if( a==0 ) abort();
+  return strcpy(a+4, z);
+}
+static void freeName(const char *z){ if( z ) free((char*)z-4); }
+
 static Opened openFile(sqlite3_vfs *pVfs, const char *zPath, int forWriting){
   Opened o = {0, 0, 0};
-  char *zFull = sqlite3_malloc(pVfs->mxPathname+1);
+  char *zFull = calloc(1, pVfs->mxPathname+1);
   /* Never read-only: a store that keeps one version has no such opens. */
   int flags = SQLITE_OPEN_READWRITE|(forWriting ? SQLITE_OPEN_CREATE : 0), flagsOut = 0;
   o.rc = pVfs->xFullPathname(pVfs, zPath, pVfs->mxPathname+1, zFull) & ~SQLITE_OK_SYMLINK;
@@ -44,20 +52,20 @@ static Opened openFile(sqlite3_vfs *pVfs, const char *zPath, int forWriting){
       o.rc = SQLITE_CANTOPEN;
     }else{
       o.pFile = calloc(1, pVfs->szOsFile);
-      o.zName = zJournal ? 0 : sqlite3_create_filename(zFull, "", "", 0, 0);
+      o.zName = zJournal ? 0 : nameOf(zFull);
       o.rc = pVfs->xOpen(pVfs, zJournal ? zJournal : o.zName, o.pFile,
                          (zJournal ? SQLITE_OPEN_MAIN_JOURNAL : SQLITE_OPEN_MAIN_DB)|flags, &flagsOut);
-      if( o.rc ){ free(o.pFile); o.pFile = 0; sqlite3_free_filename((char*)o.zName); o.zName = 0; }
+      if( o.rc ){ free(o.pFile); o.pFile = 0; freeName(o.zName); o.zName = 0; }
     }
   }
-  sqlite3_free(zFull);
+  free(zFull);
   return o;
 }
 static void closeFile(Opened *o){
   if( o->pFile==0 ) return;
   o->pFile->pMethods->xClose(o->pFile);
   free(o->pFile);
-  sqlite3_free_filename((char*)o->zName);
+  freeName(o->zName);
 }
 static int lockFor(sqlite3_file *p, int level){
   int i, rc = SQLITE_OK;
@@ -116,10 +124,10 @@ static int vfsfile(ClientData unused, Tcl_Interp *ip, int oc, Tcl_Obj *const*ov)
     return TCL_OK;
   }
   if( sub==DELETE ){
-    char *zFull = sqlite3_malloc(pVfs->mxPathname+1);
+    char *zFull = calloc(1, pVfs->mxPathname+1);
     rc = pVfs->xFullPathname(pVfs, zPath, pVfs->mxPathname+1, zFull);
     if( rc==SQLITE_OK ) rc = pVfs->xDelete(pVfs, zFull, 0);
-    sqlite3_free(zFull);
+    free(zFull);
     Tcl_SetObjResult(ip, Tcl_NewIntObj(rc));
     return TCL_OK;
   }
