@@ -93,7 +93,7 @@ proc ::proof::put_changes {path before after} {
 
 proc file {sub args} {
   switch -- $sub {
-    exists - isfile - readable - writable {
+    exist - exists - isfile - readable - writable {
       if {[llength $args] == 1} {
         set path [lindex $args 0]
         # A stub has permissions of its own.

@@ -74,23 +74,30 @@ static int diskFull(void){ return 0; }
 #define MAX_LINKS 100
 enum Kind { MAIN, BESIDE };
 
+/* What is known of an open database. Not in its ProofFile, which a VFS above may move in memory (appendvfs.c does). */
+typedef struct Database Database;
+struct Database {
+  Database *pNext;
+  const char *zJournal;       /* Where SQLite keeps the name of its journal */
+  char *zOurs;                /* The name for pagewire, with the URI's parameters behind it */
+  int isPastCommit;           /* Between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
+};
+
 typedef struct ProofFile ProofFile;
 struct ProofFile {
   sqlite3_file base;
   enum Kind kind;
-  const char *zJournal;       /* MAIN: where SQLite keeps the name of its journal; BESIDE: its name, if it is one */
-  char *zOurs;                /* MAIN: the name for pagewire, with the URI's parameters behind it */
+  Database *pDatabase;        /* MAIN */
+  const char *zJournal;       /* BESIDE: its name, if it is a journal */
   int isSuper;                /* BESIDE: a super-journal, or a child journal that is read to clean one up */
   int isDirty;                /* MAIN: written to since the last SQLITE_FCNTL_SYNC */
   int isUnder;                /* MAIN: opened while another VFS was the default one: it may be above this one */
   int isDue;                  /* MAIN: SQLITE_FCNTL_SYNC has come, and waits for xSync */
-  int isPastCommit;           /* MAIN: between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
   int hasSuper;               /* MAIN: that one named a super-journal */
-  ProofFile *pNext;
 };
 
 static sqlite3_vfs *pPagewire;
-static ProofFile *pAll;
+static Database *pAll;
 static sqlite3_int64 nOpen, nRead, nWrite, nLock, nSync;
 
 /* Every path that was opened as a database, for [glob]. */
@@ -132,7 +139,7 @@ static const char *translated(const char *z, char *zBuf){
 static const char *besideName(const char *z, char *zBuf){
   const char *zFound = 0;
   char first = '@';
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !zFound; p=p->pNext){
     if( p->zJournal==z ) zFound = sqlite3_filename_journal(p->zOurs);
@@ -149,8 +156,8 @@ static void setPastCommit(ProofFile *p, int isPast){
 #ifdef SQLITE_TEST
   static int nPast = 0, oomTest = 0;
 #endif
-  if( p->isPastCommit==isPast ) return;
-  p->isPastCommit = isPast;
+  if( p->pDatabase->isPastCommit==isPast ) return;
+  p->pDatabase->isPastCommit = isPast;
 #ifdef SQLITE_TEST
   pthread_mutex_lock(&lists);
   if( isPast && nPast++==0 ){
@@ -165,14 +172,14 @@ static void setPastCommit(ProofFile *p, int isPast){
 /* Whether the connection whose journal this is is there, where SQLite keeps its name. */
 static int journalIsPastCommit(const char *zJournal){
   int isPast = 0;
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !isPast; p=p->pNext) isPast = p->isPastCommit && p->zJournal==zJournal;
   pthread_mutex_unlock(&lists);
   return isPast;
 }
 static int isPastCommit(ProofFile *p){
-  return p->kind==MAIN ? p->isPastCommit : p->zJournal && journalIsPastCommit(p->zJournal);
+  return p->kind==MAIN ? p->pDatabase->isPastCommit : p->zJournal && journalIsPastCommit(p->zJournal);
 }
 
 static void remember(const char *zPath){
@@ -194,7 +201,7 @@ const char *proof_known(int index){
 /* For the Tcl commands of the test build: where SQLite keeps the name of the journal at this path, if there is one now. */
 const char *proof_journal(const char *zPath){
   const char *zFound = 0;
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !zFound; p=p->pNext){
     int exists = 0;
@@ -206,17 +213,21 @@ const char *proof_journal(const char *zPath){
   return zFound;
 }
 
+static void freeDatabase(Database *p){
+  if( p ) sqlite3_free_filename(p->zOurs);
+  free(p);
+}
 static int proofClose(sqlite3_file *pFile){
   ProofFile *p = (ProofFile*)pFile;
   int rc = methods(pFile)->xClose(real(pFile));
   if( p->kind==MAIN ){
-    ProofFile **pp;
+    Database **pp;
     setPastCommit(p, 0);
     pthread_mutex_lock(&lists);
-    for(pp=&pAll; *pp && *pp!=p; pp=&(*pp)->pNext){}
-    if( *pp ) *pp = p->pNext;
+    for(pp=&pAll; *pp!=p->pDatabase; pp=&(*pp)->pNext){}
+    *pp = p->pDatabase->pNext;
     pthread_mutex_unlock(&lists);
-    sqlite3_free_filename(p->zOurs);
+    freeDatabase(p->pDatabase);
   }
   OPEN_COUNT(-1);
   p->base.pMethods = 0;
@@ -426,9 +437,13 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
     flags = stubFlags(zName, flags);
     p->kind = MAIN;
     p->isUnder = sqlite3_vfs_find(0)!=pVfs;
-    p->zOurs = oursWithParameters(zName, first);
-    if( p->zOurs==0 ) return SQLITE_NOMEM;
-    zOurs = p->zOurs;
+    p->pDatabase = calloc(1, sizeof(Database));
+    if( p->pDatabase ) p->pDatabase->zOurs = oursWithParameters(zName, first);
+    if( p->pDatabase==0 || p->pDatabase->zOurs==0 ){
+      free(p->pDatabase);
+      return SQLITE_NOMEM;
+    }
+    zOurs = p->pDatabase->zOurs;
     COUNT(nOpen);
   }else{
     p->kind = BESIDE;
@@ -436,16 +451,16 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   }
   rc = pPagewire->xOpen(pPagewire, zOurs, real(pFile), flags, pOutFlags);
   if( rc!=SQLITE_OK ){
-    if( p->kind==MAIN ) sqlite3_free_filename(p->zOurs);
+    freeDatabase(p->pDatabase);
     return rc;
   }
   p->base.pMethods = &proofMethods;
   OPEN_COUNT(+1);
   if( p->kind==MAIN ){
-    p->zJournal = sqlite3_filename_journal(zName);
+    p->pDatabase->zJournal = sqlite3_filename_journal(zName);
     pthread_mutex_lock(&lists);
-    p->pNext = pAll;
-    pAll = p;
+    p->pDatabase->pNext = pAll;
+    pAll = p->pDatabase;
     remember(zName);
     pthread_mutex_unlock(&lists);
     keepSession();
