@@ -156,7 +156,7 @@ static void setPastCommit(ProofFile *p, int isPast){
 #ifdef SQLITE_TEST
   static int nPast = 0, oomTest = 0;
 #endif
-  if( p->pDatabase->isPastCommit==isPast ) return;
+  if( p->kind!=MAIN || p->pDatabase->isPastCommit==isPast ) return;
   p->pDatabase->isPastCommit = isPast;
 #ifdef SQLITE_TEST
   pthread_mutex_lock(&lists);
