@@ -20,13 +20,15 @@ pytest=9.2.0
 out=$top/.test-tools/applications
 profile=${PAGEWIRE_PROFILE:-debug}
 built=
-if [ "${1:-}" = --profile ]; then
-    profile=$2
-    shift 2
-elif [ "${1:-}" = --bin ]; then
-    built=$(realpath "$2")
-    shift 2
-fi
+others=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --profile) profile=$2; shift 2 ;;
+        --bin) built=$(realpath "$2"); shift 2 ;;
+        *) others+=("$1"); shift ;;
+    esac
+done
+set -- ${others[@]+"${others[@]}"}
 mkdir -p "$out"
 
 as_root() {

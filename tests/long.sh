@@ -32,6 +32,7 @@ journaltest                 sqlite   80  the same, 1,064 files
 atomic-batch-write          sqlite   90  the same, 1,088 files
 full                        sqlite  300  all of SQLite's files
 no-batch-atomic             sqlite    5  the files that skip themselves under batch-atomic writes, without them
+stubs                       sqlite    1  the files that look at the disk, with an empty file at the path of each database
 stock                       sqlite   10  the short list with Debian's libsqlite3.so.0
 fault                       sqlite   40  I/O errors, full disks, crashes: 50 files
 fault-local                 sqlite  150  the same on the local store
@@ -130,7 +131,7 @@ run() {
         veryquick-*) sqlite veryquick --store "${1#veryquick-}" --timeout 1800 ;;
         inmemory_journal | journaltest | atomic-batch-write) sqlite "$1" --timeout 3600 ;;
         full) sqlite full --timeout 7200 --env PROOF_KEEP=1 ;;
-        no-batch-atomic | stock) sqlite "$1" --timeout 3600 ;;
+        no-batch-atomic | stubs | stock) sqlite "$1" --timeout 3600 ;;
         fault) sqlite fault --timeout 7200 --env PROOF_KEEP=1 ;;
         fault-local) sqlite fault --store local --timeout 7200 --env PROOF_KEEP=1 ;;
         mptest) tests/sqlite/mptest.sh --bin "$built" ;;

@@ -152,7 +152,8 @@ def main():
     parser.add_argument("--short", action="store_true", help="less: without Django where no suite is named")
     parser.add_argument("--no-stubs", action="store_true", help="nothing at a database's path")
     parser.add_argument("--store", default="versioned-memory", choices=["memory", "versioned-memory", "local"])
-    options = parser.parse_args()
+    # Suites behind an option too: parse_args() takes none of them there.
+    options = parser.parse_intermixed_args()
     options.folder, options.bin = options.folder.resolve(), options.bin.resolve()
     harness.COMMAND = options.bin / "pagewire"
     mode = "no-stubs" if options.no_stubs else "stubs"

@@ -1,7 +1,7 @@
 # Makes Tcl's commands on files see the databases of the default VFS beside the files on disk, in every interpreter of
 # testfixture, so that SQLite's tests run as they are. Sourced by proof_tcl.c.
 #
-# A path that is on disk means the file on disk. Journals can be looked at and deleted while their connection has them; one that
+# A path that is on disk means the file on disk, but for the stubs that proof_vfs.c makes. Journals can be looked at and deleted while their connection has them; one that
 # a test writes itself goes to the disk, where pagewire never looks: it has no hot journals.
 
 # With PROOF_STEPS=PATH the file of tests at that path is run command by command, as it is, those within its loops and conditions too: an
@@ -22,12 +22,20 @@ namespace eval ::proof {
   variable piece 512
 }
 
-proc ::proof::is_database {path} { expr {![proof_file exists $path] && [vfsfile exists $path]} }
+# With PROOF_STUBS=1 an empty file stands at the path of a database that was created: what is asked of its content is asked of the database.
+proc ::proof::is_stub {path} {
+  expr {[info exists ::env(PROOF_STUBS)] && $::env(PROOF_STUBS) eq "1" && [proof_file isfile $path] && [proof_file size $path] == 0}
+}
+
+# Whether nothing on disk stands in a database's place.
+proc ::proof::is_free {path} { expr {![proof_file exists $path] || [is_stub $path]} }
+
+proc ::proof::is_database {path} { expr {[is_free $path] && [vfsfile exists $path]} }
 
 # Whether a file that a test makes by itself is meant to be opened as a database.
 proc ::proof::will_be_database {path} {
   set tail [proof_file tail $path]
-  expr {[regexp {\.(db|db2|mdb|sqlite|test)[0-9x]*$} $tail] && ![proof_file exists $path]
+  expr {[regexp {\.(db|db2|mdb|sqlite|test)[0-9x]*$} $tail] && [is_free $path]
         && ![proof_file exists [proof_file join $path .]]}
 }
 
@@ -64,7 +72,7 @@ proc ::proof::content {path} {
 }
 
 proc ::proof::put {path bytes} {
-  if {![proof_file exists $path] && [string match *.db* [proof_file tail $path]] && ![regexp -- {-(journal|wal|shm)$} $path]} {
+  if {[is_free $path] && [string match *.db* [proof_file tail $path]] && ![regexp -- {-(journal|wal|shm)$} $path]} {
     vfsfile put $path $bytes
   } else {
     set f [proof_open $path wb]
@@ -85,9 +93,11 @@ proc ::proof::put_changes {path before after} {
 
 proc file {sub args} {
   switch -- $sub {
-    exists - isfile - readable - writable {
+    exist - exists - isfile - readable - writable {
       if {[llength $args] == 1} {
-        return [expr {[proof_file $sub [lindex $args 0]] || [::proof::is_database [lindex $args 0]]}]
+        set path [lindex $args 0]
+        # A stub has permissions of its own.
+        return [expr {[proof_file exists $path] ? [proof_file $sub $path] : [::proof::is_database $path]}]
       }
     }
     size {
@@ -170,7 +180,8 @@ proc glob {args} {
       if {$pattern eq "-nocomplain" || $pattern eq "--"} continue
       set absolute [proof_file join [pwd] $pattern]
       foreach name [vfsfile names {}] {
-        if {![string match $absolute $name]} continue
+        # To Tcl's [string match] a "*" may be several folders.
+        if {![string match $absolute $name] || [regexp -all / $absolute] != [regexp -all / $name]} continue
         if {[proof_file pathtype $pattern] eq "relative"} { set name [string range $name [string length [pwd]/] end] }
         if {$name ni $found && [vfsfile exists $name]} { lappend found $name }
       }

@@ -17,7 +17,8 @@
 **   4. Counts: with PROOF_COUNTS=FILE one line a process, of how many databases were opened on pagewire, and what was asked.
 **   5. Stubs, for applications that look at the path with the operating system: with PROOF_STUBS=1 an empty file is made at the path
 **      of a database that is created. Another file is another database, also while connections have that of a file that was removed:
-**      the time at which the file was made chooses the first letter of the name. A file with something in it is refused.
+**      the time at which the file was made chooses the first letter of the name. A file with something in it is refused, and who may
+**      only read it gets a read-only connection, and a symbolic link leads to it, as with the unix VFS.
 **   6. Calls: with PROOF_RPC=FILE one line a process, of the round trips that it waited for, and of the bytes that it sent and received, as
 **      pagewire_rpc has them, heartbeats left out.
 **   7. One session: with PROOF_KEEP=1 the process keeps a database of its own open from its first one on, so that its session and its
@@ -70,25 +71,33 @@ static int diskFull(void){ return 0; }
 /* Of a database for pagewire: its own limit, less what a super-journal adds. */
 #define MAX_OURS 384
 #define STUB_ROUNDS 60
+#define MAX_LINKS 100
 enum Kind { MAIN, BESIDE };
+
+/* What is known of an open database. Not in its ProofFile, which a VFS above may move in memory (appendvfs.c does). */
+typedef struct Database Database;
+struct Database {
+  Database *pNext;
+  const char *zJournal;       /* Where SQLite keeps the name of its journal */
+  char *zOurs;                /* The name for pagewire, with the URI's parameters behind it */
+  int isPastCommit;           /* Between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
+};
 
 typedef struct ProofFile ProofFile;
 struct ProofFile {
   sqlite3_file base;
   enum Kind kind;
-  const char *zJournal;       /* MAIN: where SQLite keeps the name of its journal; BESIDE: its name, if it is one */
-  char *zOurs;                /* MAIN: the name for pagewire, with the URI's parameters behind it */
+  Database *pDatabase;        /* MAIN */
+  const char *zJournal;       /* BESIDE: its name, if it is a journal */
   int isSuper;                /* BESIDE: a super-journal, or a child journal that is read to clean one up */
   int isDirty;                /* MAIN: written to since the last SQLITE_FCNTL_SYNC */
   int isUnder;                /* MAIN: opened while another VFS was the default one: it may be above this one */
   int isDue;                  /* MAIN: SQLITE_FCNTL_SYNC has come, and waits for xSync */
-  int isPastCommit;           /* MAIN: between a SQLITE_FCNTL_SYNC that committed and what ends the transaction */
   int hasSuper;               /* MAIN: that one named a super-journal */
-  ProofFile *pNext;
 };
 
 static sqlite3_vfs *pPagewire;
-static ProofFile *pAll;
+static Database *pAll;
 static sqlite3_int64 nOpen, nRead, nWrite, nLock, nSync;
 
 /* Every path that was opened as a database, for [glob]. */
@@ -130,7 +139,7 @@ static const char *translated(const char *z, char *zBuf){
 static const char *besideName(const char *z, char *zBuf){
   const char *zFound = 0;
   char first = '@';
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !zFound; p=p->pNext){
     if( p->zJournal==z ) zFound = sqlite3_filename_journal(p->zOurs);
@@ -147,8 +156,8 @@ static void setPastCommit(ProofFile *p, int isPast){
 #ifdef SQLITE_TEST
   static int nPast = 0, oomTest = 0;
 #endif
-  if( p->isPastCommit==isPast ) return;
-  p->isPastCommit = isPast;
+  if( p->kind!=MAIN || p->pDatabase->isPastCommit==isPast ) return;
+  p->pDatabase->isPastCommit = isPast;
 #ifdef SQLITE_TEST
   pthread_mutex_lock(&lists);
   if( isPast && nPast++==0 ){
@@ -163,14 +172,14 @@ static void setPastCommit(ProofFile *p, int isPast){
 /* Whether the connection whose journal this is is there, where SQLite keeps its name. */
 static int journalIsPastCommit(const char *zJournal){
   int isPast = 0;
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !isPast; p=p->pNext) isPast = p->isPastCommit && p->zJournal==zJournal;
   pthread_mutex_unlock(&lists);
   return isPast;
 }
 static int isPastCommit(ProofFile *p){
-  return p->kind==MAIN ? p->isPastCommit : p->zJournal && journalIsPastCommit(p->zJournal);
+  return p->kind==MAIN ? p->pDatabase->isPastCommit : p->zJournal && journalIsPastCommit(p->zJournal);
 }
 
 static void remember(const char *zPath){
@@ -192,7 +201,7 @@ const char *proof_known(int index){
 /* For the Tcl commands of the test build: where SQLite keeps the name of the journal at this path, if there is one now. */
 const char *proof_journal(const char *zPath){
   const char *zFound = 0;
-  ProofFile *p;
+  Database *p;
   pthread_mutex_lock(&lists);
   for(p=pAll; p && !zFound; p=p->pNext){
     int exists = 0;
@@ -204,17 +213,21 @@ const char *proof_journal(const char *zPath){
   return zFound;
 }
 
+static void freeDatabase(Database *p){
+  if( p ) sqlite3_free_filename(p->zOurs);
+  free(p);
+}
 static int proofClose(sqlite3_file *pFile){
   ProofFile *p = (ProofFile*)pFile;
   int rc = methods(pFile)->xClose(real(pFile));
   if( p->kind==MAIN ){
-    ProofFile **pp;
+    Database **pp;
     setPastCommit(p, 0);
     pthread_mutex_lock(&lists);
-    for(pp=&pAll; *pp && *pp!=p; pp=&(*pp)->pNext){}
-    if( *pp ) *pp = p->pNext;
+    for(pp=&pAll; *pp!=p->pDatabase; pp=&(*pp)->pNext){}
+    *pp = p->pDatabase->pNext;
     pthread_mutex_unlock(&lists);
-    sqlite3_free_filename(p->zOurs);
+    freeDatabase(p->pDatabase);
   }
   OPEN_COUNT(-1);
   p->base.pMethods = 0;
@@ -331,6 +344,11 @@ static int hasPlace(const char *z){
   return stat(zDir, &st)==0 && S_ISDIR(st.st_mode);
 }
 
+static int hasStubs(void){
+  const char *z = getenv("PROOF_STUBS");
+  return z && strcmp(z, "1")==0;
+}
+
 /* 5. of the header: what the name of the database at this path begins with, 0 if a plain file could not be opened there. */
 static char stubLocked(const char *zPath, int flags){
   static const char zFirst[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -363,13 +381,18 @@ static char stubLocked(const char *zPath, int flags){
 static char stub(const char *zPath, int flags){
   /* Nobody opens what another thread is about to delete. */
   static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
-  const char *zStubs = getenv("PROOF_STUBS");
   char first;
-  if( zStubs==0 || strcmp(zStubs, "1")!=0 ) return '@';
+  if( !hasStubs() ) return '@';
   pthread_mutex_lock(&one);
   first = stubLocked(zPath, flags);
   pthread_mutex_unlock(&one);
   return first;
+}
+
+/* The flags that are possible at a stub with these permissions. */
+static int stubFlags(const char *zPath, int flags){
+  if( !hasStubs() || 0==(flags & SQLITE_OPEN_READWRITE) || access(zPath, W_OK)==0 ) return flags;
+  return (flags & ~(SQLITE_OPEN_READWRITE|SQLITE_OPEN_CREATE)) | SQLITE_OPEN_READONLY;
 }
 
 static char *oursWithParameters(const char *zName, char first){
@@ -411,11 +434,16 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   if( flags & SQLITE_OPEN_MAIN_DB ){
     char first = hasPlace(zName) ? stub(zName, flags) : 0;
     if( first==0 ) return SQLITE_CANTOPEN;
+    flags = stubFlags(zName, flags);
     p->kind = MAIN;
     p->isUnder = sqlite3_vfs_find(0)!=pVfs;
-    p->zOurs = oursWithParameters(zName, first);
-    if( p->zOurs==0 ) return SQLITE_NOMEM;
-    zOurs = p->zOurs;
+    p->pDatabase = calloc(1, sizeof(Database));
+    if( p->pDatabase ) p->pDatabase->zOurs = oursWithParameters(zName, first);
+    if( p->pDatabase==0 || p->pDatabase->zOurs==0 ){
+      free(p->pDatabase);
+      return SQLITE_NOMEM;
+    }
+    zOurs = p->pDatabase->zOurs;
     COUNT(nOpen);
   }else{
     p->kind = BESIDE;
@@ -423,16 +451,16 @@ static int proofOpen(sqlite3_vfs *pVfs, const char *zName, sqlite3_file *pFile, 
   }
   rc = pPagewire->xOpen(pPagewire, zOurs, real(pFile), flags, pOutFlags);
   if( rc!=SQLITE_OK ){
-    if( p->kind==MAIN ) sqlite3_free_filename(p->zOurs);
+    freeDatabase(p->pDatabase);
     return rc;
   }
   p->base.pMethods = &proofMethods;
   OPEN_COUNT(+1);
   if( p->kind==MAIN ){
-    p->zJournal = sqlite3_filename_journal(zName);
+    p->pDatabase->zJournal = sqlite3_filename_journal(zName);
     pthread_mutex_lock(&lists);
-    p->pNext = pAll;
-    pAll = p;
+    p->pDatabase->pNext = pAll;
+    pAll = p->pDatabase;
     remember(zName);
     pthread_mutex_unlock(&lists);
     keepSession();
@@ -460,11 +488,43 @@ static int proofAccess(sqlite3_vfs *pVfs, const char *zName, int flags, int *pOu
   return pPagewire->xAccess(pPagewire, besideName(zName, zBuf), flags, pOut);
 }
 
+typedef struct FullPath { char *z; int n, most, nLinks; } FullPath;
+
+/* Puts a path behind what is there. Where databases have stubs, a symbolic link to one is followed, as the unix VFS does. */
+static int appendPath(FullPath *p, char *z){
+  char zLink[MAX_NAME];
+  char *zPart, *zState;
+  struct stat st;
+  for(zPart=strtok_r(z, "/", &zState); zPart; zPart=strtok_r(0, "/", &zState)){
+    int nPart = (int)strlen(zPart), nBefore = p->n, rc;
+    ssize_t nLink;
+    if( strcmp(zPart, ".")==0 ) continue;
+    if( strcmp(zPart, "..")==0 ){
+      while( p->n>0 && p->z[--p->n]!='/' ){}
+      p->z[p->n] = 0;
+      continue;
+    }
+    if( p->n+nPart+2>p->most || p->n+nPart+2>MAX_NAME ) return SQLITE_CANTOPEN;
+    p->z[p->n++] = '/';
+    memcpy(p->z+p->n, zPart, nPart+1);
+    p->n += nPart;
+    if( !hasStubs() || lstat(p->z, &st)!=0 || !S_ISLNK(st.st_mode) ) continue;
+    nLink = readlink(p->z, zLink, sizeof(zLink)-1);
+    if( nLink<=0 || ++p->nLinks>MAX_LINKS ) return SQLITE_CANTOPEN;
+    zLink[nLink] = 0;
+    p->n = zLink[0]=='/' ? 0 : nBefore;
+    p->z[p->n] = 0;
+    rc = appendPath(p, zLink);
+    if( rc!=SQLITE_OK ) return rc;
+  }
+  return SQLITE_OK;
+}
+
 /* The absolute path, as the unix VFS makes it; the VFS below has the last word on whether the name is one. */
 static int proofFullPathname(sqlite3_vfs *pVfs, const char *z, int nOut, char *zOut){
   char zAbs[4*MAX_NAME], zBuf[MAX_NAME], zIgnored[MAX_NAME];
-  char *zPart, *zState;
-  int n = 0;
+  FullPath path = {zOut, 0, nOut, 0};
+  int rc;
   (void)pVfs;
   if( strlen(z)>=2*MAX_NAME ) return SQLITE_CANTOPEN;
   zAbs[0] = 0;
@@ -473,21 +533,11 @@ static int proofFullPathname(sqlite3_vfs *pVfs, const char *z, int nOut, char *z
   strcat(zAbs, z);
   if( nOut<2 ) return SQLITE_CANTOPEN;
   zOut[0] = 0;
-  for(zPart=strtok_r(zAbs, "/", &zState); zPart; zPart=strtok_r(0, "/", &zState)){
-    int nPart = (int)strlen(zPart);
-    if( strcmp(zPart, ".")==0 ) continue;
-    if( strcmp(zPart, "..")==0 ){
-      while( n>0 && zOut[--n]!='/' ){}
-      zOut[n] = 0;
-      continue;
-    }
-    if( n+nPart+2>nOut || n+nPart+2>MAX_NAME ) return SQLITE_CANTOPEN;
-    zOut[n++] = '/';
-    memcpy(zOut+n, zPart, nPart+1);
-    n += nPart;
-  }
-  if( n==0 ){ zOut[0] = '/'; zOut[1] = 0; return SQLITE_OK; }
-  return pPagewire->xFullPathname(pPagewire, translated(zOut, zBuf), MAX_NAME, zIgnored);
+  rc = appendPath(&path, zAbs);
+  if( rc!=SQLITE_OK ) return rc;
+  if( path.n==0 ){ zOut[0] = '/'; zOut[1] = 0; return SQLITE_OK; }
+  rc = pPagewire->xFullPathname(pPagewire, translated(zOut, zBuf), MAX_NAME, zIgnored);
+  return rc==SQLITE_OK && path.nLinks ? SQLITE_OK_SYMLINK : rc;
 }
 static void *proofDlOpen(sqlite3_vfs *v, const char *z){ (void)v; return pPagewire->xDlOpen(pPagewire, z); }
 static void proofDlError(sqlite3_vfs *v, int n, char *z){ (void)v; pPagewire->xDlError(pPagewire, n, z); }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs files of SQLite's TCL suite on remote pages, a process and a page server for each, and compares them with the unix VFS.
 
-    run.py --suite DIR --list FILE|NAME [--store memory|versioned-memory|local] [--no-batch-atomic | --stock | --permutation NAME]
+    run.py --suite DIR --list FILE|NAME [--store memory|versioned-memory|local] [--no-batch-atomic | --stubs | --stock | --permutation NAME]
            [--jobs 2] [--timeout 900] [--only REGEX] [--shard I/N] [--bin DIR] [--keep] [--resume [--again REGEX]]
 
 Result of a file: what testfixture counted, and the names of the cases that failed. It is right if the manifest says so: without
@@ -26,6 +26,7 @@ import pathlib
 import pwd
 import re
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -41,9 +42,11 @@ import harness  # noqa: E402
 
 MANIFEST = HERE / "manifest.tsv"
 COUNTS = HERE / "counts.tsv"
+# Counted up where the results of the unix VFS become other ones by a change of this file.
+BASELINE = 2
 # Runs that were made in full: without their line nothing would notice that they have become smaller.
 COUNTED = {("veryquick", store) for store in ("memory", "versioned-memory", "local")}
-COUNTED |= {(run, "versioned-memory") for run in ("ci", "fast", "stock", "no-batch-atomic")}
+COUNTED |= {(run, "versioned-memory") for run in ("ci", "fast", "stubs", "stock", "no-batch-atomic")}
 # The permutation of SQLite that ends in an error where the default VFS has no batch-atomic writes, as unix has none. It sets nothing, so
 # on unix the same file is run as one of "veryquick", and the manifest's lines of plain runs, which have batch-atomic writes, hold.
 BATCH_ATOMIC = "atomic-batch-write"
@@ -128,8 +131,10 @@ class Runner:
         self.prelude = self.suite / "prelude.tcl"
         shutil.copy(HERE / "prelude.tcl", self.prelude)
         self.prelude.chmod(0o644)
-        # A short path: a database's name has at most 400 bytes. Everybody may pass through, each file's folder is its own.
-        self.work = pathlib.Path(tempfile.mkdtemp(prefix="pw."))
+        # A short path: a database's name has at most 400 bytes. Without "_", with which vtabH.test leaves a part out. Everybody may pass
+        # through, each file's folder is its own.
+        self.work = pathlib.Path(tempfile.gettempdir()) / f"pw.{secrets.token_hex(4)}"
+        self.work.mkdir()
         self.work.chmod(0o755)
         # What is under way, each in a process group of its own, or a server: it ends with this program.
         self.groups = set()
@@ -168,6 +173,10 @@ class Runner:
         cwd.mkdir(parents=True)
         tmp.mkdir()
         self.take([folder, cwd, tmp])
+        # The tests of the shell look for it where testfixture was started, and leave themselves out without a word.
+        if not self.options.stock:
+            for program in ("sqlite3", "sqldiff"):
+                (cwd / program).symlink_to(self.programs / program)
         log = self.logs / f"{name}.{store}.log"
         pathlib.Path(f"{log}.server").unlink(missing_ok=True)
         settings = {"PROOF_COUNTS": str(folder / "counts"), "PROOF_TMP": str(tmp), "SQLITE_TMPDIR": str(tmp)}
@@ -181,6 +190,8 @@ class Runner:
             settings["PROOF_STOCK"] = str(self.programs)
         if self.options.no_batch_atomic:
             settings["PAGEWIRE_BATCH_ATOMIC"] = "0"
+        if self.options.stubs:
+            settings["PROOF_STUBS"] = "1"
         if in_steps:
             settings["PROOF_PRELUDE"] = str(self.prelude)
             settings["PROOF_STEPS"] = str(self.suite / "src" / path)
@@ -415,6 +426,7 @@ def main():
     parser.add_argument("--list", required=True)
     parser.add_argument("--store", default="versioned-memory", choices=["memory", "versioned-memory", "local"])
     parser.add_argument("--no-batch-atomic", action="store_true")
+    parser.add_argument("--stubs", action="store_true", help="an empty file at the path of a database that was created")
     parser.add_argument("--stock", action="store_true", help="the system's library of SQLite in place of testfixture")
     parser.add_argument("--permutation")
     parser.add_argument("--label")
@@ -433,6 +445,7 @@ def main():
     options.label = options.label or "-".join(
         [pathlib.PurePath(options.list).stem, options.store]
         + ["no-batch-atomic"] * options.no_batch_atomic
+        + ["stubs"] * (options.stubs and options.list != "stubs")
         + ["stock"] * options.stock
     )
     files = read_list(options.suite, options.list)
@@ -442,7 +455,7 @@ def main():
         index, count = map(int, options.shard.split("/"))
         files = files[index::count]
     kind = "stock" if options.stock else options.permutation or "plain"
-    mode = "no-batch-atomic" if options.no_batch_atomic else kind
+    mode = "no-batch-atomic" if options.no_batch_atomic else "stubs" if options.stubs else kind
     manifest = Manifest(mode, options.store)
     runner = Runner(options, identity())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -450,7 +463,7 @@ def main():
     kept = Kept(pathlib.Path(options.suite) / f"{options.label}.jsonl", options.resume)
     # What the unix VFS does there does not depend on us: kept for as long as the source is the same.
     source = (pathlib.Path(options.suite) / "src" / "manifest.uuid").read_text().strip()[:12]
-    baseline = Kept(pathlib.Path(options.suite) / f"unix-{kind}-{source}.jsonl", resume=True)
+    baseline = Kept(pathlib.Path(options.suite) / f"unix-{kind}-{source}-{BASELINE}.jsonl", resume=True)
     passed = failed = tests = theirs = 0
     nowhere = collections.Counter()
     total = [0] * 5

@@ -6,6 +6,7 @@
 # WHAT  ci               the slice that tests/run.sh runs (the default)
 #       fast | fault     the short list; the files that inject I/O errors, full disks and crashes
 #       no-batch-atomic  the files that skip themselves where the VFS has batch-atomic writes, without them
+#       stubs            the files that look at the disk, with an empty file at the path of each database, as applications have it
 #       stock            the short list in a plain tclsh with the system's own library of SQLite and its Tcl binding, in which pagewire is loaded
 #                        as an extension; files that need testfixture's own commands are counted by what they lack
 #       veryquick | full | inmemory_journal | journaltest | ...   a suite or permutation of SQLite's own permutations.test
@@ -39,6 +40,7 @@ while [ $# -gt 0 ]; do
 done
 case $what in
     ci | fast | fault) options+=(--list "$what") ;;
+    stubs) options+=(--list stubs --stubs) ;;
     stock) options+=(--list fast --stock) ;;
     no-batch-atomic) options+=(--list selfskip --no-batch-atomic) ;;
     veryquick | full) options+=(--list "$what" --jobs "$(nproc)") ;;
