@@ -27,9 +27,9 @@ parts() {
 veryquick-memory            sqlite    4  SQLite's veryquick, 1,109 files, on the memory store
 veryquick-versioned-memory  sqlite    3  the same on the versioned memory
 veryquick-local             sqlite    4  the same on the local store
-inmemory_journal            sqlite   90  SQLite's permutation of that name, 1,141 files
-journaltest                 sqlite   80  the same, 1,064 files
-atomic-batch-write          sqlite   90  the same, 1,088 files
+inmemory_journal            sqlite   35  SQLite's permutation of that name, 1,141 files
+journaltest                 sqlite   30  the same, 1,064 files
+atomic-batch-write          sqlite   25  the same, 1,088 files
 full                        sqlite  300  all of SQLite's files
 no-batch-atomic             sqlite    5  the files that skip themselves under batch-atomic writes, without them
 stubs                       sqlite    1  the files that look at the disk, with an empty file at the path of each database

@@ -109,10 +109,8 @@ async fn log1_a_group_of_commits_that_would_fit_no_record_costs_no_syncs_of_the_
     println!("{told:?}");
     assert_eq!(told.synced_writes, [0; 4], "the engine synced by itself");
     let of_log: usize = LOGS.iter().map(|log| told.syncs[*log]).sum();
-    assert!(
-        (2..COMMITS).contains(&of_log),
-        "they were no group: {told:?}"
-    );
+    // 3.6 MiB beside records of at most 1 MiB, and the first one by itself.
+    assert!((2..8).contains(&of_log), "they were no group: {told:?}");
 }
 
 /// LOG6: what the disk cannot read is no harm where the other slot has it, or nothing is needed from there; else it is refused, by name, and nothing

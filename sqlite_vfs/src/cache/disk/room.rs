@@ -112,10 +112,16 @@ fn room_of(metadata: &Metadata) -> u64 {
     metadata.blocks().saturating_mul(BLOCK_BYTES)
 }
 
-/// Removes what a process left that died while it made a file.
+/// Removes what a process left that died while it made a file, or between the removals of two.
 fn is_forgotten(file: &Taken, now: SystemTime) -> bool {
     let age = now.duration_since(file.used).unwrap_or_default();
-    is_being_made(&file.path) && age > FORGOTTEN && std::fs::remove_file(&file.path).is_ok()
+    let is_left = is_being_made(&file.path)
+        || is_log(&file.path) && !file.path.with_extension("pages").exists();
+    is_left && age > FORGOTTEN && std::fs::remove_file(&file.path).is_ok()
+}
+
+fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "changes")
 }
 
 /// Whether it has no name of its own yet.
@@ -131,11 +137,7 @@ fn shrink(file: &Taken, bytes: u64) -> u64 {
         // Its maker would find it gone when it gives it its name.
         return 0;
     }
-    let is_log = file
-        .path
-        .extension()
-        .is_some_and(|ending| ending == "changes");
-    if is_log {
+    if is_log(&file.path) {
         // Without it most of what the pages are worth is lost, and it is small beside them.
         return 0;
     }

@@ -47,7 +47,7 @@ impl Scene<'_> {
         })?;
         let count = self.sizes.point_rows;
         let read = format!("cold point read, {count} rows");
-        rows.extend(self.distant(&short(&read, 3.0), |remote, _| {
+        rows.extend(self.distant(&short(&read, 2.0), |remote, _| {
             let opener = Opener::Remote(remote, "point".to_owned());
             Ok(ColdRead::new(opener, count))
         })?);

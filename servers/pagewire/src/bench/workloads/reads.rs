@@ -47,6 +47,8 @@ impl Scene<'_> {
         let count = self.sizes.point_rows;
         self.fill_once("point", count)?;
         let mut ours = ColdRead::new(self.opener("point"), count);
+        // The first ones leave a list of hot pages.
+        traffic_of(&mut ours, 4)?;
         let traffic = traffic_of(&mut ours, 4)?;
         let local = Local::WalNormal;
         let contestants = vec![
@@ -67,7 +69,7 @@ impl Scene<'_> {
             contestants,
             &[],
         )?;
-        row.calls_aim = Some(3.0);
+        row.calls_aim = Some(2.0);
         Ok(row)
     }
 

@@ -151,6 +151,34 @@ fn q7_what_another_process_is_making_is_left_to_it_until_it_is_forgotten() {
     assert_eq!(others.map(|other| other.exists()), [true, false]);
 }
 
+/// Bug: whoever died after he had removed the pages left their log, and nobody removed it: some twenty of these took all of the smallest limit.
+#[test]
+fn q7_a_log_whose_pages_are_gone_is_removed_when_it_is_forgotten() {
+    let folder = TempDir::new().unwrap();
+    let large = attach(&cache(folder.path(), LIMIT), 1, 4096).unwrap();
+    // Somebody has to make room.
+    fs::write(large.slots.path(), vec![1; LIMIT as usize]).unwrap();
+    let now = fs::metadata(large.slots.path()).unwrap();
+    let now = now.modified().unwrap();
+    let logs = [(30, false), (90, true), (90, false)].map(|(age, has_pages)| {
+        let stem = format!("{age:032x}-{:016x}", u8::from(has_pages));
+        let path = folder.path().join(format!("{stem}.changes"));
+        if has_pages {
+            fs::write(path.with_extension("pages"), [1]).unwrap();
+        }
+        let file = fs::File::create_new(&path).unwrap();
+        file.set_len(1).unwrap();
+        file.set_modified(now - Duration::from_secs(age)).unwrap();
+        path
+    });
+    let cache = cache(folder.path(), LIMIT);
+    let file = attach(&cache, 2, 4096).unwrap();
+    file.offer(page(1), version(1), version(1), &content(1, 1, 4096));
+    cache.writer.stop(Duration::from_secs(10));
+    assert!(cache.warning().is_none());
+    assert_eq!(logs.map(|log| log.exists()), [true, true, false]);
+}
+
 #[test]
 fn q7_who_reads_more_than_there_is_room_for_leaves_most_of_what_is_there() {
     let folder = TempDir::new().unwrap();
