@@ -30,12 +30,12 @@ veryquick-local             sqlite    4  the same on the local store
 inmemory_journal            sqlite   35  SQLite's permutation of that name, 1,141 files
 journaltest                 sqlite   30  the same, 1,064 files
 atomic-batch-write          sqlite   25  the same, 1,088 files
-full                        sqlite  300  all of SQLite's files
+full                        sqlite  120  all of SQLite's files
 no-batch-atomic             sqlite    5  the files that skip themselves under batch-atomic writes, without them
 stubs                       sqlite    1  the files that look at the disk, with an empty file at the path of each database
 stock                       sqlite   10  the short list with Debian's libsqlite3.so.0
 fault                       sqlite   40  I/O errors, full disks, crashes: 50 files
-fault-local                 sqlite  150  the same on the local store
+fault-local                 sqlite   60  the same on the local store
 mptest                      sqlite    1  several processes on one database
 tools                       sqlite    3  speedtest1 --verify, kvtest, threadtest3
 applications                apps     30  CPython, SQLAlchemy, Django in full, on the versioned memory

@@ -47,6 +47,7 @@ BASELINE = 2
 # Runs that were made in full: without their line nothing would notice that they have become smaller.
 COUNTED = {("veryquick", store) for store in ("memory", "versioned-memory", "local")}
 COUNTED |= {(run, "versioned-memory") for run in ("ci", "fast", "stubs", "stock", "no-batch-atomic")}
+COUNTED |= {("fault", store) for store in ("versioned-memory", "local")}
 COUNTED |= {(run, "versioned-memory") for run in ("full", "inmemory_journal", "journaltest", "atomic-batch-write")}
 # The permutation of SQLite that ends in an error where the default VFS has no batch-atomic writes, as unix has none. It sets nothing, so
 # on unix the same file is run as one of "veryquick", and the manifest's lines of plain runs, which have batch-atomic writes, hold.
