@@ -119,6 +119,17 @@ impl CallError {
         error
     }
 
+    /// Of a call that servers may not have: one of an older release answers as its transport does, without a reason. To ask again changes nothing.
+    pub fn of_an_optional_call(self, code: tonic::Code) -> Self {
+        match code {
+            tonic::Code::Unimplemented if !self.explicit => Self {
+                reason: Reason::Unsupported,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// No answer before the deadline.
     pub fn timeout(waited: std::time::Duration) -> Self {
         Self {
@@ -175,5 +186,38 @@ impl From<CallError> for Error {
             | Reason::Internal => Kind::Io,
         };
         Self::new(kind, error.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::counters::CallKind;
+
+    /// Bug: a call that a server of an older release has not was answered by its transport, and taken for one that got no answer: it was repeated until
+    /// its deadline, and told as a server that is out of reach.
+    #[test]
+    fn an_optional_call_that_is_not_there_is_not_asked_for_again() {
+        let unknown = CallError::from_status(&tonic::Status::unimplemented(""));
+        assert!(unknown.is_transient());
+        let told = unknown.of_an_optional_call(tonic::Code::Unimplemented);
+        assert_eq!(told.reason, Reason::Unsupported);
+        assert!(!told.is_transient() && !told.explicit);
+        let broken = CallError::from_status(&tonic::Status::unavailable("reset"));
+        let told = broken.of_an_optional_call(tonic::Code::Unavailable);
+        assert!(told.is_transient());
+    }
+
+    /// Without these nothing goes on: a proxy may say for a while that it knows no such call.
+    #[test]
+    fn calls_that_every_server_has_are_repeated() {
+        use CallKind::{Acquire, Begin, Branch, Find, History, Open, Read, Resolve, Tag};
+        assert!(
+            [Find, History, Tag, Branch]
+                .into_iter()
+                .all(CallKind::is_optional)
+        );
+        let always = [Open, Begin, Read, Acquire, Resolve];
+        assert!(!always.into_iter().any(CallKind::is_optional));
     }
 }

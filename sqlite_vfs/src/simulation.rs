@@ -33,6 +33,10 @@ pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> +
 pub trait World: Send + Sync {
     /// Which simulated process the calling thread belongs to.
     fn process(&self) -> u64;
+    /// Whether it is a client of an older release: it names no capabilities, uses none that a server names, and numbers nothing.
+    fn is_older(&self) -> bool {
+        false
+    }
     /// Connects to `host:port`.
     fn connect(&self, authority: &str) -> Connecting;
     /// SQLite is told of an error, on the calling thread. SQLite's number says less: damage and bugs are I/O errors there.
@@ -56,6 +60,11 @@ pub fn install(world: &'static dyn World) {
 
 pub(crate) fn world() -> Option<&'static dyn World> {
     WORLD.get().copied()
+}
+
+/// See [`World::is_older`].
+pub(crate) fn is_older() -> bool {
+    world().is_some_and(World::is_older)
 }
 
 /// See [`World::failed`].

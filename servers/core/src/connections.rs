@@ -36,6 +36,8 @@ pub(crate) struct Connections {
     memory: Arc<Memory>,
     /// For one connection each.
     places: Arc<Semaphore>,
+    #[cfg(feature = "simulation")]
+    older: Arc<crate::older::Older>,
 }
 
 impl Connections {
@@ -44,6 +46,17 @@ impl Connections {
             routes: routes.prepare(),
             memory,
             places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            #[cfg(feature = "simulation")]
+            older: Arc::default(),
+        }
+    }
+
+    /// The same of an older release.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn as_of(self, older: crate::older::Older) -> Self {
+        Self {
+            older: Arc::new(older),
+            ..self
         }
     }
 
@@ -97,7 +110,17 @@ impl Connections {
         let account = self.memory.open_account();
         let service = {
             let (routes, account) = (self.routes.clone(), Arc::clone(&account));
-            service_fn(move |request| metered::call(routes.clone(), Arc::clone(&account), request))
+            #[cfg(feature = "simulation")]
+            let older = Arc::clone(&self.older);
+            service_fn(move |request| {
+                #[cfg(feature = "simulation")]
+                let request = {
+                    let mut request = request;
+                    older.route(&mut request);
+                    request
+                };
+                metered::call(routes.clone(), Arc::clone(&account), request)
+            })
         };
         let connection = settings(&account).serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);

@@ -20,6 +20,8 @@ pub mod layer;
 mod lease;
 mod memory;
 mod metered;
+#[cfg(feature = "simulation")]
+pub mod older;
 pub mod peers;
 mod process;
 mod push;

@@ -96,13 +96,18 @@ impl ServerBuilder {
             .build_v1()?;
         let max_connections = self.settings.max_connections;
         let memory = Memory::new(self.settings.memory_bytes, max_connections);
+        #[cfg(feature = "simulation")]
+        let older = self.settings.older.clone();
         let hub = Hub::new(self.store, self.settings, quarantine);
         let routes = Routes::new(Service::grpc(Arc::clone(&hub)))
             .add_service(health_service)
             .add_service(reflection);
+        let connections = Connections::new(routes, memory, max_connections);
+        #[cfg(feature = "simulation")]
+        let connections = connections.as_of(older);
         Ok(Server {
             hub,
-            connections: Connections::new(routes, memory, max_connections),
+            connections,
             health,
             closed: Arc::default(),
         })

@@ -30,6 +30,9 @@ pub struct Settings {
     pub upload_idle: Duration,
     /// How long a call other than a commit may wait for the store.
     pub store_wait: Duration,
+    /// What it lacks as a server of an older release.
+    #[cfg(feature = "simulation")]
+    pub older: crate::older::Older,
 }
 
 impl Default for Settings {
@@ -45,6 +48,8 @@ impl Default for Settings {
             grace: Duration::from_secs(5),
             upload_idle: Duration::from_secs(30),
             store_wait: Duration::from_secs(30),
+            #[cfg(feature = "simulation")]
+            older: crate::older::Older::default(),
         }
     }
 }

@@ -100,7 +100,11 @@ impl Core {
             }
             Some(Err(status)) => {
                 COUNTERS.bytes(kind, sent, 0);
-                Err(CallError::from_status(&status))
+                let error = CallError::from_status(&status);
+                Err(match kind.is_optional() {
+                    true => error.of_an_optional_call(status.code()),
+                    false => error,
+                })
             }
             None => Err(CallError::timeout(begun.elapsed())),
         }

@@ -61,6 +61,13 @@ kinds! {
     Push = "push";
 }
 
+impl CallKind {
+    /// Whether there are servers without these calls, which everything else goes on without.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Find | Self::History | Self::Tag | Self::Branch)
+    }
+}
+
 const KINDS: usize = CallKind::ALL.len();
 
 /// One row of `pagewire_rpc`.

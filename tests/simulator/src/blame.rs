@@ -19,6 +19,9 @@ use crate::plan::{self, Plan, Store, Workload};
 /// How a server says that retention has taken a version away.
 const NOT_KEPT: &str = "is not kept any more";
 
+/// How a server begins that finds an encoding, or pages for which it knows none, not valid.
+const OF_AN_ENCODING: [&str; 2] = ["encoding", "content"];
+
 /// How the library says that a database has no such tag.
 const NO_TAG: &str = "there is no tag";
 
@@ -42,6 +45,10 @@ pub struct Faults {
     pub refusals: bool,
     /// Versions are taken away with time, or there is only one.
     pub forgets: bool,
+    /// Servers of older releases take the place of others: what a client may still send them, they may not know.
+    pub older: bool,
+    /// And may have no calls of history.
+    pub lacks_history: bool,
 }
 
 impl Faults {
@@ -54,6 +61,8 @@ impl Faults {
             slow: plan.store == Store::Shadow,
             refusals: matches!(plan.workload, Workload::Mixed | Workload::Versions),
             forgets: plan.forgets_versions() || !plan.store.keeps_versions(),
+            older: plan.older_percent > 0 && plan.store.is_durable(),
+            lacks_history: plan.may_lack_history(),
         }
     }
 }
@@ -71,7 +80,7 @@ pub fn reported(kind: Reported, message: &str) {
 
 /// A server has refused a call of a client.
 pub fn refused(reason: Reason, message: &str) {
-    if !refusal_is_explained(reason, Faults::of(plan::get())) {
+    if !refusal_is_explained(reason, message, Faults::of(plan::get())) {
         history::violation(
             Kind::Error,
             format!("a server answered {}: {message}", reason.as_str()),
@@ -127,7 +136,8 @@ fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
     match error.kind {
         Reported::Busy | Reported::BusySnapshot | Reported::Deadlock => true,
         Reported::Io | Reported::OutcomeUnknown | Reported::CantOpen => {
-            !error.message.contains(NO_VERSIONS) && (faults.anything || is_gone)
+            (!error.message.contains(NO_VERSIONS) || faults.lacks_history)
+                && (faults.anything || is_gone)
         }
         Reported::Full => faults.medium,
         // Nothing that is refused is asked for, and there is memory.
@@ -139,7 +149,7 @@ fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
     }
 }
 
-fn refusal_is_explained(reason: Reason, faults: Faults) -> bool {
+fn refusal_is_explained(reason: Reason, message: &str, faults: Faults) -> bool {
     match reason {
         // What a server of an older release has not, and what a store has not that keeps one version.
         Reason::Unsupported => true,
@@ -153,11 +163,9 @@ fn refusal_is_explained(reason: Reason, faults: Faults) -> bool {
         Reason::Unavailable => faults.anything || faults.slow,
         Reason::DatabaseNotFound | Reason::TagNotFound | Reason::NameTaken => faults.refusals,
         Reason::StoreFull | Reason::Internal => faults.medium,
-        Reason::ProtocolVersion
-        | Reason::Invalid
-        | Reason::Limit
-        | Reason::Overloaded
-        | Reason::Corrupt => false,
+        // As long as a client goes by the Welcome of the server before it.
+        Reason::Invalid => faults.older && OF_AN_ENCODING.iter().any(|of| message.starts_with(of)),
+        Reason::ProtocolVersion | Reason::Limit | Reason::Overloaded | Reason::Corrupt => false,
     }
 }
 
@@ -182,7 +190,7 @@ fn is_explained(error: &rusqlite::Error, reported: &[(Reported, String)], faults
         }
         // The store cannot do it, with or without faults.
         ErrorCode::CannotOpen if reported.iter().any(|(_, what)| what.contains(NO_VERSIONS)) => {
-            false
+            faults.lacks_history
         }
         ErrorCode::CannotOpen => !reported.is_empty() && (faults.anything || is_gone || is_refused),
         ErrorCode::DiskFull => faults.medium && said(&[Reported::Full]),
@@ -203,6 +211,8 @@ mod tests {
         slow: true,
         refusals: true,
         forgets: true,
+        older: true,
+        lacks_history: false,
     };
 
     fn explained(code: i32, reported: &[Reported], faults: Faults) -> bool {
@@ -294,6 +304,11 @@ mod tests {
         assert!(is_explained(&failure, &said("no answer"), STORM));
         let never = said("the store of this server keeps no old versions");
         assert!(!is_explained(&failure, &never, STORM));
+        let older = Faults {
+            lacks_history: true,
+            ..STORM
+        };
+        assert!(is_explained(&failure, &never, older));
     }
 
     #[test]
@@ -311,21 +326,27 @@ mod tests {
                     | Reason::Overloaded
                     | Reason::Corrupt
             );
-            assert_eq!(!refusal_is_explained(*reason, STORM), always, "{reason:?}");
+            let explained = refusal_is_explained(*reason, "", STORM);
+            assert_eq!(!explained, always, "{reason:?}");
         }
-        assert!(!refusal_is_explained(Reason::Internal, network));
+        assert!(!refusal_is_explained(Reason::Internal, "", network));
+        let of_an_encoding = "content has 70 bytes";
+        let explained = |faults| refusal_is_explained(Reason::Invalid, of_an_encoding, faults);
+        assert!(explained(STORM) && !explained(network));
         let slow = Faults {
             slow: true,
             ..Faults::default()
         };
-        assert!(refusal_is_explained(Reason::Unavailable, slow));
+        assert!(refusal_is_explained(Reason::Unavailable, "", slow));
         assert!(!refusal_is_explained(
             Reason::Unavailable,
+            "",
             Faults::default()
         ));
         assert!(!explained(ffi::SQLITE_IOERR_LOCK, &[Reported::Io], slow));
         assert!(!refusal_is_explained(
             Reason::SessionUnknown,
+            "",
             Faults::default()
         ));
     }

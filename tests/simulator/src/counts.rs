@@ -53,6 +53,20 @@ events! {
     ServerEnded = "server stopped in order",
     /// A server of an older release began.
     ServerOlder = "older server started",
+    /// In the place of one of now, on what that has left.
+    Downgraded = "server replaced by an older one",
+    /// One of now took its place.
+    Upgraded = "older server replaced by newer",
+    /// A client staged at one that has no stagings.
+    OlderStage = "older server: no StagePages",
+    /// Or wanted versions of one that has none of those calls.
+    OlderHistory = "older server: no history calls",
+    /// Or sent it a page in an encoding that the server before it knew.
+    OlderEncoding = "older server: encoding unknown",
+    /// Or a message of the session that is not known there.
+    OlderMessage = "older server: message unknown",
+    /// A client of an older release began.
+    ClientOlder = "older client started",
     /// A process stood still.
     Stopped = "process stopped",
     /// With its machine's clock.

@@ -73,6 +73,10 @@ impl pagewire::simulation::World for Outside {
         machine::process() as u64
     }
 
+    fn is_older(&self) -> bool {
+        client::is_older(machine::process())
+    }
+
     fn connect(&self, authority: &str) -> pagewire::simulation::Connecting {
         let host = authority.split(':').next().unwrap_or("");
         let node = host
@@ -149,6 +153,7 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     if store == Store::Local {
         problems.extend(machine::disk::unseen().map(|what| Kind::Machine.finding(what)));
     }
+    older::count_met();
     let caches = pagewire::simulation::disk_cache();
     counts::add(counts::Event::CacheRead, caches.hits);
     counts::add(counts::Event::CacheRefused, caches.damaged);

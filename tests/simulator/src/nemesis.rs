@@ -105,6 +105,19 @@ fn one_fault(world: &mut World) {
     let place = random.below(plan.clients as u64) as usize;
     let node = random.below(plan.servers as u64) as usize;
     let ttl = plan.ttl_ms * MS;
+    if plan.older_percent > 0 && plan.store.is_durable() && random.percent(8) {
+        // Another release, at once: what clients had learnt of the one before it is still what they go by.
+        let pause = random.below(5 * MS);
+        machine::trace(format_args!("p{} is replaced", world.servers[node]));
+        count(Event::ServerKilled);
+        let process = world.servers[node];
+        machine::at(machine::now(), move || {
+            if plan::phase() == Phase::Faults {
+                server_ended(process, node, pause);
+            }
+        });
+        return;
+    }
     let long = if random.percent(70) {
         random.below(ttl)
     } else {
@@ -266,9 +279,11 @@ fn calm() {
     with(|world| {
         world.calm_since = Some(machine::now());
         for node in 0..plan.servers {
-            // Also one whose medium is unreliable.
+            // Also one whose medium is unreliable, and one without what everybody has to get on with.
             if plan.store.is_durable()
-                && (plan.weather_percent > 0 || !machine::is_alive(world.servers[node]))
+                && (plan.weather_percent > 0
+                    || server::lacks_history(node)
+                    || !machine::is_alive(world.servers[node]))
             {
                 kill(world.servers[node], false);
                 world.servers[node] = server::start(node, &mut world.random, true);

@@ -1,32 +1,86 @@
-//! A server of an older release, as far as its store can make it one: it has no uploads ahead of a commit (`StagePages`). Clients have learnt of
-//! the server before it what it can do, and may be in the middle of an upload.
+//! Servers of older releases: without some of what they announce in Welcome, and without calls and messages that came later. Clients have learnt of
+//! the server before it what it can do, and may be in the middle of a commit or an upload.
+//!
+//! Calls that are not there are the server's own matter ([`pagewire_server::older`]). A store that has no uploads ahead of a commit says so itself.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pagewire_proto::{DatabaseId, PageSize, StagingId};
+use pagewire_proto::{DatabaseId, PageSize, StagingId, capability};
 use pagewire_server::layer::Layer;
+use pagewire_server::older::{self, HISTORY, Older};
 use pagewire_server::store::{PageStore, PageWrite, StoreError};
 
-/// See the file's header.
-#[derive(Debug)]
-pub struct Older {
-    inner: Arc<dyn PageStore>,
+use crate::counts::{Event, add, count};
+use crate::random::Random;
+
+/// What a release had not yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Of the server.
+    pub server: Older,
+    /// Uploads ahead of a commit, by the store.
+    pub stages_nothing: bool,
 }
 
-impl Older {
-    /// The store itself for a server of now.
-    pub fn around(inner: Arc<dyn PageStore>, older: bool) -> Arc<dyn PageStore> {
-        if older {
-            Arc::new(Self { inner })
-        } else {
-            inner
+impl Release {
+    /// One of before. It lacks at least something.
+    pub fn older(random: &mut Random, may_lack_history: bool) -> Self {
+        let mut server = Older::default();
+        let all = [
+            capability::COMMIT_EACH,
+            capability::LZ4,
+            capability::REQUEST_LZ4,
+            capability::PAGE_DELTAS,
+        ];
+        server.capabilities = all.into_iter().filter(|_| random.percent(60)).collect();
+        if server.lacks_capability(capability::COMMIT_EACH) {
+            server.calls.push("CommitEach");
+        }
+        let (stages_nothing, no_stage_pages) = match random.below(3) {
+            0 => (true, false),
+            1 => (false, true),
+            _ => (false, false),
+        };
+        if no_stage_pages {
+            server.calls.push("StagePages");
+        }
+        server.drop_stagings = random.percent(50);
+        if may_lack_history && random.percent(40) {
+            server.calls.extend(HISTORY);
+        }
+        Self {
+            server,
+            stages_nothing,
+        }
+    }
+
+    /// The store as the release uses it.
+    pub fn around(&self, inner: Arc<dyn PageStore>) -> Arc<dyn PageStore> {
+        match self.stages_nothing {
+            true => Arc::new(StagesNothing { inner }),
+            false => inner,
         }
     }
 }
 
+/// For the table.
+pub fn count_met() {
+    let met = older::met();
+    add(Event::OlderStage, met.stage_pages);
+    add(Event::OlderHistory, met.history);
+    add(Event::OlderEncoding, met.encodings);
+    add(Event::OlderMessage, met.messages);
+}
+
+/// A store without uploads ahead of a commit.
+#[derive(Debug)]
+struct StagesNothing {
+    inner: Arc<dyn PageStore>,
+}
+
 #[async_trait]
-impl Layer for Older {
+impl Layer for StagesNothing {
     fn inner(&self) -> &dyn PageStore {
         &*self.inner
     }
@@ -38,6 +92,7 @@ impl Layer for Older {
         _: PageSize,
         _: Vec<PageWrite>,
     ) -> Result<(), StoreError> {
+        count(Event::OlderStage);
         Err(StoreError::Unsupported("uploads ahead of a commit"))
     }
 }

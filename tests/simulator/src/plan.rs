@@ -164,6 +164,8 @@ pub struct Plan {
     pub copies_on_write: bool,
     /// Of a hundred servers that start, those of an older release, without the calls that are optional.
     pub older_percent: u64,
+    /// Of a hundred client processes that start, those of an older release.
+    pub older_clients_percent: u64,
     /// Of a hundred parts of messages, those that messages of other streams pass on the way.
     pub reorder_percent: u64,
     /// See there.
@@ -216,6 +218,7 @@ impl Plan {
             databases: usize::try_from(random.between(1, 2)).unwrap_or(1),
             threads: *later.one_of(&[1, 1, 2]),
             older_percent: *later.one_of(&[0, 0, 40]),
+            older_clients_percent: *Random::new(seed ^ 0x01de5).one_of(&[0, 0, 0, 50]),
             lists: random.between(1, 5),
             ttl_ms,
             timeout_ms: random.between(ttl_ms, 3 * ttl_ms),
@@ -260,6 +263,7 @@ impl Plan {
             databases: 1,
             threads: 1,
             older_percent: 0,
+            older_clients_percent: 0,
             lists: 2,
             ttl_ms: 500,
             timeout_ms: 1_000,
@@ -317,6 +321,11 @@ impl Plan {
             older_percent: 0,
             ..self
         }
+    }
+
+    /// Whether a server of an older release may lack the calls of history: another one has to take its place before the calm.
+    pub fn may_lack_history(&self) -> bool {
+        self.older_percent > 0 && self.fault_every_ms > 0 && self.store.is_durable()
     }
 
     /// Threads of clients at a time.

@@ -26,7 +26,7 @@ use crate::machine::disk::{self, DiskWeather};
 use crate::machine::{self, ProcessId};
 use crate::nemesis;
 use crate::net;
-use crate::older::Older;
+use crate::older::Release;
 use crate::plan::{self, Store};
 use crate::random::Random;
 use crate::watched::Watched;
@@ -40,6 +40,9 @@ static POWER_WAS_LOST: AtomicBool = AtomicBool::new(false);
 const FREE_BYTES: u64 = 1 << 40;
 /// How soon the operator starts a server again whose disk has failed.
 const REPAIR_NS: u64 = 2_000_000_000;
+
+/// Of the newest server of each node.
+static RELEASES: Mutex<BTreeMap<usize, Release>> = Mutex::new(BTreeMap::new());
 
 /// Those that may be asked to stop, and what follows: the node, and how long until the next one starts.
 static STOPS: Mutex<BTreeMap<ProcessId, Arc<Stop>>> = Mutex::new(BTreeMap::new());
@@ -56,6 +59,13 @@ pub fn ask_to_stop(process: ProcessId, node: usize, pause: u64) {
         *stop.then.lock() = Some((node, pause));
         stop.asked.notify_one();
     }
+}
+
+/// Whether the server of a node has no calls of history.
+pub fn lacks_history(node: usize) -> bool {
+    let releases = RELEASES.lock();
+    let release = releases.get(&node);
+    release.is_some_and(|release| release.server.lacks_history())
 }
 
 /// The machine of a server was killed, its disk with it.
@@ -75,12 +85,22 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
     let process = machine::new_process(random, drift - i64::try_from(plan.drift_ppm).unwrap_or(0));
     net::server_starts(process, node);
     let seed = random.next();
-    let older = random.percent(plan.older_percent);
+    let release = match random.percent(plan.older_percent) {
+        true => Release::older(random, plan.may_lack_history() && !calm),
+        false => Release::default(),
+    };
     machine::trace(format_args!(
-        "server {node} starts as p{process}, older: {older}"
+        "server {node} starts as p{process}, release: {release:?}"
     ));
+    let older = release != Release::default();
     if older {
         count(Event::ServerOlder);
+    }
+    let before = RELEASES.lock().insert(node, release.clone());
+    match before.map(|before| before != Release::default()) {
+        Some(false) if older => count(Event::Downgraded),
+        Some(true) if !older => count(Event::Upgraded),
+        _ => {}
     }
     let folder = match plan.store {
         Store::Local => folder(process, random, calm),
@@ -92,7 +112,7 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
         let start = Start {
             seed,
             calm,
-            older,
+            release,
             folder,
         };
         serve(node, start, &stop)
@@ -104,7 +124,7 @@ pub fn start(node: usize, random: &mut Random, calm: bool) -> ProcessId {
 struct Start {
     seed: u64,
     calm: bool,
-    older: bool,
+    release: Release,
     /// Of the local store.
     folder: Option<PathBuf>,
 }
@@ -180,7 +200,7 @@ async fn build(start: &Start) -> anyhow::Result<Server> {
     let Start {
         seed,
         calm,
-        older,
+        ref release,
         ref folder,
     } = *start;
     let store: Arc<dyn PageStore> = match plan.store {
@@ -221,13 +241,11 @@ async fn build(start: &Start) -> anyhow::Result<Server> {
             Arc::new(ShadowStore::open_with(Arc::new(disk), options).await?)
         }
     };
-    let store = Older::around(
-        Defective::around(Watched::around(store), plan.defect),
-        older,
-    );
+    let store = release.around(Defective::around(Watched::around(store), plan.defect));
     let settings = Settings {
         lease_ttl: Duration::from_millis(plan.ttl_ms),
         grace: Duration::from_millis(plan.ttl_ms),
+        older: release.server.clone(),
         ..Settings::default()
     };
     Ok(Server::builder(store).settings(settings).build().await?)

@@ -44,6 +44,8 @@ pub(super) async fn stage_pages(
     )?;
     let mut page_count = 0;
     loop {
+        #[cfg(feature = "simulation")]
+        hub.settings.older.pages(&mut message.pages);
         let (pages, _paid) = checked(account, std::mem::take(&mut message.pages), page_size)?;
         if !pages.is_empty() {
             page_count += pages.len() as u64;

@@ -203,6 +203,8 @@ fn attach(
         .capabilities
         .iter()
         .any(|name| name == capability::LZ4);
+    #[cfg(feature = "simulation")]
+    let wants_lz4 = wants_lz4 && !hub.settings.older.lacks_capability(capability::LZ4);
     loop {
         let session = hub.session_for_hello(id)?;
         let now = tokio::time::Instant::now();
@@ -321,7 +323,19 @@ fn capabilities(store: &Capabilities) -> impl Iterator<Item = &'static str> {
 
 fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) -> pb::Welcome {
     let store = hub.store.capabilities();
-    let capabilities = capabilities(&store).map(str::to_owned).collect();
+    let capabilities = capabilities(&store);
+    #[cfg(feature = "simulation")]
+    let capabilities = capabilities.filter(|name| !hub.settings.older.lacks_capability(name));
+    let capabilities = capabilities.map(str::to_owned).collect();
+    #[cfg(feature = "simulation")]
+    let store = match hub.settings.older.lacks_history() {
+        true => Capabilities {
+            versions: false,
+            branches: false,
+            ..store
+        },
+        false => store,
+    };
     pb::Welcome {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
@@ -353,17 +367,21 @@ fn receive(
     message: pb::SessionRequest,
 ) -> Result<Next, Status> {
     use pb::session_request::Message;
-    let Some(message) = message.message else {
-        return Err(Invalid::missing("message").into());
-    };
+    let message = message.message;
+    #[cfg(feature = "simulation")]
+    let message = hub.settings.older.message(message);
     let live = match message {
         // Only these say that the client still counts its window from now on.
-        Message::Heartbeat(_) => hub.heard(session, stream),
+        Some(Message::Heartbeat(_)) => hub.heard(session, stream),
         _ => hub.is_current(session, stream),
     };
     if !live {
         return Err(status::session_unknown());
     }
+    let Some(message) = message else {
+        // Of a later minor version, and not for us: the session goes on without.
+        return Ok(Next::GoOn);
+    };
     match message {
         Message::Hello(_) => {
             return Err(Reason::Invalid.status("hello: only the first message may be one"));

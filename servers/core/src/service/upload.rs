@@ -132,6 +132,14 @@ impl Upload {
 
     /// Everything of a message before anything is waited for: what is decoded and not checked is not charged.
     async fn take_over(&mut self, batches: Vec<pb::PageBatch>) -> Result<(), Status> {
+        #[cfg(feature = "simulation")]
+        let batches = {
+            let mut batches = batches;
+            for batch in &mut batches {
+                self.hub.settings.older.pages(&mut batch.pages);
+            }
+            batches
+        };
         if batches.is_empty() {
             return Ok(());
         }

@@ -357,7 +357,6 @@ async fn bad_messages_on_the_session_stream_break_only_the_stream() {
             settled_opens: 0,
             stream: 7,
         })),
-        None,
     ] {
         let stream = client.stream.as_mut().unwrap();
         stream

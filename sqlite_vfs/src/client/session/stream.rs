@@ -282,6 +282,8 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     let stream = wire.stream;
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
+    #[cfg(feature = "simulation")]
+    let has = |name: &str| has(name) && !crate::simulation::is_older();
     let commit_each = has(capability::COMMIT_EACH);
     let encodings = Encodings {
         lz4: has(capability::REQUEST_LZ4),
@@ -333,6 +335,11 @@ fn heartbeat(core: &Core, stream: u64, sequence: u64) -> pb::Heartbeat {
             pin_sequence,
         })
         .collect();
+    #[cfg(feature = "simulation")]
+    let stream = match crate::simulation::is_older() {
+        true => 0,
+        false => stream,
+    };
     pb::Heartbeat {
         sequence,
         floors,
@@ -373,7 +380,7 @@ fn hello(core: &Core, number: u64) -> pb::Hello {
     if core.compression.is_wanted_with(&core.way.server().endpoint) {
         capabilities.push(capability::LZ4.to_owned());
     }
-    pb::Hello {
+    let hello = pb::Hello {
         protocol_major: version::MAJOR,
         protocol_minor: version::MINOR,
         session_id: core.session.id.to_wire(),
@@ -385,6 +392,23 @@ fn hello(core: &Core, number: u64) -> pb::Hello {
             .take(MAX_BELIEVED_LEASES)
             .collect(),
         number,
+    };
+    #[cfg(feature = "simulation")]
+    if crate::simulation::is_older() {
+        return of_an_older_client(core, hello);
+    }
+    hello
+}
+
+/// Without what came later. One that goes from server to server counts its Hellos.
+#[cfg(feature = "simulation")]
+fn of_an_older_client(core: &Core, hello: pb::Hello) -> pb::Hello {
+    let counts = core.way.len() > 1;
+    pb::Hello {
+        capabilities: Vec::new(),
+        leases: if counts { hello.leases } else { Vec::new() },
+        number: if counts { hello.number } else { 0 },
+        ..hello
     }
 }
 

@@ -10,6 +10,9 @@ mod setup;
 mod sql;
 mod versions;
 
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use crate::blame;
@@ -67,6 +70,14 @@ struct Databases {
 /// Why a transaction did not come to its end.
 type Failure = rusqlite::Error;
 
+/// Processes of an older release.
+static OLDER: Mutex<BTreeSet<ProcessId>> = Mutex::new(BTreeSet::new());
+
+/// Whether the process is a client of an older release.
+pub fn is_older(process: ProcessId) -> bool {
+    OLDER.lock().contains(&process)
+}
+
 /// Starts a client process at a place.
 pub fn start(place: usize, random: &mut Random) -> ProcessId {
     let plan = plan::get();
@@ -74,7 +85,14 @@ pub fn start(place: usize, random: &mut Random) -> ProcessId {
     let process = machine::new_process(random, drift - i64::try_from(plan.drift_ppm).unwrap_or(0));
     net::client_starts(process, place);
     cache::process_begins(place, random);
-    machine::trace(format_args!("client {place} starts as p{process}"));
+    let older = plan.older_clients_percent > 0 && random.percent(plan.older_clients_percent);
+    machine::trace(format_args!(
+        "client {place} starts as p{process}, older: {older}"
+    ));
+    if older {
+        count(Event::ClientOlder);
+        OLDER.lock().insert(process);
+    }
     for thread in 0..plan.threads {
         let own = random.fork();
         machine::spawn(process, "client", move || {
