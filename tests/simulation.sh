@@ -52,7 +52,16 @@ count seeds "$seeds_counted" $sim --seeds "$seeds" --everything --keep-going --p
 # Where nothing goes wrong no error has an excuse.
 count calm "$seeds_counted" $sim --seeds $calm_seeds --no-faults --keep-going --patience $patience
 count twice "$seeds_counted" $sim --seeds $twice --twice --keep-going --patience $patience
-count leases "$seeds_counted" $sim --seeds $sweep_seeds --sweep "$sweep" --keep-going --patience $patience
+sweep() {
+    count "leases $*" "$seeds_counted" $sim --seeds $sweep_seeds --sweep "$sweep" --keep-going --patience $patience "$@"
+}
+sweep
+sweep --workload large
+sweep --workload large --store local
+sweep --workload pages
+sweep --workload pages --store shadow
+sweep --workload versions --store local
+sweep --workload append --store shadow
 count switches 's/^ +Summary .*: ([0-9]+) passed( \([^)]*\))?(, ([0-9]+) failed)?.*$/\1 \4/p' \
     cargo nextest run --cargo-profile simulation -p pagewire-simulator --features defects --no-fail-fast \
     --status-level fail --final-status-level fail --hide-progress-bar defects::

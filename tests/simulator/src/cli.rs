@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long)]
     verbose: bool,
     /// Instead of storms, a small plan in which each client in turn stands still, sleeps or is held back for two lifetimes of a lease, behind every
-    /// so many turns of each seed.
+    /// so many turns of each seed: of appends on the versioned store, unless --workload and --store say otherwise.
     #[arg(long, value_name = "TURNS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     sweep: Option<u64>,
     /// One of those: behind which turn, to which client, what.
@@ -246,7 +246,13 @@ fn sweep(text: &str) -> Result<Sweep, String> {
 /// In the child: what a seed came to, as lines.
 fn one(job: Job, options: &Options) -> String {
     let plan = match options.sweep.is_some() || options.blow.is_some() {
-        true => Plan::small(job.seed, options.store, options.defect, job.sweep),
+        true => Plan::small(
+            job.seed,
+            options.workload,
+            options.store,
+            options.defect,
+            job.sweep,
+        ),
         false => Plan::new(
             job.seed,
             options.workload,

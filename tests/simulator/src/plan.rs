@@ -250,13 +250,20 @@ impl Plan {
     }
 
     /// A small one without a storm, so that every turn can have its blow.
+    ///
+    /// Appends on the versioned store unless something else is asked for.
     pub fn small(
         seed: u64,
+        workload: Workload,
         store: Option<Store>,
         defect: Option<Defect>,
         sweep: Option<Sweep>,
     ) -> Self {
         let store = Some(store.unwrap_or(Store::Versioned));
+        let workload = match workload {
+            Workload::Mixed => Workload::Append,
+            other => other,
+        };
         Self {
             servers: 1,
             clients: SWEPT_CLIENTS,
@@ -275,7 +282,7 @@ impl Plan {
             caches: Caches::None,
             reorder_percent: 0,
             sweep,
-            ..Self::new(seed, Workload::Append, store, Some(4), defect)
+            ..Self::new(seed, workload, store, Some(4), defect)
         }
     }
 }
