@@ -4,8 +4,14 @@ use std::process::{Command, Output};
 
 /// Runs the program; `SEEDS` sets how many seeds `some_seeds` has.
 fn sim(arguments: &[&str]) -> (bool, String) {
+    sim_with(&[], arguments)
+}
+
+/// The same with variables of the environment.
+fn sim_with(variables: &[(&str, &str)], arguments: &[&str]) -> (bool, String) {
     let output: Output = Command::new(env!("CARGO_BIN_EXE_pagewire-sim"))
         .args(arguments)
+        .envs(variables.iter().copied())
         .output()
         .expect("the program runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
@@ -114,10 +120,22 @@ fn nothing_fails_at_two_servers_where_nothing_goes_wrong() {
 /// Seeds within which each switch is found, and as what.
 #[cfg(feature = "defects")]
 mod defects {
-    use super::sim;
+    use super::sim_with;
 
     /// The first seed of these that fails has a finding of the kind, and passes without the switch, as do those before it.
     fn is_found(defect: &str, kind: &str, seeds: std::ops::Range<u64>, more: &[&str]) {
+        is_found_with(&[], defect, kind, seeds, more);
+    }
+
+    /// The same, both with and without the switch, with variables of the environment.
+    fn is_found_with(
+        variables: &[(&str, &str)],
+        defect: &str,
+        kind: &str,
+        seeds: std::ops::Range<u64>,
+        more: &[&str],
+    ) {
+        let sim = |arguments: &[&str]| sim_with(variables, arguments);
         let range = format!("{}..{}", seeds.start, seeds.end);
         let patient = ["--patience", "600"];
         let arguments = [&["--defect", defect, "--seeds", &range][..], &patient, more].concat();
@@ -228,6 +246,15 @@ mod defects {
         is_found("stale-stage", "content", 0..40, &LARGE);
     }
 
+    /// Where the library keeps no pages, each look at one in a transaction is a question to the store. Before 11 such seeds have other findings.
+    const NO_CACHE: [(&str, &str); 1] = [("PAGEWIRE_CACHE_BYTES", "0")];
+
+    #[test]
+    fn a_snapshot_that_moves_without_sqlite() {
+        let more = [&PAGES[..], &["--no-disk-caches"]].concat();
+        is_found_with(&NO_CACHE, "newest-pages", "snapshot", 11..31, &more);
+    }
+
     #[test]
     fn a_sync_that_makes_nothing_durable() {
         let local = ["--workload", "append", "--store", "local"];
@@ -275,7 +302,7 @@ mod defects {
             "--keep-going",
             "--everything",
         ];
-        let (fine, text) = sim(&[&refused[..], &versions].concat());
+        let (fine, text) = super::sim(&[&refused[..], &versions].concat());
         let missing = text
             .lines()
             .find(|line| line.starts_with("never happened: "));

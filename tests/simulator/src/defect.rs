@@ -40,6 +40,8 @@ pub struct Defective {
     epochs: Mutex<HashMap<DatabaseId, Epoch>>,
     /// What was read last of each number, and of which database.
     pages: Mutex<HashMap<PageNumber, (DatabaseId, Bytes)>>,
+    /// The newest version of each.
+    heads: Mutex<HashMap<DatabaseId, Version>>,
     /// What was staged first.
     staged: Mutex<HashMap<(StagingId, PageNumber), Bytes>>,
 }
@@ -107,6 +109,7 @@ impl Defective {
                 | Defect::Damage
                 | Defect::Foreign
                 | Defect::ZeroedOverflow
+                | Defect::NewestPages
                 | Defect::StaleStage
                 | Defect::NoVersions),
             ) => Arc::new(Self {
@@ -114,6 +117,7 @@ impl Defective {
                 defect,
                 epochs: Mutex::default(),
                 pages: Mutex::default(),
+                heads: Mutex::default(),
                 staged: Mutex::default(),
             }),
             Some(
@@ -204,8 +208,18 @@ impl Layer for Defective {
         version: Version,
         pages: &[PageNumber],
     ) -> Result<Vec<StoredPage>, StoreError> {
-        let mut found = self.inner.read(database, version, pages).await?;
+        let head = match self.defect {
+            Defect::NewestPages => self.heads.lock().get(&database).copied(),
+            _ => None,
+        };
+        let head = head.unwrap_or(version).max(version);
+        let mut found = self.inner.read(database, head, pages).await?;
         match self.defect {
+            Defect::NewestPages => {
+                for page in &mut found {
+                    page.version = page.version.min(version);
+                }
+            }
             Defect::Refusal if now_and_then() => {
                 return Err(StoreError::Corrupt("switched on by the defect".to_owned()));
             }
@@ -272,7 +286,16 @@ impl Layer for Defective {
             Defect::ServerPanic if now_and_then() => panic!("switched on by the defect"),
             _ => {}
         }
-        self.inner.commit(commit).await
+        let databases: Vec<_> = commit.databases.iter().map(|part| part.database).collect();
+        let outcome = self.inner.commit(commit).await?;
+        if let CommitOutcome::Committed(versions) = &outcome {
+            let mut heads = self.heads.lock();
+            for (database, version) in databases.into_iter().zip(versions) {
+                let head = heads.entry(database).or_insert(*version);
+                *head = (*head).max(*version);
+            }
+        }
+        Ok(outcome)
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Resolution, StoreError> {

@@ -82,6 +82,8 @@ pub enum Defect {
     Foreign,
     /// The store answers pages of overflow now and then with their link and zeros, of which SQLite notices nothing.
     ZeroedOverflow,
+    /// The store answers the newest content of a page, whichever version is asked for, as that version's.
+    NewestPages,
     /// A page that is staged a second time stays what it was the first time.
     StaleStage,
     /// No sync of the local store's disk makes anything durable, and each says that it has.
