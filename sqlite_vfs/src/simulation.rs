@@ -41,6 +41,8 @@ pub trait World: Send + Sync {
     fn connect(&self, authority: &str) -> Connecting;
     /// SQLite is told of an error, on the calling thread. SQLite's number says less: damage and bugs are I/O errors there.
     fn failed(&self, kind: Kind, message: &str);
+    /// So many leases that the calling process had were over before its server heard of it again, and are somebody else's or nobody's.
+    fn leases_expired(&self, _count: usize) {}
     /// A server has refused a call and said why, whether or not anybody else is told of it.
     fn refused(&self, reason: Reason, message: &str);
 }
@@ -78,6 +80,13 @@ pub(crate) fn failed(error: &Error) {
 pub(crate) fn refused(error: &CallError) {
     if let (Some(world), true) = (world(), error.explicit) {
         world.refused(error.reason, &error.message);
+    }
+}
+
+/// See [`World::leases_expired`].
+pub(crate) fn leases_expired(count: usize) {
+    if let Some(world) = world() {
+        world.leases_expired(count);
     }
 }
 

@@ -39,6 +39,10 @@ events! {
     SlowPiece = "slow piece",
     /// A message arrived before one of another stream of its connection that was sent first.
     Reordered = "message before an earlier one",
+    /// What a client had sent on a connection that was cut arrived behind what it sent on the next one.
+    LateMessage = "message behind a newer connection",
+    /// A commit arrived at the store when its client had asked already what became of it: behind its repetition, if it is repeated.
+    LateCommit = "commit behind its settlement",
     /// A SYN got no answer.
     SynLost = "connecting, no answer",
     /// A SYN was refused.
@@ -95,6 +99,8 @@ events! {
     Resolved = "outcome asked for: not applied",
     /// It had been applied.
     ResolvedCommitted = "outcome asked for: applied",
+    /// A client that lives had a lease, and it was over before the server heard of the client again.
+    LeaseExpired = "lease expired under its holder",
     /// A lock was waited for in vain.
     Busy = "busy",
     /// Pages were uploaded ahead of their commit.

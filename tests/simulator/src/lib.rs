@@ -97,6 +97,10 @@ impl pagewire::simulation::World for Outside {
         blame::reported(kind, message);
     }
 
+    fn leases_expired(&self, leases: usize) {
+        counts::add(counts::Event::LeaseExpired, leases as u64);
+    }
+
     fn refused(&self, reason: pagewire_proto::status::Reason, message: &str) {
         blame::refused(reason, message);
     }

@@ -96,6 +96,8 @@ struct Connection {
     ways: [Mutex<Direction>; 2],
     /// It was cut, which happens once.
     cut: AtomicBool,
+    /// Whether anything of the client has arrived on a newer connection to the same node.
+    is_overtaken: AtomicBool,
 }
 
 /// A client by its place, and a server by its node.
@@ -360,6 +362,9 @@ impl Connection {
             return;
         }
         let now = machine::now();
+        if way == Way::Up {
+            self.overtake();
+        }
         let mut again = Vec::new();
         let wakers = {
             let mut direction = self.way(way).lock();
@@ -375,6 +380,9 @@ impl Connection {
                             self.number,
                             bytes.len()
                         ));
+                        if way == Way::Up && self.is_overtaken.load(Ordering::SeqCst) {
+                            count(Event::LateMessage);
+                        }
                         let taken = direction.streams.take(&bytes, || NET.lock().reorders());
                         for _ in 0..taken.passed {
                             count(Event::Reordered);
@@ -406,6 +414,26 @@ impl Connection {
         }
         for waker in wakers.into_iter().chain(other).flatten() {
             waker.wake();
+        }
+    }
+
+    /// What is due arrives before whatever is still under way on older connections of the same client that were cut.
+    fn overtake(&self) {
+        let is_due = |direction: &Direction| {
+            let first = direction.under_way.front();
+            first.is_some_and(|(at, _)| *at <= machine::now())
+        };
+        if !is_due(&self.way(Way::Up).lock()) {
+            return;
+        }
+        let net = NET.lock();
+        for (_, other) in net.connections.range(..self.number) {
+            if other.client == self.client
+                && other.link == self.link
+                && other.cut.load(Ordering::SeqCst)
+            {
+                other.is_overtaken.store(true, Ordering::SeqCst);
+            }
         }
     }
 
@@ -516,6 +544,7 @@ fn syn(client: ProcessId, node: usize, done: oneshot::Sender<io::Result<Socket>>
                     link: key,
                     ways: Default::default(),
                     cut: AtomicBool::new(false),
+                    is_overtaken: AtomicBool::new(false),
                 });
                 there.waiting.push_back(Socket {
                     connection: Arc::clone(&connection),

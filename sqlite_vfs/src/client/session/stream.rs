@@ -260,6 +260,8 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // Everything is valid: now it counts.
     let session = &core.session;
+    #[cfg(feature = "simulation")]
+    tell_expired_leases(core, &held);
     let server = core.way.index();
     let resumed = session.welcomed_by.lock().replace(server) == Some(server) && wire.resumed;
     let before = session.incarnation.lock().replace(incarnation);
@@ -305,6 +307,18 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         stream,
         unwanted,
     })
+}
+
+/// Of those that this process had, and did not hear from its server for as long as they live.
+#[cfg(feature = "simulation")]
+fn tell_expired_leases(core: &Core, held: &HashMap<DatabaseId, Epoch>) {
+    let was_trusted = core.session.trusted_until.load(Ordering::Acquire) > 0;
+    if was_trusted && !core.session.is_trusted() {
+        let databases = core.all_databases().into_iter();
+        let expired = databases
+            .filter(|(id, database)| database.believed_lease().is_some() && !held.contains_key(id));
+        crate::simulation::leases_expired(expired.count());
+    }
 }
 
 /// What follows from a Welcome.
