@@ -53,7 +53,7 @@ impl Connections {
 
     /// The same of an older release.
     #[cfg(feature = "simulation")]
-    pub(crate) fn as_of(self, older: crate::older::Older) -> Self {
+    pub(crate) fn of_release(self, older: crate::older::Older) -> Self {
         Self {
             older: Arc::new(older),
             ..self

@@ -104,7 +104,7 @@ impl ServerBuilder {
             .add_service(reflection);
         let connections = Connections::new(routes, memory, max_connections);
         #[cfg(feature = "simulation")]
-        let connections = connections.as_of(older);
+        let connections = connections.of_release(older);
         Ok(Server {
             hub,
             connections,

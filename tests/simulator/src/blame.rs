@@ -331,8 +331,8 @@ mod tests {
         }
         assert!(!refusal_is_explained(Reason::Internal, "", network));
         let of_an_encoding = "content has 70 bytes";
-        let explained = |faults| refusal_is_explained(Reason::Invalid, of_an_encoding, faults);
-        assert!(explained(STORM) && !explained(network));
+        let unknown = |faults| refusal_is_explained(Reason::Invalid, of_an_encoding, faults);
+        assert!(unknown(STORM) && !unknown(network));
         let slow = Faults {
             slow: true,
             ..Faults::default()
