@@ -53,6 +53,9 @@ fn the_same_seed_gives_the_same_trace_on_the_local_store_with_its_threads_and_it
         "--verbose",
         "--store",
         "local",
+        // Each thread by itself takes minutes on a machine that has other work.
+        "--patience",
+        "600",
     ];
     let (fine, first) = sim(&common);
     assert!(fine, "{first}");
