@@ -3,7 +3,7 @@
 //!
 //! A change here is a new format: see `FORMAT` in `names.rs`.
 
-use foundationdb::tuple::{self, Bytes, TuplePack};
+use foundationdb::tuple::{self, Bytes, TuplePack, TupleUnpack};
 use pagewire_proto::{DatabaseId, DatabaseName, PageNumber, TagName, Version};
 
 /// The layer of a page row that its commit wrote in the transaction that made the version. Above all staged layers.
@@ -244,9 +244,7 @@ impl Space {
 
     /// The key with these bytes, if there is one.
     pub fn decode(&self, bytes: &[u8]) -> Option<Key> {
-        let packed = bytes.strip_prefix(&self.0[..])?;
-        let parts: Vec<tuple::Element<'_>> = tuple::unpack(packed).ok()?;
-        let mut parts = Parts(parts.into_iter());
+        let mut parts = Parts(bytes.strip_prefix(&self.0[..])?);
         let key = match u16::try_from(parts.u64()?).ok()? {
             FORMAT => Key::Format,
             INCARNATION => Key::Incarnation,
@@ -287,7 +285,7 @@ impl Space {
             PROTECT => Key::Protect(
                 parts.database()?,
                 parts.id()?,
-                match parts.0.as_slice() {
+                match parts.0 {
                     [] => 0,
                     _ => parts.u32().filter(|row| *row > 0)?,
                 },
@@ -314,7 +312,7 @@ impl Space {
             FLATTEN => Key::Flatten(parts.u32()?, parts.database()?, parts.version()?),
             _ => return None,
         };
-        parts.0.next().is_none().then_some(key)
+        parts.0.is_empty().then_some(key)
     }
 
     /// The names that begin with a text, after another one. Both may be empty.
@@ -538,14 +536,32 @@ impl std::fmt::Display for Key {
     }
 }
 
-struct Parts<'a>(std::vec::IntoIter<tuple::Element<'a>>);
+/// What is left of a key. Its parts are taken one by one as what they have to be.
+///
+/// Bug: a key of some thousand bytes ended the process. Cause: it was unpacked as whatever it had, and tuples within tuples are unpacked by a call
+/// each, until the stack had no room. Fix: only numbers, bytes and texts are unpacked.
+struct Parts<'a>(&'a [u8]);
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    fn next<T: TupleUnpack<'a>>(&mut self) -> Option<T> {
+        /// The code of 0; the codes about it say how many bytes a number has.
+        const ZERO: u8 = 0x14;
+        let length = match self.0.first()? {
+            // Bytes and texts end with a zero; those that they have are followed by 0xff.
+            1 | 2 => {
+                let is_end = |at: &usize| self.0[*at] == 0 && self.0.get(at + 1) != Some(&0xff);
+                (1..self.0.len()).find(is_end)? + 1
+            }
+            code if code.abs_diff(ZERO) <= 8 => usize::from(code.abs_diff(ZERO)) + 1,
+            _ => return None,
+        };
+        let (part, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        tuple::unpack(part).ok()
+    }
+
     fn i64(&mut self) -> Option<i64> {
-        match self.0.next()? {
-            tuple::Element::Int(number) => Some(number),
-            _ => None,
-        }
+        self.next()
     }
 
     fn u64(&mut self) -> Option<u64> {
@@ -561,10 +577,7 @@ impl Parts<'_> {
     }
 
     fn id(&mut self) -> Option<[u8; 16]> {
-        match self.0.next()? {
-            tuple::Element::Bytes(Bytes(bytes)) => bytes.as_ref().try_into().ok(),
-            _ => None,
-        }
+        self.next::<Bytes<'_>>()?.0.as_ref().try_into().ok()
     }
 
     fn database(&mut self) -> Option<DatabaseId> {
@@ -572,10 +585,7 @@ impl Parts<'_> {
     }
 
     fn text(&mut self) -> Option<String> {
-        match self.0.next()? {
-            tuple::Element::String(text) => Some(text.into_owned()),
-            _ => None,
-        }
+        self.next()
     }
 
     fn tag(&mut self) -> Option<TagName> {

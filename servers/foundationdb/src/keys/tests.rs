@@ -204,3 +204,12 @@ fn the_bytes_are_pinned() {
     }
     assert_eq!(kinds, 36, "some are in no turn");
 }
+
+/// See [`Parts`]. As long as a key of a cluster can be; on the stack of any thread.
+#[test]
+fn a_key_of_tuples_within_tuples_is_none_and_does_not_end_the_process() {
+    let space = Space::new(b"<>");
+    for nested in [&[5; 9_990][..], &[0x15, 0x01, 5, 5, 5]] {
+        assert_eq!(space.decode(&[b"<>", nested].concat()), None);
+    }
+}
