@@ -71,29 +71,36 @@ pub(crate) fn name_prefix(prefix: &str) -> String {
     key
 }
 
+// Bug: a key that nothing here writes was read as one of ours, and a collection deleted it. Cause: numbers were taken with fewer digits, with a sign and in
+// capitals. Fix: a key is what would be written, here and below.
+
 /// The name of a key that [`name`] made.
 pub(crate) fn name_of(key: &str) -> Option<DatabaseName> {
     let hex = key.strip_prefix(NAMES)?.replace('/', "");
     let text = String::from_utf8(bytes_of(&hex)?).ok()?;
-    DatabaseName::try_from(text.as_str()).ok()
+    let found = DatabaseName::try_from(text.as_str()).ok()?;
+    (name(&found) == key).then_some(found)
 }
 
 pub(crate) fn database_of(key: &str) -> Option<DatabaseId> {
     let bytes = bytes_of(key.strip_prefix(ROOTS)?)?;
-    DatabaseId::try_from(&bytes[..]).ok()
+    let database = DatabaseId::try_from(&bytes[..]).ok()?;
+    (root(database) == key).then_some(database)
 }
 
 pub(crate) fn transaction_of(key: &str) -> Option<TransactionId> {
-    bytes_of(key.strip_prefix(TRANSACTIONS)?)?.try_into().ok()
+    let id = bytes_of(key.strip_prefix(TRANSACTIONS)?)?.try_into().ok()?;
+    (transaction(&id) == key).then_some(id)
 }
 
 pub(crate) fn segment_of(database: DatabaseId, key: &str) -> Option<SegmentId> {
     let rest = key.strip_prefix(segments(database).as_str())?;
     let (generation, random) = rest.split_once('-')?;
-    Some(SegmentId {
+    let id = SegmentId {
         generation: u64::from_str_radix(generation, 16).ok()?,
         random: u64::from_str_radix(random, 16).ok()?,
-    })
+    };
+    (segment(database, id) == key).then_some(id)
 }
 
 fn push_hex(text: &mut String, bytes: &[u8]) {
@@ -137,6 +144,27 @@ mod tests {
             prop_assert_eq!(transaction_of(&transaction(&bytes)), Some(bytes));
             prop_assert_eq!(segment_of(database, &segment(database, id)), Some(id));
         }
+    }
+
+    /// See [`name_of`].
+    #[test]
+    fn what_nothing_here_writes_is_no_key() {
+        let database = DatabaseId::from_bytes([0xab; 16]);
+        let (root, segments) = (root(database), segments(database));
+        let right = format!("{segments}{:016x}-{:016x}", 1, 0xab);
+        assert!(segment_of(database, &right).is_some() && database_of(&root).is_some());
+        for id in [
+            "1-ab",
+            "+000000000000001-00000000000000ab",
+            "0000000000000001-00000000000000AB",
+            "0000000000000001-00000000000000000ab",
+        ] {
+            assert_eq!(segment_of(database, &format!("{segments}{id}")), None);
+        }
+        assert_eq!(database_of(&root.replace('a', "A")), None);
+        assert_eq!(name_of("n/6/1"), None);
+        assert_eq!(name_of("n/+a6b"), None);
+        assert_eq!(transaction_of("t/+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1"), None);
     }
 
     #[test]

@@ -95,9 +95,11 @@ impl State {
         self.records.get(usize::try_from(index).ok()?)
     }
 
-    /// The first version of which the root has the record itself, or that of the version to come.
+    /// The first version of which the root has the record itself, or that of the version to come. Of a state that says what no state can it is
+    /// some number, and no overflow.
     pub(crate) fn first_record(&self) -> u64 {
-        self.version + 1 - self.records.len() as u64
+        let next = self.version.saturating_add(1);
+        next.saturating_sub(self.records.len() as u64)
     }
 
     /// The page count of a version, if it is known without a call.
