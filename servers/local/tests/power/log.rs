@@ -238,8 +238,8 @@ async fn log4_one_damaged_slot_is_no_harm_and_two_are_refused() {
     let path = home.path().join("flipped");
     let slots = [0, 64 << 10];
     let mut random = random();
-    // All that there are in the long form.
-    let (count, all) = (100, SLOT_BITS * slots.len());
+    // All 6,080 that there are in the long form.
+    let (count, all) = (200, SLOT_BITS * slots.len());
     for turn in 0..if is_long() { all } else { count } {
         let bit = match is_long() {
             true => turn / 2,
@@ -278,12 +278,17 @@ async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
     let mut random = random();
     for (what, image) in [("killed", killed), ("closed", closed)] {
         let (mut put_back, mut refused) = (0, 0);
-        for turn in 0..if is_long() { 2000 } else { 30 } {
-            let at = random.next() as usize % ROOT_BYTES;
+        // All 2,304 that there are in the long form.
+        for turn in 0..if is_long() { 2 * ROOT_BYTES * 8 } else { 30 } {
+            let bit = match is_long() {
+                true => turn / 2,
+                false => random.next() as usize % (ROOT_BYTES * 8),
+            };
+            let at = bit / 8;
             let mut flipped = image.clone();
             let root = 4096 * (turn % 2);
-            flipped.0[DATA].as_mut().unwrap()[root + at] ^= 1 << (random.next() % 8);
-            println!("{what}: root {}, byte {at}", turn % 2);
+            flipped.0[DATA].as_mut().unwrap()[root + at] ^= 1 << (bit % 8);
+            println!("{what}: root {}, bit {} of byte {at}", turn % 2, bit % 8);
             match right_or_refused(&flipped, &path, 5).await {
                 Ok(()) => put_back += 1,
                 Err(error) => {

@@ -69,6 +69,22 @@ fn places_in_slots(slots: &[u8]) -> BTreeSet<usize> {
     places
 }
 
+/// Where the engine's file is cut: so often; in the long form at each sector, at each byte of both roots, and about each edge of a page.
+pub(crate) fn places_in_data(length: usize, step: usize) -> BTreeSet<usize> {
+    /// What a root takes at the beginning of its page, with some room.
+    const ROOT: usize = 160;
+    let step = if is_long() { 512 } else { step };
+    let mut places: BTreeSet<usize> = (0..=length).step_by(step).collect();
+    places.extend([length - 1, length]);
+    if is_long() {
+        places.extend((0..=ROOT).chain(BLOCK..=BLOCK + ROOT));
+        for edge in (BLOCK..length).step_by(BLOCK) {
+            places.extend([edge - 1, edge, edge + 1]);
+        }
+    }
+    places
+}
+
 /// Opens it, or is refused; answers which.
 async fn is_opened(image: &Image, path: &Path, acknowledged: &[(&'static str, u64)]) -> bool {
     image.write(path);
@@ -161,6 +177,10 @@ async fn log5_a_prefix_of_the_log_or_the_checkpoint_is_refused_with_a_sentence_o
 }
 
 /// DIR2, LOG5: the engine's file cut beside a log that has what it lacks: nothing is taken for an older state, or for a store without commits.
+///
+/// Seen to fail: with `refuse_short` (`log/opening.rs`) answering `Ok(())`, at the first cut, which is told as a disk that fails; and with that only for files
+/// of four pages and more, and without the pass over the tree (`check_tree` in `start.rs`): the process ends by SIGBUS, in the powerless store. Either of
+/// those two alone tells all cuts behind the roots.
 #[tokio::test]
 async fn dir2_a_prefix_of_the_engine_s_file_beside_a_log_is_refused_with_a_sentence_or_whole() {
     let home = home();
@@ -188,8 +208,7 @@ async fn dir2_a_prefix_of_the_engine_s_file_beside_a_log_is_refused_with_a_sente
     let began = std::time::Instant::now();
     for (name, image) in [("killed", &killed), ("powerless", &powerless)] {
         let whole = image.0[DATA].clone().unwrap();
-        let step = if is_long() { 512 } else { 6 * BLOCK - 512 };
-        let mut places: BTreeSet<usize> = (0..whole.len()).step_by(step).collect();
+        let mut places = places_in_data(whole.len(), 6 * BLOCK - 512);
         for edge in [1, BLOCK, 2 * BLOCK, whole.len() - BLOCK, whole.len()] {
             places.extend([edge - 1, edge, edge + 1]);
         }
