@@ -8,6 +8,9 @@ use pagewire_tests::random::Random;
 #[path = "../../proto/fuzz/src/targets/mod.rs"]
 mod targets;
 
+#[path = "../../proto/fuzz/src/rows.rs"]
+mod rows;
+
 /// Inputs near to the corpus of a target: a second or two, without optimization.
 const INPUTS: u64 = 4000;
 /// Of the target `server`, each of which starts one.
@@ -99,5 +102,23 @@ targets! {
     server: SERVERS;
     session: INPUTS;
     settings: INPUTS;
+    stored: 5 * INPUTS;
     tree_page: INPUTS;
+}
+
+/// Each decoder of each store gets something that a store has written, of today and as it is in the corpus.
+#[test]
+fn what_stores_write_today_is_what_the_target_stored_begins_with() {
+    let inputs = rows::all();
+    inputs.values().for_each(|input| targets::stored(input));
+    let mut missing = Vec::new();
+    for (name, decoders) in targets::STORES {
+        for (decoder, _) in decoders {
+            let prefix = format!("{name}-{}-", decoder.replace(' ', "_"));
+            if !inputs.keys().any(|input| input.starts_with(&prefix)) {
+                missing.push(prefix);
+            }
+        }
+    }
+    assert_eq!(missing, [""; 0]);
 }

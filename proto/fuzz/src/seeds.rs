@@ -1,11 +1,13 @@
 //! Writes a few valid messages into corpus/TARGET, so that the fuzzer begins beyond the first checks.
 
+mod rows;
 mod scripts;
 
 use std::io::Result;
 use std::path::Path;
 
 use pagewire_proto::pb;
+use pagewire_fuzz::targets;
 use prost::Message as _;
 
 fn seed(target: &str, name: &str, bytes: &[u8]) -> Result<()> {
@@ -159,6 +161,9 @@ fn main() -> Result<()> {
     seed("settings", "all", b"t/x.db\nPAGEWIRE_ENDPOINT=http://a:1\nPAGEWIRE_CACHE_BYTES=5\nPAGEWIRE_TIMEOUT_MS=9\nPAGEWIRE_TOKEN=t\nPAGEWIRE_BATCH_ATOMIC=on\nendpoint=unix:/s\ntimeout_ms=3\nimmutable=1\ntoken=x")?;
     for (name, script) in scripts::all() {
         seed("server", name, &script)?;
+    }
+    for (name, input) in rows::all() {
+        seed("stored", &name, &input)?;
     }
     seed("codec", "commit", &commit.encode_to_vec())?;
     seed("codec", "session", &request.encode_to_vec())?;

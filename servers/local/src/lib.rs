@@ -11,6 +11,8 @@ mod committer;
 mod directory;
 mod engine;
 pub mod faults;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod garbage;
 mod history;
 pub mod keys;

@@ -68,6 +68,8 @@
 mod cells;
 mod collect;
 mod commit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keys;
 mod kv;
 mod merge;

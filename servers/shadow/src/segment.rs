@@ -93,6 +93,22 @@ impl Place {
         }
     }
 
+    /// Adds it to an index.
+    pub(crate) fn put(&self, index: &mut BytesMut) {
+        index.put_u32_le(self.page);
+        index.put_u64_le(self.version);
+        index.put_u32_le(self.offset);
+        index.put_u32_le(self.length);
+        index.put_u32_le(self.crc32);
+    }
+
+    /// The place of these bytes.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn with_sum_of(&self, stored: &[u8]) -> Self {
+        let crc32 = crc32fast::hash(stored);
+        Self { crc32, ..*self }
+    }
+
     /// The content of the page from its stored bytes; `None` if they are not what was written.
     pub(crate) fn content(&self, stored: &[u8], page_size: PageSize) -> Option<Bytes> {
         if crc32fast::hash(stored) != self.crc32 {
@@ -199,13 +215,7 @@ pub(crate) fn build(
 fn finish(body: &mut BytesMut, places: Vec<Place>, generation: u64) -> Result<Built, StoreError> {
     let bytes = body.len() as u64;
     let start = body.len();
-    for place in &places {
-        body.put_u32_le(place.page);
-        body.put_u64_le(place.version);
-        body.put_u32_le(place.offset);
-        body.put_u32_le(place.length);
-        body.put_u32_le(place.crc32);
-    }
+    places.iter().for_each(|place| place.put(body));
     let entry = Entry {
         generation,
         random: random()?,

@@ -3,14 +3,16 @@
 
 mod protocol;
 mod server;
+mod stored;
 mod vfs;
 
 pub use protocol::{codec, commit, history, lease_grant, name, page, resolve_commit, session};
 pub use server::server;
+pub use stored::{STORES, stored};
 pub use vfs::{cache_file, database_header, prefetch, settings, tree_page};
 
 /// All of them, as their folders of the corpus are called.
-pub const TARGETS: [&str; 14] = [
+pub const TARGETS: [&str; 15] = [
     "cache_file",
     "codec",
     "commit",
@@ -24,5 +26,6 @@ pub const TARGETS: [&str; 14] = [
     "server",
     "session",
     "settings",
+    "stored",
     "tree_page",
 ];

@@ -66,7 +66,7 @@ impl Slots {
                     Err(error) if is_unreadable(&error) => unreadable = Some(error),
                     read => {
                         read?;
-                        *slot = self.parse(&bytes);
+                        *slot = parse(&bytes, self.format);
                     }
                 }
             }
@@ -80,50 +80,73 @@ impl Slots {
 
     /// Writes a slot, and syncs it.
     pub(crate) fn write(&self, slot: usize, checkpoint: &Checkpoint) -> std::io::Result<()> {
-        let bytes = self.bytes(checkpoint);
+        let bytes = encode(checkpoint, self.format);
         self.file.write_all_at(&bytes, slot as u64 * STRIDE)?;
         self.file.sync_data()
     }
+}
 
-    fn bytes(&self, checkpoint: &Checkpoint) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(SLOT_BYTES);
-        bytes.extend(MAGIC.to_le_bytes());
-        bytes.extend(self.format.to_le_bytes());
-        bytes.extend(u32::from(checkpoint.is_closed).to_le_bytes());
-        bytes.extend(checkpoint.run.to_le_bytes());
-        bytes.extend(checkpoint.number.to_le_bytes());
-        bytes.extend((checkpoint.file as u32).to_le_bytes());
-        bytes.extend(checkpoint.previous.to_le_bytes());
-        for length in checkpoint.lengths {
-            bytes.extend(length.to_le_bytes());
-        }
-        checkpoint
-            .roots
-            .0
-            .iter()
-            .for_each(|root| bytes.extend(root));
-        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        bytes
+fn encode(checkpoint: &Checkpoint, format: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SLOT_BYTES);
+    bytes.extend(MAGIC.to_le_bytes());
+    bytes.extend(format.to_le_bytes());
+    bytes.extend(u32::from(checkpoint.is_closed).to_le_bytes());
+    bytes.extend(checkpoint.run.to_le_bytes());
+    bytes.extend(checkpoint.number.to_le_bytes());
+    bytes.extend((checkpoint.file as u32).to_le_bytes());
+    bytes.extend(checkpoint.previous.to_le_bytes());
+    for length in checkpoint.lengths {
+        bytes.extend(length.to_le_bytes());
     }
+    checkpoint
+        .roots
+        .0
+        .iter()
+        .for_each(|root| bytes.extend(root));
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    bytes
+}
 
-    fn parse(&self, bytes: &[u8; SLOT_BYTES]) -> Slot {
-        let four = |at: usize| u32::from_le_bytes(part(bytes, at));
-        let eight = |at: usize| u64::from_le_bytes(part(bytes, at));
-        if eight(0) != MAGIC || four(SUM_AT) != crc32fast::hash(&bytes[..SUM_AT]) {
-            return Slot::Not;
+fn parse(bytes: &[u8; SLOT_BYTES], format: u32) -> Slot {
+    let four = |at: usize| u32::from_le_bytes(part(bytes, at));
+    let eight = |at: usize| u64::from_le_bytes(part(bytes, at));
+    if eight(0) != MAGIC || four(SUM_AT) != crc32fast::hash(&bytes[..SUM_AT]) {
+        return Slot::Not;
+    }
+    if four(8) != format {
+        return Slot::Foreign(four(8));
+    }
+    Slot::Whole(Box::new(Checkpoint {
+        number: eight(24),
+        run: eight(16),
+        is_closed: four(12) == 1,
+        file: (four(32) & 1) as usize,
+        previous: four(36),
+        lengths: [eight(40), eight(48)],
+        roots: Roots([part(bytes, ROOTS_AT), part(bytes, ROOTS_AT + ROOT_BYTES)]),
+    }))
+}
+
+/// What the fuzz target `stored` does: the bytes as a slot, and the same with the right magic and checksum. What is read is written again and read
+/// as the same: "closed" and the log file are numbers of which one bit counts.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn look_at(bytes: &[u8]) {
+    let Some(slot) = bytes.first_chunk::<SLOT_BYTES>() else {
+        return;
+    };
+    let mut right = *slot;
+    right[..8].copy_from_slice(&MAGIC.to_le_bytes());
+    let sum = crc32fast::hash(&right[..SUM_AT]);
+    right[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
+    let format = u32::from_le_bytes(part(&right, 8));
+    assert!(!matches!(parse(&right, format), Slot::Not));
+    assert!(matches!(parse(&right, !format), Slot::Foreign(of) if of == format));
+    for bytes in [slot, &right] {
+        if let Slot::Whole(checkpoint) = parse(bytes, format) {
+            let again = encode(&checkpoint, format);
+            let again = again.first_chunk().map(|again| parse(again, format));
+            assert!(matches!(again, Some(Slot::Whole(again)) if again == checkpoint));
         }
-        if four(8) != self.format {
-            return Slot::Foreign(four(8));
-        }
-        Slot::Whole(Box::new(Checkpoint {
-            number: eight(24),
-            run: eight(16),
-            is_closed: four(12) == 1,
-            file: (four(32) & 1) as usize,
-            previous: four(36),
-            lengths: [eight(40), eight(48)],
-            roots: Roots([part(bytes, ROOTS_AT), part(bytes, ROOTS_AT + ROOT_BYTES)]),
-        }))
     }
 }
 
@@ -157,11 +180,11 @@ mod tests {
             panic!("{read:?}");
         };
         assert_eq!((*first, *second), (checkpoint(4), checkpoint(5)));
-        let whole = slots.bytes(&checkpoint(4));
+        let whole = encode(&checkpoint(4), 4);
         for bit in 0..SLOT_BYTES * 8 {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let slot = slots.parse(bytes[..].try_into().unwrap());
+            let slot = parse(bytes[..].try_into().unwrap(), 4);
             assert!(matches!(slot, Slot::Not), "bit {bit}");
         }
         let newer = Slots { format: 5, ..slots };
