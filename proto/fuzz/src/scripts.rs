@@ -132,10 +132,15 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("write_0", write(Script::new(0)).0),
         ("write_1", write(Script::new(1)).0),
+        ("write_2", write(Script::new(2)).0),
         ("history", history().0),
         ("contend", contend().0),
         ("victim_0", victim(0).0),
         ("victim_1", victim(1).0),
+        ("victim_2", victim(2).0),
+        ("history_2", [&[2], &history().0[1..]].concat()),
+        ("contend_2", [&[2], &contend().0[1..]].concat()),
+        ("broken_2", [&[2], &broken().0[1..]].concat()),
         ("broken", broken().0),
     ]
 }

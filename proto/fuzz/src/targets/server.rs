@@ -1,4 +1,4 @@
-//! A page server in memory, and two connections that call all of its methods with whatever the bytes say, in any order and however broken.
+//! A page server in memory, or on the local store, and two connections that call all of its methods with whatever the bytes say, in any order and however broken.
 //!
 //! * It does not panic, no answer says INTERNAL or CORRUPT, and each is one that a client takes.
 //! * A client beside them reads what it has committed, its lease is good for the next commit, and a new client is served.
@@ -9,6 +9,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -16,15 +17,22 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::HeaderMap;
+use pagewire_local::{LocalOptions, LocalStore};
 use pagewire_memory::MemoryStore;
 use pagewire_proto::codec::{Bounded, within_bounds};
 use pagewire_proto::pb::page_service_client::PageServiceClient;
 use pagewire_proto::pb::session_request::Message as Request;
 use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
-use pagewire_proto::{CommitChecksum, SessionId, pb};
+use pagewire_proto::{
+    CommitChecksum, DatabaseId, DatabaseName, Epoch, Moment, PageSize, SessionId, StagingId,
+    TagName, Version, VersionEntry, pb,
+};
 use pagewire_server::Server;
-use pagewire_server::store::PageStore;
+use pagewire_server::layer::Layer;
+use pagewire_server::store::{
+    Collected, Commit, CommitOutcome, PageStore, PageWrite, Resolution, Resolve, StoreError,
+};
 use pagewire_versioned_memory::VersionedMemoryStore;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -99,9 +107,14 @@ pub fn server(bytes: &[u8]) {
     let Some((store, mut frames)) = bytes.split_first() else {
         return;
     };
-    let store: Arc<dyn PageStore> = match store % 2 {
+    let mut directory = None;
+    let store: Arc<dyn PageStore> = match store % 3 {
         0 => Arc::new(MemoryStore::new().expect("a store")),
-        _ => Arc::new(VersionedMemoryStore::new().expect("a store")),
+        1 => Arc::new(VersionedMemoryStore::new().expect("a store")),
+        _ => {
+            let directory = directory.insert(in_memory());
+            Arc::new(Local(open(directory.path())))
+        }
     };
     let frames: Vec<Frame> = std::iter::from_fn(|| Frame::next(&mut frames))
         .take(MOST_FRAMES)
@@ -116,6 +129,65 @@ pub fn server(bytes: &[u8]) {
     runtime.block_on(attack(store, frames));
     drop(runtime);
     assert_eq!(PANICS.get(), before, "a task has panicked");
+}
+
+/// A folder in memory, for thousands of stores.
+fn in_memory() -> tempfile::TempDir {
+    let memory = tempfile::tempdir_in("/dev/shm");
+    memory.or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
+fn open(directory: &Path) -> LocalStore {
+    let options = LocalOptions {
+        map_bytes: 64 << 20,
+        ..LocalOptions::default()
+    };
+    LocalStore::open_with(directory, options).expect("a store")
+}
+
+/// The local store under a clock that goes on by itself where nothing is to be done: what its own thread does is something.
+#[derive(Debug)]
+struct Local(LocalStore);
+
+/// While it lives the runtime believes that a thread of its own is at work, and the clock stands.
+fn hold_the_clock() -> std::sync::mpsc::Sender<()> {
+    let (held, until) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || until.recv());
+    held
+}
+
+/// The calls that are answered by the store's thread.
+macro_rules! held {
+    ($(async fn $call:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait::async_trait]
+        impl Layer for Local {
+            fn inner(&self) -> &dyn PageStore {
+                &self.0
+            }
+
+            $(async fn $call(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                let _held = hold_the_clock();
+                self.0.$call($($argument),*).await
+            })*
+        }
+    };
+}
+
+held! {
+    async fn begin_service(lease_ttl: Duration) -> Duration;
+    async fn end_service() -> ();
+    async fn lookup(name: &DatabaseName, create: bool) -> DatabaseId;
+    async fn remove(name: &DatabaseName) -> DatabaseId;
+    async fn protect(database: DatabaseId, floor: Option<Version>, pins: &[Version]) -> ();
+    async fn fence(database: DatabaseId) -> Epoch;
+    async fn stage(database: DatabaseId, staging: StagingId, page_size: PageSize, pages: Vec<PageWrite>) -> ();
+    async fn discard(staging: StagingId) -> ();
+    async fn commit(commit: Commit) -> CommitOutcome;
+    async fn resolve(resolve: Resolve) -> Resolution;
+    async fn set_tag(database: DatabaseId, tag: &TagName, moment: &Moment, replace: bool) -> VersionEntry;
+    async fn delete_tag(database: DatabaseId, tag: &TagName) -> bool;
+    async fn branch(source: DatabaseId, moment: &Moment, branch: DatabaseId, name: &DatabaseName) -> VersionEntry;
+    async fn collect(database: Option<DatabaseId>) -> Collected;
 }
 
 thread_local! {
