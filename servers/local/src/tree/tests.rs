@@ -192,7 +192,8 @@ fn tree1_to_6_a_bit_that_flips_is_noticed_or_does_no_harm() {
         "{noticed} of {} noticed, {bodies} in bodies of rows, {harmless} harmless",
         noticed + harmless + bodies
     );
-    assert!(noticed > 250 && bodies > 50);
+    // How many is a matter of chance: of 2,500 bits of 60 trees 241 to 440 were noticed, and 500 to 987 in bodies.
+    assert!(noticed > 100 && bodies > 200);
     assert!(rows(directory.path()).unwrap() == right);
 }
 
