@@ -122,14 +122,25 @@ pub const CACHES: &str = "cache";
 
 /// This process has a folder of its own from now on, in which it is.
 pub fn begin_folder() -> std::io::Result<PathBuf> {
-    remove_of(std::process::id());
+    let pid = std::process::id();
+    super::child::aside(|| remove_of(pid));
     let [memory, disk] = parents();
     let parent = if has_enough(&memory) { memory } else { disk };
-    let root = folder_of(&parent, std::process::id());
+    let root = folder_of(&parent, pid);
     std::fs::create_dir(&root)?;
     let root = root.canonicalize()?;
     std::env::set_current_dir(&root)?;
     Ok(root)
+}
+
+/// As a process does that was killed.
+#[cfg(test)]
+pub fn leave_something_of(pid: u32) {
+    for name in ["store", "cache-0", "cache-1"] {
+        let folder = folder_of(&parents()[0], pid).join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("data"), name).expect("a file");
+    }
 }
 
 /// There is a disk in it.
