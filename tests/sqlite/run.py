@@ -211,7 +211,8 @@ class Runner:
             command += [str(self.suite / "src/test/permutations.test"), permutation, pathlib.PurePath(path).name]
         else:
             command += [str(self.suite / "src" / path)]
-        command += ["--maxerror=100000"]
+        # Without testfixture's counters ioerr.test fails in each round of a loop without end, on unix too; elsewhere a file is not given up.
+        command += [f"--maxerror={1000 if self.options.stock else 100000}"]
         started = time.monotonic()
         expired = False
         with open(log, "wb") as out:
