@@ -71,6 +71,52 @@ async fn col6_damage_of_a_removed_database_keeps_nobody_from_committing_or_colle
     }
 }
 
+/// C16: one bit makes a page one that is not there, in the byte that says of which kind a row is. Nobody believes it: who reads, who cuts, who collects.
+#[tokio::test]
+async fn c16_a_page_that_a_flipped_bit_takes_for_none_is_refused_and_stays() {
+    const KIND_AT: usize = 8;
+    let directory = tempfile::tempdir().unwrap();
+    let keeping = LocalStore::open(directory.path()).unwrap();
+    let db = database(&keeping, "a").await;
+    commit(&keeping, db, 0, 20, 1..=20).await;
+    commit(&keeping, db, 1, 2, 1..=1).await;
+    commit(&keeping, db, 2, 20, 3..=20).await;
+    let right = read(&keeping, db, 3, 3).await;
+    drop(keeping);
+    let number = PageNumber::try_from(3).unwrap();
+    let key = Key::Page(db.0, number, Version::new(3));
+    let flip = |from: u8, to: u8| {
+        let path = directory.path().join("data.mdb");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let places = row_places(&bytes, &key, KIND_AT + 1 + SIZE.bytes());
+        assert!(!places.is_empty(), "it is not there");
+        for place in places {
+            assert_eq!(bytes[place + KIND_AT], from);
+            bytes[place + KIND_AT] = to;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    };
+    flip(2, 0);
+    let store = open(directory.path());
+    let db = (db.0, store.fence(db.0).await.unwrap());
+    let is_damage = |error: StoreError| matches!(error, StoreError::Corrupt(_));
+    let answer = store.read(db.0, Version::new(3), &[number]).await;
+    assert!(answer.is_err_and(is_damage));
+    let cut = try_commit(&store, part(db, SIZE, 3, 2, 1..=1)).await;
+    assert!(cut.is_err_and(is_damage));
+    let collected = loop {
+        match store.collect(None).await {
+            Ok(collected) if collected.more => {}
+            other => break other,
+        }
+    };
+    assert!(collected.is_err_and(is_damage));
+    drop(store);
+    flip(0, 2);
+    let store = open(directory.path());
+    assert_eq!(read(&store, db, 3, 3).await, right);
+}
+
 /// What a process left staged when it died: a row of it that is damaged stays, and everything behind it is collected.
 ///
 /// Bug: a staging belongs to no database that could be set aside, so it was first in the row of the dead for ever. Damage: nothing

@@ -509,6 +509,10 @@ async fn c16_a_flipped_bit_in_what_was_stored_is_refused_and_never_returned() {
             bits.push((at, random.next() % 8));
         }
     }
+    // What a row is: whether it says that there is no page.
+    for body in &bodies {
+        bits.extend((0..3).map(|bit| (body.start - 1, bit)));
+    }
     // Each number of a page that is another page's in one bit: those lead to older rows. The long form has the higher bits too.
     let bytes = if is_long() { 6 } else { 1 };
     for child in &children {
