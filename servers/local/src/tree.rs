@@ -17,6 +17,8 @@
 //!   root, its pages in the file's range, as many as its depth needs. That is looked at before each opening, also where the rest is not.
 //! * **TREE7** A record of free pages has the number of a transaction that was, 1 to that of the root, and numbers of pages that fall from each to the
 //!   next, as the engine merges them.
+//! * **TREE8** Of the transaction of the root there is such a record, for each frees the pages that it replaces. Looked at where nothing else says
+//!   whose root it is: that of a marked transaction (LOG7), whether or not the rest is.
 //!
 //! With all of them every row is where a search finds it, no search leaves the file, and what is written next takes no page that is in use. What is
 //! not looked at cannot do harm: the room between, free pages, padding, and the first key of an inner page, which no search looks at.
@@ -79,6 +81,40 @@ pub(crate) fn find(
         Err(Stop::Damaged(why)) => Ok(Some(why)),
         Err(Stop::Io(error)) => Err(error),
     }
+}
+
+/// The last transaction of which there is a record of free pages (TREE8); `None` where that cannot be said.
+pub(crate) fn newest_freed(file: &File, roots: &Roots) -> std::io::Result<Option<u64>> {
+    let (Some(page_bytes), Some(root)) = (roots.page_bytes(), roots.newest()) else {
+        return Ok(None);
+    };
+    let [free, _] = root.stats;
+    let mut number = free.root;
+    for depth in (1..=free.depth.min(MOST_DEPTH)).rev() {
+        if number > root.last_page {
+            return Ok(None);
+        }
+        let mut page = vec![0; page_bytes as usize];
+        match file.read_exact_at(&mut page, number.saturating_mul(page_bytes)) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let is_leaf = depth == 1;
+        let kind = if is_leaf { LEAF } else { BRANCH };
+        if u64_at(&page, 0) != number || u16_at(&page, 10) != kind {
+            return Ok(None);
+        }
+        let last = nodes(number, &page, is_leaf).ok();
+        let Some(last) = last.and_then(|nodes| nodes.into_iter().next_back()) else {
+            return Ok(None);
+        };
+        if is_leaf {
+            let key = &page[last.key.0..last.key.1];
+            return Ok((key.len() == 8).then(|| u64_at(key, 0)));
+        }
+        number = child(&page, last.at);
+    }
+    Ok(None)
 }
 
 fn look<'f>(file: &'f File, roots: &Roots, stop: Option<&'f AtomicBool>) -> Result<Walk<'f>, Stop> {
@@ -253,8 +289,7 @@ impl Walk<'_> {
                 if index > 0 && !is_between(key(node)) {
                     return damaged(number, "has keys out of order");
                 }
-                let low = u64::from(u32_at(&page, node.at));
-                let child = low | u64::from(u16_at(&page, node.at + 4)) << 32;
+                let child = child(&page, node.at);
                 self.page(child, depth - 1, (from, to), seen)?;
             }
             return Ok(());
@@ -345,6 +380,11 @@ impl Walk<'_> {
         seen.found.overflow_pages += count;
         Ok(bytes.split_off(HEADER_BYTES))
     }
+}
+
+/// The number of the page to which a node of an inner page leads.
+fn child(page: &[u8], node: usize) -> u64 {
+    u64::from(u32_at(page, node)) | u64::from(u16_at(page, node + 4)) << 32
 }
 
 fn is_less(of: Of, one: &[u8], other: &[u8]) -> bool {

@@ -13,7 +13,7 @@ use super::record::{BLOCK, HEADER, Kind};
 use super::slots::{Checkpoint, Slot, Slots};
 use crate::roots::Roots;
 use crate::start::other_format;
-use crate::truncation;
+use crate::{tree, truncation};
 
 /// Blocks are looked at for records in such pieces.
 const PIECE: usize = 1 << 20;
@@ -103,6 +103,14 @@ pub(crate) fn find(directory: &Path, slots: &Slots, data: &File) -> Result<Found
         && reached == Some(mark)
     {
         refuse_short(directory, data, &in_file)?;
+        // Bug: all since the checkpoint was gone, without a word. Cause: a flipped bit had made the number of an older root that of a mark whose
+        // transaction was not committed. Fix: what was freed says whose root it is (TREE8).
+        if tree::newest_freed(data, &in_file).map_err(of("data.mdb"))? != Some(mark) {
+            return Err(damaged(&format!(
+                "{}: its root says that it is of transaction {mark}, and its tree is not",
+                directory.join("data.mdb").display()
+            )));
+        }
         last = mark;
         found.is_marked = true;
         found.records.clear();

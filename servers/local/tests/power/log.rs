@@ -262,12 +262,15 @@ async fn log4_one_damaged_slot_is_no_harm_and_two_are_refused() {
     );
 }
 
+/// Where a root has the number of its transaction.
+const NUMBER_AT: usize = 144;
+
 /// LOG4: the engine's roots have no checksum, the slots' copies of them have one. What a root says is put back, or the number in it is told to be
 /// another one; nothing is read through it.
 #[tokio::test]
 async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
-    const ROOT_BYTES: usize = 144;
-    const NUMBER_AT: usize = 136;
+    const ROOT_BYTES: usize = NUMBER_AT + 8;
+    const LAST_PAGE_AT: usize = 136;
     let home = home();
     let directory = home.path().join("store");
     drop(open(&directory).unwrap());
@@ -278,7 +281,7 @@ async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
     let mut random = random();
     for (what, image) in [("killed", killed), ("closed", closed)] {
         let (mut put_back, mut refused) = (0, 0);
-        // All 2,304 that there are in the long form.
+        // All 2,432 that there are in the long form.
         for turn in 0..if is_long() { 2 * ROOT_BYTES * 8 } else { 30 } {
             let bit = match is_long() {
                 true => turn / 2,
@@ -292,8 +295,9 @@ async fn log4_a_root_that_rots_is_put_back_or_refused_and_never_read() {
             match right_or_refused(&flipped, &path, 5).await {
                 Ok(()) => put_back += 1,
                 Err(error) => {
-                    // Its number, its magic, and the size of pages say whether the files belong together.
-                    let tells = (16..20).contains(&at) || (40..44).contains(&at) || at >= NUMBER_AT;
+                    // Its number and last page, its magic, and the size of pages say whether the files belong together.
+                    let tells =
+                        (16..20).contains(&at) || (40..44).contains(&at) || at >= LAST_PAGE_AT;
                     assert!(tells, "byte {at}: {error}");
                     let why = error.to_string();
                     assert!(why.contains("data.mdb") || why.contains("log."), "{why}");
@@ -458,6 +462,45 @@ async fn log7_a_large_commit_that_is_cut_off_anywhere_is_whole_or_not_there() {
         |_| {},
     );
     println!("{} states of the disk", tried.await);
+}
+
+/// LOG7: where the log ends with a mark, an older root whose number has become that of the mark is not taken for what was marked.
+#[tokio::test]
+async fn log7_an_older_root_whose_number_rots_is_not_that_of_the_mark() {
+    let home = home();
+    let path = home.path().join("flipped");
+    let mut refused = 0;
+    // So many that a bit of the number of the one before the last makes it that of the next.
+    for count in 2..6 {
+        let directory = home.path().join(format!("{count}"));
+        let store = open(&directory).unwrap();
+        let (a, large) = (database(&store, "a").await, database(&store, "large").await);
+        let recording = Recording::begin(&directory);
+        until(&store, a, 0, count, &recording).await;
+        commit_part(&store, part(large, SIZE, 0, 3000, 1..=3000)).await;
+        recording.acknowledge("large", 1);
+        recording.end();
+        drop(store);
+        let all = recording.acknowledged(recording.len()).len();
+        let moments: Vec<_> = (0..recording.len())
+            .filter(|moment| recording.acknowledged(*moment).len() + 1 == all)
+            .collect();
+        let step = if is_long() { 1 } else { 1 + moments.len() / 12 };
+        for moment in moments.into_iter().step_by(step) {
+            let image = recording.image(moment, Disk::Everything);
+            for (root, bit) in [0, 4096]
+                .into_iter()
+                .flat_map(|root| (0..8).map(move |bit| (root, bit)))
+            {
+                let mut flipped = image.clone();
+                flipped.0[DATA].as_mut().unwrap()[root + NUMBER_AT] ^= 1 << bit;
+                println!("{count} commits, moment {moment}, root at {root}, bit {bit}");
+                refused += usize::from(right_or_refused(&flipped, &path, count).await.is_err());
+            }
+        }
+    }
+    println!("{refused} refused");
+    assert!(refused > 0);
 }
 
 /// What was acknowledged of the large commit is whole.
