@@ -5,10 +5,12 @@
 //! error it was ([`pagewire::simulation::World::failed`]), and which refusals came from servers.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pagewire::simulation::Kind as Reported;
 use pagewire::simulation::pages;
 use pagewire_proto::status::Reason;
+use pagewire_server::older;
 use rusqlite::ErrorCode;
 
 use crate::counts::{Event, count};
@@ -21,6 +23,12 @@ const NOT_KEPT: &str = "is not kept any more";
 
 /// How a server begins that finds an encoding, or pages for which it knows none, not valid.
 const OF_AN_ENCODING: [&str; 2] = ["encoding", "content"];
+
+/// How the same reads where it gets as far as SQLite: such pages are sent again as they are, so it never does.
+const TOLD_OF_AN_ENCODING: [&str; 2] = ["encoding: ", "content: page"];
+
+/// For so long a client may go by the Welcome of a server without calls of history that was there until the calm: longer than any call takes.
+const STALE_NS: u64 = 10_000_000_000;
 
 /// How the library says that a database has no such tag.
 const NO_TAG: &str = "there is no tag";
@@ -47,7 +55,7 @@ pub struct Faults {
     pub forgets: bool,
     /// Servers of older releases take the place of others: what a client may still send them, they may not know.
     pub older: bool,
-    /// And may have no calls of history.
+    /// And may have no calls of history, or may have had none a moment ago.
     pub lacks_history: bool,
 }
 
@@ -62,7 +70,7 @@ impl Faults {
             refusals: matches!(plan.workload, Workload::Mixed | Workload::Versions),
             forgets: plan.forgets_versions() || !plan.store.keeps_versions(),
             older: plan.older_percent > 0 && plan.store.is_durable(),
-            lacks_history: plan.may_lack_history(),
+            lacks_history: plan.may_lack_history() && plan::calm_ns() < STALE_NS,
         }
     }
 }
@@ -80,12 +88,18 @@ pub fn reported(kind: Reported, message: &str) {
 
 /// A server has refused a call of a client.
 pub fn refused(reason: Reason, message: &str) {
-    if !refusal_is_explained(reason, message, Faults::of(plan::get())) {
+    if !refusal_is_explained(reason, message, Faults::of(plan::get())) || is_one_too_many(reason) {
         history::violation(
             Kind::Error,
             format!("a server answered {}: {message}", reason.as_str()),
         );
     }
+}
+
+/// Whether more calls were refused as not valid than servers have met pages in an encoding that they have not.
+fn is_one_too_many(reason: Reason) -> bool {
+    static REFUSED: AtomicU64 = AtomicU64::new(0);
+    reason == Reason::Invalid && REFUSED.fetch_add(1, Ordering::SeqCst) >= older::met().encodings
 }
 
 /// What this thread does next is to be explained by what is reported from now on.
@@ -133,6 +147,9 @@ pub fn judge_pages(what: &str, error: &pages::Error) {
 
 fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
     let is_gone = faults.forgets && error.message.contains(NOT_KEPT);
+    if is_of_an_encoding(&error.message) {
+        return false;
+    }
     match error.kind {
         Reported::Busy | Reported::BusySnapshot | Reported::Deadlock => true,
         Reported::Io | Reported::OutcomeUnknown | Reported::CantOpen => {
@@ -147,6 +164,12 @@ fn is_explained_without_sqlite(error: &pages::Error, faults: Faults) -> bool {
         | Reported::Corrupt
         | Reported::Bug => false,
     }
+}
+
+fn is_of_an_encoding(message: &str) -> bool {
+    TOLD_OF_AN_ENCODING
+        .iter()
+        .any(|told| message.contains(told))
 }
 
 fn refusal_is_explained(reason: Reason, message: &str, faults: Faults) -> bool {
@@ -177,7 +200,8 @@ fn is_explained(error: &rusqlite::Error, reported: &[(Reported, String)], faults
     let said = |kinds: &[Reported]| reported.iter().any(|(kind, _)| kinds.contains(kind));
     let is_gone = faults.forgets && reported.iter().any(|(_, what)| what.contains(NOT_KEPT));
     let is_refused = faults.refusals && said(&[Reported::Refused]);
-    if said(&[Reported::Corrupt, Reported::Bug]) {
+    let is_encoding = reported.iter().any(|(_, what)| is_of_an_encoding(what));
+    if said(&[Reported::Corrupt, Reported::Bug]) || is_encoding {
         return false;
     }
     match failure.code {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 
+use crate::machine;
 use crate::random::Random;
 
 /// What the clients do.
@@ -334,7 +335,11 @@ impl Plan {
 
     /// Whether a server of an older release may lack the calls of history: another one has to take its place before the calm.
     pub fn may_lack_history(&self) -> bool {
-        self.older_percent > 0 && self.fault_every_ms > 0 && self.store.is_durable()
+        // On a store that keeps one version no client may ask for them.
+        self.older_percent > 0
+            && self.fault_every_ms > 0
+            && self.store.is_durable()
+            && self.store.keeps_versions()
     }
 
     /// Threads of clients at a time.
@@ -356,6 +361,7 @@ pub enum Phase {
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
 static PHASE: AtomicU8 = AtomicU8::new(0);
+static CALM_SINCE: AtomicU64 = AtomicU64::new(0);
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
@@ -388,7 +394,18 @@ pub fn phase() -> Phase {
 
 /// Goes on to the next.
 pub fn set_phase(phase: Phase) {
+    if phase == Phase::Calm {
+        CALM_SINCE.store(machine::now(), Ordering::SeqCst);
+    }
     PHASE.store(phase as u8, Ordering::SeqCst);
+}
+
+/// For how long there have been no faults any more; 0 as long as there are.
+pub fn calm_ns() -> u64 {
+    match phase() {
+        Phase::Faults => 0,
+        Phase::Calm | Phase::Over => machine::now() - CALM_SINCE.load(Ordering::SeqCst),
+    }
 }
 
 /// A transaction has ended.
