@@ -1,4 +1,4 @@
-//! What a server of an older release lacks, so that tests/simulator can put one in the place of another. Not in any release build.
+//! What a server of an older release lacks, so that tests/simulator can put one in the place of another. Not in what `cargo build --release` makes.
 //!
 //! It answers as such a server would: a call that it has not is one that the transport knows nothing of, a message of the session is one without
 //! content, and a page in an encoding that it has not is read as if the field said nothing.
