@@ -470,6 +470,8 @@ async fn log7_an_older_root_whose_number_rots_is_not_that_of_the_mark() {
     let home = home();
     let path = home.path().join("flipped");
     let mut refused = 0;
+    // The lower ones: with a higher one it is beyond the log, which `log4_a_root_that_rots...` has.
+    let bits = if is_long() { 8 } else { 3 };
     // So many that a bit of the number of the one before the last makes it that of the next.
     for count in 2..6 {
         let directory = home.path().join(format!("{count}"));
@@ -490,7 +492,7 @@ async fn log7_an_older_root_whose_number_rots_is_not_that_of_the_mark() {
             let image = recording.image(moment, Disk::Everything);
             for (root, bit) in [0, 4096]
                 .into_iter()
-                .flat_map(|root| (0..8).map(move |bit| (root, bit)))
+                .flat_map(|root| (0..bits).map(move |bit| (root, bit)))
             {
                 let mut flipped = image.clone();
                 flipped.0[DATA].as_mut().unwrap()[root + NUMBER_AT] ^= 1 << bit;
