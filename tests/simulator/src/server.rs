@@ -61,6 +61,14 @@ pub fn ask_to_stop(process: ProcessId, node: usize, pause: u64) {
     }
 }
 
+/// Whether a server is asked to stop, and another one takes its place.
+pub fn is_stopping(process: ProcessId) -> bool {
+    let stops = STOPS.lock();
+    stops
+        .get(&process)
+        .is_some_and(|stop| stop.then.lock().is_some())
+}
+
 /// Whether the server of a node has no calls of history.
 pub fn lacks_history(node: usize) -> bool {
     let releases = RELEASES.lock();
