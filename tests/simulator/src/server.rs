@@ -194,7 +194,8 @@ fn serve(node: usize, start: Start, stop: &Arc<Stop>) {
 
 async fn stop_when_asked(server: Server, stop: Arc<Stop>) {
     stop.asked.notified().await;
-    let Some((node, pause)) = stop.then.lock().take() else {
+    // It stays there, so that it can be told that this one ends.
+    let Some((node, pause)) = *stop.then.lock() else {
         return;
     };
     let ended = server.close().await;
