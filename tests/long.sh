@@ -158,7 +158,7 @@ run() {
         histories)
             PAGEWIRE_LONG_TESTS=1 cargo_test -p pagewire-tests --test it -- history causal deltas failed_transactions restarts
             ;;
-        simulator-defects) cargo test --quiet --profile simulation -p pagewire-simulator --features defects ;;
+        simulator-defects) cargo test --quiet --profile simulation -p pagewire-simulator --features defects --test it ;;
         simulation) SIMULATION_SEEDS=$seeds tests/simulation.sh long ;;
         torture) $python tests/torture.py --kills "$kills" ;;
         torture-adapter) $python tests/torture.py --kills "$((kills / 2))" --server-command "$adapter" ;;
