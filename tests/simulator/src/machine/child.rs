@@ -1,6 +1,6 @@
 //! A process of the operating system for each seed: what is left behind ends with it, and a crash is one seed's.
 
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::io::Read as _;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 
@@ -31,11 +31,69 @@ pub fn fork(patience_seconds: u32, body: impl FnOnce() -> String) -> Child {
         libc::alarm(patience_seconds);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
-    let text = body();
+    super::heap::begin();
+    let text = on_a_stack_of_its_own(body);
     let mut file = std::fs::File::from(write);
     let _ = std::io::Write::write_all(&mut file, text.as_bytes());
     // SAFETY: ends this process without destructors, of which those of killed processes would wait for ever.
     unsafe { libc::_exit(0) }
+}
+
+/// Bytes of the stack on which a seed is simulated.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Runs `body` on a stack beside the heap: the first one of a process begins behind its arguments and its environment, and there are locks on it as well
+/// (HEAP1). A panic ends this process, as it would without.
+fn on_a_stack_of_its_own(body: impl FnOnce() -> String) -> String {
+    struct Job<F> {
+        body: Option<F>,
+        text: String,
+    }
+    extern "C" fn run<F: FnOnce() -> String>(job: *mut c_void) -> *mut c_void {
+        // SAFETY: of `on_a_stack_of_its_own`, which waits.
+        let job = unsafe { &mut *job.cast::<Job<F>>() };
+        let body = job.body.take();
+        let run = std::panic::AssertUnwindSafe(|| body.map(|body| body()).unwrap_or_default());
+        match std::panic::catch_unwind(run) {
+            Ok(text) => job.text = text,
+            // SAFETY: ends this process as a panic of its first thread does.
+            Err(_) => unsafe { libc::_exit(101) },
+        }
+        std::ptr::null_mut()
+    }
+    fn runner<F: FnOnce() -> String>(_: &F) -> super::real::Routine {
+        run::<F>
+    }
+    let routine = runner(&body);
+    let mut job = Job {
+        body: Some(body),
+        text: String::new(),
+    };
+    // SAFETY: a mapping that replaces none; attributes that are initialised; a job that lives until the thread has ended.
+    unsafe {
+        let flags = libc::MAP_PRIVATE
+            | libc::MAP_ANONYMOUS
+            | libc::MAP_NORESERVE
+            | libc::MAP_FIXED_NOREPLACE;
+        let at = (super::heap::START - 2 * STACK_BYTES) as *mut c_void;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let stack = libc::mmap(at, STACK_BYTES, protection, flags, -1, 0);
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        let mut thread: libc::pthread_t = 0;
+        let is_made = stack == at
+            && libc::pthread_attr_init(&raw mut attributes) == 0
+            && libc::pthread_attr_setstack(&raw mut attributes, stack, STACK_BYTES) == 0;
+        let job = (&raw mut job).cast();
+        if is_made
+            && super::real::pthread_create(&raw mut thread, &raw const attributes, routine, job)
+                == 0
+        {
+            super::real::pthread_join(thread, std::ptr::null_mut());
+        } else {
+            routine(job);
+        }
+    }
+    job.text
 }
 
 /// Runs `body` in a process of its own, and waits for its end: nothing that it allocates and frees changes where this process has its memory.

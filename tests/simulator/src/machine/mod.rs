@@ -20,6 +20,7 @@
 mod child;
 pub mod disk;
 mod fiber;
+mod heap;
 mod real;
 mod symbols;
 
