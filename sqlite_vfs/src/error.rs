@@ -119,12 +119,38 @@ impl CallError {
         error
     }
 
-    /// Of a call that servers may not have: one of an older release answers as its transport does, without a reason. To ask again changes nothing.
-    pub fn of_an_optional_call(self, code: tonic::Code) -> Self {
+    /// Of a call that servers may not have: one of an older release answers as its transport does, without a reason, and its Welcome names no versions. To
+    /// ask again changes nothing then. Where `has_versions`, or nobody knows, what answered is not the server of that Welcome: a proxy that knows no such
+    /// call, or does not reach the server (HTTP 404 is UNIMPLEMENTED for gRPC), or a server that has just taken the place of that one.
+    pub fn of_an_optional_call(self, code: tonic::Code, has_versions: Option<bool>) -> Self {
         match code {
-            tonic::Code::Unimplemented if !self.explicit => Self {
-                reason: Reason::Unsupported,
-                ..self
+            tonic::Code::Unimplemented if !self.explicit => match has_versions {
+                Some(false) => Self {
+                    reason: Reason::Unsupported,
+                    ..self
+                },
+                _ => Self {
+                    message: format!(
+                        "UNIMPLEMENTED, but not from a page server ({}): a proxy has to pass all calls of pagewire.v1.PageService on",
+                        self.message
+                    ),
+                    ..self
+                },
+            },
+            _ => self,
+        }
+    }
+
+    /// Of a call that changes something and whose attempt before got no answer: the server that is there now does not have it, and cannot tell.
+    pub fn after_an_attempt(self, before: &Self) -> Self {
+        match self.reason {
+            Reason::Unsupported => Self {
+                reason: Reason::Unavailable,
+                explicit: false,
+                message: format!(
+                    "it is not known whether this was done: {}; and the server that is there now has no such call",
+                    before.message
+                ),
             },
             _ => self,
         }
@@ -200,12 +226,45 @@ mod tests {
     fn an_optional_call_that_is_not_there_is_not_asked_for_again() {
         let unknown = CallError::from_status(&tonic::Status::unimplemented(""));
         assert!(unknown.is_transient());
-        let told = unknown.of_an_optional_call(tonic::Code::Unimplemented);
+        let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, Some(false));
         assert_eq!(told.reason, Reason::Unsupported);
         assert!(!told.is_transient() && !told.explicit);
         let broken = CallError::from_status(&tonic::Status::unavailable("reset"));
-        let told = broken.of_an_optional_call(tonic::Code::Unavailable);
+        let told = broken.of_an_optional_call(tonic::Code::Unavailable, Some(false));
         assert!(told.is_transient());
+    }
+
+    /// Bug: a proxy's 404 was told as a store that keeps no old versions, at once.
+    #[test]
+    fn an_optional_call_that_a_proxy_does_not_know_is_repeated() {
+        for has_versions in [Some(true), None] {
+            let unknown = CallError::from_status(&tonic::Status::unimplemented("404"));
+            let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, has_versions);
+            assert!(told.is_transient() && told.message.contains("(404): a proxy"));
+        }
+        // The store's own answer is believed.
+        let mut status = tonic::Status::unimplemented("no");
+        let reason = "UNSUPPORTED".parse().unwrap();
+        status.metadata_mut().insert("pagewire-reason", reason);
+        let own = CallError::from_status(&status);
+        let told = own.of_an_optional_call(tonic::Code::Unimplemented, Some(true));
+        assert_eq!((told.reason, &*told.message), (Reason::Unsupported, "no"));
+    }
+
+    /// Bug: a tag or a branch that may have been made was told as unsupported.
+    #[test]
+    fn what_may_have_been_done_is_not_told_as_unsupported() {
+        let lost = CallError::from_status(&tonic::Status::unavailable("reset"));
+        let unknown = CallError::from_status(&tonic::Status::unimplemented(""));
+        let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, Some(false));
+        let told = told.after_an_attempt(&lost);
+        assert_eq!(told.reason, Reason::Unavailable);
+        assert!(
+            told.message
+                .starts_with("it is not known whether this was done: reset")
+        );
+        let refused = CallError::from_status(&tonic::Status::invalid_argument("name"));
+        assert_eq!(refused.after_an_attempt(&lost).message, "name");
     }
 
     /// Without these nothing goes on: a proxy may say for a while that it knows no such call.

@@ -102,7 +102,11 @@ impl Core {
                 COUNTERS.bytes(kind, sent, 0);
                 let error = CallError::from_status(&status);
                 Err(match kind.is_optional() {
-                    true => error.of_an_optional_call(status.code()),
+                    true => {
+                        let welcome = self.session.current_welcome();
+                        let has_versions = welcome.map(|welcome| welcome.versions);
+                        error.of_an_optional_call(status.code(), has_versions)
+                    }
                     false => error,
                 })
             }
@@ -148,12 +152,19 @@ impl Core {
     {
         let mut backoff = Duration::from_millis(5);
         let mut was_held_up = false;
+        let mut before: Option<CallError> = None;
         loop {
             first().await;
-            match self.once(kind, deadline, request.clone(), &call).await {
+            let outcome = self.once(kind, deadline, request.clone(), &call).await;
+            let outcome = outcome.map_err(|error| match before.take() {
+                Some(before) if kind.changes_history() => error.after_an_attempt(&before),
+                _ => error,
+            });
+            match outcome {
                 Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
+                    before = Some(error);
                 }
                 // A connection that the process found broken when it went on.
                 Err(error)
@@ -162,6 +173,7 @@ impl Core {
                         && let Some(moment) = moment_after(deadline) =>
                 {
                     (deadline, was_held_up) = (moment, true);
+                    before = Some(error);
                 }
                 outcome => return outcome,
             }

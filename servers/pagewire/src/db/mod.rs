@@ -12,6 +12,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use pagewire_proto::pb::page_service_client::PageServiceClient;
+use pagewire_proto::status::Reason;
 use pagewire_proto::{Moment, TagName, limits, pb};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
@@ -270,7 +271,18 @@ pub(crate) fn timely<T>(message: T) -> tonic::Request<T> {
 }
 
 pub(crate) fn refusal(status: tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("{}", status.message().to_owned())
+    let code = status.code();
+    if code == tonic::Code::Unimplemented && !Reason::is_explicit(&status) {
+        return anyhow::anyhow!(
+            "what answers has no such call ({}): a page server of an older release, which has to be updated, or a proxy, which has to pass all calls of \
+             pagewire.v1.PageService on",
+            status.message()
+        );
+    }
+    match status.message() {
+        "" => anyhow::anyhow!("{}", code.description()),
+        message => anyhow::anyhow!("{}", message.to_owned()),
+    }
 }
 
 fn byte_size(snapshot: pb::Snapshot) -> u64 {
@@ -282,4 +294,19 @@ fn print_json(value: &Value) -> anyhow::Result<()> {
     serde_json::to_writer_pretty(&mut stdout, value).map_err(std::io::Error::from)?;
     writeln!(stdout)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bug: of an older server, and of some proxies, nothing was told at all.
+    #[test]
+    fn a_refusal_without_words_is_told() {
+        let told = |status| refusal(status).to_string();
+        let unknown = told(tonic::Status::unimplemented(""));
+        assert!(unknown.starts_with("what answers has no such call"));
+        assert!(!told(tonic::Status::unavailable("")).is_empty());
+        assert_eq!(told(tonic::Status::not_found("no tag x")), "no tag x");
+    }
 }
