@@ -322,13 +322,14 @@ impl Inner {
 }
 
 /// How many versions of a state are readable.
-fn readable(state: &State) -> u64 {
+pub(crate) fn readable(state: &State) -> u64 {
+    let own = (state.version + 1).saturating_sub(state.oldest);
     let archived = state.archives.iter().map(|part| part.last + 1 - part.first);
-    state.version + 1 - state.oldest + archived.sum::<u64>()
+    archived.fold(own, u64::saturating_add)
 }
 
 /// The segments of a state with their pages and bytes.
-fn segments(state: &State) -> Vec<(SegmentId, u64, u64)> {
+pub(crate) fn segments(state: &State) -> Vec<(SegmentId, u64, u64)> {
     let mut seen = HashSet::new();
     let entries = state.entries.iter().filter(|entry| seen.insert(entry.id()));
     let segment = |e: &Entry| (e.id(), u64::from(e.pages), e.total_bytes());
@@ -336,7 +337,7 @@ fn segments(state: &State) -> Vec<(SegmentId, u64, u64)> {
 }
 
 /// Raises the horizon to the generation that the root had when everything abandoned by now was put.
-fn raise_horizon(root: &mut Root, now: i64, patience: i64) -> bool {
+pub(crate) fn raise_horizon(root: &mut Root, now: i64, patience: i64) -> bool {
     let since = now.saturating_sub(patience);
     let past = root.marks.iter().rposition(|mark| mark.time_ms <= since);
     let mut changed = false;

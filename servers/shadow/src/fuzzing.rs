@@ -6,13 +6,16 @@
 use std::fmt::Debug;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use pagewire_proto::{DatabaseId, PageSize, Version};
+use pagewire_proto::{CommitId, DatabaseId, PageCount, PageSize, Version};
 use prost::Message;
 
 use crate::cells::{self, Archive, Decision, Entry, History, Installation, NameCell, Root, State};
+use crate::collect::{raise_horizon, readable, segments};
 use crate::keys;
+use crate::merge;
+use crate::roots;
 use crate::segment::{INDEX_ENTRY_BYTES, Index, StoredBlob};
-use crate::state::entries_of;
+use crate::state::{Keep, NextVersion, entries_of};
 
 /// A decoder, and what it decodes.
 pub type Decoder = (&'static str, fn(&[u8]));
@@ -50,8 +53,14 @@ fn cell<M: Message + Default + PartialEq + Debug>(bytes: &[u8], look_at: fn(&M))
     }
 }
 
-/// What is asked of a state without another call.
+/// What is asked of a root without another call, and made of it: of one that is let in.
 fn look_at_root(root: &Root) {
+    if roots::check("a", root).is_err() {
+        return;
+    }
+    let mut next = roots::next_root(root);
+    assert!(next.generation > root.generation);
+    raise_horizon(&mut next, 1_000_000, 1000);
     let intended = root.intent.as_ref().and_then(|it| it.state.as_ref());
     for state in root.state.iter().chain(intended) {
         look_at_state(state);
@@ -68,6 +77,45 @@ fn look_at_state(state: &State) {
         assert!(version <= state.version || state.record(version).is_none());
     }
     assert!(state.named().count() >= state.entries.len());
+    assert!(segments(state).len() <= state.entries.len());
+    let _ = (readable(state), merge::plan(state).is_some());
+    for (floor, page_count) in [(None, 0), (Some(1), 3), (Some(state.version), u32::MAX - 1)] {
+        let keep = Keep {
+            floor,
+            pins: vec![state.oldest],
+            replaced_after_ms: 5,
+        };
+        let mut next = state.clone();
+        next.expire(&keep, 10);
+        assert!(
+            next.oldest <= state.version.max(state.oldest)
+                && next.records.len() <= state.records.len()
+        );
+        let _ = next.overflowing_entries(&keep, 1);
+        let (Ok(page_size), Ok(page_count)) =
+            (PageSize::try_from(512), PageCount::try_from(page_count))
+        else {
+            continue;
+        };
+        let version = NextVersion {
+            commit: CommitId::from_bytes([3; 16]),
+            page_size,
+            page_count,
+            entries: state.entries.iter().take(1).cloned().collect(),
+            absorbed: state
+                .entries
+                .iter()
+                .skip(1)
+                .take(1)
+                .map(Entry::id)
+                .collect(),
+            history: None,
+            archive: None,
+            time_ms: 20,
+        };
+        next.apply(version, &keep);
+        assert_eq!(next.version, state.version + 1);
+    }
 }
 
 /// The first two bytes are the size of a page; an index follows, and then the pages.

@@ -21,6 +21,11 @@ pub(crate) const INLINE_RECORDS: usize = 128;
 /// full: C10 holds, whatever it takes.
 const MAX_ARCHIVES: usize = 4096;
 
+/// What counts up stays below it, or was not written here: with a million a second in 292,000 years. So nothing that adds to it overflows.
+pub(crate) const END: u64 = 1 << 63;
+/// The same of the bytes of a segment, 16 TiB: no store takes such a value.
+const MOST_SEGMENT_BYTES: u64 = 1 << 44;
+
 /// A version that is about to be made.
 #[derive(Debug)]
 pub(crate) struct NextVersion {
@@ -52,6 +57,31 @@ pub(crate) struct Keep {
 impl State {
     pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
         snapshot(self.version, self.page_size, self.page_count)
+    }
+
+    /// `Corrupt` for numbers that no state has, whatever its checksum says: they would be found where they do harm.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.snapshot()?;
+        let corrupt = |what: &str| Err(StoreError::Corrupt(format!("a root with {what}")));
+        if self.version.max(self.epoch).max(self.oldest) >= END {
+            return corrupt("a version or an epoch that no database comes to");
+        }
+        // Each version makes one.
+        if self.records.len() as u64 > self.version {
+            return corrupt("more records than versions");
+        }
+        let histories = self.history.iter().map(|part| (part.first, part.last));
+        let archives = self.archives.iter().map(|part| (part.first, part.last));
+        for (first, last) in histories.chain(archives) {
+            if first > last || last >= END {
+                return corrupt("versions that are not from one to another");
+            }
+        }
+        let is_too_long = |entry: &Entry| entry.bytes >= MOST_SEGMENT_BYTES;
+        match self.entries.iter().any(is_too_long) {
+            true => corrupt("a segment that is longer than any value"),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -95,11 +125,9 @@ impl State {
         self.records.get(usize::try_from(index).ok()?)
     }
 
-    /// The first version of which the root has the record itself, or that of the version to come. Of a state that says what no state can it is
-    /// some number, and no overflow.
+    /// The first version of which the root has the record itself, or that of the version to come.
     pub(crate) fn first_record(&self) -> u64 {
-        let next = self.version.saturating_add(1);
-        next.saturating_sub(self.records.len() as u64)
+        self.version + 1 - self.records.len() as u64
     }
 
     /// The page count of a version, if it is known without a call.
