@@ -38,25 +38,25 @@ fault                       sqlite   40  I/O errors, full disks, crashes: 50 fil
 fault-local                 sqlite   60  the same on the local store
 mptest                      sqlite    1  several processes on one database
 tools                       sqlite    3  speedtest1 --verify, kvtest, threadtest3
-applications                apps     30  CPython, SQLAlchemy, Django in full, on the versioned memory
-applications-local          apps     40  the same on the local store
-applications-no-stubs       apps     30  the same on the versioned memory, with nothing at a database's path
+applications                apps      4  CPython, SQLAlchemy, Django in full, on the versioned memory
+applications-local          apps      3  the same on the local store
+applications-no-stubs       apps      4  the same on the versioned memory, with nothing at a database's path
 sanitizers                  watch    60  valgrind, AddressSanitizer, miri
 fuzz                        watch   140  each fuzz target for FUZZ_SECONDS
 fuzz-corpus                 watch    20  300,000 inputs near to the corpus for each target
 power                       crash    20  the local store: each state of the disk that a loss of power may leave
 tree                        crash    10  the local store: the pass over the tree of the engine's file, all of its bits
-disk-cache-power            crash    30  the disk cache: 108,000 disks that a loss of power may leave
+disk-cache-power            crash     6  the disk cache: 108,000 disks that a loss of power may leave
 local-store                 crash    20  the local store: 300 kills of a collection, a million versions, 100 restarts, 1 GiB branched
 histories                   random   30  random histories of branches, deltas, failures, snapshots, in their long form
 simulator-defects           random   10  each part of the product that is switched off is found
-simulation                  random  150  tests/simulation.sh long: SIM_SEEDS, about a million transactions; 500 seeds twice; a lease that expires at every turn
+simulation                  random  300  tests/simulation.sh long: SIM_SEEDS, about a million transactions; 500 seeds twice; a lease that expires at every turn
 torture                     random   15  KILLS kills of clients and server, local store
 torture-adapter             random   10  half as many, the shadow-paging adapter over a directory
 torture-fdb                 random   10  half as many, two servers on FoundationDB
 two-servers                 random    5  a writer whose servers are killed 100 times, on FoundationDB
 bank-local                  random   15  TRANSFERS transfers, each snapshot of eight readers compared
-bank-versioned-memory       random   10  the same
+bank-versioned-memory       random    7  the same
 bank-adapter                random    5  the same, the shadow-paging adapter
 bank-fdb                    random   15  the same, two servers on FoundationDB
 gib                         random   10  one transaction of 1 GiB, and four kills, on the local store
