@@ -110,6 +110,10 @@ impl CallRelay {
                 self.strikes(call);
                 return Err(reason.status("refused by the proxy"));
             }
+            Some(Fault::UnknownCall) => {
+                self.strikes(call);
+                return Err(Status::unimplemented(""));
+            }
             Some(Fault::Empty) => {
                 self.strikes(call);
                 return Ok(Response::new(A::default()));

@@ -21,7 +21,7 @@ use crate::client::counters::{COUNTERS, CallKind};
 use crate::client::news::news;
 use crate::clock::Moment;
 use crate::compression::Encodings;
-use crate::error::{CallError, Error};
+use crate::error::{CallError, Error, was_never_sent};
 
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How long a server is waited for that may be gone, where there are others.
@@ -158,18 +158,6 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     up(core, stream, number, sender, ttl).await
 }
 
-/// Whether a call ended since there was no connection for it: no byte of it was sent to anybody.
-fn was_never_sent(status: &tonic::Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
 /// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
 async fn up(
     core: &Arc<Core>,
@@ -243,6 +231,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         CallError {
             reason: pagewire_proto::status::Reason::ProtocolVersion,
             explicit: true,
+            may_be_done: false,
             message: invalid.problem,
         }
     })?;
@@ -384,6 +373,7 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     CallError {
         reason: pagewire_proto::status::Reason::Internal,
         explicit: false,
+        may_be_done: true,
         message: format!("the server's answer is not valid: {what}"),
     }
 }
@@ -496,6 +486,7 @@ mod tests {
             let error = CallError {
                 reason,
                 explicit,
+                may_be_done: false,
                 message,
             };
             phase_after(Err(error), "http://nowhere", true)
