@@ -12,6 +12,7 @@ use pagewire_server::older::{self, HISTORY, Older};
 use pagewire_server::store::{PageStore, PageWrite, StoreError};
 
 use crate::counts::{Event, add, count};
+use crate::finding::{Finding, Kind};
 use crate::random::Random;
 
 /// What a release had not yet.
@@ -46,6 +47,8 @@ impl Release {
             server.calls.push("StagePages");
         }
         server.drop_stagings = random.percent(50);
+        // All of before.
+        server.protocol_1_1 = true;
         if may_lack_history && random.percent(40) {
             server.calls.extend(HISTORY);
         }
@@ -64,13 +67,16 @@ impl Release {
     }
 }
 
-/// For the table.
-pub fn count_met() {
+/// For the table, and what no client may do whose server has told it better.
+pub fn count_met() -> Option<Finding> {
     let met = older::met();
     add(Event::OlderStage, met.stage_pages);
     add(Event::OlderHistory, met.history);
     add(Event::OlderEncoding, met.encodings);
-    add(Event::OlderMessage, met.messages);
+    let in_vain = |times: u64| {
+        format!("{times} messages of the session went to a server of 1.0 that does not know them")
+    };
+    (met.messages > 0).then(|| Kind::Error.finding(in_vain(met.messages)))
 }
 
 /// A store without uploads ahead of a commit.

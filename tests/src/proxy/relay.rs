@@ -247,6 +247,7 @@ impl PageService for CallRelay {
                 };
                 let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
+                relay.commits.lock().expect("commits").see_session(&message);
                 let news = Lost::of_request(&message);
                 if relay.is_lost(news) {
                     return;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Phase, Session, Welcome};
+use super::{Outbox, Phase, Session, Welcome};
 use crate::client::Core;
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::client::news::news;
@@ -138,12 +138,16 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     COUNTERS.bytes(CallKind::Session, 0, wire.encoded_len());
     let Accepted {
         welcome,
+        minor,
         resumed,
         stream: number,
         unwanted,
     } = accept(core, wire)?;
     let ttl = welcome.lease_ttl;
-    *session.outbox.lock() = Some(sender.clone());
+    *session.outbox.lock() = Some(Outbox {
+        sender: sender.clone(),
+        minor,
+    });
     for (id, epoch) in unwanted {
         // Also remembered as released, unless the database is open and has asked for it again meanwhile.
         if let Some(database) = core.database_or_release(id, epoch) {
@@ -270,7 +274,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
     unwanted.extend(held);
-    let stream = wire.stream;
+    let (minor, stream) = (wire.protocol_minor, wire.stream);
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     #[cfg(feature = "simulation")]
@@ -292,6 +296,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     });
     Ok(Accepted {
         welcome,
+        minor,
         resumed,
         stream,
         unwanted,
@@ -313,6 +318,8 @@ fn tell_expired_leases(core: &Core, held: &HashMap<DatabaseId, Epoch>) {
 /// What follows from a Welcome.
 struct Accepted {
     welcome: Arc<Welcome>,
+    /// Of the server's protocol.
+    minor: u32,
     resumed: bool,
     /// As the server counts them.
     stream: u64,
@@ -409,6 +416,7 @@ fn hello(core: &Core, number: u64) -> pb::Hello {
 fn of_an_older_client(core: &Core, hello: pb::Hello) -> pb::Hello {
     let counts = core.way.len() > 1;
     pb::Hello {
+        protocol_minor: 0,
         capabilities: Vec::new(),
         leases: if counts { hello.leases } else { Vec::new() },
         number: if counts { hello.number } else { 0 },
