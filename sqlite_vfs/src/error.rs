@@ -192,6 +192,15 @@ impl CallError {
         )
     }
 
+    /// Whether the same pages may be taken raw. A server that does not know an encoding calls it invalid.
+    pub fn may_be_of_an_encoding(&self) -> bool {
+        #[cfg(feature = "simulation")]
+        if self.reason == Reason::Invalid && !crate::simulation::sends_raw_again() {
+            return false;
+        }
+        matches!(self.reason, Reason::EncodingRefused | Reason::Invalid)
+    }
+
     /// Whether the session or its opens have to be made anew before the call can succeed.
     pub fn wants_reopen(&self) -> bool {
         matches!(

@@ -101,6 +101,10 @@ impl pagewire::simulation::World for Outside {
         counts::add(counts::Event::LeaseExpired, leases as u64);
     }
 
+    fn sends_raw_again(&self) -> bool {
+        defect::sends_raw_again()
+    }
+
     fn withheld(&self) {
         counts::count(counts::Event::OlderMessage);
     }
