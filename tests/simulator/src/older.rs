@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pagewire_proto::{DatabaseId, PageSize, StagingId, capability};
 use pagewire_server::layer::Layer;
-use pagewire_server::older::{self, HISTORY, Older};
+use pagewire_server::older::{self, HISTORY, Met, Older};
 use pagewire_server::store::{PageStore, PageWrite, StoreError};
 
 use crate::counts::{Event, add, count};
@@ -67,16 +67,25 @@ impl Release {
     }
 }
 
-/// For the table, and what no client may do whose server has told it better.
-pub fn count_met() -> Option<Finding> {
+/// For the table, and what no client may ask for whose server has told it better.
+pub fn count_met() -> impl Iterator<Item = Finding> {
     let met = older::met();
     add(Event::OlderStage, met.stage_pages);
     add(Event::OlderHistory, met.history);
     add(Event::OlderEncoding, met.encodings);
-    let in_vain = |times: u64| {
-        format!("{times} messages of the session went to a server of 1.0 that does not know them")
+    in_vain(met)
+}
+
+fn in_vain(met: Met) -> impl Iterator<Item = Finding> {
+    let each = [
+        (met.commit_each, "calls of CommitEach"),
+        (met.messages, "messages of the session"),
+    ];
+    let told = |(times, what)| {
+        format!("{times} {what} went to a server of an older release that does not know them")
     };
-    (met.messages > 0).then(|| Kind::Error.finding(in_vain(met.messages)))
+    let some = each.into_iter().filter(|(times, _)| *times > 0);
+    some.map(move |met| Kind::Error.finding(told(met)))
 }
 
 /// A store without uploads ahead of a commit.
@@ -100,5 +109,32 @@ impl Layer for StagesNothing {
     ) -> Result<(), StoreError> {
         count(Event::OlderStage);
         Err(StoreError::Unsupported("uploads ahead of a commit"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_was_told_is_not_there_is_never_asked_for() {
+        let fine = Met {
+            stage_pages: 1,
+            history: 2,
+            encodings: 3,
+            ..Met::default()
+        };
+        assert_eq!(in_vain(fine).count(), 0);
+        let commit_each = 1;
+        assert_eq!(
+            in_vain(Met {
+                commit_each,
+                ..fine
+            })
+            .count(),
+            1
+        );
+        let messages = 1;
+        assert_eq!(in_vain(Met { messages, ..fine }).count(), 1);
     }
 }
