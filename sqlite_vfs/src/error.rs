@@ -94,6 +94,8 @@ pub struct CallError {
     pub reason: Reason,
     /// The server itself said it, so the call was not and will not be carried out (unless the reason is `Internal`).
     pub explicit: bool,
+    /// The server may have done what was asked for, by this attempt or by one before it.
+    pub may_be_done: bool,
     /// For people.
     pub message: String,
 }
@@ -109,9 +111,16 @@ impl CallError {
             message = format!("{message}: {cause}");
             source = cause.source();
         }
+        let explicit = Reason::is_explicit(status);
+        let may_be_done = match explicit {
+            true => matches!(reason, Reason::Unavailable | Reason::Internal),
+            // Who does not know a call does not carry it out either.
+            false => status.code() != tonic::Code::Unimplemented && !was_never_sent(status),
+        };
         let error = Self {
             reason,
-            explicit: Reason::is_explicit(status),
+            explicit,
+            may_be_done,
             message,
         };
         #[cfg(feature = "simulation")]
@@ -119,40 +128,39 @@ impl CallError {
         error
     }
 
-    /// Of a call that servers may not have: one of an older release answers as its transport does, without a reason, and its Welcome names no versions. To
-    /// ask again changes nothing then. Where `has_versions`, or nobody knows, what answered is not the server of that Welcome: a proxy that knows no such
-    /// call, or does not reach the server (HTTP 404 is UNIMPLEMENTED for gRPC), or a server that has just taken the place of that one.
-    pub fn of_an_optional_call(self, code: tonic::Code, has_versions: Option<bool>) -> Self {
-        match code {
-            tonic::Code::Unimplemented if !self.explicit => match has_versions {
-                Some(false) => Self {
-                    reason: Reason::Unsupported,
-                    ..self
-                },
-                _ => Self {
-                    message: format!(
-                        "UNIMPLEMENTED, but not from a page server ({}): a proxy has to pass all calls of pagewire.v1.PageService on",
-                        self.message
-                    ),
-                    ..self
-                },
-            },
-            _ => self,
+    /// Of a call that servers may not have. `versions` is what the Welcome says of the store, if the session stands.
+    ///
+    /// UNIMPLEMENTED without a reason is said by a server of an older release and by a proxy, and the answer does not tell which. The transport of a
+    /// server (tonic) answers a method that it does not know with HTTP 200, `content-type: application/grpc` and `grpc-status: 12` in the headers;
+    /// so does a proxy that knows gRPC and has no route (Envoy makes that of its own 404). Only the bare 404 of a proxy that does not know gRPC looks
+    /// different, since there the transport of this side makes the code up. Welcome tells more: the server that sent it
+    /// * names `store.versions` only where its store keeps versions for clients to ask for, and such servers have these calls: UNIMPLEMENTED is not its
+    ///   own. A proxy said it, perhaps while a server is being replaced, or an older server that has just taken the place and will send a Welcome of its
+    ///   own. It is a failure of the transport then, and asked again. (`versions` is older than the calls: for a day of its first week the local store
+    ///   named it and nobody could ask. Such a server is asked until the deadline, and the message says what to do.)
+    /// * names no versions: whoever said it, the call would be refused as UNSUPPORTED. To ask again changes nothing.
+    ///
+    /// The minor version of the protocol would not tell: it is 0 with and without these calls.
+    pub fn of_an_optional_call(self, code: tonic::Code, versions: Option<bool>) -> Self {
+        if code != tonic::Code::Unimplemented || self.explicit {
+            return self;
         }
-    }
-
-    /// Of a call that changes something and whose attempt before got no answer: the server that is there now does not have it, and cannot tell.
-    pub fn after_an_attempt(self, before: &Self) -> Self {
-        match self.reason {
-            Reason::Unsupported => Self {
-                reason: Reason::Unavailable,
-                explicit: false,
-                message: format!(
-                    "it is not known whether this was done: {}; and the server that is there now has no such call",
-                    before.message
-                ),
+        match versions {
+            Some(false) => Self {
+                reason: Reason::Unsupported,
+                ..self
             },
-            _ => self,
+            Some(true) | None => Self {
+                message: format!(
+                    "no page server that keeps old versions answered this call, but UNIMPLEMENTED came{}: let the proxy in between pass on all calls \
+                     of pagewire.v1.PageService, or update the server if it is of an older release",
+                    match &*self.message {
+                        "" => String::new(),
+                        message => format!(" ({message})"),
+                    }
+                ),
+                ..self
+            },
         }
     }
 
@@ -161,6 +169,7 @@ impl CallError {
         Self {
             reason: Reason::Unavailable,
             explicit: false,
+            may_be_done: true,
             message: format!("no answer within {} ms", waited.as_millis()),
         }
     }
@@ -170,6 +179,7 @@ impl CallError {
         Self {
             reason: Reason::Unavailable,
             explicit: false,
+            may_be_done: true,
             message: format!("{endpoint} was left for another server"),
         }
     }
@@ -180,6 +190,15 @@ impl CallError {
             self.reason,
             Reason::Unavailable | Reason::Draining | Reason::Overloaded
         )
+    }
+
+    /// Whether the same pages may be taken raw. A server that does not know an encoding calls it invalid.
+    pub fn may_be_of_an_encoding(&self) -> bool {
+        #[cfg(feature = "simulation")]
+        if self.reason == Reason::Invalid && !crate::simulation::sends_raw_again() {
+            return false;
+        }
+        matches!(self.reason, Reason::EncodingRefused | Reason::Invalid)
     }
 
     /// Whether the session or its opens have to be made anew before the call can succeed.
@@ -215,6 +234,18 @@ impl From<CallError> for Error {
     }
 }
 
+/// Whether a call ended since there was no connection for it: no byte of it was sent to anybody.
+pub fn was_never_sent(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,43 +259,30 @@ mod tests {
         assert!(unknown.is_transient());
         let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, Some(false));
         assert_eq!(told.reason, Reason::Unsupported);
-        assert!(!told.is_transient() && !told.explicit);
+        assert!(!told.is_transient() && !told.explicit && !told.may_be_done);
         let broken = CallError::from_status(&tonic::Status::unavailable("reset"));
         let told = broken.of_an_optional_call(tonic::Code::Unavailable, Some(false));
-        assert!(told.is_transient());
+        assert!(told.is_transient() && told.may_be_done);
     }
 
-    /// Bug: a proxy's 404 was told as a store that keeps no old versions, at once.
+    /// Bug: what a proxy said to a call of history, a 404 while its server was replaced, was told at once as a store that keeps no old versions.
     #[test]
-    fn an_optional_call_that_a_proxy_does_not_know_is_repeated() {
-        for has_versions in [Some(true), None] {
-            let unknown = CallError::from_status(&tonic::Status::unimplemented("404"));
-            let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, has_versions);
-            assert!(told.is_transient() && told.message.contains("(404): a proxy"));
+    fn an_optional_call_that_a_proxy_does_not_know_is_asked_again_and_says_what_was_seen() {
+        for versions in [Some(true), None] {
+            let seen = "grpc-status header missing, mapped from HTTP status code 404";
+            let unknown = CallError::from_status(&tonic::Status::unimplemented(seen));
+            let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, versions);
+            assert!(told.is_transient() && !told.may_be_done, "{told:?}");
+            assert!(told.message.contains(seen), "{told:?}");
+            assert!(told.message.contains("the proxy in between"), "{told:?}");
         }
-        // The store's own answer is believed.
-        let mut status = tonic::Status::unimplemented("no");
-        let reason = "UNSUPPORTED".parse().unwrap();
-        status.metadata_mut().insert("pagewire-reason", reason);
-        let own = CallError::from_status(&status);
+        // What a server says of its store is believed.
+        let own = CallError::from_status(&Reason::Unsupported.status("versions"));
         let told = own.of_an_optional_call(tonic::Code::Unimplemented, Some(true));
-        assert_eq!((told.reason, &*told.message), (Reason::Unsupported, "no"));
-    }
-
-    /// Bug: a tag or a branch that may have been made was told as unsupported.
-    #[test]
-    fn what_may_have_been_done_is_not_told_as_unsupported() {
-        let lost = CallError::from_status(&tonic::Status::unavailable("reset"));
-        let unknown = CallError::from_status(&tonic::Status::unimplemented(""));
-        let told = unknown.of_an_optional_call(tonic::Code::Unimplemented, Some(false));
-        let told = told.after_an_attempt(&lost);
-        assert_eq!(told.reason, Reason::Unavailable);
-        assert!(
-            told.message
-                .starts_with("it is not known whether this was done: reset")
+        assert_eq!(
+            (told.reason, &*told.message),
+            (Reason::Unsupported, "versions")
         );
-        let refused = CallError::from_status(&tonic::Status::invalid_argument("name"));
-        assert_eq!(refused.after_an_attempt(&lost).message, "name");
     }
 
     /// Without these nothing goes on: a proxy may say for a while that it knows no such call.

@@ -43,6 +43,12 @@ pub trait World: Send + Sync {
     fn failed(&self, kind: Kind, message: &str);
     /// So many leases that the calling process had were over before its server heard of it again, and are somebody else's or nobody's.
     fn leases_expired(&self, _count: usize) {}
+    /// Whether pages that a server calls invalid in another encoding go again raw. If not, the simulator has to find it.
+    fn sends_raw_again(&self) -> bool {
+        true
+    }
+    /// A message of the session was not sent, since the server is of an older release and may not know it.
+    fn withheld(&self) {}
     /// A server has refused a call and said why, whether or not anybody else is told of it.
     fn refused(&self, reason: Reason, message: &str);
 }
@@ -80,6 +86,18 @@ pub(crate) fn failed(error: &Error) {
 pub(crate) fn refused(error: &CallError) {
     if let (Some(world), true) = (world(), error.explicit) {
         world.refused(error.reason, &error.message);
+    }
+}
+
+/// See [`World::sends_raw_again`].
+pub(crate) fn sends_raw_again() -> bool {
+    world().is_none_or(World::sends_raw_again)
+}
+
+/// See [`World::withheld`].
+pub(crate) fn withheld() {
+    if let Some(world) = world() {
+        world.withheld();
     }
 }
 

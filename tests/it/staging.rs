@@ -1,12 +1,12 @@
 //! A transaction larger than one COMMIT should carry is uploaded while SQLite writes it, and is none the worse for what is lost
 //! on the way (`sqlite_vfs/src/connection/staging.rs`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagewire_proto::status::Reason;
 use pagewire_tests::connection::uri;
 use pagewire_tests::process::Guest;
-use pagewire_tests::proxy::{Call, Fault, Proxy};
+use pagewire_tests::proxy::{Call, Commits, Fault, Lost, Passed, Proxy};
 use pagewire_tests::server::PageServer;
 
 /// What a COMMIT carries itself in these tests, so that small transactions are large.
@@ -26,7 +26,13 @@ impl Scene {
     }
 
     fn with(server: PageServer) -> Self {
+        Self::behind(server, |_| {})
+    }
+
+    /// With what the proxy does to Welcome.
+    fn behind(server: PageServer, change: impl FnOnce(&mut Commits)) -> Self {
         let proxy = Proxy::new(&server.endpoint());
+        proxy.set_commits(change);
         let bound = BOUND.to_string();
         let mut guest = Guest::start(&[
             ("PAGEWIRE_STAGE_BYTES", &bound),
@@ -355,4 +361,29 @@ fn attached_databases_stage_each_for_itself_and_commit_together() {
         assert_eq!(other.ok("main", "PRAGMA integrity_check"), ["ok"]);
     }
     assert!(scene.rpc("count", "commit") >= commits + 6);
+}
+
+/// A server of protocol 1.0 may not know DropStagings, and ended the session's stream by it: calls failed with I/O errors until the next Welcome.
+#[test]
+fn a_server_of_protocol_1_0_is_sent_no_message_that_it_may_not_know() {
+    for (is_1_0, is_told) in [(false, true), (true, false)] {
+        let mut scene = Scene::behind(PageServer::memory(), |welcome| welcome.is_1_0 = is_1_0);
+        scene.both("BEGIN");
+        scene.insert(1, ROWS);
+        assert!(scene.staged() > 0);
+        scene.both("ROLLBACK");
+        scene.both("INSERT INTO t VALUES(1, 'one', 'row')");
+        scene.assert_same();
+        // What goes by the stream comes in order: behind this nothing is on the way.
+        scene.proxy.take_passed();
+        scene.guest.close("main").expect("close");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let close = Passed::News(Lost::Close);
+        while !scene.proxy.take_passed().contains(&close) {
+            assert!(Instant::now() < deadline, "the close never came");
+            std::thread::yield_now();
+        }
+        let drops = scene.proxy.take_commits().drops;
+        assert_eq!(drops > 0, is_told, "protocol 1.0: {is_1_0}, {drops}");
+    }
 }

@@ -1,11 +1,11 @@
 //! What a server of an older release lacks, so that tests/simulator can put one in the place of another. Not in what `cargo build --release` makes.
 //!
 //! It answers as such a server would: a call that it has not is one that the transport knows nothing of, a message of the session is one without
-//! content, and a page in an encoding that it has not is read as if the field said nothing.
+//! content, which ends the stream in 1.0, and a page in an encoding that it has not is read as if the field said nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pagewire_proto::{capability, pb};
+use pagewire_proto::{capability, pb, version};
 
 /// The calls of history, which came all at once.
 pub const HISTORY: &[&str] = &[
@@ -28,6 +28,8 @@ pub struct Older {
     pub calls: Vec<&'static str>,
     /// `SessionRequest.drop_stagings`.
     pub drop_stagings: bool,
+    /// What protocol 1.1 brought: that a message of the session which is not known is left out.
+    pub protocol_1_1: bool,
 }
 
 /// How often a client met what the servers of this process lack.
@@ -35,15 +37,18 @@ pub struct Older {
 pub struct Met {
     /// StagePages.
     pub stage_pages: u64,
+    /// CommitEach: never, since nobody asks for it but by the Welcome of a stream that is up, on the connection of that stream.
+    pub commit_each: u64,
     /// One of [`HISTORY`].
     pub history: u64,
     /// A page in an encoding that is not known.
     pub encodings: u64,
-    /// A message of the session.
+    /// A message of the session, of which a client is told by the Welcome of the same stream: never.
     pub messages: u64,
 }
 
 static STAGE_PAGES: AtomicU64 = AtomicU64::new(0);
+static COMMIT_EACH: AtomicU64 = AtomicU64::new(0);
 static HISTORY_CALLS: AtomicU64 = AtomicU64::new(0);
 static ENCODINGS: AtomicU64 = AtomicU64::new(0);
 static MESSAGES: AtomicU64 = AtomicU64::new(0);
@@ -52,6 +57,7 @@ static MESSAGES: AtomicU64 = AtomicU64::new(0);
 pub fn met() -> Met {
     Met {
         stage_pages: STAGE_PAGES.load(Ordering::Relaxed),
+        commit_each: COMMIT_EACH.load(Ordering::Relaxed),
         history: HISTORY_CALLS.load(Ordering::Relaxed),
         encodings: ENCODINGS.load(Ordering::Relaxed),
         messages: MESSAGES.load(Ordering::Relaxed),
@@ -62,6 +68,14 @@ impl Older {
     /// Whether it has no call of [`HISTORY`], and says so of its store.
     pub fn lacks_history(&self) -> bool {
         self.calls.contains(&HISTORY[0])
+    }
+
+    /// Of its protocol.
+    pub(crate) fn minor(&self) -> u32 {
+        match self.protocol_1_1 {
+            true => 0,
+            false => version::MINOR,
+        }
     }
 
     /// Whether it does not name a capability.
@@ -76,14 +90,11 @@ impl Older {
             return;
         };
         let counter = match *call {
-            "StagePages" => Some(&STAGE_PAGES),
-            call if HISTORY.contains(&call) => Some(&HISTORY_CALLS),
-            // Nobody asks for CommitEach but by the Welcome of a stream that is up, on the connection of that stream.
-            _ => None,
+            "StagePages" => &STAGE_PAGES,
+            "CommitEach" => &COMMIT_EACH,
+            _ => &HISTORY_CALLS,
         };
-        if let Some(counter) = counter {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
+        counter.fetch_add(1, Ordering::Relaxed);
         *request.uri_mut() = http::Uri::from_static("/pagewire.v1.PageService/NotThereYet");
     }
 

@@ -104,8 +104,8 @@ impl Core {
                 Err(match kind.is_optional() {
                     true => {
                         let welcome = self.session.current_welcome();
-                        let has_versions = welcome.map(|welcome| welcome.versions);
-                        error.of_an_optional_call(status.code(), has_versions)
+                        let versions = welcome.map(|welcome| welcome.versions);
+                        error.of_an_optional_call(status.code(), versions)
                     }
                     false => error,
                 })
@@ -152,19 +152,19 @@ impl Core {
     {
         let mut backoff = Duration::from_millis(5);
         let mut was_held_up = false;
-        let mut before: Option<CallError> = None;
+        let mut may_be_done = false;
         loop {
             first().await;
-            let outcome = self.once(kind, deadline, request.clone(), &call).await;
-            let outcome = outcome.map_err(|error| match before.take() {
-                Some(before) if kind.changes_history() => error.after_an_attempt(&before),
-                _ => error,
-            });
+            let mut outcome = self.once(kind, deadline, request.clone(), &call).await;
+            if let Err(error) = &mut outcome {
+                // The last attempt tells nothing of those before it.
+                error.may_be_done |= may_be_done;
+                may_be_done = error.may_be_done;
+            }
             match outcome {
                 Err(error) if error.is_transient() && Instant::now() + backoff < deadline => {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
-                    before = Some(error);
                 }
                 // A connection that the process found broken when it went on.
                 Err(error)
@@ -173,7 +173,6 @@ impl Core {
                         && let Some(moment) = moment_after(deadline) =>
                 {
                     (deadline, was_held_up) = (moment, true);
-                    before = Some(error);
                 }
                 outcome => return outcome,
             }
@@ -398,6 +397,7 @@ pub(super) fn valid<T>(
     value.map_err(|invalid| CallError {
         reason: pagewire_proto::status::Reason::Internal,
         explicit: false,
+        may_be_done: true,
         message: format!("the server's answer is not valid: {invalid}"),
     })
 }

@@ -194,6 +194,7 @@ impl Core {
             return Err(CallError {
                 reason: pagewire_proto::status::Reason::Invalid,
                 explicit: true,
+                may_be_done: false,
                 message: format!("the temporary file of the transaction can't be read: {error}"),
             });
         }

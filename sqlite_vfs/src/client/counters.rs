@@ -66,11 +66,6 @@ impl CallKind {
     pub fn is_optional(self) -> bool {
         matches!(self, Self::Find | Self::History | Self::Tag | Self::Branch)
     }
-
-    /// Those of them that make, move or remove something.
-    pub fn changes_history(self) -> bool {
-        matches!(self, Self::Tag | Self::Branch)
-    }
 }
 
 const KINDS: usize = CallKind::ALL.len();

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pagewire_proto::limits::BATCH_BYTES;
-use pagewire_proto::status::Reason;
 use pagewire_proto::{DatabaseId, Invalid, Page, PageNumber, PageSize, StagingId, Version, pb};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -73,12 +72,7 @@ impl Core {
         let lz4 = self.encodings().lz4;
         let outcome = self.stage_pages_once(&call, lz4, deadline).await;
         match outcome {
-            // A server that does not know an encoding calls it invalid.
-            Err(error)
-                if lz4
-                    && error.explicit
-                    && matches!(error.reason, Reason::EncodingRefused | Reason::Invalid) =>
-            {
+            Err(error) if lz4 && error.explicit && error.may_be_of_an_encoding() => {
                 COUNTERS.background(CallKind::Stage);
                 self.stage_pages_once(&call, false, deadline).await
             }

@@ -262,6 +262,7 @@ fn abandoned() -> CallError {
     CallError {
         reason: Reason::Unavailable,
         explicit: false,
+        may_be_done: true,
         message: "the call was given up".to_owned(),
     }
 }

@@ -204,9 +204,7 @@ fn settle_attempt(
                 attempt.id = new_id().map_err(Failure::NotApplied)?;
                 continue;
             }
-            // A server that does not know an encoding calls it invalid.
-            let may_be_encoding = matches!(error.reason, Reason::EncodingRefused | Reason::Invalid);
-            if may_be_encoding && attempt.encodings != Encodings::NONE {
+            if error.may_be_of_an_encoding() && attempt.encodings != Encodings::NONE {
                 // Nothing was applied, and raw pages every server takes.
                 attempt.encodings = Encodings::NONE;
                 attempt.id = new_id().map_err(Failure::NotApplied)?;

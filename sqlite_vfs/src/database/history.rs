@@ -142,7 +142,7 @@ impl Database {
         })
         .map_err(|failure| {
             let is_taken = matches!(&failure, Failure::Call(error) if error.reason == Reason::NameTaken);
-            let mut error = self.explain(failure);
+            let mut error = self.explain_change(failure);
             if is_taken {
                 let way_out = format!(
                     "{} already: pagewire_move_tag('{tag}', ...) moves it, pagewire_untag('{tag}') removes it",
@@ -159,7 +159,7 @@ impl Database {
         let deadline = Instant::now() + timeout;
         let core = &self.client.core;
         self.try_call(deadline, || core.delete_tag(self.state.id(), tag, deadline))
-            .map_err(|error| self.explain(error))
+            .map_err(|error| self.explain_change(error))
     }
 
     /// Makes a database from the version of a moment: what it was made from.
@@ -176,7 +176,7 @@ impl Database {
         self.try_call(deadline, || {
             core.create_branch(self.state.id(), at, branch, name, deadline)
         })
-        .map_err(|error| self.explain(error))
+        .map_err(|error| self.explain_change(error))
     }
 
     /// Where the database comes from, what is kept of it and what that takes.
@@ -199,6 +199,21 @@ impl Database {
         }
     }
 
+    /// Of what makes, moves or removes something. A server that took the place of the one that was asked first, and has no such call, can't tell what that
+    /// one did.
+    fn explain_change(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Call(error) if error.reason == Reason::Unsupported && error.may_be_done => {
+                Error::io(format!(
+                    "{}: it is not known whether this was done: the answer was lost, and the server that is there now has no such call: look when \
+                     there is one that keeps old versions",
+                    self.describe()
+                ))
+            }
+            failure => self.explain(failure),
+        }
+    }
+
     /// Makes a call, opening the database anew where the server has forgotten the session.
     pub(super) fn try_call<T: Send, F, Fut>(
         &self,
@@ -209,8 +224,14 @@ impl Database {
         F: Fn() -> Fut,
         Fut: Future<Output = std::result::Result<T, CallError>> + Send,
     {
+        let mut may_be_done = false;
         loop {
-            match self.client.wait(call()) {
+            let mut outcome = self.client.wait(call());
+            if let Err(error) = &mut outcome {
+                error.may_be_done |= may_be_done;
+                may_be_done = error.may_be_done;
+            }
+            match outcome {
                 Err(error)
                     if error.wants_reopen() && Instant::now() + super::REOPEN_PAUSE < deadline =>
                 {

@@ -3,6 +3,7 @@
 mod listing;
 mod looking;
 mod naming;
+mod on_the_way;
 mod restoring;
 
 use pagewire_tests::connection::{open, open_uri, register, rows, uri};

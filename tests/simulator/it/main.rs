@@ -265,6 +265,12 @@ mod defects {
     }
 
     #[test]
+    fn pages_that_an_older_server_does_not_know_and_that_do_not_go_again_raw() {
+        let local = ["--workload", "large", "--store", "local"];
+        is_found("no-raw-again", "error", 10..80, &local);
+    }
+
+    #[test]
     fn a_panic_in_a_task_of_a_server() {
         is_found("server-panic", "panic", 0..5, &APPEND);
     }

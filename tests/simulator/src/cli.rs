@@ -1,5 +1,6 @@
 //! `pagewire sim`: seeds, each in a process of its own, and what came of them.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -126,11 +127,18 @@ pub fn run_options(options: &Options) -> ExitCode {
         (None, None) => 0..100,
     };
     let mut sums = Sums::default();
+    // Of sweeps of which nobody knows how long they are.
+    let not_swept = &Cell::new(0);
     let jobs: Box<dyn Iterator<Item = Job>> = match (options.sweep, options.blow) {
-        (Some(every), _) => Box::new(seeds.flat_map(move |seed| blows(seed, options, every))),
+        (Some(every), _) => Box::new(seeds.flat_map(move |seed| {
+            let (jobs, is_swept) = blows(seed, options, every);
+            not_swept.set(not_swept.get() + u64::from(!is_swept));
+            jobs
+        })),
         (None, sweep) => Box::new(seeds.map(move |seed| Job { seed, sweep })),
     };
     run_jobs(jobs, options, &mut sums);
+    sums.failed += not_swept.get();
     sums.counts.resize(counts::Event::ALL.len(), 0);
     println!("{}", counts::table(&sums.counts));
     let missing = counts::missing(&sums.counts);
@@ -193,13 +201,15 @@ fn run_jobs(mut jobs: impl Iterator<Item = Job>, options: &Options, sums: &mut S
     }
 }
 
-/// Every blow to every client behind every so many turns of the small plan, of which a run without any tells how many there are.
-fn blows(seed: u64, options: &Options, every: u64) -> Vec<Job> {
+/// Every blow to every client behind every so many turns of the small plan, of which a run without any tells how many there are. And whether it does.
+fn blows(seed: u64, options: &Options, every: u64) -> (Vec<Job>, bool) {
     let quiet = Job { seed, sweep: None };
     let answer = machine::fork(options.patience, || one(quiet, options)).answer();
-    let turns = answer
-        .ok()
-        .and_then(|text| text.split(' ').nth(4)?.parse().ok());
+    let turns = answer.and_then(|text| turns_of(&text));
+    if let Err(error) = &turns {
+        println!("seed {seed} is not swept: {error}");
+    }
+    let is_swept = turns.is_ok();
     let mut jobs = vec![quiet];
     for turn in (0..turns.unwrap_or(0)).step_by(usize::try_from(every).unwrap_or(1).max(1)) {
         for blow in Blow::value_variants() {
@@ -215,7 +225,22 @@ fn blows(seed: u64, options: &Options, every: u64) -> Vec<Job> {
             }
         }
     }
-    jobs
+    (jobs, is_swept)
+}
+
+/// How many turns a run had, by its answer.
+fn turns_of(answer: &str) -> Result<u64, String> {
+    let first = answer.lines().next().unwrap_or_default();
+    match numbers_of(first)[..] {
+        [_, _, _, _, turns, _, _] if turns > 0 => Ok(turns),
+        _ => Err(format!("no turns are told by {first:?}")),
+    }
+}
+
+fn numbers_of(line: &str) -> Vec<u64> {
+    line.split(' ')
+        .filter_map(|number| number.parse().ok())
+        .collect()
 }
 
 /// As the option takes it.
@@ -315,11 +340,6 @@ fn judge(job: Job, options: &Options, answers: &[Result<String, String>], sums: 
         match answer {
             Err(error) => problem = Some(error.clone()),
             Ok(text) => {
-                let numbers_of = |line: &str| -> Vec<u64> {
-                    line.split(' ')
-                        .filter_map(|number| number.parse().ok())
-                        .collect()
-                };
                 let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
                 let (second, problems) = rest.split_once('\n').unwrap_or((rest, ""));
                 let numbers = numbers_of(first);
@@ -409,6 +429,20 @@ mod tests {
         let order = one_of_each_first(vec![slow(), slow(), Kind::Torn.finding("half")]);
         let kinds: Vec<_> = order.iter().map(|finding| finding.kind).collect();
         assert_eq!(kinds, [Kind::Slow, Kind::Torn, Kind::Slow]);
+    }
+
+    /// Bug: where the turns of the run without a blow could not be read, the sweep was that one run, and passed.
+    #[test]
+    fn a_run_without_turns_is_not_swept() {
+        assert_eq!(turns_of("9 3 2 1 17 5000 40\n0 0\n"), Ok(17));
+        for answer in [
+            "",
+            "9 3 2 1 0 5000 40\n0 0\n",
+            "9 3 2 1 x 5000 40\n",
+            "9 3 2 1 17\n",
+        ] {
+            assert!(turns_of(answer).is_err(), "{answer:?}");
+        }
     }
 
     #[test]

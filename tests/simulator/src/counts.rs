@@ -67,8 +67,8 @@ events! {
     OlderHistory = "older server: no history calls",
     /// Or sent it a page in an encoding that the server before it knew.
     OlderEncoding = "older server: encoding unknown",
-    /// Or a message of the session that is not known there.
-    OlderMessage = "older server: message unknown",
+    /// Or was not sent a message of the session that it may not know.
+    OlderMessage = "older server: message not sent",
     /// A client of an older release began.
     ClientOlder = "older client started",
     /// A process stood still.

@@ -1,5 +1,5 @@
 //! A store with one of its checks switched off, or that fails in a way no fault explains, so that the simulator can be tested. Two more switches are
-//! in the server itself (feature `defects` of `pagewire-server`), since no store could make them.
+//! in the server itself (feature `defects` of `pagewire-server`), since no store could make them, and what is in the library it asks the simulator for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,6 +66,11 @@ pub fn panic_in_the_library() {
     }
 }
 
+/// Whether the library sends pages again raw that a server calls invalid in their encoding.
+pub fn sends_raw_again() -> bool {
+    plan::chosen().is_none_or(|plan| plan.defect != Some(Defect::NoRawAgain))
+}
+
 /// Whether the simulated disk keeps what it is given in a memory of its own, whatever is synced, and loses all of that with its power.
 pub fn disk_lies() -> bool {
     let is_wanted = plan::chosen().is_some_and(|plan| plan.defect == Some(Defect::LyingSync));
@@ -124,7 +129,8 @@ impl Defective {
                 Defect::Fencing
                 | Defect::InvalidationWait
                 | Defect::LibraryPanic
-                | Defect::LyingSync,
+                | Defect::LyingSync
+                | Defect::NoRawAgain,
             )
             | None => inner,
         }

@@ -101,6 +101,14 @@ impl pagewire::simulation::World for Outside {
         counts::add(counts::Event::LeaseExpired, leases as u64);
     }
 
+    fn sends_raw_again(&self) -> bool {
+        defect::sends_raw_again()
+    }
+
+    fn withheld(&self) {
+        counts::count(counts::Event::OlderMessage);
+    }
+
     fn refused(&self, reason: pagewire_proto::status::Reason, message: &str) {
         blame::refused(reason, message);
     }
@@ -157,7 +165,7 @@ pub fn simulate(plan: Plan, tells: bool, fibers: bool) -> Report {
     if store == Store::Local {
         problems.extend(machine::disk::unseen().map(|what| Kind::Machine.finding(what)));
     }
-    older::count_met();
+    problems.extend(older::count_met());
     let caches = pagewire::simulation::disk_cache();
     counts::add(counts::Event::CacheRead, caches.hits);
     counts::add(counts::Event::CacheRefused, caches.damaged);

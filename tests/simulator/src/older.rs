@@ -8,10 +8,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pagewire_proto::{DatabaseId, PageSize, StagingId, capability};
 use pagewire_server::layer::Layer;
-use pagewire_server::older::{self, HISTORY, Older};
+use pagewire_server::older::{self, HISTORY, Met, Older};
 use pagewire_server::store::{PageStore, PageWrite, StoreError};
 
 use crate::counts::{Event, add, count};
+use crate::finding::{Finding, Kind};
 use crate::random::Random;
 
 /// What a release had not yet.
@@ -46,6 +47,8 @@ impl Release {
             server.calls.push("StagePages");
         }
         server.drop_stagings = random.percent(50);
+        // All of before.
+        server.protocol_1_1 = true;
         if may_lack_history && random.percent(40) {
             server.calls.extend(HISTORY);
         }
@@ -64,13 +67,25 @@ impl Release {
     }
 }
 
-/// For the table.
-pub fn count_met() {
+/// For the table, and what no client may ask for whose server has told it better.
+pub fn count_met() -> impl Iterator<Item = Finding> {
     let met = older::met();
     add(Event::OlderStage, met.stage_pages);
     add(Event::OlderHistory, met.history);
     add(Event::OlderEncoding, met.encodings);
-    add(Event::OlderMessage, met.messages);
+    in_vain(met)
+}
+
+fn in_vain(met: Met) -> impl Iterator<Item = Finding> {
+    let each = [
+        (met.commit_each, "calls of CommitEach"),
+        (met.messages, "messages of the session"),
+    ];
+    let told = |(times, what)| {
+        format!("{times} {what} went to a server of an older release that does not know them")
+    };
+    let some = each.into_iter().filter(|(times, _)| *times > 0);
+    some.map(move |met| Kind::Error.finding(told(met)))
 }
 
 /// A store without uploads ahead of a commit.
@@ -94,5 +109,32 @@ impl Layer for StagesNothing {
     ) -> Result<(), StoreError> {
         count(Event::OlderStage);
         Err(StoreError::Unsupported("uploads ahead of a commit"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_was_told_is_not_there_is_never_asked_for() {
+        let fine = Met {
+            stage_pages: 1,
+            history: 2,
+            encodings: 3,
+            ..Met::default()
+        };
+        assert_eq!(in_vain(fine).count(), 0);
+        let commit_each = 1;
+        assert_eq!(
+            in_vain(Met {
+                commit_each,
+                ..fine
+            })
+            .count(),
+            1
+        );
+        let messages = 1;
+        assert_eq!(in_vain(Met { messages, ..fine }).count(), 1);
     }
 }

@@ -89,6 +89,8 @@ pub enum Defect {
     StaleStage,
     /// No sync of the local store's disk makes anything durable, and each says that it has.
     LyingSync,
+    /// The library does not send pages again raw that a server of an older release calls invalid in their encoding.
+    NoRawAgain,
     /// The store refuses old versions, branches, tags and restores, as one does that cannot do it now.
     NoVersions,
 }

@@ -54,6 +54,8 @@ pub enum Fault {
     Delay(Duration),
     /// The server never sees it; the caller gets the status that a server sends for the reason.
     Refused(Reason),
+    /// The server never sees it; the caller gets what a proxy says of a path that it does not know, and a server of an older release of a call.
+    UnknownCall,
     /// ReadPages: one bit of the first page's content is another.
     FlippedBit,
     /// ReadPages: pages that nobody asked for, in the place of the right ones.
@@ -77,6 +79,12 @@ pub struct Commits {
     pub deltas: u64,
     /// Welcome names no capability: what a server says that is older, or does without.
     pub has_no_capabilities: bool,
+    /// Welcome says that the server speaks protocol 1.0.
+    pub is_1_0: bool,
+    /// Messages DropStagings of sessions.
+    pub drops: u64,
+    /// Welcome says that the store keeps no old versions, as that of a server without the calls of history does.
+    pub keeps_no_versions: bool,
     /// A delta is passed on as that of another base.
     pub spoils_deltas: bool,
 }
@@ -101,12 +109,26 @@ impl Commits {
         }
     }
 
+    pub(super) fn see_session(&mut self, message: &pb::SessionRequest) {
+        use pb::session_request::Message;
+        let is_drop = matches!(message.message, Some(Message::DropStagings(_)));
+        self.drops += u64::from(is_drop);
+    }
+
     pub(super) fn see_answer(&self, answer: &mut pb::SessionResponse) {
         use pb::session_response::Message;
-        if let Some(Message::Welcome(welcome)) = &mut answer.message
-            && self.has_no_capabilities
-        {
+        let Some(Message::Welcome(welcome)) = &mut answer.message else {
+            return;
+        };
+        if self.has_no_capabilities {
             welcome.capabilities.clear();
+        }
+        if self.is_1_0 {
+            welcome.protocol_minor = 0;
+        }
+        if self.keeps_no_versions {
+            let store = welcome.store.get_or_insert_default();
+            (store.versions, store.branches) = (false, false);
         }
     }
 }

@@ -164,6 +164,7 @@ impl Proxy {
         let mut commits = self.commits.lock().expect("commits");
         let before = *commits;
         (commits.calls, commits.raw, commits.lz4, commits.deltas) = (0, 0, 0, 0);
+        commits.drops = 0;
         before
     }
 

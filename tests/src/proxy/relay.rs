@@ -110,6 +110,10 @@ impl CallRelay {
                 self.strikes(call);
                 return Err(reason.status("refused by the proxy"));
             }
+            Some(Fault::UnknownCall) => {
+                self.strikes(call);
+                return Err(Status::unimplemented(""));
+            }
             Some(Fault::Empty) => {
                 self.strikes(call);
                 return Ok(Response::new(A::default()));
@@ -243,6 +247,7 @@ impl PageService for CallRelay {
                 };
                 let Some(Ok(message)) = message else { return };
                 passes(open.clone()).await;
+                relay.commits.lock().expect("commits").see_session(&message);
                 let news = Lost::of_request(&message);
                 if relay.is_lost(news) {
                     return;

@@ -338,7 +338,10 @@ fn welcome(hub: &Hub, stream: u64, resumed: bool, leases: Vec<pb::HeldLease>) ->
     };
     pb::Welcome {
         protocol_major: version::MAJOR,
+        #[cfg(not(feature = "simulation"))]
         protocol_minor: version::MINOR,
+        #[cfg(feature = "simulation")]
+        protocol_minor: hub.settings.older.minor(),
         incarnation: hub.store.incarnation().to_wire(),
         lease_ttl_ms: hub.settings.lease_ttl_ms(),
         resumed,
@@ -377,6 +380,10 @@ fn receive(
     };
     if !live {
         return Err(status::session_unknown());
+    }
+    #[cfg(feature = "simulation")]
+    if message.is_none() && hub.settings.older.protocol_1_1 {
+        return Err(Invalid::missing("message").into());
     }
     let Some(message) = message else {
         // Of a later minor version, and not for us: the session goes on without.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pagewire_proto::pb;
 use pagewire_proto::pb::session_request::Message as Request;
+use pagewire_proto::pb::session_response::Message as News;
 use pagewire_proto::status::Reason;
 use pagewire_proto::{SessionId, limits};
 use pagewire_server::Settings;
@@ -44,6 +45,26 @@ async fn a_message_of_a_later_version_is_left_out_and_the_session_goes_on() {
     let stream = client.stream.as_ref().unwrap();
     stream.outbound.send(unknown).unwrap();
     client.heartbeat(Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_client_of_another_minor_version_is_welcome_and_told_which_one_this_is() {
+    let server = TestServer::start(LONG_TTL).await;
+    let client = server.client().await;
+    for minor in [0, 1, 2] {
+        let mut stream = Stream::begin(&mut server.calls().await).await;
+        stream.send(Request::Hello(pb::Hello {
+            protocol_minor: minor,
+            session_id: SessionId::random().unwrap().to_wire(),
+            ..client.hello()
+        }));
+        let Some(News::Welcome(welcome)) = stream.next().await.unwrap() else {
+            panic!("{minor}: no Welcome");
+        };
+        // From 1 on a client may rely on what the test above shows.
+        let of_this = (welcome.protocol_major, welcome.protocol_minor);
+        assert_eq!(of_this, (1, 1), "{minor}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,7 +150,7 @@ async fn a_stream_that_does_not_begin_with_a_good_hello_is_refused() {
     }));
     let message = stream.next().await.unwrap_err().message().to_owned();
     assert!(
-        message.contains("7.3") && message.contains("1.0"),
+        message.contains("7.3") && message.contains("1.1"),
         "{message}"
     );
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pagewire_proto::pb::session_request::Message as Outgoing;
-use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, StagingId, pb};
+use pagewire_proto::{DatabaseId, Epoch, Incarnation, SessionId, StagingId, pb, version};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc, watch};
@@ -63,6 +63,13 @@ enum Phase {
     Over,
 }
 
+/// The way to the server of a stream that stands.
+struct Outbox {
+    sender: mpsc::Sender<pb::SessionRequest>,
+    /// Of the protocol, as the Welcome of this stream says.
+    minor: u32,
+}
+
 /// See the file's header.
 pub struct Session {
     id: SessionId,
@@ -88,7 +95,7 @@ pub struct Session {
     incarnation: Mutex<Option<Incarnation>>,
     /// Which server of the endpoint sent the newest Welcome.
     welcomed_by: Mutex<Option<usize>>,
-    outbox: Mutex<Option<mpsc::Sender<pb::SessionRequest>>>,
+    outbox: Mutex<Option<Outbox>>,
     goodbye: AtomicBool,
     goodbye_wanted: Notify,
 }
@@ -315,26 +322,42 @@ impl Session {
         let _ = tokio::time::timeout(patience, over).await;
     }
 
-    /// Tells that what was staged belongs to no transaction any more.
+    /// Tells that what was staged belongs to no transaction any more. Not to a server that may end the stream by it: there it stays until the next
+    /// commit of its database, its close, the end of the session, or until there are too many.
     pub(crate) fn drop_stagings(&self, stagings: &[StagingId]) {
         let message = pb::DropStagings {
             staging_ids: stagings.iter().map(|id| id.to_wire()).collect(),
         };
-        self.send(CallKind::Release, Outgoing::DropStagings(message));
+        self.send_since(
+            version::LEAVES_OUT_UNKNOWN,
+            CallKind::Release,
+            Outgoing::DropStagings(message),
+        );
     }
 
     fn send(&self, kind: CallKind, message: Outgoing) -> bool {
+        self.send_since(0, kind, message)
+    }
+
+    /// The same for what servers before a minor version are not sent.
+    fn send_since(&self, minor: u32, kind: CallKind, message: Outgoing) -> bool {
         let message = pb::SessionRequest {
             message: Some(message),
         };
+        // The version is that of the very stream which takes the message: a server may be replaced by an older one at any time.
+        let outbox = self.outbox.lock();
+        if outbox.as_ref().is_some_and(|outbox| outbox.minor < minor) {
+            #[cfg(feature = "simulation")]
+            crate::simulation::withheld();
+            return false;
+        }
         COUNTERS.background(kind);
         COUNTERS.bytes(kind, message.encoded_len(), 0);
         // What a stream does not take is made good by the next one: it tells which leases the server believes in, closes are
         // repeated, subscriptions end with their stream, and a lapsed session has nothing.
-        let outbox = self.outbox.lock();
         outbox
             .as_ref()
-            .is_some_and(|outbox| outbox.try_send(message).is_ok())
+            .is_some_and(|outbox| outbox.sender.try_send(message).is_ok())
     }
 }
 

@@ -15,13 +15,13 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Phase, Session, Welcome};
+use super::{Outbox, Phase, Session, Welcome};
 use crate::client::Core;
 use crate::client::counters::{COUNTERS, CallKind};
 use crate::client::news::news;
 use crate::clock::Moment;
 use crate::compression::Encodings;
-use crate::error::{CallError, Error};
+use crate::error::{CallError, Error, was_never_sent};
 
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How long a server is waited for that may be gone, where there are others.
@@ -138,12 +138,16 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     COUNTERS.bytes(CallKind::Session, 0, wire.encoded_len());
     let Accepted {
         welcome,
+        minor,
         resumed,
         stream: number,
         unwanted,
     } = accept(core, wire)?;
     let ttl = welcome.lease_ttl;
-    *session.outbox.lock() = Some(sender.clone());
+    *session.outbox.lock() = Some(Outbox {
+        sender: sender.clone(),
+        minor,
+    });
     for (id, epoch) in unwanted {
         // Also remembered as released, unless the database is open and has asked for it again meanwhile.
         if let Some(database) = core.database_or_release(id, epoch) {
@@ -156,18 +160,6 @@ async fn one_stream(core: &Arc<Core>) -> std::result::Result<(), CallError> {
     session.longest_ttl_ms.fetch_max(ttl_ms, Ordering::Relaxed);
     session.phase.send_replace(Phase::Up(welcome));
     up(core, stream, number, sender, ttl).await
-}
-
-/// Whether a call ended since there was no connection for it: no byte of it was sent to anybody.
-fn was_never_sent(status: &tonic::Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// Heartbeats out, pushes in, until the stream breaks or goodbye was said.
@@ -243,6 +235,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
         CallError {
             reason: pagewire_proto::status::Reason::ProtocolVersion,
             explicit: true,
+            may_be_done: false,
             message: invalid.problem,
         }
     })?;
@@ -281,7 +274,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     }
     // What the server believes that we have and nobody here knows of: its release was lost with the old stream.
     unwanted.extend(held);
-    let stream = wire.stream;
+    let (minor, stream) = (wire.protocol_minor, wire.stream);
     let store = wire.store.unwrap_or_default();
     let has = |name: &str| wire.capabilities.iter().any(|known| known == name);
     #[cfg(feature = "simulation")]
@@ -303,6 +296,7 @@ fn accept(core: &Arc<Core>, wire: pb::Welcome) -> std::result::Result<Accepted, 
     });
     Ok(Accepted {
         welcome,
+        minor,
         resumed,
         stream,
         unwanted,
@@ -324,6 +318,8 @@ fn tell_expired_leases(core: &Core, held: &HashMap<DatabaseId, Epoch>) {
 /// What follows from a Welcome.
 struct Accepted {
     welcome: Arc<Welcome>,
+    /// Of the server's protocol.
+    minor: u32,
     resumed: bool,
     /// As the server counts them.
     stream: u64,
@@ -384,6 +380,7 @@ pub(in crate::client) fn nonsense(what: &str) -> CallError {
     CallError {
         reason: pagewire_proto::status::Reason::Internal,
         explicit: false,
+        may_be_done: true,
         message: format!("the server's answer is not valid: {what}"),
     }
 }
@@ -419,6 +416,7 @@ fn hello(core: &Core, number: u64) -> pb::Hello {
 fn of_an_older_client(core: &Core, hello: pb::Hello) -> pb::Hello {
     let counts = core.way.len() > 1;
     pb::Hello {
+        protocol_minor: 0,
         capabilities: Vec::new(),
         leases: if counts { hello.leases } else { Vec::new() },
         number: if counts { hello.number } else { 0 },
@@ -496,6 +494,7 @@ mod tests {
             let error = CallError {
                 reason,
                 explicit,
+                may_be_done: false,
                 message,
             };
             phase_after(Err(error), "http://nowhere", true)
