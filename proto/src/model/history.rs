@@ -199,6 +199,9 @@ fn time_of(text: &str) -> Result<UnixMillis, String> {
     }
 }
 
+/// 10,000 years: what is longer jiff does not read as one number of milliseconds, as [`Moment::as_written`] has it.
+const LONGEST_AGE_MS: u64 = 10_000 * 365 * 86_400_000;
+
 /// Reads what [`is_an_age`].
 fn age_ms(text: &str) -> Result<u64, String> {
     let example = "write it as in '5 minutes ago' or '2h ago'";
@@ -214,6 +217,7 @@ fn age_ms(text: &str) -> Result<u64, String> {
     span.to_duration(SpanRelativeTo::days_are_24_hours())
         .ok()
         .and_then(|age| u64::try_from(age.abs().as_millis()).ok())
+        .filter(|age| *age <= LONGEST_AGE_MS)
         .ok_or_else(|| format!("'{text}' is too long ago; {example}"))
 }
 
@@ -334,6 +338,7 @@ mod tests {
             ("1 day ago", Moment::Age(86_400_000)),
             ("1 week 1 day 1h ago", Moment::Age(694_800_000)),
             ("0s ago", Moment::Age(0)),
+            ("3650000 days ago", Moment::Age(LONGEST_AGE_MS)),
             ("release 1.0", tag("release 1.0")),
             ("2026-11-01", tag("2026-11-01")),
             ("5 minutes", tag("5 minutes")),
@@ -357,6 +362,9 @@ mod tests {
             ("a while ago", "'5 minutes ago'"),
             ("3 months ago", "no fixed length"),
             ("999999999999 weeks ago", "no age"),
+            // Bug: was read, and what was shown of it was not.
+            ("3650000 days 1s ago", "too long ago"),
+            ("4:33333333333:03030 ago", "too long ago"),
             ("a\nb", "control character"),
         ] {
             let problem = at(text).expect_err(text);
